@@ -1,0 +1,152 @@
+"""What values are allowed, said in one sentence each, before anything runs.
+
+Two kinds: `check_values` looks at single fields, and what it finds is a mistake in any sweep. `combination_problem`
+looks at values together, and in a sweep such runs are left out while the others run.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from refsam.configuration.schema import AUTO, Kind, RefsamConfig
+from refsam.configuration.split import split_images
+from refsam.configuration.strategies import strategy_problem
+from refsam.errors import BadInput
+
+MODES = ("point", "box")
+OPTIMIZERS = ("adam", "adamw")
+SPLITS = ("seeded", "ordered")
+CLUSTERS = ("auto", "local", "slurm")
+DEVICES = ("auto", "cpu", "cuda")
+PATCH_MULTIPLE = 32  # pixels; the segmentation decoder halves the patch five times
+
+
+@dataclass(frozen=True)
+class _Rule:
+    field: str
+    holds: Callable[[Any], bool]
+    allowed: str
+
+
+def _whole(least: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _optional(rule: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or rule(value)
+
+
+def _one_of(choices: tuple[str, ...]) -> Callable[[Any], bool]:
+    return lambda value: value in choices
+
+
+def _positive_or_auto(value: Any) -> bool:
+    return value == AUTO or _whole(1)(value)
+
+
+_RULES = (
+    _Rule("n_images", _whole(1), "a whole number from 1"),
+    _Rule("n_objects", _positive_or_auto, "auto, or a whole number from 1"),
+    _Rule("seed", _whole(0), "a whole number from 0"),
+    _Rule("name", _optional(lambda name: re.fullmatch(r"[\w.-]+", name) is not None), "letters, digits, _ . -"),
+    _Rule("train.epochs", _whole(1), "a whole number from 1"),
+    _Rule("train.max_steps", _optional(_whole(1)), "null, or a whole number from 1"),
+    _Rule("train.batch_size", _whole(1), "a whole number from 1"),
+    _Rule("train.min_samples", _whole(1), "a whole number from 1"),
+    _Rule("train.validation_samples", _whole(1), "a whole number from 1"),
+    _Rule("train.lr", lambda value: value > 0, "a number above 0"),
+    _Rule("train.optimizer", _one_of(OPTIMIZERS), " or ".join(OPTIMIZERS)),
+    _Rule("train.scheduler_factor", lambda value: 0 < value < 1, "a number between 0 and 1"),
+    _Rule("train.scheduler_patience", _whole(0), "a whole number from 0"),
+    _Rule("train.early_stopping", _optional(_whole(1)), "null, or a whole number from 1"),
+    _Rule(
+        "train.patch_shape",
+        lambda shape: len(shape) == 2 and all(size >= PATCH_MULTIPLE and size % PATCH_MULTIPLE == 0 for size in shape),
+        f"two multiples of {PATCH_MULTIPLE} pixels, as [512,512]",
+    ),
+    _Rule("train.n_sub_iterations", _whole(1), "a whole number from 1"),
+    _Rule("train.mask_prob", lambda value: 0 <= value <= 1, "a number from 0 to 1"),
+    _Rule("train.box_distortion", lambda value: value >= 0, "a number from 0"),
+    _Rule("train.workers", _whole(0), "a whole number from 0"),
+    _Rule(
+        "evaluate.modes",
+        lambda modes: bool(modes) and set(modes) <= set(MODES) and len(set(modes)) == len(modes),
+        f"a list of {' and '.join(MODES)}",
+    ),
+    _Rule("evaluate.max_images", _optional(_whole(1)), "null, or a whole number from 1"),
+    _Rule("evaluate.batch_size", _whole(1), "a whole number from 1"),
+    _Rule("evaluate.dilation", _whole(0), "a whole number of pixels from 0"),
+    _Rule("dataset.split", _one_of(SPLITS), " or ".join(SPLITS)),
+    _Rule("dataset.train_pool", _whole(1), "a whole number from 1"),
+    _Rule("dataset.n_validation", _whole(1), "a whole number from 1"),
+    _Rule("dataset.n_unused", _whole(0), "a whole number from 0"),
+    _Rule("dataset.min_object_size", _whole(0), "a whole number of pixels from 0"),
+    _Rule("cluster.kind", _one_of(CLUSTERS), " or ".join(CLUSTERS)),
+    _Rule(
+        "cluster.parallel",
+        lambda value: value == AUTO or (value.isdigit() and int(value) > 0),
+        "auto, or a whole number from 1",
+    ),
+    _Rule("resource.device", _one_of(DEVICES), " or ".join(DEVICES)),
+    _Rule("resource.request.cores", _whole(1), "a whole number from 1"),
+    _Rule("resource.request.memory_gb", _whole(1), "a whole number of GiB from 1"),
+    _Rule("resource.request.gpus", _whole(0), "a whole number from 0"),
+    _Rule(
+        "resource.request.time",
+        lambda value: re.fullmatch(r"(\d+-)?\d{1,2}(:\d{2}){0,2}", value) is not None,
+        "a time as Slurm writes it, 2-00:00:00",
+    ),
+)
+
+
+def check_values(config: RefsamConfig) -> None:
+    """Raise BadInput for the first field with a value that no run can have."""
+    for rule in _RULES:
+        value: Any = config
+        for name in rule.field.split("."):
+            value = getattr(value, name)
+        if not rule.holds(value):
+            raise BadInput(f"{rule.field}: {value!r} was given, allowed is {rule.allowed}")
+
+
+def combination_problem(config: RefsamConfig, total_images: int) -> str | None:
+    """Why a resolved run cannot be trained although each value is fine; None where it can.
+
+    Args:
+        config: with a resolved strategy and number of objects.
+        total_images: images of the data set.
+    """
+    dataset = config.dataset
+    if config.model.weights == "pretrained" and config.model.custom is not None:
+        return f"model.weights: pretrained was given, but nobody publishes weights of {config.model.name}; " \
+            "allowed are random and the path of a checkpoint"
+    try:
+        split = split_images(
+            [str(index) for index in range(total_images)],
+            "ordered",
+            config.seed,
+            dataset.train_pool,
+            dataset.n_validation,
+            dataset.n_unused,
+        )
+    except ValueError as error:
+        return f"dataset={dataset.name}: {error}"
+    if config.kind == Kind.baseline:
+        return None
+    if config.n_images > len(split.pool):
+        return (
+            f"n_images: {config.n_images} was given, but of the {total_images} images of dataset={dataset.name} "
+            f"{len(split.pool)} are for training ({len(split.validation)} for validation, {len(split.test)} for test)"
+        )
+    return strategy_problem(config.model, config.peft)
+
+
+def missing_setting(config: RefsamConfig) -> str:
+    """Sentence for `auto` where the resource's file has no row for the model."""
+    resource = config.resource
+    known = ", ".join(sorted(resource.settings)) or "none"
+    return (
+        f"peft=auto: resource {resource.name} has no settings for {config.model.architecture} (it has {known}); "
+        "give peft= and n_objects="
+    )

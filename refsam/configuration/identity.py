@@ -1,0 +1,75 @@
+"""run_id: readable parts and a hash of everything that the result depends on, and of nothing else."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from refsam.configuration.frozen import to_values
+from refsam.configuration.schema import Kind, RefsamConfig
+
+# Changed when the science changes in a way that makes older results another experiment.
+SCIENCE_VERSION = 1
+
+_NOT_IDENTITY = ("cluster", "runs", "data", "name", "baseline", "dry_run", "on_invalid")
+_NOT_RESULT_OF_TRAINING = ("workers",)
+_NOT_RESULT_OF_EVALUATION = ("modes", "batch_size", "save_predictions")
+_WHERE_DATA_LIES = ("root", "images", "labels", "version", "n_files", "image_key", "label_key")
+# A baseline trains nothing, so it is the same one for every resource, strategy and number of images.
+_NOT_BASELINE = ("resource", "peft", "train", "n_images", "n_objects")
+
+
+def identity(config: RefsamConfig, data_fingerprint: str, weights_hash: str | None) -> dict[str, Any]:
+    """The part of a resolved configuration that decides the result.
+
+    Evaluation modes are not in it: a further mode is measured on the run that is there, and trains nothing again.
+
+    Args:
+        config: resolved (no `auto` strategy or number of objects).
+        data_fingerprint: identity of the images and labels, without their paths.
+        weights_hash: of the checkpoint, where `model.weights` is a path.
+    """
+    values = to_values(config)
+    for name in _NOT_IDENTITY:
+        del values[name]
+    for section, names in (
+        ("train", _NOT_RESULT_OF_TRAINING),
+        ("evaluate", _NOT_RESULT_OF_EVALUATION),
+        ("dataset", _WHERE_DATA_LIES),
+    ):
+        for name in names:
+            del values[section][name]
+    values["dataset"]["fingerprint"] = data_fingerprint
+    values["resource"] = values["resource"]["name"]
+    del values["model"]["memory_gb"]
+    if weights_hash is not None:
+        values["model"]["weights"] = weights_hash
+    if config.kind == Kind.baseline:
+        for name in _NOT_BASELINE:
+            del values[name]
+    values["science"] = SCIENCE_VERSION
+    return values
+
+
+def run_id(config: RefsamConfig, identity_values: dict[str, Any]) -> str:
+    """`vit_b-lora-n5-v100-nuclei-s0-1f3870be27`: safe as a folder name whatever the names contain."""
+    digest = hashlib.sha256(json.dumps(identity_values, sort_keys=True).encode()).hexdigest()[:10]
+    parts = [config.model.name]
+    if config.kind == Kind.baseline:
+        parts += ["initial", config.dataset.name]
+    else:
+        parts += [config.peft.name, f"n{config.n_images}", config.resource.name, config.dataset.name]
+    parts += [f"s{config.seed}", digest]
+    return "-".join(re.sub(r"[^A-Za-z0-9_.]", "_", part) for part in parts)
+
+
+def file_hash(path: Path) -> str:
+    """xxh128 of a file's content, in the form of micro-sam's model registry."""
+    import xxhash  # not at the top: only runs that start from a checkpoint need it
+
+    digest = xxhash.xxh128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return f"xxh128:{digest.hexdigest()}"

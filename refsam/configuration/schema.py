@@ -1,0 +1,216 @@
+"""The types of every configuration value.
+
+The values themselves, with all defaults, are in the YAML files of `conf/`. A field that has no default here is
+mandatory in the YAML; Hydra merges the files into these classes, so a misspelt key or a wrong type is an error
+before anything runs.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+AUTO = "auto"
+
+
+class Kind(StrEnum):
+    """What a run does: finetune a model, or only evaluate the initial one."""
+
+    finetuning = "finetuning"
+    baseline = "baseline"
+
+
+class OnInvalid(StrEnum):
+    """What a sweep does with combinations that cannot run: leave them out and say so, or refuse the sweep."""
+
+    skip = "skip"
+    error = "error"
+
+
+class Precision(StrEnum):
+    """Arithmetic of the training step; `auto` is chosen on the hardware that the run gets."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Normalization(StrEnum):
+    """How pixel values become 8 bit; `auto` keeps 8 bit images and stretches others between percentiles 1 and 99."""
+
+    auto = "auto"
+    none = "none"
+    minmax = "minmax"
+    percentile = "percentile"
+
+
+@dataclass
+class RequestConfig:
+    """What the scheduler is asked for. Memory in GiB of main memory, time as Slurm writes it (D-HH:MM:SS)."""
+
+    partition: str | None = None
+    gpu: str | None = None  # GPU type as the site's Slurm names it; null asks for no GPU
+    gpus: int = 0
+    cores: int = MISSING
+    memory_gb: int = MISSING
+    time: str = MISSING
+
+
+@dataclass
+class SettingConfig:
+    """What fits on a resource for one model: finetuning strategy and number of objects, and who found it out."""
+
+    peft: str = MISSING
+    n_objects: int = MISSING
+    source: str = MISSING
+
+
+@dataclass
+class ResourceConfig:
+    """A named kind of machine. `settings` maps a model architecture (vit_t, vit_b, …) to what fits here."""
+
+    name: str = MISSING
+    device: str = MISSING  # cpu, cuda, or auto (whatever the machine has)
+    device_memory_gb: int | None = None  # null: not known before the run
+    request: RequestConfig = field(default_factory=RequestConfig)
+    settings: dict[str, SettingConfig] = field(default_factory=dict)
+
+
+@dataclass
+class ArchitectureConfig:
+    """Shape of an image encoder that no registry knows (a small ViT of our own). Sizes in pixels and channels."""
+
+    image_size: int = MISSING
+    patch_size: int = MISSING
+    embed_dim: int = MISSING
+    depth: int = MISSING
+    num_heads: int = MISSING
+    global_attn_indexes: list[int] = MISSING
+    window_size: int = MISSING
+    prompt_embed_dim: int = MISSING
+    position_scale: float = MISSING  # of the random frequencies that encode positions; 1 is Segment Anything's
+    decoder_mlp_dim: int = MISSING
+    decoder_num_heads: int = MISSING
+    unetr_features: int = MISSING  # of the finest level of the automatic-segmentation decoder
+
+
+@dataclass
+class ModelConfig:
+    """A Segment Anything model. `name` is micro-sam's name of the weights, `architecture` of the network."""
+
+    name: str = MISSING
+    architecture: str = MISSING  # vit_t, vit_b, vit_l, vit_h, or vit_nano
+    weights: str = MISSING  # pretrained, random, or the path of a checkpoint
+    memory_gb: float = MISSING  # main memory that one local training process is planned with
+    custom: ArchitectureConfig | None = None
+
+
+@dataclass
+class PeftConfig:
+    """A finetuning strategy: which parts are frozen, and the low-rank update if there is one."""
+
+    name: str = MISSING  # auto, full, freeze_encoder, lora
+    freeze: list[str] = field(default_factory=list)  # of image_encoder, prompt_encoder, mask_decoder
+    rank: int | None = None
+    update_matrices: list[str] = field(default_factory=list)  # of q, k, v, mlp
+
+
+@dataclass
+class DatasetConfig:
+    """Pairs of images and label images.
+
+    `images` and `labels` are glob patterns below `root`; `*_key` is the path inside HDF5 files. `train_pool` images
+    of the seeded order are for training, the next `n_validation` for validation, all others for testing.
+    """
+
+    name: str = MISSING
+    root: str = MISSING
+    images: str = MISSING
+    labels: str = MISSING
+    image_key: str | None = None
+    label_key: str | None = None
+    version: str | None = None  # identity of a published data set; null: identified by its files
+    n_files: int | None = None  # how many images a published data set has
+    split: str = MISSING  # seeded (shuffled by the seed) or ordered (sorted, as in the published study)
+    train_pool: int = MISSING
+    n_validation: int = MISSING
+    n_unused: int = MISSING  # images after validation that are left out (the resource study's other two)
+    normalize: Normalization = Normalization.auto
+    padding: bool = MISSING
+    min_object_size: int = MISSING  # pixels; smaller objects are ignored in training
+
+
+@dataclass
+class TrainConfig:
+    """How a run is trained. The defaults in conf/train/default.yaml are those of the resource study."""
+
+    epochs: int = MISSING
+    max_steps: int | None = None
+    batch_size: int = MISSING
+    min_samples: int = MISSING  # samples per epoch, oversampled where there are fewer patches
+    validation_samples: int = MISSING
+    lr: float = MISSING
+    optimizer: str = MISSING  # adam or adamw
+    scheduler_factor: float = MISSING
+    scheduler_patience: int = MISSING
+    early_stopping: int | None = MISSING
+    patch_shape: list[int] = MISSING
+    n_sub_iterations: int = MISSING
+    mask_prob: float = MISSING
+    box_distortion: float = MISSING
+    decoder: bool = MISSING  # with the automatic-segmentation decoder
+    precision: Precision = Precision.auto
+    workers: int = MISSING
+
+
+@dataclass
+class EvaluateConfig:
+    """How the result is measured. `modes` are first prompts: point, box."""
+
+    modes: list[str] = MISSING
+    max_images: int | None = None  # of the test images, in the split's order
+    batch_size: int = MISSING  # prompts that are decoded at a time
+    dilation: int = MISSING  # pixels around an object from which no prompt is taken, as in micro-sam
+    save_predictions: bool = MISSING
+
+
+@dataclass
+class ClusterConfig:
+    """Where runs are executed."""
+
+    kind: str = MISSING  # auto (Slurm where sbatch is, else local), local, slurm
+    explicit: bool = MISSING  # whether a resource that this machine is not may be run here
+    parallel: str = MISSING  # runs at a time on the machine at hand; auto: by memory and cores
+    account: str | None = None
+    template: str | None = None
+
+
+@dataclass
+class RefsamConfig:
+    """One run: every value it was made from."""
+
+    kind: Kind = Kind.finetuning
+    resource: ResourceConfig = field(default_factory=ResourceConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    peft: PeftConfig = field(default_factory=PeftConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    n_images: int = MISSING
+    n_objects: Any = MISSING  # a positive number, or auto: what the resource's file says for the model
+    seed: int = MISSING
+    name: str | None = None  # of the sweep; null: derived from its runs
+    runs: str = MISSING  # folder of the run directories
+    data: str = MISSING  # folder of the data sets
+    baseline: bool = MISSING  # whether the initial model is evaluated beside the finetuned ones
+    dry_run: bool = MISSING
+    on_invalid: OnInvalid = OnInvalid.skip
+
+
+def register() -> None:
+    """Put the schema into Hydra's ConfigStore, where conf/config.yaml finds it as `schema`."""
+    ConfigStore.instance().store(name="schema", node=RefsamConfig, provider="refsam")

@@ -1,0 +1,40 @@
+"""Which images of a data set train, validate and test. Pure arithmetic on names, shared by plan and science."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Split:
+    """Indices into the sorted list of a data set's images."""
+
+    pool: tuple[int, ...]  # the first n_images of it train
+    validation: tuple[int, ...]
+    test: tuple[int, ...]
+
+
+def split_images(names: Sequence[str], mode: str, seed: int, train_pool: int, n_validation: int, n_unused: int = 0) -> Split:
+    """Split `names` (sorted, unique) into training pool, validation and test.
+
+    With `seeded`, the order is that of a hash of seed and name: it is the same on every machine and Python, the
+    smaller training sets are contained in the larger ones, and neither validation nor test depends on n_images.
+    With `ordered`, it is the given one, as the resource study takes its files.
+
+    A data set too small for the whole pool keeps at least a quarter of its images (and one) for testing.
+
+    Raises:
+        ValueError: when not even one image for each of the three is there.
+    """
+    total = len(names)
+    n_test = max(1, total // 4)
+    pool = min(train_pool, total - n_validation - n_unused - n_test)
+    if pool < 1:
+        raise ValueError(f"{total} images cannot be split into training, {n_validation} for validation and test")
+    order = list(range(total))
+    if mode == "seeded":
+        order.sort(key=lambda index: hashlib.sha256(f"{seed}:{names[index]}".encode()).digest())
+    validation_stop = pool + n_validation
+    return Split(
+        tuple(order[:pool]), tuple(order[pool:validation_stop]), tuple(order[validation_stop + n_unused :])
+    )

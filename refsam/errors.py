@@ -1,0 +1,18 @@
+"""The errors that a person can mend. The commands print their one sentence and exit with status 2."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class BadInput(Exception):
+    """A value that cannot be used. The message names the field, what was given and what is allowed."""
+
+
+class RunFailed(RuntimeError):
+    """A run ended without a result; its record says why. The commands exit with status 1."""
+
+
+def nearest(given: str, allowed: Iterable[str]) -> str:
+    """` (did you mean X?)` when something like `given` is allowed, else the empty string."""
+    close = difflib.get_close_matches(given, list(allowed), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

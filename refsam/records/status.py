@@ -1,0 +1,121 @@
+"""status.json: where a run is, and why it is there. One writer at a time, the holder of the run's lock."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from refsam.records.files import read_json, write_json
+from refsam.records.paths import RunPaths
+
+
+class State(StrEnum):
+    """planned → pending → running → completed, or failed with a Reason."""
+
+    planned = "planned"
+    pending = "pending"
+    running = "running"
+    completed = "completed"
+    failed = "failed"
+
+
+class Reason(StrEnum):
+    """Why a run failed."""
+
+    error = "error"
+    out_of_memory = "out_of_memory"
+    timeout = "timeout"
+    preempted = "preempted"
+    cancelled = "cancelled"
+    node_failure = "node_failure"
+    lost = "lost"
+
+
+@dataclass(frozen=True)
+class Status:
+    """What status.json holds. Times are UTC in ISO 8601, durations in seconds, losses and metrics unitless."""
+
+    state: State = State.planned
+    reason: Reason | None = None
+    message: str | None = None  # one sentence for a person
+    attempt: int = 0
+    job_id: str | None = None
+    host: str | None = None
+    pid: int | None = None
+    device: str | None = None
+    phase: str | None = None  # loading, training, evaluating
+    epoch: int | None = None  # epochs finished
+    epochs: int | None = None  # epochs at most
+    best_epoch: int | None = None
+    best_metric: float | None = None  # of the validation image, lower is better
+    loss: float | None = None  # mean of the last epoch
+    seconds_left: float | None = None  # until epochs are done, an upper limit because of early stopping
+    submitted_at: str | None = None
+    started_at: str | None = None
+    updated_at: str | None = None
+    ended_at: str | None = None
+
+    def changed(self, **changes: Any) -> "Status":
+        return replace(self, updated_at=now(), **changes)
+
+
+class AlreadyRunning(RuntimeError):
+    """Another process holds the run's lock."""
+
+
+def now() -> str:
+    """The time as the records write it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def read_status(paths: RunPaths) -> Status:
+    """The status of a run; `planned` where there is no file. Raises ValueError when the file is damaged."""
+    try:
+        values = read_json(paths.status)
+    except FileNotFoundError:
+        return Status()
+    known = {item.name for item in fields(Status)}
+    try:
+        values = {key: value for key, value in values.items() if key in known}
+        values["state"] = State(values["state"])
+        values["reason"] = None if values.get("reason") is None else Reason(values["reason"])
+        return Status(**values)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{paths.status} is damaged: {error}") from error
+
+
+def write_status(paths: RunPaths, status: Status) -> None:
+    """Replace status.json."""
+    write_json(paths.status, asdict(status))
+
+
+@contextmanager
+def run_lock(paths: RunPaths) -> Iterator[None]:
+    """Hold the run for this process; the kernel releases it however the process ends.
+
+    A POSIX record lock, which NFS and Lustre know too. Raises AlreadyRunning when another process holds it.
+    """
+    descriptor = os.open(paths.lock, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise AlreadyRunning(f"run {paths.run_id} is already running in another process") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_locked(paths: RunPaths) -> bool:
+    """Whether a living process holds the run. Not to be asked by the process that holds it."""
+    try:
+        with run_lock(paths):
+            return False
+    except AlreadyRunning:
+        return True
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,78 @@
+import dataclasses
+
+import pytest
+
+from refsam.configuration.compose import compose
+from refsam.configuration.identity import file_hash, identity, run_id
+
+
+def name(*overrides, fingerprint="data", weights=None):
+    config = dataclasses.replace(compose(["peft=full", "n_objects=5", *overrides]))
+    return run_id(config, identity(config, fingerprint, weights))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "runs=/elsewhere",
+        "data=/elsewhere",
+        "name=x",
+        "cluster=local",
+        "train.workers=7",
+        "resource.request.time=1:00:00",
+        "resource.request.partition=other",
+        "evaluate.modes=[box]",
+        "evaluate.batch_size=3",
+        "dataset.root=/elsewhere",
+        "model.memory_gb=3",
+        "dry_run=true",
+    ],
+)
+def test_what_does_not_change_the_result_does_not_change_the_run(override):
+    assert name(override) == name()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "n_images=2",
+        "n_objects=6",
+        "train.lr=1e-4",
+        "model.weights=random",
+        "peft=lora",
+        "resource=v100",
+        "evaluate.dilation=3",
+        "dataset.normalize=minmax",
+        "train.precision=float32",
+    ],
+)
+def test_what_changes_the_result_is_another_run(override):
+    assert name(override) != name()
+
+
+def test_other_images_are_another_run():
+    assert name(fingerprint="other") != name()
+
+
+def test_a_checkpoint_is_known_by_its_content_not_by_its_path(tmp_path):
+    first, second = tmp_path / "a.pt", tmp_path / "b.pt"
+    first.write_bytes(b"weights")
+    second.write_bytes(b"weights")
+    assert file_hash(first) == file_hash(second)
+    by_path = [name(f"model.weights={path}", weights=file_hash(path)) for path in (first, second)]
+    assert by_path[0] == by_path[1]
+    second.write_bytes(b"others")
+    assert file_hash(first) != file_hash(second)
+
+
+def test_a_baseline_is_the_same_for_every_resource_strategy_and_number_of_images():
+    first = name("kind=baseline", "resource=v100", "n_images=1")
+    assert first == name("kind=baseline", "resource=gtx1080", "n_images=10", "peft=lora", "train.lr=1")
+    assert first != name("kind=baseline", "model=vit_t")
+    assert first != name("resource=v100", "n_images=1")
+
+
+def test_a_run_id_is_a_safe_folder_name():
+    assert "/" not in name("resource.name='a/../b c'")
+    assert name("resource.name='a/../b c'").startswith("vit_b-full-n5-a_.._b_c-nuclei-s0-")
