@@ -1,0 +1,1 @@
+"""Data sets as files: finding, pairing, reading, checking and preparing them. Needs no torch."""

@@ -1,0 +1,179 @@
+"""Which image belongs to which label image. Looks at names; index.py looks inside."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from refsam.errors import BadInput
+
+if TYPE_CHECKING:
+    from refsam.configuration.schema import DatasetConfig  # importing Hydra takes a third of a second
+
+LABEL_SUFFIXES = ("", "_mask", "_masks", "_label", "_labels", "_seg")
+PREPARED = ("nuclei", "covid_if", "synthetic")  # data sets that `refsam prepare` fetches or makes
+WILDCARDS = frozenset("*?[")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its label image; both are the same path where one HDF5 file holds both.
+
+    `name` is the image's path below the data set's root, with slashes and without suffix.
+    """
+
+    name: str
+    image: Path
+    label: Path
+
+
+class DataMissing(BadInput):
+    """The folder of a data set is not there. The message says how to get it."""
+
+
+def list_pairs(dataset: DatasetConfig) -> list[Pair]:
+    """All pairs of a data set, sorted by name.
+
+    An image belongs to the label image with the same stem, or with the same stem and one of LABEL_SUFFIXES;
+    where stems repeat in several folders, the folders that the patterns leave open have to agree too. Labels
+    that no image matched are ignored, images without a label are an error. Hidden files are not looked at.
+
+    Raises:
+        DataMissing: when `dataset.root` is not a folder.
+        BadInput: when a pattern finds nothing, or images and labels do not pair.
+    """
+    root = _root(dataset)
+    labels = _matches(root, dataset.labels, "dataset.labels")
+    if dataset.images == dataset.labels:
+        if dataset.image_key is None or dataset.label_key is None or dataset.image_key == dataset.label_key:
+            raise BadInput(
+                f"dataset.labels is the same pattern as dataset.images ({dataset.images!r}), which is "
+                "allowed only for HDF5 files with a dataset.image_key and another dataset.label_key"
+            )
+        return _named(root, [(path, path) for path in labels])
+    # `images=*.tif labels=*_mask.tif` means: the masks are no images.
+    known = set(labels)
+    images = [path for path in _matches(root, dataset.images, "dataset.images") if path not in known]
+    if not images:
+        raise BadInput(
+            f"dataset.images {dataset.images!r} matches only files that dataset.labels {dataset.labels!r} "
+            "matches too; the patterns have to tell images from labels"
+        )
+    return _named(root, _paired(root, images, labels, dataset))
+
+
+def count_images(dataset: DatasetConfig) -> int:
+    """How many images a data set has; for a published one that is not fetched yet, as published.
+
+    Raises:
+        BadInput: as list_pairs does.
+    """
+    if dataset.version is not None and dataset.n_files is not None and not Path(dataset.root).is_dir():
+        return dataset.n_files
+    return len(list_pairs(dataset))
+
+
+def _root(dataset: DatasetConfig) -> Path:
+    root = Path(dataset.root)
+    if root.is_dir():
+        return root
+    if dataset.name in PREPARED:
+        remedy = f"fetch it with: refsam prepare dataset={dataset.name}"
+    else:
+        remedy = "give the folder of your images with dataset.root=FOLDER"
+    raise DataMissing(f"dataset.root {dataset.root} is not a folder; {remedy}")
+
+
+def _matches(root: Path, pattern: str, field: str) -> list[Path]:
+    parts = PurePosixPath(pattern).parts
+    if not pattern or PurePosixPath(pattern).is_absolute() or ".." in parts:
+        raise BadInput(f"{field} {pattern!r} is not a glob pattern below dataset.root, such as images/*.tif")
+    found = sorted(
+        path
+        for path in root.glob(pattern)
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)
+    )
+    if not found:
+        raise BadInput(f"{field} {pattern!r} matches no file in {root}; at least one is needed")
+    return found
+
+
+def _paired(
+    root: Path, images: Sequence[Path], labels: Sequence[Path], dataset: DatasetConfig
+) -> list[tuple[Path, Path]]:
+    by_folder = len({path.stem for path in images}) < len(images)
+
+    def key(path: Path, pattern: str) -> tuple[str, ...]:
+        return (*(_open_folders(root, path, pattern) if by_folder else ()), path.stem)
+
+    candidates: dict[tuple[str, ...], list[Path]] = {}
+    for label in labels:
+        candidates.setdefault(key(label, dataset.labels), []).append(label)
+    pairs: list[tuple[Path, Path]] = []
+    unmatched: list[str] = []
+    for image in images:
+        *folders, stem = key(image, dataset.images)
+        found = [
+            label for suffix in LABEL_SUFFIXES for label in candidates.get((*folders, stem + suffix), ())
+        ]
+        if len(found) > 1:
+            raise BadInput(
+                f"dataset.labels {dataset.labels!r} matches {len(found)} label images for "
+                f"{_below(root, image)} ({_some([_below(root, label) for label in found])}), and exactly one "
+                "is allowed"
+            )
+        if found:
+            pairs.append((image, found[0]))
+        else:
+            unmatched.append(_below(root, image))
+    if unmatched:
+        used = {label for _, label in pairs}
+        spare = [_below(root, label) for label in labels if label not in used]
+        raise BadInput(
+            f"dataset.images found {len(images)} images and dataset.labels {len(labels)} label images in "
+            f"{root}, but {len(unmatched)} images have no label ({_some(unmatched)}; labels left over: "
+            f"{_some(spare)}); every image needs a label image of the same name, or with one of "
+            + ", ".join(LABEL_SUFFIXES[1:])
+            + " appended"
+        )
+    twice = [label for label, count in Counter(label for _, label in pairs).items() if count > 1]
+    if twice:
+        owners = [_below(root, image) for image, label in pairs if label == twice[0]]
+        raise BadInput(
+            f"dataset.images matches {len(owners)} images ({_some(owners)}) for the one label image "
+            f"{_below(root, twice[0])}, and exactly one is allowed"
+        )
+    return pairs
+
+
+def _open_folders(root: Path, path: Path, pattern: str) -> tuple[str, ...]:
+    """The folders of `path` that the pattern leaves open: `a` for a/images/1.tif and */images/*.tif."""
+    literal = {part for part in PurePosixPath(pattern).parts[:-1] if not WILDCARDS & set(part)}
+    return tuple(part for part in path.relative_to(root).parts[:-1] if part not in literal)
+
+
+def _named(root: Path, files: Sequence[tuple[Path, Path]]) -> list[Pair]:
+    pairs = sorted(
+        (Pair(image.relative_to(root).with_suffix("").as_posix(), image, label) for image, label in files),
+        key=lambda pair: pair.name,
+    )
+    repeated = [name for name, count in Counter(pair.name for pair in pairs).items() if count > 1]
+    if repeated:
+        raise BadInput(
+            f"dataset.images matches several files that differ only in their suffix ({_some(repeated)}), and "
+            "one file per name is allowed; name the suffix in the pattern, such as images/*.tif"
+        )
+    return pairs
+
+
+def _below(root: Path, path: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    if not names:
+        return "none"
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

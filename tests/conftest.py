@@ -1,0 +1,43 @@
+"""Fixtures that several test files share: data sets on the disk, and their configuration."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from refsam.configuration.schema import DatasetConfig
+from refsam.datasets.prepare import prepare
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+def dataset_config(name: str, root: Path, **values: object) -> DatasetConfig:
+    """The data set of conf/dataset/NAME.yaml at `root`, with some values replaced."""
+    given = OmegaConf.load(CONF / "dataset" / f"{name}.yaml")
+    merged = OmegaConf.merge(OmegaConf.structured(DatasetConfig), given, {"root": str(root), **values})
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, DatasetConfig)
+    return config
+
+
+@pytest.fixture(scope="session")
+def dataset() -> Callable[..., DatasetConfig]:
+    """A function that makes the configuration of a data set: dataset(name, root, **values)."""
+    return dataset_config
+
+
+@pytest.fixture(scope="session")
+def nuclei(tmp_path_factory: pytest.TempPathFactory) -> DatasetConfig:
+    """The 48 real fluorescence images, prepared as a person prepares them."""
+    config = dataset_config("nuclei", tmp_path_factory.mktemp("data") / "nuclei")
+    prepare(config, say=lambda _: None)
+    return config
+
+
+@pytest.fixture(scope="session")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> DatasetConfig:
+    """The 16 images of discs."""
+    config = dataset_config("synthetic", tmp_path_factory.mktemp("data") / "synthetic")
+    prepare(config, say=lambda _: None)
+    return config
