@@ -1,7 +1,7 @@
 """What values are allowed, said in one sentence each, before anything runs.
 
-Two kinds: `check_values` looks at single fields, and what it finds is a mistake in any sweep. `combination_problem`
-looks at values together, and in a sweep such runs are left out while the others run.
+Two kinds: `check_values` looks at single fields, and what it finds is a mistake in any sweep.
+`combination_problem` looks at values together, and in a sweep such runs are left out while the others run.
 """
 
 import re
@@ -49,7 +49,9 @@ _RULES = (
     _Rule("n_images", _whole(1), "a whole number from 1"),
     _Rule("n_objects", _positive_or_auto, "auto, or a whole number from 1"),
     _Rule("seed", _whole(0), "a whole number from 0"),
-    _Rule("name", _optional(lambda name: re.fullmatch(r"[\w.-]+", name) is not None), "letters, digits, _ . -"),
+    _Rule(
+        "name", _optional(lambda name: re.fullmatch(r"[\w.-]+", name) is not None), "letters, digits, _ . -"
+    ),
     _Rule("train.epochs", _whole(1), "a whole number from 1"),
     _Rule("train.max_steps", _optional(_whole(1)), "null, or a whole number from 1"),
     _Rule("train.batch_size", _whole(1), "a whole number from 1"),
@@ -62,7 +64,9 @@ _RULES = (
     _Rule("train.early_stopping", _optional(_whole(1)), "null, or a whole number from 1"),
     _Rule(
         "train.patch_shape",
-        lambda shape: len(shape) == 2 and all(size >= PATCH_MULTIPLE and size % PATCH_MULTIPLE == 0 for size in shape),
+        lambda shape: (
+            len(shape) == 2 and all(size >= PATCH_MULTIPLE and size % PATCH_MULTIPLE == 0 for size in shape)
+        ),
         f"two multiples of {PATCH_MULTIPLE} pixels, as [512,512]",
     ),
     _Rule("train.n_sub_iterations", _whole(1), "a whole number from 1"),
@@ -119,8 +123,10 @@ def combination_problem(config: RefsamConfig, total_images: int) -> str | None:
     """
     dataset = config.dataset
     if config.model.weights == "pretrained" and config.model.custom is not None:
-        return f"model.weights: pretrained was given, but nobody publishes weights of {config.model.name}; " \
+        return (
+            f"model.weights: pretrained was given, but nobody publishes weights of {config.model.name}; "
             "allowed are random and the path of a checkpoint"
+        )
     try:
         split = split_images(
             [str(index) for index in range(total_images)],
@@ -136,8 +142,9 @@ def combination_problem(config: RefsamConfig, total_images: int) -> str | None:
         return None
     if config.n_images > len(split.pool):
         return (
-            f"n_images: {config.n_images} was given, but of the {total_images} images of dataset={dataset.name} "
-            f"{len(split.pool)} are for training ({len(split.validation)} for validation, {len(split.test)} for test)"
+            f"n_images: {config.n_images} was given, but of the {total_images} images of "
+            f"dataset={dataset.name} {len(split.pool)} are for training ({len(split.validation)} for "
+            f"validation, {len(split.test)} for test)"
         )
     return strategy_problem(config.model, config.peft)
 
@@ -147,6 +154,6 @@ def missing_setting(config: RefsamConfig) -> str:
     resource = config.resource
     known = ", ".join(sorted(resource.settings)) or "none"
     return (
-        f"peft=auto: resource {resource.name} has no settings for {config.model.architecture} (it has {known}); "
-        "give peft= and n_objects="
+        f"peft=auto: resource {resource.name} has no settings for {config.model.architecture} "
+        f"(it has {known}); give peft= and n_objects="
     )

@@ -1,9 +1,9 @@
 """From overrides to configurations, many at a time.
 
-Hydra composes one configuration in an eighth of a second, most of it spent on what all runs of a sweep share. Here
-the first run of a sweep is composed by Hydra, each further choice of a group once, and every other run is made from
-their differences. The result is what Hydra would have composed; where that is not certain (two choices that set the
-same key, additions, deletions, packages), Hydra composes that run in full.
+Hydra composes one configuration in an eighth of a second, most of it spent on what all runs of a sweep share.
+Here the first run of a sweep is composed by Hydra, each further choice of a group once, and every other run
+is made from their differences. The result is what Hydra would have composed; where that is not certain (two
+choices that set the same key, additions, deletions, packages), Hydra composes that run in full.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from hydra import compose as hydra_compose
@@ -36,11 +37,11 @@ Leaves = dict[tuple[str, ...], Any]
 class _Patch:
     """What one override changes: new leaves, and leaves that go."""
 
-    set: Leaves
+    new: Leaves
     removed: frozenset[tuple[str, ...]]
 
     def touched(self) -> set[tuple[str, ...]]:
-        return set(self.set) | self.removed
+        return set(self.new) | self.removed
 
 
 class Composer:
@@ -71,7 +72,8 @@ class Composer:
         if self._base is None:
             self._set_base(keyed)
         if set(keyed) - set(self._base_overrides):
-            # A key that the first run did not have (the strategy that `auto` stands for): Hydra's order is kept.
+            # A key that the first run did not have (the strategy that `auto` stands for): Hydra's order is
+            # kept.
             additional = [override for key, override in keyed.items() if key not in self._base_overrides]
             if not all(self._is_plain_group(override) for override in additional):
                 return self._resolved(self._load(list(overrides)))
@@ -86,23 +88,31 @@ class Composer:
             assert patch is not None
             for path in patch.removed:
                 leaves.pop(path, None)
-            leaves.update(patch.set)
-        # Values given directly win over group files, as in Hydra: the unchanged ones are applied again as well.
+            leaves.update(patch.new)
+        # Values given directly win over group files, as in Hydra: the unchanged ones are applied again as
+        # well.
         for override in [item for item in keyed.values() if item not in groups]:
             if self._is_group(self._key(override)) or (not patches and override not in scalars):
                 continue
             patch = self._patch(override)
-            if patch is None or not all(self._has_parent(leaves, path) for path in patch.set):
+            if patch is None or not all(self._has_parent(leaves, path) for path in patch.new):
                 return self._resolved(self._load(list(overrides)))
-            leaves.update(patch.set)
+            leaves.update(patch.new)
         return _nested(self._with_interpolations(leaves))
 
     def _with_interpolations(self, leaves: Leaves) -> Leaves:
-        """`leaves` with every ${…} replaced, each distinct set of interpolations resolved by OmegaConf once."""
-        raw = {path: value for path, value in leaves.items() if isinstance(value, str | list) and "${" in str(value)}
+        """`leaves` with every ${…} replaced, each distinct set of interpolations resolved by OmegaConf
+        once.
+        """
+        raw = {
+            path: value
+            for path, value in leaves.items()
+            if isinstance(value, str | list) and "${" in str(value)
+        }
         if not raw:
             return leaves
-        # Whatever an expression could refer to is part of the key: every leaf a part of whose path occurs in one.
+        # Whatever an expression could refer to is part of the key: every leaf a part of whose path occurs in
+        # one.
         text = " ".join(map(str, raw.values()))
         needed = raw | {path: value for path, value in leaves.items() if any(part in text for part in path)}
         key = tuple(sorted((path, repr(value)) for path, value in needed.items()))
@@ -137,7 +147,11 @@ class Composer:
             elif self._is_group(key):
                 others = [given for name, given in self._base_overrides.items() if name != key]
                 leaves = _flat(self._load([*others, override]))
-                changed = {path: value for path, value in leaves.items() if self._base_leaves.get(path, _ABSENT) != value}
+                changed = {
+                    path: value
+                    for path, value in leaves.items()
+                    if self._base_leaves.get(path, _ABSENT) != value
+                }
                 self._patches[override] = _Patch(changed, frozenset(set(self._base_leaves) - set(leaves)))
             else:
                 self._patches[override] = self._value_patch(key, self._parse(override).value())
@@ -153,8 +167,10 @@ class Composer:
         OmegaConf.update(trial, key, value)
         parent, _, name = key.rpartition(".")
         node = OmegaConf.select(trial, parent) if parent else trial
-        typed = node._get_node(name)
-        plain = OmegaConf.to_container(typed) if OmegaConf.is_config(typed) else typed._value()
+        value = node[name]
+        if isinstance(value, Enum):
+            value = value.value
+        plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
         return _Patch({tuple(key.split(".")): plain}, frozenset())
 
     @staticmethod
@@ -208,7 +224,9 @@ def _nested(leaves: Leaves) -> dict[str, Any]:
 
 
 def quote_numbers(overrides: Sequence[str]) -> list[str]:
-    """`n_train_images=1,2` as `n_train_images='1','2'`: Hydra takes a bare number for no choice of a group."""
+    """`n_train_images=1,2` as `n_train_images='1','2'`: Hydra takes a bare number for no choice of a
+    group.
+    """
     return [re.sub(r"\b\d+\b", r"'\g<0>'", text) if _NUMBERED.fullmatch(text) else text for text in overrides]
 
 
@@ -223,7 +241,10 @@ def without_hydra(config: DictConfig) -> DictConfig:
 def hydra_session() -> Iterator[None]:
     """Hydra with refsam's configuration tree, for commands that are no Hydra application."""
     register()
-    with contextlib.redirect_stderr(io.StringIO()), initialize_config_dir(str(folder("conf")), version_base="1.3"):
+    with (
+        contextlib.redirect_stderr(io.StringIO()),
+        initialize_config_dir(str(folder("conf")), version_base="1.3"),
+    ):
         yield
 
 

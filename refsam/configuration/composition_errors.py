@@ -2,7 +2,12 @@
 
 import re
 
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
@@ -35,7 +40,8 @@ def _missing_choice(error: MissingConfigException) -> str:
         allowed = list(error.options or ())
         return f"{group}: {choice!r} is no choice{nearest(choice, allowed)}, allowed are {', '.join(allowed)}"
     allowed = ["config", *sorted(path.stem for path in folder("sweeps").glob("*.yaml"))]
-    return f"--config-name: {choice!r} is no configuration{nearest(choice, allowed)}, allowed are {', '.join(allowed)}"
+    hint = nearest(choice, allowed)
+    return f"--config-name: {choice!r} is no configuration{hint}, allowed are {', '.join(allowed)}"
 
 
 def _given(message: str) -> tuple[str, str] | None:

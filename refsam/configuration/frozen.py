@@ -27,7 +27,8 @@ def to_config(values: Any) -> RefsamConfig:
 
 
 def from_values(kind: type[Config], values: dict[str, Any], path: str = "") -> Config:
-    """A dataclass of the schema from plain values that OmegaConf has checked already; 500 times faster than it.
+    """A dataclass of the schema from plain values that OmegaConf has checked already; 500 times faster than
+    it.
 
     Raises BadInput, naming the field, for a mandatory value that is not given.
     """

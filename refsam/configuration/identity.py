@@ -23,7 +23,8 @@ _NOT_BASELINE = ("resource", "peft", "train", "n_images", "n_objects")
 def identity(config: RefsamConfig, data_fingerprint: str, weights_hash: str | None) -> dict[str, Any]:
     """The part of a resolved configuration that decides the result.
 
-    Evaluation modes are not in it: a further mode is measured on the run that is there, and trains nothing again.
+    Evaluation modes are not in it: a further mode is measured on the run that is there, and trains nothing
+    again.
 
     Args:
         config: resolved (no `auto` strategy or number of objects).

@@ -1,4 +1,6 @@
-"""Where conf/, sweeps/ and slurm_templates/ are: inside the installed package, or at the top of a source tree."""
+"""Where conf/, sweeps/ and slurm_templates/ are: inside the installed package, or at the top of a source
+tree.
+"""
 
 from pathlib import Path
 

@@ -1,8 +1,8 @@
 """The types of every configuration value.
 
-The values themselves, with all defaults, are in the YAML files of `conf/`. A field that has no default here is
-mandatory in the YAML; Hydra merges the files into these classes, so a misspelt key or a wrong type is an error
-before anything runs.
+The values themselves, with all defaults, are in the YAML files of `conf/`. A field that has no default here
+is mandatory in the YAML; Hydra merges the files into these classes, so a misspelt key or a wrong type is an
+error before anything runs.
 """
 
 from dataclasses import dataclass, field
@@ -39,7 +39,9 @@ class Precision(StrEnum):
 
 
 class Normalization(StrEnum):
-    """How pixel values become 8 bit; `auto` keeps 8 bit images and stretches others between percentiles 1 and 99."""
+    """How pixel values become 8 bit; `auto` keeps 8 bit images and stretches others between percentiles 1 and
+    99.
+    """
 
     auto = "auto"
     none = "none"
@@ -61,7 +63,9 @@ class RequestConfig:
 
 @dataclass
 class SettingConfig:
-    """What fits on a resource for one model: finetuning strategy and number of objects, and who found it out."""
+    """What fits on a resource for one model: finetuning strategy and number of objects, and who found it
+    out.
+    """
 
     peft: str = MISSING
     n_objects: int = MISSING
@@ -81,7 +85,9 @@ class ResourceConfig:
 
 @dataclass
 class ArchitectureConfig:
-    """Shape of an image encoder that no registry knows (a small ViT of our own). Sizes in pixels and channels."""
+    """Shape of an image encoder that no registry knows (a small ViT of our own). Sizes in pixels and
+    channels.
+    """
 
     image_size: int = MISSING
     patch_size: int = MISSING
@@ -91,7 +97,9 @@ class ArchitectureConfig:
     global_attn_indexes: list[int] = MISSING
     window_size: int = MISSING
     prompt_embed_dim: int = MISSING
-    position_scale: float = MISSING  # of the random frequencies that encode positions; 1 is Segment Anything's
+    position_scale: float = (
+        MISSING  # of the random frequencies that encode positions; 1 is Segment Anything's
+    )
     decoder_mlp_dim: int = MISSING
     decoder_num_heads: int = MISSING
     unetr_features: int = MISSING  # of the finest level of the automatic-segmentation decoder
@@ -122,8 +130,9 @@ class PeftConfig:
 class DatasetConfig:
     """Pairs of images and label images.
 
-    `images` and `labels` are glob patterns below `root`; `*_key` is the path inside HDF5 files. `train_pool` images
-    of the seeded order are for training, the next `n_validation` for validation, all others for testing.
+    `images` and `labels` are glob patterns below `root`; `*_key` is the path inside HDF5 files. `train_pool`
+    images of the seeded order are for training, the next `n_validation` for validation, all others for
+    testing.
     """
 
     name: str = MISSING
@@ -185,7 +194,12 @@ class ClusterConfig:
     explicit: bool = MISSING  # whether a resource that this machine is not may be run here
     parallel: str = MISSING  # runs at a time on the machine at hand; auto: by memory and cores
     account: str | None = None
-    template: str | None = None
+    qos: str | None = None
+    constraint: str | None = None  # features that a node must have, as sbatch takes them
+    exclude: str | None = None  # nodes that get no run, as sbatch takes them
+    array_parallelism: int | None = None  # runs of one array at a time; null: as many as the site allows
+    max_array_size: int | None = None  # runs in one array at most; null: as many as scontrol says
+    template: str | None = None  # what a job does first: a file of slurm_templates, without .sh, or a path
 
 
 @dataclass

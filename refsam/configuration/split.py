@@ -1,4 +1,6 @@
-"""Which images of a data set train, validate and test. Pure arithmetic on names, shared by plan and science."""
+"""Which images of a data set train, validate and test. Pure arithmetic on names, shared by plan and
+science.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -14,12 +16,14 @@ class Split:
     test: tuple[int, ...]
 
 
-def split_images(names: Sequence[str], mode: str, seed: int, train_pool: int, n_validation: int, n_unused: int = 0) -> Split:
+def split_images(
+    names: Sequence[str], mode: str, seed: int, train_pool: int, n_validation: int, n_unused: int = 0
+) -> Split:
     """Split `names` (sorted, unique) into training pool, validation and test.
 
-    With `seeded`, the order is that of a hash of seed and name: it is the same on every machine and Python, the
-    smaller training sets are contained in the larger ones, and neither validation nor test depends on n_images.
-    With `ordered`, it is the given one, as the resource study takes its files.
+    With `seeded`, the order is that of a hash of seed and name: it is the same on every machine and Python,
+    the smaller training sets are contained in the larger ones, and neither validation nor test depends on
+    n_images. With `ordered`, it is the given one, as the resource study takes its files.
 
     A data set too small for the whole pool keeps at least a quarter of its images (and one) for testing.
 
@@ -30,7 +34,9 @@ def split_images(names: Sequence[str], mode: str, seed: int, train_pool: int, n_
     n_test = max(1, total // 4)
     pool = min(train_pool, total - n_validation - n_unused - n_test)
     if pool < 1:
-        raise ValueError(f"{total} images cannot be split into training, {n_validation} for validation and test")
+        raise ValueError(
+            f"{total} images cannot be split into training, {n_validation} for validation and test"
+        )
     order = list(range(total))
     if mode == "seeded":
         order.sort(key=lambda index: hashlib.sha256(f"{seed}:{names[index]}".encode()).digest())

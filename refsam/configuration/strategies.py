@@ -1,4 +1,4 @@
-"""Which finetuning strategy goes with which model. Known without torch, so that a plan can refuse a combination."""
+"""Which finetuning strategy goes with which model; known without torch, for the plan."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ class Strategy:
 STRATEGIES = {
     "full": Strategy(),
     "freeze_encoder": Strategy(must_freeze=("image_encoder",), may_freeze=PARTS),
-    # LoRA freezes the encoder's own weights and trains its updates, so the encoder cannot be frozen as a whole;
+    # LoRA freezes the encoder's own weights and trains its updates: the encoder cannot be frozen as a whole.
     # vit_t's TinyViT has no such attention blocks, and micro-sam refuses it.
     "lora": Strategy(
         may_freeze=("prompt_encoder", "mask_decoder"), low_rank=True, excluded_architectures=("vit_t",)
@@ -33,7 +33,7 @@ STRATEGIES = {
 def strategy_problem(model: ModelConfig, peft: PeftConfig) -> str | None:
     """Why `model` cannot be finetuned by `peft`, in one sentence, or None when it can.
 
-    `auto` is no problem here: it stands for a strategy of the resource's file, which is asked about when resolved.
+    `auto` is no problem here: it stands for a strategy of the resource's file.
     """
     if peft.name == AUTO:
         return None

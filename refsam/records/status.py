@@ -37,7 +37,9 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class Status:
-    """What status.json holds. Times are UTC in ISO 8601, durations in seconds, losses and metrics unitless."""
+    """What status.json holds. Times are UTC in ISO 8601, durations in seconds, losses and metrics
+    unitless.
+    """
 
     state: State = State.planned
     reason: Reason | None = None

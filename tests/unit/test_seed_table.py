@@ -11,14 +11,36 @@ STUDY = [
     ("gtx1080", 8, GPU_REQUEST | {"gpu": "GTX1080"}, {"vit_t": ("full", 5), "vit_b": ("freeze_encoder", 10)}),
     ("rtx5000", 16, GPU_REQUEST | {"gpu": "RTX5000"}, {"vit_t": ("full", 20), "vit_b": ("full", 10)}),
     ("v100", 32, GPU_REQUEST | {"gpu": "V100"}, {"vit_t": ("full", 45), "vit_b": ("full", 35)}),
-    ("medium_64g", 64, {"cores": 16, "memory_gb": 64, "partition": "medium", "gpus": 0}, {"vit_b": ("full", 15)}),
-    ("medium_32g", 32, {"cores": 16, "memory_gb": 32, "partition": "medium", "gpus": 0}, {"vit_b": ("full", 10)}),
-    ("medium_16g", 16, {"cores": 8, "memory_gb": 16, "partition": "medium", "gpus": 0}, {"vit_t": ("full", 5)}),
-    ("medium_8g", 8, {"cores": 8, "memory_gb": 8, "partition": "medium", "gpus": 0}, {"vit_t": ("freeze_encoder", 1)}),
+    (
+        "medium_64g",
+        64,
+        {"cores": 16, "memory_gb": 64, "partition": "medium", "gpus": 0},
+        {"vit_b": ("full", 15)},
+    ),
+    (
+        "medium_32g",
+        32,
+        {"cores": 16, "memory_gb": 32, "partition": "medium", "gpus": 0},
+        {"vit_b": ("full", 10)},
+    ),
+    (
+        "medium_16g",
+        16,
+        {"cores": 8, "memory_gb": 16, "partition": "medium", "gpus": 0},
+        {"vit_t": ("full", 5)},
+    ),
+    (
+        "medium_8g",
+        8,
+        {"cores": 8, "memory_gb": 8, "partition": "medium", "gpus": 0},
+        {"vit_t": ("freeze_encoder", 1)},
+    ),
 ]
 
 
-@pytest.mark.parametrize(("name", "memory", "request_values", "settings"), STUDY, ids=[row[0] for row in STUDY])
+@pytest.mark.parametrize(
+    ("name", "memory", "request_values", "settings"), STUDY, ids=[row[0] for row in STUDY]
+)
 def test_a_resource_is_as_in_the_study(name, memory, request_values, settings):
     resource = compose([f"resource={name}"]).resource
     assert resource.device_memory_gb == memory
@@ -52,9 +74,7 @@ def test_covid_if_is_split_as_in_the_study():
 
     dataset = compose(["dataset=covid_if"]).dataset
     names = [f"{index:02}" for index in range(dataset.n_files)]
-    split = split_images(
-        names, dataset.split, 0, dataset.train_pool, dataset.n_validation, dataset.n_unused
-    )
+    split = split_images(names, dataset.split, 0, dataset.train_pool, dataset.n_validation, dataset.n_unused)
     assert split.pool == tuple(range(10))
     assert split.validation == (10,)
     assert split.test == tuple(range(13, 49))

@@ -24,7 +24,9 @@ def test_a_new_image_moves_no_other_image_in_the_order():
     assert longer == order
 
 
-@pytest.mark.parametrize(("total", "pool", "test"), [(3, 1, 1), (6, 4, 1), (12, 8, 3), (13, 9, 3), (15, 10, 4)])
+@pytest.mark.parametrize(
+    ("total", "pool", "test"), [(3, 1, 1), (6, 4, 1), (12, 8, 3), (13, 9, 3), (15, 10, 4)]
+)
 def test_a_small_data_set_keeps_a_quarter_for_testing(total, pool, test):
     split = split_images(NAMES[:total], "seeded", 0, 10, 1)
     assert (len(split.pool), len(split.validation), len(split.test)) == (pool, 1, test)

@@ -1,0 +1,1 @@
+"""Plan, submit and watch runs. Runs on a login node or a laptop in a second, and never imports torch."""

@@ -1,0 +1,434 @@
+"""A queue of runs on the machine at hand, each in a process of its own, over submitit's local executor.
+
+submitit starts a job at once and has no queue, so a run is handed to it when its turn comes. Its wrapper
+process starts the one that executes the run. The run's own process writes status.json while it lives; this
+queue writes it before and after: pending, and failed where the process ended without a word.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+import psutil
+import submitit
+from submitit.core.utils import environment_variables, pickle_load
+
+from refsam.configuration.schema import RefsamConfig
+from refsam.orchestration import machine
+from refsam.orchestration.display import Display, Place, Row
+from refsam.orchestration.job import SCIENCE, RunJob, thread_environment
+from refsam.records.paths import RunPaths, RunsFolder
+from refsam.records.status import (
+    AlreadyRunning,
+    Reason,
+    State,
+    Status,
+    now,
+    read_status,
+    run_lock,
+    write_status,
+)
+
+POLL_SECONDS = 0.2  # between two looks at the processes
+REFRESH_SECONDS = 1.0  # between two looks at the records
+GRACE_SECONDS = 20.0  # for a run to write its status, once it was asked to stop
+KILL_SECONDS = 10.0  # for the kernel to take away what was killed
+NO_TIMEOUT_MINUTES = 10 * 365 * 24 * 60  # submitit's own default ends a job after 5 minutes
+FINISHED = (State.completed, State.failed)
+# What a terminal sends to everything in the foreground: Ctrl-C, Ctrl-\, and its own end.
+TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class PlannedRun(Protocol):
+    """What the queue needs to know of a run."""
+
+    @property
+    def run_id(self) -> str: ...
+
+    @property
+    def config(self) -> RefsamConfig: ...
+
+    @property
+    def label(self) -> str: ...
+
+
+@dataclass
+class _Entry:
+    """One run in the queue: where it is, and its status as last read."""
+
+    run: PlannedRun
+    paths: RunPaths
+    place: Place
+    status: Status
+    log: Path | None = None
+
+    def row(self) -> Row:
+        return Row(self.run.label, self.place, self.status, self.log)
+
+
+@dataclass
+class _Child:
+    """A run that this queue has started: its submitit job, all processes seen below it, and what it holds."""
+
+    entry: _Entry
+    job: submitit.Job[None]
+    wrapper: psutil.Process
+    claim: ExitStack
+    device: str | None
+    kills_before: int  # of processes by the kernel for lack of memory, when the run started
+    tasks: set[psutil.Process] = field(
+        default_factory=set
+    )  # the wrapper's children: one, that runs the training
+    processes: set[psutil.Process] = field(default_factory=set)
+    asked: set[psutil.Process] = field(default_factory=set)
+    ended_at: float | None = None  # when the wrapper was seen to have ended, time.monotonic
+
+    def look(self) -> None:
+        """Remember the processes below the wrapper: when it is killed they are no longer found there."""
+        if _is_alive(self.wrapper):
+            self.tasks.update(_children(self.wrapper, recursive=False))
+            self.processes.update(_children(self.wrapper, recursive=True))
+        else:
+            for process in list(self.processes):
+                self.processes.update(_children(process, recursive=True))
+
+    def living(self) -> list[psutil.Process]:
+        self.look()
+        return [process for process in (self.wrapper, *self.processes) if _is_alive(process)]
+
+    def wrapper_ended(self) -> bool:
+        if self.ended_at is None and self.job.done():
+            self.ended_at = time.monotonic()
+        return self.ended_at is not None
+
+    def ask_to_stop(self) -> None:
+        """SIGTERM, once, to the process that runs the training; its own helpers are its own business.
+
+        The wrapper would pass it on, but not to a process that it has not started yet.
+        """
+        self.look()
+        for task in self.tasks - self.asked:
+            self.asked.add(task)
+            _send(task, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL to everything, again until nothing is left: a process may start another one meanwhile."""
+        deadline = time.monotonic() + KILL_SECONDS
+        while (living := self.living()) and time.monotonic() < deadline:
+            for process in living:
+                _send(process, signal.SIGKILL)
+            psutil.wait_procs(living, timeout=1)
+
+
+def run_locally(
+    runs: Sequence[PlannedRun],
+    runs_folder: RunsFolder,
+    parallel: int,
+    threads: int,
+    display: Display,
+    entry_point: str = SCIENCE,
+) -> list[Status]:
+    """Execute `runs`, at most `parallel` at a time, and return their last statuses in the same order.
+
+    A run that is completed, or that another process executes or has executed meanwhile, is not started; its
+    status is returned as it is. One failed run stops no other. Each run directory must hold its config.yaml.
+
+    Args:
+        threads: CPU threads for each run.
+        entry_point: `module:function` that executes a run directory, see RunJob.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, SIGTERM or a closed terminal, when every process that was started has
+            ended and every status is written. A second Ctrl-C does not wait for the runs to write theirs.
+        ValueError: when a run is given twice.
+    """
+    if len({run.run_id for run in runs}) < len(runs):
+        raise ValueError("a run is given twice to the local queue")
+    queue = _Queue(runs, runs_folder, parallel, threads, display, entry_point)
+    with display, _stop_signals() as stop_signals:
+        try:
+            queue.work(stop_signals)
+        except BaseException:
+            queue.stop(hurry=lambda: True)  # an error of the queue itself must leave no process behind either
+            raise
+        if stop_signals:
+            queue.stop(hurry=lambda: len(stop_signals) > 1)
+            open_runs = sum(entry.status.state is not State.completed for entry in queue.entries)
+            display.say(
+                f"Stopped; {open_runs} of {len(runs)} runs are not completed. The same command continues."
+            )
+            raise KeyboardInterrupt
+    return [entry.status for entry in queue.entries]
+
+
+class _Queue:
+    """Owns the processes of one `run_locally`."""
+
+    def __init__(
+        self,
+        runs: Sequence[PlannedRun],
+        runs_folder: RunsFolder,
+        parallel: int,
+        threads: int,
+        display: Display,
+        entry_point: str,
+    ) -> None:
+        self.entries: list[_Entry] = []
+        for run in runs:
+            paths = runs_folder.run(run.run_id)
+            status = _status(paths, Status())
+            place = Place.ended if status.state is State.completed else Place.waiting
+            self.entries.append(_Entry(run, paths, place, status))
+        self._children: list[_Child] = []
+        self._parallel = parallel
+        self._threads = threads
+        self._display = display
+        self._entry_point = entry_point
+        self._devices = machine.usable_devices()
+        self._shown_at = float("-inf")
+
+    def work(self, stop_signals: Sequence[int]) -> None:
+        """Start and watch until every run has ended or a signal says stop."""
+        while not stop_signals:
+            self._collect()
+            while len(self._children) < self._parallel and not stop_signals:
+                entry = next((entry for entry in self.entries if entry.place is Place.waiting), None)
+                if entry is None:
+                    break
+                self._start(entry)
+            self._show()
+            if not self._children:
+                return
+            time.sleep(POLL_SECONDS)
+
+    def stop(self, hurry: Callable[[], bool]) -> None:
+        """Ask every run to stop, kill what has not ended after the grace period, and write the statuses."""
+        if self._children:
+            self._display.say(
+                f"Stopping {len(self._children)} running, at most {GRACE_SECONDS:.0f} seconds …"
+            )
+        deadline = time.monotonic() + GRACE_SECONDS
+        while self._children and time.monotonic() < deadline and not hurry():
+            for child in self._children:
+                child.ask_to_stop()
+            self._collect(stopping=True)
+            time.sleep(POLL_SECONDS)
+        for child in list(self._children):
+            child.kill()
+            self._finish(child, stopping=True)
+        self._show()
+
+    def _start(self, entry: _Entry) -> None:
+        """Hand a run to submitit, unless another process has it or had it since this queue began."""
+        self._shown_at = float("-inf")
+        with ExitStack() as claim:
+            try:
+                entry.paths.attempts.mkdir(parents=True, exist_ok=True)
+                # The run's own lock is taken by its process, seconds after its start. Until then, and up to
+                # its last status, the queue holds another one beside the attempts, against other queues.
+                claim.enter_context(run_lock(RunPaths(entry.paths.attempts)))
+                if self._begin_attempt(entry):
+                    self._submit(entry, claim)
+            except AlreadyRunning:
+                entry.place, entry.status = Place.elsewhere, _status(entry.paths, entry.status)
+            except (OSError, RuntimeError, ValueError, psutil.Error) as error:
+                # A full disk, a missing permission, a damaged status: this run fails, the others go on.
+                entry.place, entry.status = Place.ended, _not_started(entry.status, error)
+
+    def _begin_attempt(self, entry: _Entry) -> bool:
+        """Write the status `pending` with the attempt's number; False when there is nothing left to do."""
+        with run_lock(entry.paths):
+            status = read_status(entry.paths)
+            failed_meanwhile = status.state is State.failed and status.attempt > entry.status.attempt
+            if status.state is State.completed or failed_meanwhile:
+                entry.place, entry.status = Place.ended, status
+                return False
+            time_now = now()
+            entry.status = Status(
+                State.pending, attempt=status.attempt + 1, submitted_at=time_now, updated_at=time_now
+            )
+            write_status(entry.paths, entry.status)
+            return True
+
+    def _submit(self, entry: _Entry, claim: ExitStack) -> None:
+        try:
+            folder = entry.paths.attempt(entry.status.attempt)
+            folder.mkdir(exist_ok=True)
+            folder.chmod(0o700)  # the job unpickles what lies here: nobody else may write it
+            device = self._free_device(entry.run.config)
+            executor = submitit.LocalExecutor(folder)
+            executor.update_parameters(timeout_min=NO_TIMEOUT_MINUTES, stderr_to_stdout=True)
+            job = RunJob(str(entry.paths.root.absolute()), self._threads, device or "", self._entry_point)
+            kills = machine.out_of_memory_kills()
+            # submitit imports numpy before it reads the pickle, and numpy's threads are fixed at its import.
+            with _shielded_children(), environment_variables(**thread_environment(self._threads)):
+                submitted = executor.submit(job)
+            wrapper = psutil.Process(int(submitted.job_id))
+        except (OSError, RuntimeError, psutil.Error) as error:
+            with run_lock(entry.paths):
+                write_status(entry.paths, _not_started(entry.status, error))
+            raise
+        entry.place, entry.log = Place.here, submitted.paths.stdout
+        self._children.append(_Child(entry, submitted, wrapper, claim.pop_all(), device, kills))
+
+    def _free_device(self, config: RefsamConfig) -> str | None:
+        """The GPU with the fewest runs on it; None for a run on the CPU, or where there is no GPU."""
+        if config.resource.device == "cpu" or not self._devices:
+            return None
+        taken = [child.device for child in self._children]
+        return min(self._devices, key=taken.count)
+
+    def _collect(self, stopping: bool = False) -> None:
+        """Take the runs whose processes have ended out of the queue, with their last status on the disk."""
+        for child in list(self._children):
+            if not child.wrapper_ended():
+                continue
+            if child.living():
+                # The wrapper was killed, and what it started goes on; or helpers of the run are about to end.
+                child.ask_to_stop()
+                if time.monotonic() - (child.ended_at or 0.0) < GRACE_SECONDS:
+                    continue
+                child.kill()
+            self._finish(child, stopping)
+
+    def _finish(self, child: _Child, stopping: bool) -> None:
+        """Let go of a run whose processes have ended, with its last status on the disk."""
+        self._shown_at = float("-inf")
+        self._children.remove(child)
+        entry = child.entry
+        with child.claim:
+            try:
+                with run_lock(entry.paths):
+                    before = _status(entry.paths, entry.status)
+                    entry.status = (
+                        before if before.state in FINISHED else self._unfinished(child, before, stopping)
+                    )
+                    if entry.status is not before:
+                        write_status(entry.paths, entry.status)
+                entry.place = Place.waiting if entry.status.state is State.planned else Place.ended
+            except AlreadyRunning:
+                # A process that no queue has started was faster to take the run.
+                entry.place, entry.status = Place.elsewhere, _status(entry.paths, entry.status)
+            except OSError as error:
+                message = f"The last status could not be written: {error}"
+                entry.place, entry.status = Place.ended, _failed(entry.status, Reason.error, message)
+
+    def _unfinished(self, child: _Child, status: Status, stopping: bool) -> Status:
+        """The last status of a run whose process ended without writing one."""
+        if stopping and status.state is not State.running:
+            return Status(State.planned, attempt=status.attempt, updated_at=now())
+        if stopping:
+            return _failed(status, Reason.cancelled, "The run was stopped; the same command continues it.")
+        log = child.entry.log
+        if child.job.paths.result_pickle.exists():
+            outcome, result = pickle_load(child.job.paths.result_pickle)
+            if outcome == "error":  # result is the traceback; its last line names the error
+                cause = str(result).strip().splitlines()[-1]
+                return _failed(status, Reason.error, f"{cause}; see {log}")
+            return _failed(status, Reason.error, f"The run returned before it was completed; see {log}")
+        if machine.out_of_memory_kills() > child.kills_before:
+            for other in self._children:
+                other.kills_before += 1  # that kill is explained
+            return _failed(
+                status, Reason.out_of_memory, f"The kernel killed the run because memory was short; see {log}"
+            )
+        return _failed(
+            status,
+            Reason.lost,
+            f"The run's process was killed from outside, or its interpreter crashed; see {log}",
+        )
+
+    def _show(self) -> None:
+        """Once a second, and when a run has started or ended: read what is going on, and show all runs."""
+        time_now = time.monotonic()
+        if time_now - self._shown_at < REFRESH_SECONDS:
+            return
+        self._shown_at = time_now
+        for child in self._children:
+            child.look()
+            child.entry.status = _status(child.entry.paths, child.entry.status)
+        self._display.show([entry.row() for entry in self.entries], self._parallel)
+
+
+def _status(paths: RunPaths, otherwise: Status) -> Status:
+    """The status of a run; `otherwise` when the file is damaged, which the run's next start says."""
+    try:
+        return read_status(paths)
+    except ValueError:
+        return otherwise
+
+
+def _failed(status: Status, reason: Reason, message: str) -> Status:
+    return status.changed(state=State.failed, reason=reason, message=message, ended_at=now())
+
+
+def _not_started(status: Status, error: Exception) -> Status:
+    return _failed(status, Reason.error, f"The run could not be started: {error}")
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collect the signals that ask to stop instead of being interrupted by them in the middle of a record.
+
+    Those that the shell has switched off (nohup, a background job) stay off. Python lets only the main thread
+    handle signals; in another one nothing changes.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _shielded_children() -> Iterator[None]:
+    """Processes started here do not feel what a terminal sends to its whole foreground group.
+
+    This process decides about them. A blocked signal is inherited, and one that arrives here meanwhile is not
+    lost: it is delivered as soon as it is unblocked. Ctrl-Z still suspends all of them together.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _children(process: psutil.Process, recursive: bool) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=recursive)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _send(process: psutil.Process, number: signal.Signals) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        return  # it has just ended, which is what was wanted

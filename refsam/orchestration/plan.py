@@ -1,0 +1,307 @@
+"""A sweep before submission: every run and its request, what is done already, what is invalid and why.
+
+Planning reads configuration files and records, and writes nothing.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+
+from refsam.configuration.checks import check_values, combination_problem, missing_setting
+from refsam.configuration.compose import Composer, typed
+from refsam.configuration.identity import file_hash, identity, run_id
+from refsam.configuration.schema import AUTO, DatasetConfig, Kind, RefsamConfig, RequestConfig
+from refsam.datasets.index import check_images, fingerprint, inspect
+from refsam.datasets.listing import DataMissing, count_images, list_pairs
+from refsam.datasets.weights_cache import weights_present
+from refsam.errors import BadInput
+from refsam.records.files import read_json
+from refsam.records.paths import RunPaths, RunsFolder
+from refsam.records.status import State, is_locked, read_status
+
+
+class Standing(StrEnum):
+    """What a run that is asked for still needs."""
+
+    new = "new"
+    resume = "resume"  # it was interrupted or failed, and goes on from its last checkpoint
+    evaluate = "evaluate"  # trained; an evaluation mode is missing
+    running = "running"  # in another process
+    done = "done"
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a plan. `overrides` are those that the sweep varies."""
+
+    run_id: str
+    config: RefsamConfig
+    overrides: dict[str, str]
+    standing: Standing
+    note: str = ""
+
+    @property
+    def todo(self) -> bool:
+        return self.standing in (Standing.new, Standing.resume, Standing.evaluate)
+
+    @property
+    def label(self) -> str:
+        """Short name for tables."""
+        return self.run_id.rsplit("-", 1)[0]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A combination that cannot run."""
+
+    overrides: dict[str, str]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that one command asked for."""
+
+    name: str
+    command: tuple[str, ...]
+    runs: tuple[PlannedRun, ...]
+    skipped: tuple[Skipped, ...]
+    missing: tuple[str, ...]  # what has to be fetched before anything can be submitted, one sentence each
+    folder: RunsFolder
+
+    @property
+    def todo(self) -> tuple[PlannedRun, ...]:
+        return tuple(run for run in self.runs if run.todo)
+
+    def by_request(self) -> list[tuple[RequestConfig, list[PlannedRun]]]:
+        """The runs grouped by what Slurm is asked for, in order of appearance."""
+        groups: dict[tuple[object, ...], tuple[RequestConfig, list[PlannedRun]]] = {}
+        for run in self.runs:
+            request = run.config.resource.request
+            groups.setdefault(dataclasses.astuple(request), (request, []))[1].append(run)
+        return list(groups.values())
+
+
+@dataclass
+class Planner:
+    """Plans the runs of one command; reads each data set and checkpoint once.
+
+    Args:
+        composer: makes a configuration from overrides.
+        cache: folder for facts about images, which are read once per file.
+    """
+
+    composer: Composer
+    cache: Path
+    _data: dict[str, "_Data"] = field(default_factory=dict)
+    _hashes: dict[Path, str] = field(default_factory=dict)
+    _image_problems: dict[tuple[object, ...], str | None] = field(default_factory=dict)
+
+    def plan(self, jobs: Sequence[Sequence[str]], command: Sequence[str], name: str | None) -> Plan:
+        """The plan of all `jobs` (each a list of overrides).
+
+        Raises BadInput for a value that no run can have, for a sweep without any valid run, and for the first
+        invalid run where `on_invalid=error`; hydra's errors for what cannot be composed.
+        """
+        if not jobs:
+            raise BadInput("the sweep is empty: give at least one value for every key that is swept over")
+        varied = _varied(jobs)
+        valid: list[tuple[RefsamConfig, dict[str, str]]] = []
+        skipped: list[Skipped] = []
+        first: RefsamConfig | None = None
+        for job in jobs:
+            overrides = {key: value for key, value in _pairs(job) if key in varied}
+            config, problem = self._resolve(job)
+            first = first or config
+            if problem is None:
+                valid.append((config, overrides))
+            else:
+                skipped.append(Skipped(overrides, problem))
+        assert first is not None
+        _refuse(valid, skipped, first)
+        folder = RunsFolder(Path(first.runs))
+        runs: dict[str, PlannedRun] = {}
+        for config, overrides in [*self._baselines(valid), *valid]:
+            planned = self._planned(config, overrides, folder)
+            runs.setdefault(planned.run_id, planned)
+        return Plan(
+            name=name or first.name or _sweep_name(runs),
+            command=tuple(command),
+            runs=tuple(runs.values()),
+            skipped=tuple(skipped),
+            missing=tuple(dict.fromkeys(self._missing(config for config, _ in valid))),
+            folder=folder,
+        )
+
+    def _resolve(self, job: Sequence[str]) -> tuple[RefsamConfig, str | None]:
+        """The configuration with `auto` replaced and paths made absolute, and why it cannot run (None: it
+        can).
+        """
+        config = typed(self.composer.values(job))
+        check_values(config)
+        setting = config.resource.settings.get(config.model.architecture)
+        needs_setting = config.kind == Kind.finetuning and AUTO in (config.peft.name, config.n_objects)
+        problem = missing_setting(config) if needs_setting and setting is None else None
+        if setting is not None and config.peft.name == AUTO:
+            others = [override for override in job if _pairs([override])[0][0] != "peft"]
+            config = typed(self.composer.values([*others, f"peft={setting.peft}"]))
+        if setting is not None and config.n_objects == AUTO:
+            config = replace(config, n_objects=setting.n_objects)
+        config = _absolute(config)
+        if problem is None:
+            data = self._data_of(config.dataset)
+            problem = combination_problem(config, data.total) or self._image_problem(config)
+        return config, problem
+
+    def _data_of(self, dataset: DatasetConfig) -> "_Data":
+        key = repr(dataset)
+        if key not in self._data:
+            try:
+                list_pairs(dataset)
+                missing = None
+            except DataMissing as error:
+                if dataset.version is None:
+                    raise
+                missing = str(error)
+            self._data[key] = _Data(count_images(dataset), fingerprint(dataset, self.cache), missing)
+        return self._data[key]
+
+    def _image_problem(self, config: RefsamConfig) -> str | None:
+        dataset, patch = config.dataset, tuple(config.train.patch_shape)
+        if self._data_of(dataset).missing is not None:
+            return None
+        key = (repr(dataset), patch)
+        if key not in self._image_problems:
+            try:
+                check_images(dataset, inspect(list_pairs(dataset), dataset, self.cache), (patch[0], patch[1]))
+                self._image_problems[key] = None
+            except BadInput as error:
+                self._image_problems[key] = str(error)
+        return self._image_problems[key]
+
+    def _weights_hash(self, config: RefsamConfig) -> str | None:
+        if config.model.weights in ("pretrained", "random"):
+            return None
+        path = Path(config.model.weights)
+        if path not in self._hashes:
+            if not path.is_file():
+                raise BadInput(
+                    f"model.weights: {config.model.weights} is no file; allowed are pretrained, random "
+                    "and the path of a checkpoint"
+                )
+            self._hashes[path] = file_hash(path)
+        return self._hashes[path]
+
+    def _baselines(
+        self, valid: Iterable[tuple[RefsamConfig, dict[str, str]]]
+    ) -> list[tuple[RefsamConfig, dict[str, str]]]:
+        """The initial model of every finetuning run, on the resource that comes first; equal ones collapse
+        later.
+        """
+        return [
+            (replace(config, kind=Kind.baseline), {})
+            for config, _ in valid
+            if config.kind == Kind.finetuning and config.baseline
+        ]
+
+    def _planned(self, config: RefsamConfig, overrides: dict[str, str], folder: RunsFolder) -> PlannedRun:
+        data = self._data_of(config.dataset)
+        name = run_id(config, identity(config, data.fingerprint, self._weights_hash(config)))
+        standing, note = standing_of(folder.run(name), config.evaluate.modes)
+        return PlannedRun(name, config, overrides, standing, note)
+
+    def _missing(self, configs: Iterable[RefsamConfig]) -> Iterable[str]:
+        for config in configs:
+            data = self._data_of(config.dataset)
+            if data.missing is not None:
+                yield data.missing
+            if config.model.weights == "pretrained" and not weights_present(config.model.name):
+                yield (
+                    f"model.weights: the pretrained weights of {config.model.name} are not in micro-sam's "
+                    f"cache; fetch them with: refsam prepare model={config.model.name}"
+                )
+
+
+@dataclass(frozen=True)
+class _Data:
+    total: int
+    fingerprint: str
+    missing: str | None
+
+
+def standing_of(paths: RunPaths, modes: Sequence[str]) -> tuple[Standing, str]:
+    """What a run still needs, from its record, and a note for the plan."""
+    try:
+        status = read_status(paths)
+    except ValueError:
+        return Standing.resume, "its status.json is damaged and will be written anew"
+    if status.state == State.planned:
+        return Standing.new, ""
+    if status.state == State.completed:
+        measured = _measured_modes(paths)
+        absent = [mode for mode in modes if mode not in measured]
+        return (Standing.evaluate, f"mode {', '.join(absent)}") if absent else (Standing.done, "")
+    if status.state in (State.pending, State.running) and is_locked(paths):
+        return Standing.running, f"on {status.host}" if status.host else ""
+    progress = (
+        f"epoch {status.epoch} of {status.epochs}" if status.epoch is not None else "nothing trained yet"
+    )
+    reason = f"{status.reason}, " if status.reason else ""
+    return Standing.resume, f"{reason}{progress}"
+
+
+def _measured_modes(paths: RunPaths) -> set[str]:
+    try:
+        return set(read_json(paths.metrics))
+    except (FileNotFoundError, ValueError):
+        return set()  # no usable metrics: they are measured again
+
+
+def _absolute(config: RefsamConfig) -> RefsamConfig:
+    """Jobs run in other folders than the person who asked for them."""
+    weights = config.model.weights
+    return replace(
+        config,
+        runs=str(Path(config.runs).expanduser().absolute()),
+        data=str(Path(config.data).expanduser().absolute()),
+        dataset=replace(config.dataset, root=str(Path(config.dataset.root).expanduser().absolute())),
+        model=replace(
+            config.model,
+            weights=weights
+            if weights in ("pretrained", "random")
+            else str(Path(weights).expanduser().absolute()),
+        ),
+    )
+
+
+def _refuse(valid: Sequence[object], skipped: Sequence[Skipped], config: RefsamConfig) -> None:
+    reasons = list(dict.fromkeys(item.reason for item in skipped))
+    if not reasons or (valid and config.on_invalid == "skip"):
+        return
+    more = (
+        f" (and {len(reasons) - 1} more reasons; dry_run=true on_invalid=skip lists them)"
+        if len(reasons) > 1
+        else ""
+    )
+    raise BadInput(reasons[0] + more)
+
+
+def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
+    return [(key, value) for key, _, value in (override.partition("=") for override in overrides)]
+
+
+def _varied(jobs: Sequence[Sequence[str]]) -> set[str]:
+    """Keys that do not have the same value in all jobs."""
+    values: dict[str, set[str]] = {}
+    for job in jobs:
+        for key, value in _pairs(job):
+            values.setdefault(key, set()).add(value)
+    return {key for key, given in values.items() if len(given) > 1}
+
+
+def _sweep_name(runs: Iterable[str]) -> str:
+    """The same command asks for the same runs and finds its sweep again."""
+    return "sweep-" + hashlib.sha256("\n".join(sorted(runs)).encode()).hexdigest()[:8]

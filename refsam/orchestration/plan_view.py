@@ -1,0 +1,117 @@
+"""The plan as a person reads it."""
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from refsam.configuration.schema import Kind, RequestConfig
+from refsam.orchestration.plan import Plan, PlannedRun, Standing
+
+_WORDS = {
+    Standing.new: "to run",
+    Standing.resume: "to continue",
+    Standing.evaluate: "to evaluate",
+    Standing.running: "running",
+    Standing.done: "done",
+}
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """Every run grouped by its request, then what is invalid and why, what is missing, and the sums."""
+    common = _common(plan)
+    if common:
+        console.print("All runs: " + ", ".join(f"{name} {escape(value)}" for name, value in common.items()))
+    for request, runs in plan.by_request():
+        console.print(_group(request, runs, common))
+    if plan.skipped:
+        console.print("[bold]Left out, because it cannot run:[/bold]")
+        for item in plan.skipped:
+            console.print(
+                f"  {escape(_overrides(item.overrides)) or 'this run'}: {escape(item.reason)}", soft_wrap=True
+            )
+    for sentence in plan.missing:
+        console.print(f"[bold red]Missing:[/bold red] {escape(sentence)}", soft_wrap=True)
+    console.print(summary(plan), soft_wrap=True)
+
+
+def summary(plan: Plan) -> str:
+    """`Sweep NAME: 9 runs (8 finetunings, 1 baseline), 2 kinds of request; 3 done, 6 to run; 1 left out.`"""
+    baselines = sum(run.config.kind == Kind.baseline for run in plan.runs)
+    finetunings = len(plan.runs) - baselines
+    counts = [
+        f"{number} {words}"
+        for standing, words in _WORDS.items()
+        if (number := sum(run.standing == standing for run in plan.runs))
+    ]
+    left_out = f"; {len(plan.skipped)} left out" if plan.skipped else ""
+    return (
+        f"Sweep {plan.name}: {_count(len(plan.runs), 'run')} ({_count(finetunings, 'finetuning')}, "
+        f"{_count(baselines, 'baseline')}), {_count(len(plan.by_request()), 'kind')} of request; "
+        f"{', '.join(counts)}{left_out}."
+    )
+
+
+def request_text(request: RequestConfig) -> str:
+    """`partition gpu, 1 × V100, 8 cores, 32 GiB, 2-00:00:00`."""
+    parts = [] if request.partition is None else [f"partition {request.partition}"]
+    parts.append("no GPU" if not request.gpus else f"{request.gpus} × {request.gpu or 'GPU'}")
+    parts += [f"{request.cores} cores", f"{request.memory_gb} GiB", request.time]
+    return ", ".join(parts)
+
+
+def _cells(run: PlannedRun) -> dict[str, str]:
+    config = run.config
+    trained = config.kind == Kind.finetuning
+    weights = config.model.weights
+    return {
+        "resource": config.resource.name,
+        "model": config.model.name,
+        "weights": weights if weights in ("pretrained", "random") else "file",
+        "dataset": config.dataset.name,
+        "seed": str(config.seed),
+        "strategy": config.peft.name if trained else "initial",
+        "images": str(config.n_images) if trained else "0",
+        "objects": str(config.n_objects) if trained else "",
+    }
+
+
+def _common(plan: Plan) -> dict[str, str]:
+    """The columns that say the same of every run: named once above the tables instead."""
+    cells = [_cells(run) for run in plan.runs]
+    candidates = ("model", "weights", "dataset", "seed")
+    return {name: cells[0][name] for name in candidates if len({row[name] for row in cells}) == 1}
+
+
+def _group(request: RequestConfig, runs: list[PlannedRun], common: dict[str, str]) -> Table:
+    table = Table(
+        title=escape(request_text(request)),
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE,
+        pad_edge=False,
+    )
+    columns = [name for name in _cells(runs[0]) if name not in common]
+    for name in columns:
+        table.add_column(
+            name, justify="right" if name in ("seed", "images", "objects") else "left", no_wrap=True
+        )
+    table.add_column("run", no_wrap=True)
+    table.add_column("")
+    for run in runs:
+        cells = _cells(run)
+        note = f" ({run.note})" if run.note else ""
+        table.add_row(
+            *(escape(cells[name]) for name in columns),
+            run.run_id.rsplit("-", 1)[1],
+            escape(_WORDS[run.standing] + note),
+        )
+    return table
+
+
+def _overrides(overrides: dict[str, str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in overrides.items())
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

@@ -1,0 +1,164 @@
+"""From a plan to run directories and running jobs."""
+
+import os
+import shutil
+import sys
+from dataclasses import replace
+from typing import Any
+
+from rich.console import Console
+
+import refsam
+from refsam.configuration.frozen import freeze, load
+from refsam.configuration.schema import AUTO, RefsamConfig
+from refsam.errors import BadInput, RunFailed
+from refsam.orchestration import machine
+from refsam.orchestration.display import make_display
+from refsam.orchestration.job import RunJob
+from refsam.orchestration.local import run_locally
+from refsam.orchestration.plan import Plan, PlannedRun, Standing
+from refsam.orchestration.plan_view import print_plan, summary
+from refsam.records.files import read_json, write_json
+from refsam.records.paths import RunPaths, RunsFolder
+from refsam.records.status import State, Status, now, read_status, run_lock, write_status
+
+MANIFEST_FORMAT = 1
+
+
+def submit(plan: Plan, console: Console, in_process: bool = False) -> dict[str, Status]:
+    """Do what a plan asks for and return the final status of each run by its id.
+
+    A dry run prints the plan and returns the statuses as they are. Raises BadInput before anything is written
+    when something that the runs need is missing or this machine is not the resource asked for.
+    """
+    config = plan.runs[0].config
+    if config.dry_run:
+        print_plan(plan, console)
+        return {}
+    check_ready(plan)
+    prepare_folders(plan)
+    console.print(summary(plan), soft_wrap=True)
+    todo = plan.todo
+    if in_process:
+        for run in todo:
+            _run_in_this_process(plan.folder.run(run.run_id))
+    elif todo:
+        _run_here(plan.folder, todo, console)
+    if plan.skipped:
+        console.print(
+            f"{len(plan.skipped)} combinations were left out; dry_run=true lists them with the reasons."
+        )
+    statuses = {run.run_id: read_status(plan.folder.run(run.run_id)) for run in plan.runs}
+    console.print(f"The table: refsam collect {plan.name} --runs {plan.folder.root}", soft_wrap=True)
+    return statuses
+
+
+def check_ready(plan: Plan) -> None:
+    """Raise BadInput unless everything that the runs to do need is here."""
+    config = plan.runs[0].config
+    if plan.missing:
+        raise BadInput("; ".join(plan.missing))
+    if where(config) == "slurm":
+        raise BadInput(
+            f"cluster.kind: {config.cluster.kind} was given and sbatch is on this machine, but this version "
+            "runs sweeps only on the machine at hand; allowed is cluster=local"
+        )
+    if not config.cluster.explicit:
+        for run in plan.todo:
+            problem = machine.matches(run.config.resource)
+            if problem is not None:
+                raise BadInput(problem)
+    _check_writable(plan.folder)
+
+
+def where(config: RefsamConfig) -> str:
+    """`slurm` or `local`: what `cluster.kind` means on this machine."""
+    if config.cluster.kind != AUTO:
+        return config.cluster.kind
+    return "slurm" if shutil.which("sbatch") else "local"
+
+
+def prepare_folders(plan: Plan) -> None:
+    """Write the manifest of the sweep, and a directory with the frozen configuration for every run to do."""
+    for run in plan.todo:
+        paths = plan.folder.run(run.run_id)
+        paths.root.mkdir(parents=True, exist_ok=True)
+        config = run.config
+        if paths.config.exists():
+            # What was frozen stays; only evaluation modes that nobody asked for before are added.
+            frozen = load(paths.config)
+            modes = [*frozen.evaluate.modes, *(set(config.evaluate.modes) - set(frozen.evaluate.modes))]
+            config = replace(frozen, evaluate=replace(frozen.evaluate, modes=modes))
+            if config == frozen:
+                continue
+        freeze(paths.config, config)
+        if run.standing == Standing.evaluate:
+            with run_lock(paths):
+                write_status(
+                    paths, read_status(paths).changed(state=State.planned, phase=None, ended_at=None)
+                )
+    sweep = plan.folder.sweep(plan.name)
+    sweep.root.mkdir(parents=True, exist_ok=True)
+    try:
+        known = read_json(sweep.manifest)
+    except FileNotFoundError:
+        known = {}
+    write_json(sweep.manifest, _manifest(plan, known))
+
+
+def _manifest(plan: Plan, known: dict[str, Any]) -> dict[str, Any]:
+    """What a sweep is: all runs that were ever asked for under its name, in the order of asking."""
+    runs = [{"run_id": run.run_id, "overrides": run.overrides} for run in plan.runs]
+    skipped = [{"overrides": item.overrides, "reason": item.reason} for item in plan.skipped]
+    asked = {run["run_id"] for run in runs}
+    earlier = [run for run in known.get("runs", []) if run["run_id"] not in asked]
+    return {
+        "format": MANIFEST_FORMAT,
+        "name": plan.name,
+        "command": list(plan.command),
+        "refsam": refsam.__version__,
+        "python": sys.version.split()[0],
+        "created": known.get("created", now()),
+        "updated": now(),
+        "runs": [*earlier, *runs],
+        "skipped": [*(item for item in known.get("skipped", []) if item not in skipped), *skipped],
+    }
+
+
+def _run_in_this_process(paths: RunPaths) -> None:
+    try:
+        RunJob(str(paths.root))()
+    except Exception as error:
+        message = read_status(paths).message
+        raise RunFailed(f"{message} (HYDRA_FULL_ERROR=1 shows the traceback)") from error
+
+
+def _run_here(folder: RunsFolder, todo: tuple[PlannedRun, ...], console: Console) -> None:
+    cores = machine.cores()
+    on_gpus = any(run.config.resource.device != "cpu" for run in todo)
+    parallel = machine.parallel_runs(
+        todo[0].config.cluster.parallel,
+        memory_gb_per_run=max(run.config.model.memory_gb for run in todo),
+        cores=min(cores, len(todo)),
+        memory_available_gb=machine.memory_available_gb(),
+        devices=len(machine.usable_devices()) if on_gpus else 0,
+    )
+    run_locally(todo, folder, parallel, machine.threads_per_run(parallel, cores), make_display(console))
+
+
+def _check_writable(folder: RunsFolder) -> None:
+    root = folder.root
+    existing = next(parent for parent in (root, *root.parents) if parent.exists())
+    if not existing.is_dir():
+        raise BadInput(
+            f"runs: {root} was given, but {existing} is a file; allowed is a folder that can be written"
+        )
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise BadInput(
+            f"runs: {root} was given, but {existing} cannot be written; allowed is a folder that can be"
+        )
+
+
+def failed(statuses: dict[str, Status]) -> list[str]:
+    """The ids of the runs that ended without a result."""
+    return [run_id for run_id, status in statuses.items() if status.state == State.failed]

@@ -1,0 +1,157 @@
+"""The command as it is typed: plans, refusals, and what it does not import."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from refsam.sweep import main
+
+
+@pytest.fixture(autouse=True)
+def empty_machine(tmp_path, monkeypatch):
+    """A machine on which nothing was fetched and no cluster is."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REFSAM_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("MICROSAM_CACHEDIR", str(tmp_path / "micro_sam"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "160")
+
+
+def sweep(*arguments):
+    """Run the command in this process; its exit status."""
+    try:
+        main(list(arguments))
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def test_the_example_shows_eight_runs_a_baseline_and_two_requests(capsys):
+    assert sweep("-m", "resource=gtx1080,v100", "n_images=1,2,5,10", "dry_run=true") == 0
+    output = capsys.readouterr().out
+    assert "9 runs (8 finetunings, 1 baseline), 2 kinds of request" in output
+    assert "partition gpu, 1 × GTX1080, 8 cores, 32 GiB" in output
+    assert "partition gpu, 1 × V100, 8 cores, 32 GiB" in output
+    assert output.count("freeze_encoder") == 4
+    assert "refsam prepare dataset=nuclei" in output
+    assert "refsam prepare model=vit_b" in output
+
+
+def test_the_config_group_and_the_number_ask_for_the_same_runs(capsys):
+    sweep("-m", "resource=v100", "n_images=1,2,5,10", "dry_run=true")
+    direct = capsys.readouterr().out
+    sweep("-m", "resource=v100", "n_train_images=1,2,5,10", "dry_run=true")
+    assert capsys.readouterr().out == direct
+
+
+def test_a_dry_run_writes_nothing(tmp_path):
+    sweep("-m", "resource=v100", "n_images=1,2", "dry_run=true")
+    assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == []
+
+
+def test_a_named_sweep_takes_overrides_on_top(capsys):
+    assert sweep("--config-name", "demo", "n_images=1", "dry_run=true") == 0
+    assert "Sweep demo: 3 runs (2 finetunings, 1 baseline)" in capsys.readouterr().out
+
+
+def test_invalid_combinations_are_left_out_and_named(capsys):
+    assert sweep("-m", "resource=v100", "model=vit_b,vit_l", "dry_run=true") == 0
+    output = capsys.readouterr().out
+    assert "2 runs (1 finetuning, 1 baseline)" in output
+    assert "model=vit_l: peft=auto: resource v100 has no settings for vit_l" in output
+
+
+BAD_INPUT = [
+    (["resource=gtx1081"], "resource: 'gtx1081' is no choice (did you mean gtx1080?)"),
+    (["train=quik"], "train: 'quik' is no choice (did you mean quick?)"),
+    (["--config-name", "dmo"], "--config-name: 'dmo' is no configuration (did you mean demo?)"),
+    (["train.epochs=abc"], "train.epochs: 'abc' was given, allowed is a whole number"),
+    (["seed=1.5"], "seed: '1.5' was given, allowed is a whole number"),
+    (["on_invalid=foo"], "on_invalid: 'foo' was given, allowed is skip or error"),
+    (["evaluate.modes=point"], "evaluate.modes: 'point' was given, allowed is a list"),
+    (["train.epoch=3"], "train.epoch: there is no such field (did you mean epochs?)"),
+    (["resorce=v100"], "resorce: there is no such field (did you mean resource?)"),
+    (["+foo=1"], "foo: there is no such field"),
+    (["n_images=1,,2"], "the override 'n_images=1,,2' cannot be read"),
+    (["n_images=0"], "n_images: 0 was given, allowed is a whole number from 1"),
+    (["n_images=1,-1"], "n_images: -1 was given, allowed is a whole number from 1"),
+    (["n_images=11"], "n_images: 11 was given, but of the 48 images of dataset=nuclei 10 are for training"),
+    (["n_images="], "n_images: '' was given"),
+    (["n_images=choice()"], "choice"),
+    (["n_objects=few"], "n_objects: 'few' was given, allowed is auto, or a whole number from 1"),
+    (["train.lr=-1"], "train.lr: -1.0 was given, allowed is a number above 0"),
+    (
+        ["train.patch_shape=[100,100]"],
+        "train.patch_shape: [100, 100] was given, allowed is two multiples of 32",
+    ),
+    (["evaluate.modes=[amg]"], "evaluate.modes: ['amg'] was given, allowed is a list of point and box"),
+    (
+        ["peft=lora", "peft.freeze=[image_encoder]"],
+        "peft.freeze=[image_encoder] does not go with peft.name=lora",
+    ),
+    (["peft=lora", "model=vit_t"], "peft.name=lora does not go with model.architecture=vit_t"),
+    (
+        ["model=vit_nano", "model.weights=pretrained"],
+        "model.weights: pretrained was given, but nobody publishes",
+    ),
+    (["model.weights=/not/there.pt"], "model.weights: /not/there.pt is no file"),
+    (["resource=v100", "model=vit_l"], "peft=auto: resource v100 has no settings for vit_l"),
+    (["dataset=folder"], "dataset.root: nothing was given"),
+    (["dataset=folder", "dataset.root=/not/there"], "dataset.root /not/there is not a folder"),
+    (["name=a/b"], "name: 'a/b' was given, allowed is letters"),
+    (["resource=v100", "n_images=1,11", "on_invalid=error"], "n_images: 11 was given"),
+    (["cluster=local", "model=vit_nano"], "refsam prepare dataset=nuclei"),
+    (["cluster=local", "dataset=synthetic"], "refsam prepare model=vit_b"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), BAD_INPUT, ids=[" ".join(row[0]) for row in BAD_INPUT])
+def test_bad_input_is_one_sentence_and_exit_status_2(arguments, sentence, capsys, tmp_path):
+    assert sweep("-m", *arguments) == 2
+    captured = capsys.readouterr()
+    assert sentence in captured.err
+    assert captured.err.startswith("refsam: ")
+    assert captured.err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_same_bad_value_is_refused_without_m_too(capsys):
+    assert sweep("n_images=0") == 2
+    assert "n_images: 0 was given" in capsys.readouterr().err
+
+
+def command(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--cfg", "job"],
+        ["--info", "defaults"],
+        ["-m", "resource=gtx1080,v100", "n_images=1,2", "dry_run=true"],
+    ],
+    ids=" ".join,
+)
+def test_what_answers_at_a_prompt_imports_no_torch(arguments):
+    done = command("-X", "importtime", "-m", "refsam.sweep", *arguments)
+    assert done.returncode == 0, done.stderr[-2000:]
+    imported = {
+        line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line
+    }
+    assert "hydra" in imported
+    assert imported.isdisjoint({"torch", "micro_sam", "torch_em", "segment_anything", "elf", "numba"})
+
+
+def test_shell_completion_knows_the_resources():
+    done = command("-m", "refsam.sweep", "-sc", "query=bash", COMP_LINE="refsam.sweep resource=gt")
+    assert "resource=gtx1080" in done.stdout
