@@ -1,0 +1,108 @@
+"""The sweeps of a runs folder: finding them by name and reading what their manifests say."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from refsam.errors import BadInput, nearest
+from refsam.records.files import read_json
+from refsam.records.paths import RunsFolder, SweepPaths
+from refsam.records.status import read_status
+
+MANIFEST_FORMAT = 1
+DAMAGED = "damaged"
+
+
+class DamagedManifest(ValueError):
+    """A sweep's manifest cannot be read. The message names the file."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run of a sweep: its id and the overrides that asked for it."""
+
+    run_id: str
+    overrides: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SkippedRun:
+    """A combination of the sweep that cannot run, and why."""
+
+    overrides: dict[str, Any]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a sweep asked for."""
+
+    runs: list[PlannedRun]
+    skipped: list[SkippedRun]
+
+
+def sweep_names(folder: RunsFolder) -> list[str]:
+    """Names of the sweeps in a runs folder, sorted; none where the folder is not there."""
+    if not folder.sweeps.is_dir():
+        return []
+    return sorted(path.name for path in folder.sweeps.iterdir() if path.is_dir())
+
+
+def find_sweep(name: str, folder: RunsFolder) -> SweepPaths:
+    """The paths of a sweep. Raises BadInput with the nearest name where there is no such sweep."""
+    names = sweep_names(folder)
+    if name in names:
+        return folder.sweep(name)
+    if not names:
+        raise BadInput(f"sweep {name!r} is not in {folder.root}: there are no sweeps")
+    hint = nearest(name, names) or f"; there are {', '.join(names)}"
+    raise BadInput(f"sweep {name!r} is not in {folder.root}{hint}")
+
+
+def read_manifest(sweep: SweepPaths) -> Manifest:
+    """The manifest of a sweep.
+
+    Raises:
+        BadInput: when it is not there, or is of a format that a newer refsam writes.
+        DamagedManifest: when it is damaged.
+    """
+    try:
+        values = read_json(sweep.manifest)
+    except FileNotFoundError as error:
+        raise BadInput(f"sweep {sweep.name!r} has no {sweep.manifest}") from error
+    except ValueError as error:
+        raise DamagedManifest(str(error)) from error
+    try:
+        written_as = values["format"]
+        if written_as > MANIFEST_FORMAT:
+            raise BadInput(
+                f"{sweep.manifest} has the format {written_as}, this refsam reads up to {MANIFEST_FORMAT}"
+            )
+        return Manifest(
+            [PlannedRun(str(run["run_id"]), dict(run["overrides"])) for run in values["runs"]],
+            [SkippedRun(dict(skipped["overrides"]), str(skipped["reason"])) for skipped in values["skipped"]],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedManifest(f"{sweep.manifest} is damaged: {error!r}") from error
+
+
+def count_states(sweep: SweepPaths, folder: RunsFolder) -> Counter[str]:
+    """How many runs of a sweep are in which state; `damaged` for status files that cannot be read.
+
+    Raises as `read_manifest` does.
+    """
+    counts: Counter[str] = Counter()
+    for run in read_manifest(sweep).runs:
+        try:
+            counts[str(read_status(folder.run(run.run_id)).state)] += 1
+        except ValueError:
+            counts[DAMAGED] += 1
+    return counts
+
+
+def runs_folder(path: str | Path) -> RunsFolder:
+    """The runs folder at `path`. Raises BadInput where it is not a folder."""
+    if not Path(path).is_dir():
+        raise BadInput(f"--runs {str(path)!r} is not a folder")
+    return RunsFolder(Path(path))

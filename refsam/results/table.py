@@ -1,0 +1,164 @@
+"""The results of a sweep as a table for the terminal."""
+
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from refsam.results.collect import BASELINE
+
+# The order of this list is the order of columns and of rows.
+_AXES = {
+    "dataset": "data set",
+    "model": "model",
+    "weights": "weights",
+    "resource": "resource",
+    "strategy": "strategy",
+    "n_images": "images",
+    "n_objects": "objects",
+    "seed": "seed",
+}
+_WORDS = ("dataset", "model", "weights", "resource", "strategy")  # axes whose values speak for themselves
+_METRICS = ("SA50", "mSA")
+_FIRST_MODES = ("box", "point")  # as in the figures of the resource study; others follow by name
+_COMPLETED = "completed"
+_UNLIMITED = 10_000  # characters: as wide as the text wants to be
+
+
+def print_table(frame: pd.DataFrame, console: Console | None = None) -> None:
+    """Print one line per run: what it is, SA50 and mSA of each mode, its best epoch and its state.
+
+    Baselines come first among the runs of their model. What is the same for the whole sweep is said once,
+    above the table; why runs have no result is said below it. Where the table does not fit the terminal, the
+    columns of the training are left out.
+
+    Args:
+        frame: As `refsam.results.collect.collect` returns it.
+        console: Where to print; None: standard output.
+    """
+    console = console or _standard_output()
+    if frame.empty:
+        console.print("This sweep has no runs.")
+        return
+    axes = _varying_axes(frame)
+    constant = _constant_axes(frame, axes)
+    if constant:
+        console.print(
+            Text("The same for all: " + ", ".join(f"{name} {value}" for name, value in constant.items()))
+        )
+    table = _table(frame, axes, with_training=True)
+    if console.measure(table, options=console.options.update(width=_UNLIMITED)).maximum > console.width:
+        table = _table(frame, axes, with_training=False)
+    console.print(table)
+    for run in _runs(frame):
+        if run["status"].iloc[0] != _COMPLETED:
+            console.print(Text(_explanation(run.iloc[0], axes)))
+    if not (frame["status"] == _COMPLETED).any():
+        console.print("No run of this sweep is completed yet, so there is nothing to compare.")
+
+
+def _standard_output() -> Console:
+    """A pipe or a file has no width that numbers and sentences could be cut for."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_UNLIMITED)
+
+
+def _table(frame: pd.DataFrame, axes: list[str], with_training: bool) -> Table:
+    modes = ordered_modes(frame)
+    with_training &= bool(frame["best_epoch"].notna().any())
+    table = Table(header_style="bold")
+    for axis in axes:
+        table.add_column(_AXES[axis], justify="right" if _is_number(frame, axis) else "left", no_wrap=True)
+    for mode in modes:
+        for metric in _METRICS:
+            table.add_column(f"{mode}\n{metric}", justify="right", no_wrap=True)
+    if with_training:
+        table.add_column("best\nepoch", justify="right", no_wrap=True)
+        table.add_column("time to\nbest", justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+
+    model = None
+    for run in _runs(frame):
+        first = run.iloc[0]
+        if model is not None and model != first["model"]:
+            table.add_section()
+        model = first["model"]
+        cells = [_text(first[axis]) for axis in axes]
+        for mode in modes:
+            measured = run[run["mode"] == mode]
+            cells += [_decimals(measured[metric].iloc[0]) if len(measured) else "" for metric in _METRICS]
+        if with_training:
+            cells += [_text(first["best_epoch"]), _duration(first["seconds_to_best"])]
+        # Text, so that square brackets are not taken for rich's markup
+        table.add_row(*map(Text, [*cells, str(first["status"])]))
+    return table
+
+
+def _explanation(row: "pd.Series[Any]", axes: list[str]) -> str:
+    """What a run is, and its state: `lora, images 5: failed, out of memory: <message> (<run id>)`."""
+    what = [_text(row[axis]) if axis in _WORDS else f"{_AXES[axis]} {_text(row[axis])}" for axis in axes]
+    state = str(row["status"])
+    if _text(row["reason"]):
+        state += f", {row['reason'].replace('_', ' ')}"
+    message = f": {row['message']}" if _text(row["message"]) else ""
+    run_id = f" ({row['run_id']})" if _text(row["run_id"]) else ""
+    named = ", ".join(text for text, axis in zip(what, axes, strict=True) if _text(row[axis]))
+    return f"{named or 'a run'}: {state}{message}{run_id}"
+
+
+def ordered_modes(frame: pd.DataFrame) -> list[str]:
+    """The modes that the frame has rows of: box, point, then others by name."""
+    modes = set(frame["mode"].dropna())
+    first = [mode for mode in _FIRST_MODES if mode in modes]
+    return first + sorted(modes - set(first))
+
+
+def _varying_axes(frame: pd.DataFrame) -> list[str]:
+    """What tells the runs apart. A baseline trains nothing, so what it would train with does not count."""
+    trained = frame[frame["strategy"] != BASELINE]
+    axes = []
+    for axis in _AXES:
+        compared = trained if axis in ("resource", "n_images", "n_objects") and len(trained) else frame
+        if compared[axis].nunique(dropna=True) > 1 or axis == "strategy":
+            axes.append(axis)
+    return axes
+
+
+def _constant_axes(frame: pd.DataFrame, varying: list[str]) -> dict[str, str]:
+    trained = frame[frame["strategy"] != BASELINE]
+    constant = {}
+    for axis, name in _AXES.items():
+        values = (trained if len(trained) else frame)[axis].dropna()
+        if axis not in varying and len(values):
+            constant[name] = _text(values.iloc[0])
+    return constant
+
+
+def _runs(frame: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows of each run, sorted by what it is. Each combination that was left out is one, too."""
+    keys = frame["run_id"].where(frame["run_id"].notna(), frame.index.astype(str))
+    keyed = frame.assign(is_trained=frame["strategy"] != BASELINE, key=keys)
+    order = ["dataset", "model", "weights", "is_trained", *list(_AXES)[3:]]
+    keyed = keyed.sort_values(order, kind="stable", na_position="last")
+    return [run for _, run in keyed.groupby("key", sort=False)]
+
+
+def _is_number(frame: pd.DataFrame, axis: str) -> bool:
+    return pd.api.types.is_numeric_dtype(frame[axis])
+
+
+def _text(value: Any) -> str:
+    return "" if pd.isna(value) else str(value)
+
+
+def _decimals(value: Any) -> str:
+    return "" if pd.isna(value) else f"{value:.3f}"
+
+
+def _duration(seconds: Any) -> str:
+    if pd.isna(seconds):
+        return ""
+    minutes, second = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
