@@ -50,6 +50,9 @@ class RefsamLauncher(Launcher):
             if status is None:
                 continue  # a dry run
             result = JobReturn(overrides=[f"{key}={value}" for key, value in run.overrides.items()])
+            if status.state in (State.pending, State.running):
+                returns.append(result)  # its status stays UNKNOWN: Slurm has it, and nobody waits for it here
+                continue
             completed = status.state == State.completed
             result.status = JobStatus.COMPLETED if completed else JobStatus.FAILED
             result.return_value = (

@@ -172,6 +172,10 @@ class TrainConfig:
     box_distortion: float = MISSING
     decoder: bool = MISSING  # with the automatic-segmentation decoder
     precision: Precision = Precision.auto
+    engine: str = MISSING  # refsam, or micro_sam for its own step; the same gradients
+    object_chunk: Any = MISSING  # objects decoded at a time, or auto: as many as the memory allows
+    checkpoint_encoder: Any = MISSING  # off, on, every how many blocks, or auto: where the memory asks for it
+    attention: str = MISSING  # of the image encoder: fused, eager (micro-sam's), or auto: fused
     workers: int = MISSING
 
 
@@ -181,6 +185,7 @@ class EvaluateConfig:
 
     modes: list[str] = MISSING
     max_images: int | None = None  # of the test images, in the split's order
+    crop: list[int] | None = None  # (H, W) pixels from the middle of each test image; null: the whole image
     batch_size: int = MISSING  # prompts that are decoded at a time
     dilation: int = MISSING  # pixels around an object from which no prompt is taken, as in micro-sam
     save_predictions: bool = MISSING

@@ -4,9 +4,11 @@ import os
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 import refsam
 from refsam.configuration.frozen import freeze, load
@@ -18,11 +20,18 @@ from refsam.orchestration.job import RunJob
 from refsam.orchestration.local import run_locally
 from refsam.orchestration.plan import Plan, PlannedRun, Standing
 from refsam.orchestration.plan_view import print_plan, summary
+from refsam.orchestration.slurm import check_submission, submit_to_slurm
 from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import State, Status, now, read_status, run_lock, write_status
 
 MANIFEST_FORMAT = 1
+# Slurm's commands may be installed where no cluster is.
+SLURM_CONFIGURATIONS = (
+    Path("/etc/slurm/slurm.conf"),
+    Path("/etc/slurm-llnl/slurm.conf"),
+    Path("/run/slurm/conf"),
+)
 
 
 def submit(plan: Plan, console: Console, in_process: bool = False) -> dict[str, Status]:
@@ -35,13 +44,19 @@ def submit(plan: Plan, console: Console, in_process: bool = False) -> dict[str, 
     if config.dry_run:
         print_plan(plan, console)
         return {}
-    check_ready(plan)
+    on_slurm = not in_process and where(config) == "slurm"
+    check_ready(plan, on_slurm)
     prepare_folders(plan)
     console.print(summary(plan), soft_wrap=True)
     todo = plan.todo
     if in_process:
         for run in todo:
             _run_in_this_process(plan.folder.run(run.run_id))
+    elif todo and on_slurm:
+        submit_to_slurm(
+            todo, plan.folder, plan.folder.sweep(plan.name), config.cluster, lambda text: _say(console, text)
+        )
+        console.print("The runs are Slurm's now; the same command continues what was stopped or has failed.")
     elif todo:
         _run_here(plan.folder, todo, console)
     if plan.skipped:
@@ -53,17 +68,19 @@ def submit(plan: Plan, console: Console, in_process: bool = False) -> dict[str, 
     return statuses
 
 
-def check_ready(plan: Plan) -> None:
+def check_ready(plan: Plan, on_slurm: bool) -> None:
     """Raise BadInput unless everything that the runs to do need is here."""
     config = plan.runs[0].config
     if plan.missing:
         raise BadInput("; ".join(plan.missing))
-    if where(config) == "slurm":
-        raise BadInput(
-            f"cluster.kind: {config.cluster.kind} was given and sbatch is on this machine, but this version "
-            "runs sweeps only on the machine at hand; allowed is cluster=local"
-        )
-    if not config.cluster.explicit:
+    if on_slurm:
+        if shutil.which("sbatch") is None:
+            raise BadInput(
+                f"cluster.kind: {config.cluster.kind} was given, but there is no sbatch on this machine; "
+                "allowed is cluster=local, or the same command on a login node"
+            )
+        check_submission(plan.todo, plan.folder, plan.folder.sweep(plan.name), config.cluster)
+    elif not config.cluster.explicit:
         for run in plan.todo:
             problem = machine.matches(run.config.resource)
             if problem is not None:
@@ -75,7 +92,8 @@ def where(config: RefsamConfig) -> str:
     """`slurm` or `local`: what `cluster.kind` means on this machine."""
     if config.cluster.kind != AUTO:
         return config.cluster.kind
-    return "slurm" if shutil.which("sbatch") else "local"
+    configured = "SLURM_CONF" in os.environ or any(path.exists() for path in SLURM_CONFIGURATIONS)
+    return "slurm" if shutil.which("sbatch") and configured else "local"
 
 
 def prepare_folders(plan: Plan) -> None:
@@ -123,6 +141,10 @@ def _manifest(plan: Plan, known: dict[str, Any]) -> dict[str, Any]:
         "runs": [*earlier, *runs],
         "skipped": [*(item for item in known.get("skipped", []) if item not in skipped), *skipped],
     }
+
+
+def _say(console: Console, sentence: str) -> None:
+    console.print(escape(sentence), soft_wrap=True)
 
 
 def _run_in_this_process(paths: RunPaths) -> None:

@@ -1,0 +1,46 @@
+# Two commands on a fresh machine with Python 3.11 or later: make demo, make test.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Everything the demo makes stays below the checkout.
+export REFSAM_DATA ?= $(CURDIR)/.demo/data
+
+.PHONY: demo test check install install-dev slurm-up slurm-down clean
+
+demo: install  ## the sample data, a small sweep on it, its table and figure
+	$(BIN)/refsam prepare dataset=nuclei
+	$(BIN)/python -m refsam.sweep --config-name demo runs=.demo/runs
+	$(BIN)/refsam collect demo --runs .demo/runs
+	$(BIN)/refsam plot demo --runs .demo/runs
+
+test: install-dev check  ## linters, types, import contracts, all tests
+	$(BIN)/python -m pytest
+
+check: install-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+slurm-up: install  ## a real Slurm on this machine, to try sweeps on (root)
+	$(BIN)/python -m refsam.test_cluster up --install
+
+slurm-down:
+	$(BIN)/python -m refsam.test_cluster down
+
+install: $(VENV)/installed
+install-dev: $(VENV)/installed-dev
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "refsam needs Python 3.11 or later")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .demo build dist

@@ -1,0 +1,352 @@
+"""Handing runs to Slurm: one job array for all runs with the same request, through submitit.
+
+An array is submitted on hold and released when the record of every run of it names its job. So no run starts
+that its record does not know, whatever interrupts the submission, and what was interrupted can be taken back
+unseen. Whoever submits into a runs folder holds its lock, so two shells never submit the same run.
+"""
+
+import contextlib
+import io
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from refsam.configuration.schema import ClusterConfig, RequestConfig
+from refsam.errors import RunFailed
+from refsam.orchestration.job import SCIENCE, RunJob
+from refsam.orchestration.plan_view import request_text
+from refsam.orchestration.slurm_query import SlurmQuery, SlurmSilent, read_record, run_command, statuses
+from refsam.orchestration.slurm_script import Run, by_request, check_folder, parameters
+from refsam.records.files import read_json, write_json
+from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
+from refsam.records.status import (
+    AlreadyRunning,
+    State,
+    Status,
+    is_locked,
+    now,
+    run_lock,
+    write_status,
+)
+
+Say = Callable[[str], None]
+Result = TypeVar("Result")
+
+LOCK_SECONDS = 600.0  # for another submission into the same folder to end
+POLL_SECONDS = 0.5
+RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # between the calls, while Slurm is away for a moment
+# What Slurm's commands say when the same call may succeed later.
+MOMENTARY = (
+    "temporarily",
+    "timed out",
+    "Unable to contact slurm controller",
+    "Connection refused",
+    "connect failure",
+    "Transport endpoint is not connected",
+    "nothing within",
+)
+IMPOSSIBLE = "Requested node configuration is not available"
+
+
+class SubmissionFailed(RuntimeError):
+    """An array was not submitted, and nothing of it will run. The message says what Slurm said."""
+
+
+@dataclass(frozen=True)
+class _Submission:
+    """One call of sbatch: its folder, which is submitit's, and the record of how far it came.
+
+    The job's name is known before the job is, so that it is found again when the answer of sbatch was lost.
+    """
+
+    folder: Path
+    sweep: str
+
+    @property
+    def job_name(self) -> str:
+        return f"refsam-{self.sweep}-{self.folder.name}"
+
+    @property
+    def record(self) -> Path:
+        return self.folder / "submission.json"
+
+    def write(self, runs: Sequence[str], job_ids: Sequence[str], done: bool) -> None:
+        jobs = dict(zip(runs, job_ids, strict=True)) if job_ids else dict.fromkeys(runs)
+        write_json(self.record, {"job_name": self.job_name, "done": done, "time": now(), "jobs": jobs})
+
+    def take_back(self) -> None:
+        """Cancel what is on hold under this name, and forget it. Raises SlurmSilent, and can be called again.
+
+        What was released already runs as its records say, and stays.
+        """
+        command = ["squeue", "--noheader", "--states=PENDING", f"--name={self.job_name}", "--format=%F|%r"]
+        rows = [line.split("|", 1) for line in run_command(command).splitlines()]
+        held = {row[0] for row in rows if row[1] == "JobHeldUser"}
+        if held:
+            run_command(["scancel", *sorted(held)])
+        if held or not rows:
+            write_json(self.record, {"job_name": self.job_name, "done": True, "taken_back": sorted(held)})
+
+
+def jobs_folder(sweep: SweepPaths) -> Path:
+    """Where submitit keeps scripts, pickles and logs: a folder for each array."""
+    return sweep.root / "jobs"
+
+
+def submit_to_slurm(
+    runs: Sequence[Run],
+    folder: RunsFolder,
+    sweep: SweepPaths,
+    cluster: ClusterConfig,
+    say: Say,
+    entry_point: str = SCIENCE,
+) -> None:
+    """Submit all runs that are neither done nor in the queue, and return; nothing is waited for.
+
+    Args:
+        runs: with their directories and frozen configurations in place.
+        say: is told each step in one sentence.
+        entry_point: what a job executes, see RunJob.
+
+    Raises:
+        BadInput: before anything is submitted, when the configuration cannot be made a job script.
+        RunFailed: when some arrays could not be submitted. The others were; the same command does the rest.
+    """
+    check_submission(runs, folder, sweep, cluster)
+    failures = []
+    with _only_submitter(folder, say):
+        jobs = jobs_folder(sweep)
+        jobs.mkdir(parents=True, exist_ok=True)
+        jobs.chmod(0o700)  # jobs unpickle what lies here: nobody else may write it
+        try:
+            _take_back_unfinished(sweep, say)
+            waiting = _not_in_the_queue(runs, folder, say)
+            limit = (cluster.max_array_size or _max_array_size(say)) if waiting else 1
+        except SlurmSilent as error:
+            raise RunFailed(f"Slurm does not answer, so nothing was submitted: {error}") from error
+        for request, group in by_request(waiting):
+            for start in range(0, len(group), limit):
+                part = group[start : start + limit]
+                try:
+                    number = _submit_array(request, part, folder, sweep, cluster, say, entry_point)
+                except (SubmissionFailed, OSError) as error:  # a full disk is one
+                    failures.append(str(error))
+                    say(f"Not submitted ({request_text(request)}): {error}")
+                else:
+                    say(f"Job {number}: {_count(len(part))}, {request_text(request)}")
+    if failures:
+        raise RunFailed(f"{failures[0]}; the same command submits what was not")
+
+
+def check_submission(
+    runs: Sequence[Run], folder: RunsFolder, sweep: SweepPaths, cluster: ClusterConfig
+) -> None:
+    """Raise BadInput when the configuration cannot be made a job script. Writes nothing, asks nobody."""
+    check_folder(folder.root)
+    for request, group in by_request(runs):
+        parameters(request, cluster, group, sweep.name, sweep.name)
+
+
+def _submit_array(
+    request: RequestConfig,
+    runs: Sequence[Run],
+    folder: RunsFolder,
+    sweep: SweepPaths,
+    cluster: ClusterConfig,
+    say: Say,
+    entry_point: str,
+) -> str:
+    """Submit one array, write its runs' records and release it; its number. Raises SubmissionFailed."""
+    for delay in (*RETRY_SECONDS, None):
+        submission = _Submission(jobs_folder(sweep) / secrets.token_hex(4), sweep.name)
+        submission.folder.mkdir(mode=0o700)
+        submission.write([run.run_id for run in runs], [], done=False)
+        try:
+            jobs = _sbatch(request, runs, folder, cluster, submission, entry_point)
+            break
+        except (FailedJobError, FailedSubmissionError, OSError) as error:
+            # The call may have gone through all the same. Its array is on hold, and is taken back now, or by
+            # the next command where Slurm does not answer; it never starts.
+            with contextlib.suppress(SlurmSilent, OSError):
+                submission.take_back()
+            words = (str(error).strip().splitlines() or ["sbatch failed"])[-1]
+            if delay is None or not _is_momentary(str(error)):
+                raise SubmissionFailed(words) from error
+            say(f"{words}; trying again in {delay:.0f} s")
+            time.sleep(delay)
+    number = jobs[0].job_id.partition("_")[0]
+    written: list[tuple[RunPaths, Status]] = []
+    try:
+        _check_possible(jobs[0].paths.submission_file, say)
+        for run, job in zip(runs, jobs, strict=True):
+            written.append(_write_pending(folder.run(run.run_id), job))
+        submission.write([run.run_id for run in runs], [job.job_id for job in jobs], done=False)
+        _patiently(lambda: run_command(["scontrol", "release", number]), say)
+    except BaseException as error:
+        try:
+            run_command(["scancel", number])
+        except SlurmSilent as silence:
+            # Released or not, the records name the job; the next command finds out.
+            raise SubmissionFailed(f"job {number} is in the queue, perhaps on hold: {silence}") from error
+        for paths, before in written:
+            write_status(paths, before)
+        if isinstance(error, SubmissionFailed | OSError | SlurmSilent | AlreadyRunning):
+            raise SubmissionFailed(f"job {number} was cancelled again: {error}") from error
+        raise
+    submission.write([run.run_id for run in runs], [job.job_id for job in jobs], done=True)
+    return number
+
+
+def _sbatch(
+    request: RequestConfig,
+    runs: Sequence[Run],
+    folder: RunsFolder,
+    cluster: ClusterConfig,
+    submission: _Submission,
+    entry_point: str,
+) -> "list[submitit.Job[None]]":
+    """The jobs of the array, in the order of `runs`. Raises submitit's errors with what sbatch said."""
+    executor = submitit.SlurmExecutor(submission.folder)
+    executor.update_parameters(**parameters(request, cluster, runs, submission.sweep, submission.job_name))
+    devices = None if request.gpus else ""  # a node may have GPUs that this run has not asked for
+    jobs = []
+    # submitit prints what sbatch says before it raises it.
+    with contextlib.redirect_stderr(io.StringIO()), executor.batch():
+        for run in runs:
+            root = str(folder.run(run.run_id).root.absolute())
+            jobs.append(executor.submit(RunJob(root, request.cores, devices, entry_point)))
+    return jobs
+
+
+def _check_possible(script: Path, say: Say) -> None:
+    """Raise SubmissionFailed when no node can ever run the job; sbatch does not ask that of a job on hold."""
+    for delay in (*RETRY_SECONDS[:4], None):
+        try:
+            _patiently(lambda: run_command(["sbatch", "--test-only", str(script)]), say)
+        except SlurmSilent as error:
+            if IMPOSSIBLE not in str(error):
+                return  # of this moment only, such as a node that is away
+            if delay is None:
+                raise SubmissionFailed(str(error)) from error
+            # A controller that has just started says so too, until its nodes have answered.
+            say(f"{error}; asking again in {delay:.0f} s")
+            time.sleep(delay)
+        else:
+            return
+
+
+def _write_pending(paths: RunPaths, job: "submitit.Job[None]") -> tuple[RunPaths, Status]:
+    """Begin an attempt: status `pending` with the job's id, a link to its log. Returns the status before."""
+    with run_lock(paths):
+        before = read_record(paths)
+        attempt = paths.attempt(before.attempt + 1)
+        attempt.mkdir(parents=True, exist_ok=True)
+        log = attempt / job.paths.stdout.name
+        log.unlink(missing_ok=True)
+        log.symlink_to(os.path.relpath(job.paths.stdout, attempt.absolute()))
+        time_now = now()
+        status = Status(
+            State.pending,
+            attempt=before.attempt + 1,
+            job_id=job.job_id,
+            submitted_at=time_now,
+            updated_at=time_now,
+        )
+        write_status(paths, status)
+    return paths, before
+
+
+def _not_in_the_queue(runs: Sequence[Run], folder: RunsFolder, say: Say) -> list[Run]:
+    """The runs that no job and no process works on. Raises SlurmSilent when that cannot be known."""
+    known = _patiently(lambda: _ask(folder, runs), say)
+    waiting, queued = [], 0
+    for run in runs:
+        paths, status = folder.run(run.run_id), known[run.run_id]
+        by_slurm = status.job_id is not None and status.state in (State.pending, State.running)
+        here = is_locked(paths) or (paths.attempts.is_dir() and is_locked(RunPaths(paths.attempts)))
+        if by_slurm or here:
+            queued += 1
+        elif status.state != State.completed:
+            waiting.append(run)
+    if queued:
+        say(f"{_count(queued)} in the queue or running already")
+    return waiting
+
+
+def _ask(folder: RunsFolder, runs: Sequence[Run]) -> dict[str, Status]:
+    """The statuses of the runs by their ids. Raises SlurmSilent when the queue does not answer."""
+    known, answer = statuses(folder, [run.run_id for run in runs], SlurmQuery())
+    if not answer.queue:
+        raise SlurmSilent(answer.problems[0])
+    return known
+
+
+def _take_back_unfinished(sweep: SweepPaths, say: Say) -> None:
+    """Cancel what an earlier submission has left on hold when it was killed. Raises SlurmSilent."""
+    for record in sorted(jobs_folder(sweep).glob("*/submission.json")):
+        try:
+            done = read_json(record)["done"]
+        except ValueError:
+            done = False
+        if not done:
+            _patiently(_Submission(record.parent, sweep.name).take_back, say)
+
+
+def _max_array_size(say: Say) -> int:
+    """How many tasks an array may have, from the site's configuration. Raises SlurmSilent."""
+    for line in _patiently(lambda: run_command(["scontrol", "show", "config"]), say).splitlines():
+        key, _, value = line.partition("=")
+        if key.strip() == "MaxArraySize" and value.strip().isdigit():
+            return max(1, int(value))
+    raise SlurmSilent("scontrol show config names no MaxArraySize; give cluster.max_array_size")
+
+
+def _patiently(call: Callable[[], Result], say: Say) -> Result:
+    """The result of a call to Slurm, again and again while it is away for a moment. Raises SlurmSilent."""
+    for delay in RETRY_SECONDS:
+        try:
+            return call()
+        except SlurmSilent as error:
+            if not _is_momentary(str(error)):
+                raise
+            say(f"{error}; trying again in {delay:.0f} s")
+        time.sleep(delay)
+    return call()
+
+
+def _is_momentary(words: str) -> bool:
+    return any(sign in words for sign in MOMENTARY)
+
+
+@contextlib.contextmanager
+def _only_submitter(folder: RunsFolder, say: Say) -> Iterator[None]:
+    """Hold the lock of the runs folder. Raises RunFailed when another process holds it for too long."""
+    folder.root.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + LOCK_SECONDS
+    told = False
+    with contextlib.ExitStack() as lock:
+        while True:
+            try:
+                lock.enter_context(run_lock(RunPaths(folder.root)))
+                break
+            except AlreadyRunning as error:
+                if time.monotonic() > deadline:
+                    raise RunFailed(
+                        f"another process has been submitting into {folder.root} too long"
+                    ) from error
+                if not told:
+                    say(f"Another process is submitting into {folder.root}; waiting for it")
+                    told = True
+            time.sleep(POLL_SECONDS)
+        yield
+
+
+def _count(number: int) -> str:
+    return "1 run" if number == 1 else f"{number} runs"

@@ -1,0 +1,291 @@
+"""What Slurm says about the jobs of a whole sweep: one squeue and one sacct, their answers kept some seconds.
+
+Slurm is asked for what a record cannot know: pending, killed, out of memory, lost. No record is written here.
+"""
+
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from refsam.records.paths import RunPaths, RunsFolder
+from refsam.records.status import Reason, State, Status, read_status
+
+CACHE_SECONDS = 5.0
+ANSWER_SECONDS = 30.0  # until a question is given up
+OUT_OF_MEMORY_SIGNAL = 125  # Slurm's own mark in an exit code such as 0:125
+
+_ALIVE = {
+    **dict.fromkeys(("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD"), State.pending),
+    **dict.fromkeys(("SPECIAL_EXIT", "RESV_DEL_HOLD"), State.pending),
+    **dict.fromkeys(("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING"), State.running),
+    **dict.fromkeys(("RESIZING", "STAGE_OUT"), State.running),
+}
+_REASONS = {
+    "BOOT_FAIL": Reason.node_failure,
+    "CANCELLED": Reason.cancelled,
+    "DEADLINE": Reason.timeout,
+    "FAILED": Reason.error,
+    "NODE_FAIL": Reason.node_failure,
+    "OUT_OF_MEMORY": Reason.out_of_memory,
+    "PREEMPTED": Reason.preempted,
+    "REVOKED": Reason.cancelled,
+    "TIMEOUT": Reason.timeout,
+}
+
+
+@dataclass(frozen=True)
+class SlurmJob:
+    """One array task, or a job that is no array, as Slurm sees it.
+
+    Attributes:
+        state: completed says only that the process ended without an error.
+        words: Slurm's own state, and why a pending job waits.
+    """
+
+    job_id: str
+    state: State
+    reason: Reason | None
+    words: str
+    node: str | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is known of some jobs.
+
+    Attributes:
+        jobs: by job id; those that Slurm does not know are not in it.
+        queue: whether the controller answered: a job that is not in its queue has ended.
+        accounting: whether sacct answered.
+        problems: one sentence for each that did not.
+    """
+
+    jobs: dict[str, SlurmJob]
+    queue: bool
+    accounting: bool
+    problems: tuple[str, ...]
+
+
+@dataclass
+class SlurmQuery:
+    """Asks for all jobs at once, and not again before CACHE_SECONDS have passed."""
+
+    run: Callable[[Sequence[str]], str] = field(default_factory=lambda: run_command)
+    _asked: frozenset[str] = frozenset()
+    _answer: Answer | None = None
+    _at: float = 0.0
+
+    def ask(self, job_ids: Iterable[str]) -> Answer:
+        """The state of each job (`123_4` or `123`) that Slurm knows."""
+        wanted = frozenset(job_ids)
+        if not wanted:
+            return Answer({}, queue=True, accounting=True, problems=())
+        fresh = time.monotonic() - self._at < CACHE_SECONDS
+        if self._answer is None or not fresh or not wanted <= self._asked:
+            self._answer, self._asked, self._at = self._look(wanted), wanted, time.monotonic()
+        return self._answer
+
+    def _look(self, wanted: frozenset[str]) -> Answer:
+        numbers = ",".join(sorted({job_id.partition("_")[0] for job_id in wanted}))
+        problems = []
+        queued: dict[str, SlurmJob] = {}
+        accounted: dict[str, SlurmJob] = {}
+        try:
+            queued = parse_squeue(self.run(squeue_command(numbers)))
+            queue = True
+        except SlurmSilent as error:
+            # A single job that has left the queue is an error to squeue, several of them are none.
+            queue = "Invalid job id" in str(error)
+            if not queue:
+                problems.append(f"squeue does not answer ({error}): what is said of jobs may be old")
+        try:
+            accounted = parse_sacct(self.run(sacct_command(numbers)))
+            accounting = True
+        except SlurmSilent as error:
+            accounting = False
+            problems.append(
+                f"sacct does not answer ({error}): why jobs ended is known only from queue and records"
+            )
+        jobs = merge(queued, accounted, accounting)
+        jobs = {job_id: job for job_id, job in jobs.items() if job_id in wanted}
+        return Answer(jobs, queue, accounting, tuple(problems))
+
+
+def statuses(
+    folder: RunsFolder, run_ids: Sequence[str], query: SlurmQuery
+) -> tuple[dict[str, Status], Answer]:
+    """The status of each run by its id, from its record and from Slurm, and what Slurm answered."""
+    records = {run_id: read_record(folder.run(run_id)) for run_id in run_ids}
+    answer = query.ask(
+        status.job_id for status in records.values() if status.job_id is not None and _is_open(status)
+    )
+    known = {}
+    for run_id, record in records.items():
+        status = with_slurm(record, answer)
+        if _is_open(record) and not _is_open(status):
+            # The run may have written its last word between the two looks.
+            status = with_slurm(read_record(folder.run(run_id)), answer)
+        known[run_id] = status
+    return known, answer
+
+
+def read_record(paths: RunPaths) -> Status:
+    """The status of a run; `planned`, with a message, where its file is damaged: the next one mends it."""
+    try:
+        return read_status(paths)
+    except ValueError as error:
+        return Status(message=str(error))
+
+
+class SlurmSilent(RuntimeError):
+    """A Slurm command failed or gave no answer in time. The message is the first line of what it said."""
+
+
+def run_command(command: Sequence[str]) -> str:
+    """The standard output of a Slurm command. Raises SlurmSilent."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
+    except FileNotFoundError as error:
+        raise SlurmSilent(f"there is no {command[0]} on this machine") from error
+    except subprocess.TimeoutExpired as error:
+        raise SlurmSilent(f"nothing within {ANSWER_SECONDS:.0f} seconds") from error
+    if done.returncode != 0:
+        complaint = (done.stderr or done.stdout).strip() or f"exit status {done.returncode}"
+        raise SlurmSilent(complaint.splitlines()[-1])
+    return done.stdout
+
+
+def squeue_command(numbers: str) -> list[str]:
+    """The jobs and array tasks of `numbers` (`123,456`) in the queue; ended ones while it knows them."""
+    return ["squeue", "--noheader", "--array", "--states=all", f"--jobs={numbers}", "--format=%i|%T|%N|%r"]
+
+
+def sacct_command(numbers: str) -> list[str]:
+    """The jobs and array tasks of `numbers` and their steps."""
+    fields = "--format=JobID,State,ExitCode,NodeList"
+    return ["sacct", "--noheader", "--parsable2", f"--jobs={numbers}", fields]
+
+
+def parse_squeue(text: str) -> dict[str, SlurmJob]:
+    """Jobs by id from lines of `id|state|node|why it waits`."""
+    jobs = {}
+    for line in text.splitlines():
+        job_id, words, node, why = line.split("|", 3)
+        job = _job(job_id, words, "", node)
+        if job.state == State.pending and why not in ("", "None"):
+            job = SlurmJob(job_id, job.state, None, f"{words}, {why}", None)
+        jobs[job_id] = job
+    return jobs
+
+
+def parse_sacct(text: str) -> dict[str, SlurmJob]:
+    """Jobs by id from lines of `id|state|exit code|node`, among them lines of steps (`123_4.0`).
+
+    The kernel kills a step, and the batch script around it goes on: a job that failed and has a step that ran
+    out of memory ran out of memory itself.
+    """
+    jobs: dict[str, SlurmJob] = {}
+    hungry: set[str] = set()
+    for line in text.splitlines():
+        name, words, exit_code, node = line.split("|", 3)
+        job_id, is_step, _ = name.partition(".")
+        for task_id in task_ids(job_id):
+            job = _job(task_id, words, exit_code, node)
+            if job.reason == Reason.out_of_memory:
+                hungry.add(task_id)
+            if not is_step:
+                jobs[task_id] = job
+    for job_id in hungry & jobs.keys():
+        job = jobs[job_id]
+        if job.state == State.failed and job.reason == Reason.error:
+            words = f"{job.words}, a step ran OUT_OF_MEMORY"
+            jobs[job_id] = SlurmJob(job_id, job.state, Reason.out_of_memory, words, job.node)
+    return jobs
+
+
+def merge(
+    queued: dict[str, SlurmJob], accounted: dict[str, SlurmJob], accounting: bool
+) -> dict[str, SlurmJob]:
+    """What is known best of each job. The queue is never late; only the accounting knows steps.
+
+    So a job that the queue calls failed, and the accounting not yet, is still ending: why is not known yet.
+    """
+    jobs = dict(accounted)
+    for job_id, job in queued.items():
+        known = accounted.get(job_id)
+        if _is_alive(job) or not accounting:
+            jobs[job_id] = job
+        elif known is None or _is_alive(known):
+            ending = SlurmJob(job_id, State.running, None, "COMPLETING", job.node)
+            jobs[job_id] = ending if job.reason == Reason.error else job
+    return jobs
+
+
+def task_ids(job_id: str) -> list[str]:
+    """`123_[0-2,5%4]`, how sacct writes tasks that wait, as `123_0`, `123_1`, …; any other id as it is."""
+    match = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", job_id)
+    if match is None:
+        return [job_id]
+    numbers: list[int] = []
+    for part in match[2].split(","):
+        low, _, high = part.partition("-")
+        numbers += range(int(low), int(high or low) + 1)
+    return [f"{match[1]}_{number}" for number in numbers]
+
+
+def with_slurm(status: Status, answer: Answer) -> Status:
+    """The status of a run that Slurm was given: its record, and from Slurm what no record can know.
+
+    A run that its record calls completed or failed is so, whatever Slurm says.
+    """
+    if not _is_open(status) or status.job_id is None:
+        return status
+    job = answer.jobs.get(status.job_id)
+    if job is None:
+        return _unknown(status, answer)
+    words = f"Slurm job {job.job_id}: {job.words}"
+    if job.state == State.pending:  # requeued, if the record says that it was running
+        return status.changed(state=State.pending, message=words)
+    if job.state == State.running:
+        return status.changed(state=State.running, host=status.host or job.node)
+    if job.state == State.completed:
+        words += ", but the run wrote no result"
+        return status.changed(state=State.failed, reason=Reason.lost, message=words)
+    return status.changed(state=State.failed, reason=job.reason, message=words)
+
+
+def _unknown(status: Status, answer: Answer) -> Status:
+    if not answer.queue:
+        return status  # nobody who could know was there
+    if answer.accounting:
+        words = f"Slurm knows no job {status.job_id}, and the run wrote no result"
+    else:
+        words = (
+            f"Slurm job {status.job_id} is no longer in the queue; without sacct nobody knows why it ended"
+        )
+    return status.changed(state=State.failed, reason=Reason.lost, message=words)
+
+
+def _job(job_id: str, words: str, exit_code: str, node: str) -> SlurmJob:
+    name = words.split()[0] if words.strip() else "UNKNOWN"  # CANCELLED by 1000
+    signal = re.fullmatch(r"\d+:(\d+)", exit_code)
+    if exit_code not in ("", "0:0"):
+        words = f"{words}, exit code {exit_code}"
+    where = None if node in ("", "None assigned", "(null)") else node
+    if name in _ALIVE:
+        return SlurmJob(job_id, _ALIVE[name], None, words, where)
+    if signal is not None and int(signal[1]) == OUT_OF_MEMORY_SIGNAL:
+        return SlurmJob(job_id, State.failed, Reason.out_of_memory, words, where)
+    if name == "COMPLETED":
+        return SlurmJob(job_id, State.completed, None, words, where)
+    return SlurmJob(job_id, State.failed, _REASONS.get(name, Reason.lost), words, where)
+
+
+def _is_alive(job: SlurmJob) -> bool:
+    return job.state in (State.pending, State.running)
+
+
+def _is_open(status: Status) -> bool:
+    return status.state in (State.pending, State.running)

@@ -1,0 +1,120 @@
+"""What sbatch is told about an array: a request, a site and some runs as submitit's parameters."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from refsam.configuration.resources import folder
+from refsam.configuration.schema import ClusterConfig, RefsamConfig, RequestConfig
+from refsam.errors import BadInput, nearest
+from refsam.orchestration.job import thread_environment
+
+COMMENT_LENGTH = 1000  # characters; slurmctld refuses more than 1024
+
+
+class Run(Protocol):
+    """What Slurm needs to know of a planned run."""
+
+    @property
+    def run_id(self) -> str: ...
+
+    @property
+    def config(self) -> RefsamConfig: ...
+
+
+def by_request(runs: Sequence[Run]) -> list[tuple[RequestConfig, list[Run]]]:
+    """The runs grouped by what Slurm is asked for, in order of appearance."""
+    groups: dict[tuple[object, ...], tuple[RequestConfig, list[Run]]] = {}
+    for run in runs:
+        request = run.config.resource.request
+        groups.setdefault(dataclasses.astuple(request), (request, []))[1].append(run)
+    return list(groups.values())
+
+
+def parameters(
+    request: RequestConfig, cluster: ClusterConfig, runs: Sequence[Run], sweep: str, job_name: str
+) -> dict[str, Any]:
+    """Parameters of submitit.SlurmExecutor for the array of `runs`, which is submitted on hold.
+
+    Raises BadInput for a time that Slurm does not know, a template that is not there, and text that a job
+    script cannot carry.
+    """
+    comment = f"refsam sweep {sweep}: {' '.join(run.run_id for run in runs)}"
+    threads = thread_environment(request.cores)
+    optional = {
+        "partition": request.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "exclude": cluster.exclude,
+    }
+    extra: dict[str, Any] = {"hold": True}
+    if request.gpus:
+        extra["gpus"] = str(request.gpus) if request.gpu is None else f"{request.gpu}:{request.gpus}"
+    values: dict[str, Any] = {
+        "job_name": job_name,
+        "comment": comment if len(comment) <= COMMENT_LENGTH else comment[: COMMENT_LENGTH - 1] + "…",
+        **{name: value for name, value in optional.items() if value is not None},
+        "cpus_per_task": request.cores,
+        "mem": f"{request.memory_gb}G",  # in units of 1024 for sbatch, so GiB
+        "time": minutes(request.time),
+        "array_parallelism": cluster.array_parallelism or len(runs),
+        # numpy fixes its number of threads when it is imported, which is before the run begins.
+        "setup": [
+            *(f"export {name}={value}" for name, value in threads.items()),
+            *prologue(cluster.template),
+        ],
+        # Since Slurm 22.05 srun no longer takes this over from the job.
+        "srun_args": [f"--cpus-per-task={request.cores}"],
+        "stderr_to_stdout": True,
+        "additional_parameters": extra,
+    }
+    for name, value in {**values, **extra}.items():
+        if isinstance(value, str):
+            _check_text(name, value)
+    return values
+
+
+def check_folder(path: Path) -> None:
+    """Raise BadInput for a folder whose name means something else in a job script than in the shell."""
+    _check_text("runs", str(path))
+    if "%" in str(path) or "\\" in str(path):
+        raise BadInput(f"runs: {path} was given, but Slurm replaces % and \\ in the names of its log files")
+
+
+def minutes(time: str) -> int:
+    """Minutes, rounded up, of Slurm's M, M:S, H:M:S, D-H, D-H:M and D-H:M:S; BadInput for any other time."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
+    if match is None:
+        raise BadInput(f"resource.request.time: {time!r} was given, allowed is D-HH:MM:SS or a part of it")
+    days, first, second, third = (None if part is None else int(part) for part in match.groups())
+    if days is not None:
+        seconds = ((days * 24 + (first or 0)) * 60 + (second or 0)) * 60 + (third or 0)
+    elif third is not None:
+        seconds = ((first or 0) * 60 + (second or 0)) * 60 + third
+    else:
+        seconds = (first or 0) * 60 + (second or 0)
+    if seconds == 0:
+        raise BadInput(f"resource.request.time: {time!r} was given, allowed is a time above 0")
+    return -(-seconds // 60)
+
+
+def prologue(template: str | None) -> list[str]:
+    """The lines of a site's template: what a job does before its run. Raises BadInput where it is missing."""
+    if template is None:
+        return []
+    known = {path.stem: path for path in sorted(folder("slurm_templates").glob("*.sh"))}
+    path = known.get(template, Path(template).expanduser())
+    if not path.is_file():
+        raise BadInput(
+            f"cluster.template: {template} was given{nearest(template, known)}, allowed is "
+            f"{', '.join(known)} or the path of a file"
+        )
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def _check_text(name: str, value: str) -> None:
+    if not value.isprintable():  # a line break would end the comment that a line for sbatch is
+        raise BadInput(f"{name}: {value!r} was given, allowed is text of one line without control characters")

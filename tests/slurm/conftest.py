@@ -1,0 +1,37 @@
+"""The real Slurm that the tests of this folder run on."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from refsam.errors import BadInput
+from refsam.test_cluster.cluster import Cluster
+from refsam.test_cluster.packages import check_machine
+
+
+@pytest.fixture(scope="session")
+def slurm_machine() -> None:
+    """A machine where a test cluster can be started; elsewhere the test is skipped with the reason."""
+    try:
+        check_machine()
+    except BadInput as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster(slurm_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A running cluster, which sbatch and all other commands of this session speak with."""
+    cluster = Cluster(tmp_path_factory.mktemp("slurm"))
+    cluster.up()
+    before = {name: os.environ.get(name) for name in cluster.environment}
+    os.environ.update(cluster.environment)
+    try:
+        yield cluster
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        cluster.down()

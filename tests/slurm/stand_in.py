@@ -1,0 +1,47 @@
+"""A stand-in for the science inside a Slurm job: it keeps the record, and does what `behaviour.txt` says."""
+
+import os
+import time
+from pathlib import Path
+
+from refsam.records.files import write_json
+from refsam.records.paths import RunPaths
+from refsam.records.status import Reason, State, now, read_status, run_lock, write_status
+
+ENTRY_POINT = "stand_in:execute"
+PATIENCE = 60  # seconds after which a stand-in gives up, so that a broken test does not hang
+GIB = 1024**3
+
+
+def execute(root: Path) -> None:
+    paths = RunPaths(root)
+    with run_lock(paths):
+        before = read_status(paths)
+        attempt = before.attempt if before.state is State.pending else before.attempt + 1  # Slurm's requeue
+        status = before.changed(state=State.running, attempt=attempt, started_at=now(), pid=os.getpid())
+        write_status(paths, status)
+        names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "FROM_THE_PROLOGUE", "SLURM_CPUS_PER_TASK")
+        write_json(root / "seen.json", {name: os.environ.get(name) for name in names})
+        with (root / "starts.txt").open("a") as starts:
+            starts.write(f"{os.environ['SLURM_JOB_ID']}\n")
+        try:
+            behave(root)
+        except BaseException as error:
+            reason = Reason.cancelled if isinstance(error, KeyboardInterrupt) else Reason.error
+            write_status(paths, status.changed(state=State.failed, reason=reason, message=repr(error)))
+            raise
+        write_status(paths, status.changed(state=State.completed, ended_at=now()))
+
+
+def behave(root: Path) -> None:
+    behaviour = (root / "behaviour.txt").read_text()
+    if behaviour == "hungry":  # for more than the 1 GiB of its request
+        print(len(bytearray(3 * GIB // 2)))
+    if behaviour == "fail":
+        raise ValueError("the data is not there")
+    if behaviour == "wait":
+        deadline = time.monotonic() + PATIENCE
+        while not (root.parent / "go").exists():
+            if time.monotonic() > deadline:
+                raise TimeoutError("nothing happened")
+            time.sleep(0.1)

@@ -1,0 +1,137 @@
+"""The test cluster: that it is the real thing, and that nothing of it stays."""
+
+import os
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from refsam.test_cluster.settings import node_names
+
+PATIENCE = 60  # seconds after which a broken test ends
+
+
+def run_job(*arguments):
+    """Submit a job, wait for its end, and read the accounting: the job's line and those of its steps."""
+    command = ["sbatch", "--parsable", "--wait", "--output=/dev/null", *arguments]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert answer.stdout, answer.stderr
+    return accounted(answer.stdout.strip())
+
+
+def accounted(job_id):
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        command = [
+            "sacct",
+            "--noheader",
+            "--parsable2",
+            "--format=State,ExitCode,AllocTRES",
+            "--jobs",
+            job_id,
+        ]
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        rows = [line.split("|") for line in lines]
+        if rows and all(row[0] not in ("PENDING", "RUNNING") for row in rows):
+            return rows
+        assert time.monotonic() < deadline, rows
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("gpu", ["GTX1080", "RTX5000", "V100"])
+def test_a_job_gets_the_type_of_gpu_that_it_asks_for(slurm_cluster, gpu):
+    rows = run_job("--partition=gpu", f"--gpus={gpu}:1", "--cpus-per-task=8", "--mem=32G", "--wrap=true")
+    state, _, allocated = rows[0]
+    assert state == "COMPLETED"
+    assert {f"gres/gpu:{gpu.lower()}=1", "cpu=8", "mem=32G"} <= set(allocated.split(","))
+
+
+def test_a_job_that_outgrows_its_memory_is_killed(slurm_cluster):
+    hungry = f"exec {sys.executable} -c 'bytearray(400 * 1024**2)'"
+    rows = run_job("--partition=medium", "--mem=150M", f"--wrap={hungry}")
+    assert rows[0][:2] == ["OUT_OF_MEMORY", "0:125"]
+    enough = run_job("--partition=medium", "--mem=800M", f"--wrap={hungry}")
+    assert enough[0][:2] == ["COMPLETED", "0:0"]
+
+
+def test_a_node_that_does_not_have_what_is_asked_for_takes_no_job(slurm_cluster):
+    command = ["sbatch", "--partition=gpu", "--gpus=A100:1", "--wrap=true"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode != 0
+    assert "Requested node configuration is not available" in answer.stderr
+
+
+def command_line(*arguments):
+    command = [sys.executable, "-m", "refsam.test_cluster", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=3 * PATIENCE, check=False)
+
+
+def test_two_ups_are_one_cluster_and_down_leaves_nothing(slurm_machine, tmp_path):
+    root = tmp_path / "cluster"
+    assert command_line("status", "--root", root).returncode == 1
+    first = command_line("up", "--root", root)
+    assert first.returncode == 0, first.stderr
+    try:
+        assert f"export SLURM_CONF={root}/slurm.conf" in first.stdout
+        processes = of_cluster(root)
+        assert {process.name() for process in processes} >= {
+            "munged",
+            "mariadbd",
+            "slurmdbd",
+            "slurmctld",
+            "slurmd",
+        }
+        assert "runs already" in command_line("up", "--root", root).stdout
+        status = command_line("status", "--root", root)
+        assert [line.split() for line in status.stdout.splitlines()] == [
+            [name, "idle"] for name in node_names()
+        ]
+
+        environment = {**os.environ, "SLURM_CONF": f"{root}/slurm.conf"}
+        job = [
+            "sbatch",
+            "--parsable",
+            "--mem=100M",
+            f"--output={tmp_path}/job",
+            "--wrap=echo on; exec sleep 600",
+        ]
+        subprocess.run(job, env=environment, check=True, capture_output=True)
+        deadline = time.monotonic() + PATIENCE
+        while not (tmp_path / "job").exists() or not (tmp_path / "job").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert "sleep" in {process.name() for process in of_cluster(root)}
+    finally:
+        down = command_line("down", "--root", root)
+    assert down.returncode == 0, down.stderr
+    assert of_cluster(root) == []
+    assert not root.exists()
+    assert command_line("down", "--root", root).returncode == 0  # nothing to do
+
+
+def test_a_folder_with_something_else_in_it_is_refused_and_left_alone(slurm_machine, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    for command in ("up", "down"):
+        answer = command_line(command, "--root", tmp_path)
+        assert answer.returncode == 2
+        assert f"--root: {tmp_path} is neither empty nor a test cluster's" in answer.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def of_cluster(root):
+    """The processes that were started below `root`, or with its configuration in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            named = [*process.cmdline(), *process.environ().values(), process.cwd()]
+        except psutil.Error:  # it has just ended, or nobody may look at it (the init of a container)
+            continue
+        if any(str(root) in text for text in named):
+            found.append(process)
+    return [process for process in found if process.pid not in own_family()]
+
+
+def own_family():
+    return {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}

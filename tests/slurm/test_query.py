@@ -1,0 +1,204 @@
+"""What squeue and sacct say, read; these tests need no Slurm."""
+
+import pytest
+
+from refsam.configuration.schema import ClusterConfig, RefsamConfig, RequestConfig
+from refsam.errors import BadInput
+from refsam.orchestration.slurm_query import (
+    SlurmQuery,
+    SlurmSilent,
+    parse_sacct,
+    statuses,
+    task_ids,
+    with_slurm,
+)
+from refsam.orchestration.slurm_script import COMMENT_LENGTH, minutes, parameters, prologue
+from refsam.records.paths import RunsFolder
+from refsam.records.status import Reason, State, Status, write_status
+
+RUNNING = Status(State.running, attempt=1, job_id="7_0", host="node")
+
+
+class Slurm:
+    """squeue and sacct with given answers; None: they do not answer. Counts the calls."""
+
+    def __init__(self, squeue, sacct):
+        self.answers = {"squeue": squeue, "sacct": sacct}
+        self.calls = []
+
+    def __call__(self, command):
+        self.calls.append(command[0])
+        answer = self.answers[command[0]]
+        if answer is None:
+            raise SlurmSilent("Connection refused")
+        return answer
+
+
+def told(status, squeue, sacct):
+    return with_slurm(status, SlurmQuery(Slurm(squeue, sacct)).ask([status.job_id]))
+
+
+@pytest.mark.parametrize(
+    ("sacct", "reason"),
+    [
+        ("7_0|OUT_OF_MEMORY|0:125|n\n", Reason.out_of_memory),
+        ("7_0|FAILED|1:0|n\n7_0.batch|FAILED|1:0|n\n7_0.0|OUT_OF_MEMORY|0:125|n\n", Reason.out_of_memory),
+        ("7_0|COMPLETED|0:125|n\n", Reason.out_of_memory),
+        ("7_0|FAILED|1:0|n\n7_0.0|FAILED|1:0|n\n", Reason.error),
+        ("7_0|TIMEOUT|0:0|n\n", Reason.timeout),
+        ("7_0|DEADLINE|0:0|n\n", Reason.timeout),
+        ("7_0|NODE_FAIL|1:0|n\n", Reason.node_failure),
+        ("7_0|BOOT_FAIL|1:0|n\n", Reason.node_failure),
+        ("7_0|PREEMPTED|0:15|n\n", Reason.preempted),
+        ("7_0|CANCELLED by 1000|0:15|n\n", Reason.cancelled),
+        ("7_[0-3%2]|CANCELLED by 1000|0:0|None assigned\n", Reason.cancelled),
+        ("7_0|COMPLETED|0:0|n\n", Reason.lost),
+        ("", Reason.lost),
+    ],
+)
+def test_a_job_that_left_no_word_failed_for_the_reason_that_slurm_knows(sacct, reason):
+    status = told(RUNNING, "", sacct)
+    assert (status.state, status.reason) == (State.failed, reason)
+    assert "7_0" in status.message
+
+
+@pytest.mark.parametrize(
+    ("squeue", "sacct", "state"),
+    [
+        ("7_0|RUNNING|n|None\n", "", State.running),
+        ("7_0|COMPLETING|n|None\n", "7_0|RUNNING|0:0|n\n", State.running),
+        ("7_0|PENDING||Priority\n", "7_0|NODE_FAIL|0:0|n\n", State.pending),  # requeued
+        ("", "7_0|RUNNING|0:0|n\n", State.running),
+        ("7_0|FAILED|n|NonZeroExitCode\n", "7_0|RUNNING|0:0|n\n", State.running),  # the accounting is late
+        ("7_0|FAILED|n|NonZeroExitCode\n", None, State.failed),
+        ("7_0|TIMEOUT|n|TimeLimit\n", "7_0|RUNNING|0:0|n\n", State.failed),
+        (None, None, State.running),
+    ],
+)
+def test_the_queue_is_believed_before_the_accounting(squeue, sacct, state):
+    assert told(RUNNING, squeue, sacct).state is state
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        Status(State.completed, job_id="7_0"),
+        Status(State.failed, reason=Reason.error, message="its own words", job_id="7_0"),
+        Status(State.planned),
+        Status(State.running),  # on this machine, without Slurm
+    ],
+)
+def test_what_the_record_says_wins(status):
+    assert with_slurm(status, SlurmQuery(Slurm("", "7_0|TIMEOUT|0:0|n\n")).ask(["7_0"])) == status
+
+
+def test_a_pending_run_says_why_it_waits():
+    status = told(Status(State.pending, job_id="7_0"), "7_0|PENDING||Resources\n", "7_[0]|PENDING|0:0|\n")
+    assert (status.state, status.message) == (State.pending, "Slurm job 7_0: PENDING, Resources")
+
+
+def test_without_sacct_it_works_and_says_so():
+    query = SlurmQuery(Slurm("8_1|RUNNING|n|None\n", None))
+    answer = query.ask(["7_0", "8_1"])
+    assert answer.problems == (
+        "sacct does not answer (Connection refused): why jobs ended is known only from queue and records",
+    )
+    gone = with_slurm(RUNNING, answer)
+    assert (gone.state, gone.reason) == (State.failed, Reason.lost)
+    assert "without sacct nobody knows why" in gone.message
+
+
+def test_a_whole_sweep_is_one_call_each_and_the_answers_are_kept():
+    slurm = Slurm("7_0|RUNNING|n|None\n", "")
+    query = SlurmQuery(slurm)
+    for _ in range(3):
+        query.ask([f"{array}_{task}" for array in (7, 8, 9) for task in range(300)])
+    assert slurm.calls == ["squeue", "sacct"]
+    query.ask(["10_0"])
+    assert len(slurm.calls) == 4
+    assert SlurmQuery(slurm).ask([]).jobs == {}
+    assert len(slurm.calls) == 4
+
+
+def test_ranges_of_tasks_are_told_apart():
+    assert task_ids("7_[0-2,5%4]") == ["7_0", "7_1", "7_2", "7_5"]
+    assert task_ids("7_3") == ["7_3"]
+    assert task_ids("7") == ["7"]
+    assert set(parse_sacct("7_[1-2%1]|PENDING|0:0|\n7_0|RUNNING|0:0|n\n")) == {"7_0", "7_1", "7_2"}
+
+
+@pytest.mark.parametrize(
+    ("time", "expected"),
+    [
+        ("30", 30),
+        ("1:30", 2),
+        ("2:00:00", 120),
+        ("2-00:00:00", 2880),
+        ("1-12", 2160),
+        ("1-00:30", 1470),
+        ("0:10:00", 10),
+    ],
+)
+def test_times_are_read_as_slurm_reads_them(time, expected):
+    assert minutes(time) == expected
+
+
+@pytest.mark.parametrize("time", ["", "two days", "0", "1:2:3:4", "-1", "1\n"])
+def test_other_times_are_refused(time):
+    with pytest.raises(BadInput, match=r"resource\.request\.time"):
+        minutes(time)
+
+
+class Run:
+    config = RefsamConfig()
+
+    def __init__(self, run_id):
+        self.run_id = run_id
+
+
+def some_parameters(request=None, **cluster):
+    request = request or RequestConfig(partition="gpu", gpu="V100", gpus=1, cores=8, memory_gb=32, time="60")
+    runs = [Run(f"vit_b-lora-n{number}") for number in range(200)]
+    return parameters(request, ClusterConfig(**cluster), runs, "study", "refsam-study-1")
+
+
+def test_a_comment_is_no_longer_than_slurm_takes():
+    comment = some_parameters()["comment"]
+    assert comment.startswith("refsam sweep study: vit_b-lora-n0 vit_b-lora-n1 ")
+    assert len(comment) == COMMENT_LENGTH
+
+
+@pytest.mark.parametrize("field", ["account", "qos", "constraint", "exclude"])
+def test_a_line_break_never_reaches_a_job_script(field):
+    with pytest.raises(BadInput, match=field):
+        some_parameters(**{field: "a\ntouch executed"})
+
+
+def test_a_template_that_is_not_there_is_named_with_those_that_are():
+    with pytest.raises(
+        BadInput, match=r"cluster\.template: sccc was given \(did you mean scc\?\), allowed is .*default"
+    ):
+        prologue("sccc")
+
+
+def test_a_run_that_ends_between_the_two_looks_is_completed(tmp_path):
+    folder = RunsFolder(tmp_path)
+    paths = folder.run("a")
+    paths.root.mkdir()
+    write_status(paths, RUNNING)
+
+    def slurm(command):
+        write_status(paths, RUNNING.changed(state=State.completed))
+        return "" if command[0] == "squeue" else "7_0|COMPLETED|0:0|n\n"
+
+    known, _ = statuses(folder, ["a"], SlurmQuery(slurm))
+    assert known["a"].state is State.completed
+
+
+def test_a_damaged_record_is_a_run_to_be_started_with_the_reason(tmp_path):
+    folder = RunsFolder(tmp_path)
+    folder.run("a").root.mkdir()
+    folder.run("a").status.write_text("{")
+    known, _ = statuses(folder, ["a"], SlurmQuery(Slurm("", "")))
+    assert known["a"].state is State.planned
+    assert "status.json is damaged" in known["a"].message

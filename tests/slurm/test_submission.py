@@ -1,0 +1,426 @@
+"""Runs given to a real Slurm: every one with its own request, and none lost."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from refsam.configuration.schema import ClusterConfig, RefsamConfig, RequestConfig, ResourceConfig
+from refsam.errors import BadInput, RunFailed
+from refsam.orchestration import slurm, slurm_query
+from refsam.orchestration.slurm import jobs_folder, submit_to_slurm
+from refsam.orchestration.slurm_query import SlurmQuery, with_slurm
+from refsam.records.files import read_json
+from refsam.records.paths import RunsFolder
+from refsam.records.status import Reason, State, Status, read_status, run_lock, write_status
+from refsam.test_cluster.jobs import job_processes
+
+HERE = Path(__file__).parent
+CONF = HERE.parent.parent / "conf"
+PATIENCE = 90  # seconds until a wait is given up; no assertion depends on it
+ENTRY_POINT = "stand_in:execute"
+CLUSTER = ClusterConfig(kind="slurm", explicit=False, parallel="auto", template="scc")
+SMALL = RequestConfig(partition="medium", cores=1, memory_gb=1, time="0:10:00")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A planned run as the submission sees it."""
+
+    run_id: str
+    config: RefsamConfig
+
+
+@pytest.fixture
+def folder(slurm_cluster, tmp_path, monkeypatch):
+    """A runs folder with a name that a shell would misread, and the stand-in where the jobs find it."""
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    root = tmp_path / """my "runs" $(touch executed) `touch executed` für '1'; touch executed #"""
+    root.mkdir()
+    monkeypatch.chdir(tmp_path)
+    yield RunsFolder(root)
+    subprocess.run(["scancel", "--partition=medium"], check=True)
+    subprocess.run(["scancel", "--partition=gpu"], check=True)
+    assert not list(tmp_path.rglob("executed"))
+
+
+def request_of(resource):
+    """What conf/resource/RESOURCE.yaml asks for."""
+    given = OmegaConf.load(CONF / "resource" / f"{resource}.yaml")
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ResourceConfig), given))
+    return config.request
+
+
+def add_run(folder, run_id, behaviour="complete", request=SMALL):
+    paths = folder.run(run_id)
+    paths.root.mkdir()
+    (paths.root / "behaviour.txt").write_text(behaviour)
+    return Run(run_id, RefsamConfig(resource=ResourceConfig(name="any", request=request)))
+
+
+def submit(folder, runs, cluster=CLUSTER):
+    """Submit the runs as the sweep `study`; what was said."""
+    said = []
+    submit_to_slurm(runs, folder, folder.sweep("study"), cluster, said.append, ENTRY_POINT)
+    return said
+
+
+def statuses(folder, runs):
+    """What a person is told of the runs: their records and what Slurm knows."""
+    known, answer = slurm_query.statuses(folder, [run.run_id for run in runs], SlurmQuery())
+    assert answer.problems == ()
+    return known
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.2)
+
+
+def wait_for_state(folder, runs, *states):
+    wait_until(lambda: all(status.state in states for status in statuses(folder, runs).values()))
+    return statuses(folder, runs)
+
+
+def starts(folder, run):
+    path = folder.run(run.run_id).root / "starts.txt"
+    return path.read_text().split() if path.exists() else []
+
+
+def allocated(job_id):
+    command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=AllocTRES", "--jobs", job_id]
+
+    def ask():
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    wait_until(ask)  # the accounting is some seconds late
+    return set(ask().split(","))
+
+
+def queue(*fields):
+    command = ["squeue", "--noheader", "--array", "--states=PENDING,RUNNING", f"--format={'|'.join(fields)}"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line.split("|") for line in lines]
+
+
+def test_three_resources_are_three_arrays_and_every_run_gets_what_its_resource_asks_for(folder):
+    expected = {
+        "gtx1080": {"gres/gpu:gtx1080=1", "cpu=8", "mem=32G"},
+        "v100": {"gres/gpu:v100=1", "cpu=8", "mem=32G"},
+        "medium_8g": {"cpu=8", "mem=8G"},
+    }
+    runs = [
+        add_run(folder, f"run-n{n}-{resource}", request=request_of(resource))
+        for n in (1, 2)
+        for resource in expected
+    ]
+    said = submit(folder, runs)
+    assert [line.partition(": ")[2] for line in said] == [
+        "2 runs, partition gpu, 1 × GTX1080, 8 cores, 32 GiB, 2-00:00:00",
+        "2 runs, partition gpu, 1 × V100, 8 cores, 32 GiB, 2-00:00:00",
+        "2 runs, partition medium, no GPU, 8 cores, 8 GiB, 2-00:00:00",
+    ]
+    done = wait_for_state(folder, runs, State.completed, State.failed)
+    arrays = set()
+    for run in runs:
+        status = done[run.run_id]
+        assert (status.state, status.attempt) == (State.completed, 1), status
+        assert status.submitted_at is not None
+        resource = run.run_id.rpartition("-")[2]
+        got = allocated(status.job_id)
+        assert expected[resource] <= got
+        assert (resource == "medium_8g") == (not any("gpu" in item for item in got))
+        seen = read_json(folder.run(run.run_id).root / "seen.json")
+        assert (seen["OMP_NUM_THREADS"], seen["SLURM_CPUS_PER_TASK"]) == ("8", "8")
+        assert (seen["CUDA_VISIBLE_DEVICES"] == "") == (resource == "medium_8g")
+        arrays.add((status.job_id.partition("_")[0], resource))
+        (log,) = folder.run(run.run_id).attempt(1).glob("*.out")
+        assert "Job completed successfully" in log.read_text()
+    assert len(arrays) == 3
+    assert stat.S_IMODE(jobs_folder(folder.sweep("study")).stat().st_mode) == 0o700
+
+
+def test_a_job_is_found_again_by_its_name_and_comment_and_carries_the_site_s_choices(folder, tmp_path):
+    template = tmp_path / "site's template.sh"
+    template.write_text("export FROM_THE_PROLOGUE='it was here'\n")
+    cluster = ClusterConfig(
+        kind="slurm",
+        template=str(template),
+        exclude="cpu[2-4]",
+        account="nobody's $(touch executed)",
+        qos="normal",
+        array_parallelism=2,
+    )
+    runs = [add_run(folder, f"run{number}", "wait") for number in range(3)]
+    submit(folder, runs, cluster)
+    wait_until(lambda: len(starts(folder, runs[0])) + len(starts(folder, runs[1])) == 2)
+    rows = queue("%j", "%k", "%T", "%R")
+    assert {row[1] for row in rows} == {"refsam sweep study: run0 run1 run2"}
+    assert all(row[0].startswith("refsam-study-") for row in rows)
+    (script,) = jobs_folder(folder.sweep("study")).glob("*/*_submission.sh")
+    assert "#SBATCH --qos=normal\n" in script.read_text()
+    account = """'nobody'"'"'s $(touch executed)'"""
+    assert f"#SBATCH --account={account}\n" in script.read_text()
+    assert sorted(row[2:] for row in rows) == [
+        ["PENDING", "(JobArrayTaskLimit)"],
+        ["RUNNING", "cpu1"],
+        ["RUNNING", "cpu1"],
+    ]
+    (folder.root / "go").touch()
+    wait_for_state(folder, runs, State.completed)
+    assert read_json(folder.run("run2").root / "seen.json")["FROM_THE_PROLOGUE"] == "it was here"
+
+
+def test_how_a_job_ended_is_known_from_its_record_or_else_from_slurm(folder):
+    hungry, failing, unlucky = (
+        add_run(folder, "a", "hungry"),
+        add_run(folder, "b", "fail"),
+        add_run(folder, "c", "wait"),
+    )
+    killed = add_run(folder, "d", "wait")
+    runs = [hungry, failing, unlucky, killed]
+    submit(folder, runs)
+    wait_until(lambda: starts(folder, unlucky) and starts(folder, killed))
+    subprocess.run(["scancel", read_status(folder.run("c")).job_id], check=True)
+    os.kill(read_status(folder.run("d")).pid, signal.SIGKILL)
+    known = wait_for_state(folder, runs, State.failed)
+    assert known["a"].reason is Reason.out_of_memory
+    assert read_status(folder.run("a")).state is State.running  # it could not say so itself
+    assert (known["b"].reason, known["b"].message) == (Reason.error, "ValueError('the data is not there')")
+    assert known["c"].reason is Reason.cancelled
+    assert read_status(folder.run("c")).reason is Reason.cancelled
+    assert known["d"].reason is Reason.error
+    assert "FAILED" in known["d"].message
+
+
+def test_a_cancelled_task_that_never_ran_is_cancelled(folder):
+    cluster = ClusterConfig(kind="slurm", array_parallelism=1)
+    first, second = runs = [add_run(folder, "a", "wait"), add_run(folder, "b", "wait")]
+    submit(folder, runs, cluster)
+    wait_until(lambda: starts(folder, first))
+    job_id = read_status(folder.run("b")).job_id
+    assert statuses(folder, runs)["b"].state is State.pending
+    subprocess.run(["scancel", job_id], check=True)
+    wait_until(lambda: statuses(folder, runs)["b"].state is State.failed)
+    assert statuses(folder, runs)["b"].reason is Reason.cancelled
+    (folder.root / "go").touch()
+    wait_for_state(folder, [first], State.completed)
+    assert starts(folder, second) == []
+    submit(folder, runs, cluster)  # the same command runs just this one
+    done = wait_for_state(folder, runs, State.completed)
+    assert (done["a"].attempt, done["b"].attempt) == (1, 2)
+
+
+def test_what_is_in_the_queue_is_not_submitted_again(folder):
+    runs = [add_run(folder, name, "wait") for name in "ab"]
+    submit(folder, runs)
+    extra = add_run(folder, "c", "wait")
+    said = submit(folder, [*runs, extra])
+    assert said[0] == "2 runs in the queue or running already"
+    assert "1 run, partition medium" in said[1]
+    assert submit(folder, [*runs, extra]) == ["3 runs in the queue or running already"]
+    (folder.root / "go").touch()
+    wait_for_state(folder, [*runs, extra], State.completed)
+    assert [len(starts(folder, run)) for run in (*runs, extra)] == [1, 1, 1]
+    assert submit(folder, [*runs, extra]) == []
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+sys.path[:0] = sys.argv[1:2]
+from refsam.records.paths import RunsFolder
+import test_submission
+folder = RunsFolder(Path(sys.argv[2]))
+runs = [test_submission.Run(name, test_submission.small()) for name in sys.argv[4:]]
+exec(sys.argv[3])
+print(test_submission.submit(folder, runs))
+"""
+
+
+def small():
+    return RefsamConfig(resource=ResourceConfig(name="any", request=SMALL))
+
+
+def other_shell(folder, before, *run_ids):
+    command = [sys.executable, "-c", PROGRAM, str(HERE), str(folder.root), before, *run_ids]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_two_shells_at_once_submit_each_run_once(folder):
+    runs = [add_run(folder, f"run{number}") for number in range(4)]
+    shells = [other_shell(folder, "", *(run.run_id for run in runs)) for _ in range(2)]
+    outputs = [shell.communicate(timeout=PATIENCE)[0] for shell in shells]
+    assert [shell.returncode for shell in shells] == [0, 0], outputs
+    wait_for_state(folder, runs, State.completed)
+    assert [len(starts(folder, run)) for run in runs] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "moment",
+    ["slurm._write_pending", "slurm.run_command"],
+    ids=["between sbatch and the records", "between the records and the release"],
+)
+def test_a_submission_that_is_killed_is_taken_back_and_repeated(folder, moment):
+    runs = [add_run(folder, name) for name in "ab"]
+    die = (
+        "import os; from refsam.orchestration import slurm; real = slurm.run_command\n"
+        "def kill(*arguments):\n"
+        "    if 'run_command' not in MOMENT or arguments[0][:2] == ['scontrol', 'release']:\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "    return real(*arguments)\n"
+        f"MOMENT = {moment!r}; {moment} = kill"
+    )
+    shell = other_shell(folder, die, "a", "b")
+    shell.communicate(timeout=PATIENCE)
+    assert shell.returncode == -9
+    assert {row[1] for row in queue("%T", "%r")} == {"JobHeldUser"}
+    submit(folder, runs)
+    wait_for_state(folder, runs, State.completed)
+    assert [len(starts(folder, run)) for run in runs] == [1, 1]
+    wait_until(lambda: queue("%i") == [])
+
+
+def test_a_moment_without_slurm_is_waited_out_and_nothing_runs_twice(folder, monkeypatch, tmp_path):
+    runs = [add_run(folder, name) for name in "ab"]
+    monkeypatch.setattr(slurm, "RETRY_SECONDS", (0.1, 0.1, 0.1))
+    real = subprocess.run(["which", "sbatch"], capture_output=True, text=True, check=True).stdout.strip()
+    (tmp_path / "bin").mkdir()
+    fake = tmp_path / "bin" / "sbatch"
+    # The first call goes through and its answer is lost; the second is turned away.
+    fake.write_text(
+        f"#!/bin/bash\necho call >> {tmp_path}/calls\ncase $(wc -l < {tmp_path}/calls) in\n"
+        f'1) {real} "$@" > /dev/null; echo "sbatch: error: Batch job submission failed: Socket timed out on '
+        'send/recv operation" >&2; exit 1;;\n'
+        '2) echo "sbatch: error: Slurm temporarily unable to accept job" >&2; exit 1;;\n'
+        f'*) exec {real} "$@";;\nesac\n'
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    said = submit(folder, runs)
+    assert [line.rpartition("; ")[2] for line in said[:2]] == ["trying again in 0 s"] * 2
+    wait_for_state(folder, runs, State.completed)
+    assert [len(starts(folder, run)) for run in runs] == [1, 1]
+    wait_until(lambda: queue("%i") == [])
+
+
+def test_a_sweep_is_submitted_and_looked_at_while_the_accounting_is_away(folder, slurm_cluster):
+    runs = [add_run(folder, "a"), add_run(folder, "b", "wait")]
+    slurm_cluster.daemons.stop("slurmdbd")
+    try:
+        submit(folder, runs)
+        wait_until(lambda: starts(folder, runs[1]) and read_status(folder.run("a")).state is State.completed)
+        answer = SlurmQuery().ask(read_status(folder.run(name)).job_id for name in "ab")
+        assert (answer.queue, answer.accounting) == (True, False)
+        assert answer.problems[0].startswith("sacct does not answer")
+        assert with_slurm(read_status(folder.run("b")), answer).state is State.running
+    finally:
+        slurm_cluster.start("slurmdbd")
+    (folder.root / "go").touch()
+    wait_for_state(folder, runs, State.completed)
+
+
+def test_a_controller_that_restarts_is_waited_for(folder, slurm_cluster):
+    runs = [add_run(folder, "a", "wait"), add_run(folder, "b")]
+    submit(folder, runs[:1])
+    wait_until(lambda: starts(folder, runs[0]))
+    slurm_cluster.daemons.stop("slurmctld")
+    shell = other_shell(folder, "", "a", "b")
+    try:
+        record = read_status(folder.run("a"))
+        answer = SlurmQuery().ask([record.job_id])
+        assert not answer.queue
+        assert with_slurm(record, answer).state is State.running
+    finally:
+        slurm_cluster.start("slurmctld")
+    output, _ = shell.communicate(timeout=PATIENCE)
+    assert shell.returncode == 0, output
+    (folder.root / "go").touch()
+    wait_for_state(folder, runs, State.completed)
+    assert [len(starts(folder, run)) for run in runs] == [1, 1]
+
+
+def test_a_run_whose_node_dies_is_requeued_and_runs_elsewhere(folder, slurm_cluster):
+    run = add_run(folder, "a", "wait")
+    submit(folder, [run])
+    wait_until(lambda: starts(folder, run))
+    record = read_status(folder.run("a"))
+    ((node,),) = queue("%N")
+    slurm_cluster.daemons.find(f"slurmd-{node}").kill()
+    for number in job_processes(slurm_cluster.settings):
+        os.kill(number, signal.SIGKILL)
+    try:
+        requeued = wait_for_state(folder, [run], State.pending)["a"]
+        assert requeued.message.startswith(f"Slurm job {record.job_id}: PENDING")
+        # Slurm lets a requeued job wait for two minutes.
+        subprocess.run(["scontrol", "update", f"JobId={record.job_id}", "StartTime=now"], check=True)
+        wait_until(lambda: len(starts(folder, run)) == 2)
+        ((other,),) = queue("%N")
+        assert other != node
+        (folder.root / "go").touch()
+        assert wait_for_state(folder, [run], State.completed)["a"].attempt == 2
+    finally:
+        slurm_cluster.start(f"slurmd-{node}")
+        wait_until(lambda: slurm_cluster.nodes()[node] == "idle")
+
+
+def test_what_slurm_refuses_is_said_and_the_others_are_submitted(folder, monkeypatch):
+    monkeypatch.setattr(slurm, "RETRY_SECONDS", (0.1, 0.1))
+    impossible = RequestConfig(partition="gpu", gpu="A100", gpus=1, cores=8, memory_gb=32, time="1:00:00")
+    runs = [add_run(folder, "a", request=impossible), add_run(folder, "b")]
+    with pytest.raises(RunFailed, match="Requested node configuration is not available"):
+        submit(folder, runs)
+    wait_for_state(folder, runs[1:], State.completed)
+    assert read_status(folder.run("a")) == Status()
+
+
+def test_a_group_that_is_larger_than_an_array_may_be_is_several(folder):
+    runs = [add_run(folder, f"run{number}") for number in range(5)]
+    said = submit(folder, runs, ClusterConfig(kind="slurm", max_array_size=2))
+    assert [line.split(": ")[1].split(",")[0] for line in said] == ["2 runs", "2 runs", "1 run"]
+    wait_for_state(folder, runs, State.completed)
+
+
+def test_a_run_that_a_local_process_works_on_is_left_to_it(folder):
+    run = add_run(folder, "a")
+    program = f"""
+import sys, time
+from pathlib import Path
+from refsam.records.paths import RunPaths
+from refsam.records.status import run_lock
+with run_lock(RunPaths(Path({str(folder.run("a").root)!r}))):
+    print("held", flush=True)
+    time.sleep({PATIENCE})
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as other:
+        other.stdout.readline()
+        assert submit(folder, [run]) == ["1 run in the queue or running already"]
+        other.kill()
+
+
+def test_a_run_that_ends_before_it_is_looked_at_keeps_what_its_record_says(folder):
+    run = add_run(folder, "a")
+    submit(folder, [run])
+    wait_for_state(folder, [run], State.completed)
+    with run_lock(folder.run("a")):
+        status = read_status(folder.run("a"))
+        write_status(folder.run("a"), status.changed(state=State.running))  # as if it had died in silence
+    known = wait_for_state(folder, [run], State.failed)["a"]
+    assert known.reason is Reason.lost
+    assert "the run wrote no result" in known.message
+
+
+@pytest.mark.parametrize("name", ["100%", "a\\b", "a\nb"])
+def test_a_folder_that_slurm_would_rename_is_refused(slurm_cluster, tmp_path, name):
+    folder = RunsFolder(tmp_path / name)
+    with pytest.raises(BadInput, match="runs: "):
+        submit(folder, [])
