@@ -19,6 +19,9 @@ OPTIMIZERS = ("adam", "adamw")
 SPLITS = ("seeded", "ordered")
 CLUSTERS = ("auto", "local", "slurm")
 DEVICES = ("auto", "cpu", "cuda")
+ENGINES = ("refsam", "micro_sam")
+ATTENTIONS = ("auto", "fused", "eager")
+SWITCHES = ("auto", "on", "off", True, False)  # YAML reads a bare on as true
 PATCH_MULTIPLE = 32  # pixels; the segmentation decoder halves the patch five times
 
 
@@ -73,12 +76,26 @@ _RULES = (
     _Rule("train.mask_prob", lambda value: 0 <= value <= 1, "a number from 0 to 1"),
     _Rule("train.box_distortion", lambda value: value >= 0, "a number from 0"),
     _Rule("train.workers", _whole(0), "a whole number from 0"),
+    _Rule("train.patch_pool", _optional(_whole(1)), "null, or a whole number from 1"),
+    _Rule("train.engine", _one_of(ENGINES), " or ".join(ENGINES)),
+    _Rule("train.object_chunk", _positive_or_auto, "auto, or a whole number from 1"),
+    _Rule(
+        "train.checkpoint_encoder",
+        lambda value: value in SWITCHES or _whole(1)(value),
+        "auto, on, off, or a whole number from 1",
+    ),
+    _Rule("train.attention", _one_of(ATTENTIONS), ", ".join(ATTENTIONS)),
     _Rule(
         "evaluate.modes",
         lambda modes: bool(modes) and set(modes) <= set(MODES) and len(set(modes)) == len(modes),
         f"a list of {' and '.join(MODES)}",
     ),
     _Rule("evaluate.max_images", _optional(_whole(1)), "null, or a whole number from 1"),
+    _Rule(
+        "evaluate.crop",
+        _optional(lambda crop: len(crop) == 2 and all(map(_whole(1), crop))),
+        "null, or two whole numbers of pixels, as [256,256]",
+    ),
     _Rule("evaluate.batch_size", _whole(1), "a whole number from 1"),
     _Rule("evaluate.dilation", _whole(0), "a whole number of pixels from 0"),
     _Rule("dataset.split", _one_of(SPLITS), " or ".join(SPLITS)),

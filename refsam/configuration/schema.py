@@ -172,6 +172,7 @@ class TrainConfig:
     box_distortion: float = MISSING
     decoder: bool = MISSING  # with the automatic-segmentation decoder
     precision: Precision = Precision.auto
+    patch_pool: int | None = None  # patches that the epochs draw from; null: new ones in every epoch
     engine: str = MISSING  # refsam, or micro_sam for its own step; the same gradients
     object_chunk: Any = MISSING  # objects decoded at a time, or auto: as many as the memory allows
     checkpoint_encoder: Any = MISSING  # off, on, every how many blocks, or auto: where the memory asks for it

@@ -19,6 +19,10 @@ def name(*overrides, fingerprint="data", weights=None):
         "name=x",
         "cluster=local",
         "train.workers=7",
+        "train.engine=micro_sam",
+        "train.object_chunk=2",
+        "train.checkpoint_encoder=on",
+        "train.attention=eager",
         "resource.request.time=1:00:00",
         "resource.request.partition=other",
         "evaluate.modes=[box]",
@@ -45,6 +49,7 @@ def test_what_does_not_change_the_result_does_not_change_the_run(override):
         "evaluate.dilation=3",
         "dataset.normalize=minmax",
         "train.precision=float32",
+        "train.patch_pool=50",
     ],
 )
 def test_what_changes_the_result_is_another_run(override):

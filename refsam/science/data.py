@@ -1,0 +1,238 @@
+"""The images that a job trains, validates and tests on. micro-sam's data sets sample the patches.
+
+A sample depends on the run's seed, the epoch and its index alone: neither on the number of workers, nor on
+what the process did before, so a resumed run sees what an uninterrupted one would have seen.
+"""
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from skimage.measure import label as connected_components
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torch_em.data.sampler import MinInstanceSampler
+
+from refsam.configuration.schema import DatasetConfig, RefsamConfig
+from refsam.configuration.split import Split, split_images
+from refsam.datasets.listing import Pair, list_pairs
+from refsam.datasets.reading import read_image, read_labels, to_8bit
+from refsam.errors import BadInput
+
+# torch-em's 500 would stop one run in five on an image of 4000 x 4000 pixels with a single object.
+SAMPLING_ATTEMPTS = 5000
+
+Sample = tuple[torch.Tensor, torch.Tensor]
+TorchLoader = DataLoader[Sample]
+
+
+def load_pairs(
+    dataset: DatasetConfig, pairs: Sequence[Pair]
+) -> list[tuple[NDArray[np.uint8], NDArray[np.uint32]]]:
+    """Images, (H, W) or (H, W, 3) uint8, and their labels, (H, W) uint32, in the order of `pairs`.
+
+    Raises:
+        BadInput: when a file cannot be used, or an image and its labels differ in height or width.
+    """
+    loaded = []
+    for pair in pairs:
+        image = to_8bit(read_image(pair.image, dataset.image_key), dataset.normalize)
+        labels = read_labels(pair.label, dataset.label_key)
+        if image.shape[:2] != labels.shape:
+            raise BadInput(
+                f"dataset.labels: the label image of {pair.name} has shape {labels.shape} and its image "
+                f"{image.shape[:2]}, and both have to have the same height and width"
+            )
+        loaded.append((image, labels))
+    return loaded
+
+
+def test_images(config: RefsamConfig) -> list[Pair]:
+    """The test images in the split's order, at most `evaluate.max_images` of them."""
+    pairs, split = _split(config)
+    return [pairs[index] for index in split.test[: config.evaluate.max_images]]
+
+
+# pytest would take a function that is called test_… and imported into a test module for a test.
+test_images.__test__ = False  # type: ignore[attr-defined]
+
+
+def training_loaders(config: RefsamConfig) -> tuple[TorchLoader, TorchLoader]:
+    """The loaders of training and validation patches.
+
+    A batch is x, (batch, 3, H, W) float32 from 0 to 255, grey images repeated, and y, (batch, 4, H, W)
+    float32: ids, foreground, distances to centers and to boundaries; without the decoder (batch, 1, H, W):
+    ids only. H and W are `train.patch_shape`; smaller images are padded with zeros where `dataset.padding`
+    is on.
+
+    An epoch of training has as many samples as patches fit into the images, and at least `train.min_samples`,
+    drawn from `train.patch_pool` patches or new in every epoch. The trainer sets `loader.sampler.epoch` when
+    an epoch starts. Validation has the same patches in every epoch.
+
+    Raises:
+        BadInput: when `n_images` is more than the split has for training, or a file cannot be used.
+    """
+    pairs, split = _split(config)
+    if not 1 <= config.n_images <= len(split.pool):
+        raise BadInput(
+            f"n_images is {config.n_images}, and allowed are 1 to {len(split.pool)} of the {len(pairs)} "
+            f"images of {config.dataset.name}, because the others are for validation and testing"
+        )
+    training = load_pairs(config.dataset, [pairs[index] for index in split.pool[: config.n_images]])
+    validation = load_pairs(config.dataset, [pairs[index] for index in split.validation])
+    height, width = config.train.patch_shape
+    # What torch-em counts as the length of an image, summed over the images.
+    patches = sum(math.ceil(labels.shape[0] / height * labels.shape[1] / width) for _, labels in training)
+    train_samples = SeededSamples(
+        _patches(config, training, max(config.train.min_samples, patches)), config.seed
+    )
+    validation_samples = SeededSamples(
+        _patches(config, validation, config.train.validation_samples), config.seed
+    )
+    return (
+        _loader(
+            config, train_samples, SeededSampler(len(train_samples), config.seed, config.train.patch_pool)
+        ),
+        _loader(config, validation_samples, None),
+    )
+
+
+class SeededSamples(Dataset[Sample]):
+    """A data set of random patches whose sample `key` is always the same one.
+
+    `key` is epoch * length + index. Whatever the wrapped data set draws from the generators of random, numpy
+    and torch (on the CPU), it draws from a seed derived from the run's seed, the epoch and the index.
+    """
+
+    def __init__(self, patches: Any, seed: int) -> None:
+        self.patches = patches
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.patches)
+
+    def __getitem__(self, key: int) -> Sample:
+        epoch, index = divmod(key, len(self))
+        with _seeded(self.seed, epoch, index):
+            image, target = self.patches[index]
+        return image, target
+
+
+class SeededSampler(Sampler[int]):
+    """The keys of one epoch of SeededSamples, in an order that depends on the seed and on `epoch` alone.
+
+    With a `pool` of n the keys are 0 to n-1 in every epoch: all of them as often as there is room for, and
+    some of them once more. Without, no key comes twice.
+
+    The trainer sets `epoch` (from 0) before it goes through the loader.
+    """
+
+    def __init__(self, length: int, seed: int, pool: int | None = None) -> None:
+        self.length = length
+        self.seed = seed
+        self.pool = pool
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        generator = np.random.default_rng((self.seed, self.epoch))
+        if self.pool is not None:
+            rounds = math.ceil(self.length / self.pool)
+            keys = np.concatenate([generator.permutation(self.pool) for _ in range(rounds)])
+            return iter(keys[: self.length].tolist())
+        order = generator.permutation(self.length)
+        first = self.epoch * self.length
+        return iter([first + int(index) for index in order])
+
+
+class EnoughObjects:
+    """Accepts patches that micro-sam can prompt: an object of `min_size` pixels beside something else.
+
+    torch-em's MinInstanceSampler counts ids. The transforms that come after it count connected areas, so an
+    object that the patch's border cuts into slivers would leave a patch without any object, on which training
+    stops.
+    """
+
+    def __init__(self, min_size: int) -> None:
+        self.enough = MinInstanceSampler(2, min_size=min_size)
+
+    def __call__(self, image: NDArray[Any], labels: NDArray[Any]) -> bool:
+        return bool(self.enough(image, connected_components(labels, background=0, connectivity=1)))
+
+
+def _split(config: RefsamConfig) -> tuple[list[Pair], Split]:
+    dataset = config.dataset
+    pairs = list_pairs(dataset)
+    names = [pair.name for pair in pairs]
+    split = split_images(
+        names, dataset.split, config.seed, dataset.train_pool, dataset.n_validation, dataset.n_unused
+    )
+    return pairs, split
+
+
+def _patches(
+    config: RefsamConfig, images: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint32]]], n_samples: int
+) -> Any:
+    """micro-sam's data set of `n_samples` random patches of the images, with flips as augmentation."""
+    from micro_sam.training import default_sam_dataset  # takes 15 s, which tests and test_images need not pay
+
+    return default_sam_dataset(
+        raw_paths=[_channels_first(image) for image, _ in images],
+        raw_key=None,
+        label_paths=[labels for _, labels in images],
+        label_key=None,
+        patch_shape=tuple(config.train.patch_shape),
+        with_segmentation_decoder=config.train.decoder,
+        with_channels=True,
+        with_padding=config.dataset.padding,
+        sampler=EnoughObjects(config.dataset.min_object_size),
+        min_size=config.dataset.min_object_size,
+        n_samples=n_samples,
+        max_sampling_attempts=SAMPLING_ATTEMPTS,
+    )
+
+
+def _channels_first(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(3, H, W) from (H, W), repeated, or (H, W, 3)."""
+    if image.ndim == 2:
+        return np.repeat(image[None], 3, axis=0)
+    return np.ascontiguousarray(image.transpose(2, 0, 1))
+
+
+def _loader(config: RefsamConfig, samples: SeededSamples, sampler: SeededSampler | None) -> TorchLoader:
+    loader = DataLoader(
+        samples,
+        batch_size=config.train.batch_size,
+        sampler=sampler,
+        num_workers=config.train.workers,
+        persistent_workers=config.train.workers > 0,
+        pin_memory=torch.cuda.is_available() and config.resource.device != "cpu",
+        # Without a generator of its own, each pass through the loader would draw from the global one.
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+    loader.shuffle = sampler is not None  # asked for by torch-em's trainer
+    return loader
+
+
+@contextmanager
+def _seeded(*numbers: int) -> Iterator[None]:
+    """Seed random, numpy and torch (on the CPU) from `numbers`, and restore their states at the end."""
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()
+    words = np.random.SeedSequence(numbers).generate_state(4)
+    with torch.random.fork_rng(devices=[]):
+        try:
+            random.seed(int(words[0]))
+            np.random.seed(words[1])
+            # torch.manual_seed would seed the GPUs too, whose states are not restored here.
+            torch.default_generator.manual_seed(int(words[2]) << 32 | int(words[3]))
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

@@ -1,0 +1,12 @@
+"""micro-sam's training step in a fraction of its memory and time, with the same loss and the same gradients.
+
+Each saving is one file, has one flag, is exact, and works with all others:
+
+- `step`: backward after every sub-iteration, and chunks of objects within it (`train.object_chunk`);
+- `masks`: the two resizings of every mask as one linear map;
+- `attention`: the encoder's relative positions inside a fused attention kernel (`train.attention`);
+- `checkpointing`: the encoder's blocks computed again in the backward (`train.checkpoint_encoder`);
+- `cache`: a frozen encoder's embeddings kept, of patches that come again (`train.patch_pool`).
+
+`setup` chooses what is `auto` and puts them together. `train.engine=micro_sam` leaves all of it out.
+"""

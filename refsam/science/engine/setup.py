@@ -1,0 +1,140 @@
+"""Which savings a run uses, and putting them into its model.
+
+`auto` follows the size of the machine, not the memory that happens to be free: the same run on the same
+resource computes its sums in the same order every time. The estimates are of what autograd keeps, and
+deliberately rough; `train.object_chunk` and `train.checkpoint_encoder` take exact values from whoever has
+measured them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from mobile_sam.modeling import TinyViT
+from segment_anything.modeling import Sam
+
+from refsam.configuration.schema import AUTO, RefsamConfig
+from refsam.science.engine.attention import use_fused_attention
+from refsam.science.engine.checkpointing import checkpoint_encoder, encoder_blocks
+from refsam.science.engine.masks import use_linear_resizing
+from refsam.science.hardware import GIB
+
+FLOAT_BYTES = 4
+# Of the memory that is there: the rest is for the allocator, the data loader and the system.
+USABLE_SHARE = 0.8
+# What a process holds with Python, torch and micro-sam imported, on the CPU.
+PROCESS_GIB = 1.0
+# Weight, gradient, and the two moments of Adam.
+COPIES_TRAINED = 4
+# Tensors of (tokens, channels) that a block of an ImageEncoderViT with fused attention keeps for its
+# backward: vit_b's encoder peaked at 3.7 GiB above its weights, 12 blocks of 4096 tokens with 768 channels.
+TENSORS_PER_BLOCK = 26
+# What vit_t's encoder keeps for one image.
+TINY_VIT_GIB = 2.6
+# Tensors of (embedding tokens, channels) per object that mask decoder, masks and losses hold at a time: for a
+# patch of 512 x 512, autograd keeps 111 to 121 MiB, 28 of them; the rest is what is computed on the way.
+TENSORS_PER_OBJECT = 50
+# Embedding tokens that are decoded at a time, 4 objects of vit_b: enough to keep a processor busy, and few
+# enough that the memory of a step does not grow with n_objects.
+TOKENS_AT_ONCE = 16384
+# Of what the weights leave, for embeddings: 300 patches of 4 MiB where that is 12 GiB.
+CACHE_SHARE = 0.1
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory{}/memory.limit_in_bytes", "/sys/fs/cgroup{}/memory.max")
+
+
+@dataclass(frozen=True)
+class Savings:
+    """What a step does to need less. `checkpoint_every` is None where nothing is checkpointed."""
+
+    object_chunk: int
+    checkpoint_every: int | None
+    fused_attention: bool
+    cache_gib: float = 0.0  # memory for the embeddings of a frozen encoder
+
+
+def choose_savings(config: RefsamConfig, sam: Sam, device: torch.device) -> Savings:
+    """The savings that the configuration asks for; `auto` by the memory of the machine.
+
+    Blocks are checkpointed where the encoder's activations would take more than half of what the weights
+    leave. Of the objects, TOKENS_AT_ONCE are decoded at a time, and fewer where the rest does not hold them.
+    Fused attention saves always.
+    """
+    settings = config.train
+    left = usable_memory(config, device) - _weights_gib(sam)
+    trained = any(parameter.requires_grad for parameter in sam.image_encoder.parameters())
+    encoder_gib = settings.batch_size * _encoder_gib(sam) if trained else 0.0
+    every = _checkpoint_every(settings.checkpoint_encoder, needed=encoder_gib > left / 2)
+    if every is not None:
+        # What is kept is the input of every block, and one block at a time is computed again.
+        encoder_gib *= 1 / TENSORS_PER_BLOCK + 1 / len(encoder_blocks(sam.image_encoder)) + (1 - 1 / every)
+    cache_gib = 0.0 if trained else CACHE_SHARE * left
+    chunk = settings.object_chunk
+    if chunk == AUTO:
+        fitting = int((left - encoder_gib - cache_gib) / (settings.batch_size * _object_gib(sam)))
+        rows, columns = sam.prompt_encoder.image_embedding_size
+        chunk = max(1, min(fitting, TOKENS_AT_ONCE // (rows * columns), config.n_objects))
+    return Savings(chunk, every, settings.attention != "eager", cache_gib)
+
+
+def apply_savings(sam: Sam, savings: Savings) -> None:
+    """Put the savings that concern the model into it, in place. What it computes stays the same."""
+    use_linear_resizing(sam)
+    if savings.fused_attention:
+        use_fused_attention(sam.image_encoder)
+    if savings.checkpoint_every is not None:
+        checkpoint_encoder(sam.image_encoder, savings.checkpoint_every)
+
+
+def usable_memory(config: RefsamConfig, device: torch.device) -> float:
+    """What a step may take, in GiB: of the GPU, or of main memory by request, cgroup and size."""
+    if device.type == "cuda":
+        fraction = torch.cuda.get_per_process_memory_fraction(device)
+        return USABLE_SHARE * fraction * torch.cuda.get_device_properties(device).total_memory / GIB
+    limits = [config.resource.request.memory_gb, psutil.virtual_memory().total / GIB, *_cgroup_limits()]
+    return USABLE_SHARE * min(limits) - PROCESS_GIB
+
+
+def _cgroup_limits() -> list[float]:
+    """Limits of this process's memory cgroup in GiB, version 1 or 2; none where there is none."""
+    groups = Path("/proc/self/cgroup")
+    if not groups.exists():
+        return []
+    found = []
+    for line in groups.read_text(encoding="utf-8").splitlines():
+        _, controllers, name = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        for limit in CGROUP_LIMITS:
+            path = Path(limit.format(name.rstrip("/")))
+            if path.exists() and (text := path.read_text(encoding="utf-8").strip()) != "max":
+                found.append(int(text) / GIB)
+    return found
+
+
+def _checkpoint_every(setting: str | bool | int, needed: bool) -> int | None:
+    if setting == AUTO:
+        return 1 if needed else None
+    if setting in ("off", False):
+        return None
+    return 1 if setting in ("on", True) else int(setting)
+
+
+def _weights_gib(sam: Sam) -> float:
+    copies = ((COPIES_TRAINED if value.requires_grad else 1) * value.numel() for value in sam.parameters())
+    return FLOAT_BYTES * sum(copies) / GIB
+
+
+def _encoder_gib(sam: Sam) -> float:
+    """What the encoder keeps for one image when nothing is checkpointed."""
+    encoder = sam.image_encoder
+    if isinstance(encoder, TinyViT):
+        return TINY_VIT_GIB
+    _, rows, columns, channels = encoder.pos_embed.shape
+    return len(encoder.blocks) * TENSORS_PER_BLOCK * rows * columns * channels * FLOAT_BYTES / GIB
+
+
+def _object_gib(sam: Sam) -> float:
+    """What the mask decoder and the loss keep for one object."""
+    rows, columns = sam.prompt_encoder.image_embedding_size
+    return TENSORS_PER_OBJECT * rows * columns * sam.prompt_encoder.embed_dim * FLOAT_BYTES / GIB

@@ -1,0 +1,69 @@
+"""Downloads through micro-sam and torch-em, for machines that may use the network. Jobs do not call this."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from zipfile import BadZipFile
+
+from refsam.datasets.weights_cache import weights_path, weights_present
+from refsam.errors import BadInput
+
+
+def fetch_covid_if(root: Path) -> None:
+    """Download Covid-IF's 49 HDF5 files into `root`, which may be an empty folder.
+
+    Raises:
+        BadInput: when the download fails.
+    """
+    from torch_em.data.datasets.light_microscopy.covid_if import get_covid_if_data
+
+    if root.is_dir():
+        root.rmdir()  # torch-em takes a folder that exists for the data
+    _fetch(
+        partial(get_covid_if_data, root, download=True),
+        "Covid-IF could not be downloaded",
+        "on a machine with internet, run: refsam prepare dataset=covid_if",
+    )
+
+
+def fetch_weights(model_name: str) -> Path:
+    """Download the weights `model_name` of micro-sam's registry, with the decoder where there is one.
+
+    Returns the path of the model's weights in micro-sam's cache.
+
+    Raises:
+        BadInput: when the registry has no such model, or the download fails.
+    """
+    from micro_sam.util import models
+
+    registry = models()
+    encoders = sorted(name for name in registry.registry if not name.endswith("_decoder"))
+    if model_name not in encoders:
+        raise BadInput(
+            f"model.name {model_name!r} has no published weights, and allowed are {', '.join(encoders)}"
+        )
+    for name in (model_name, f"{model_name}_decoder"):
+        if name in registry.registry:
+            _fetch(
+                partial(registry.fetch, name, progressbar=True),
+                f"the weights {name} could not be downloaded",
+                f"on a machine with internet, run: refsam prepare model={model_name}",
+            )
+    return weights_path(model_name)
+
+
+def cached_weights(model_name: str) -> Path | None:
+    """The weights `model_name` in micro-sam's cache, or None where they have not been fetched."""
+    return weights_path(model_name) if weights_present(model_name) else None
+
+
+def _fetch(download: Callable[[], object], failure: str, remedy: str) -> None:
+    """Run a download; its errors become one sentence, in which the address stays out."""
+    from urllib3.exceptions import HTTPError
+
+    # requests raises OSErrors, urllib3 its own; ValueError and RuntimeError are pooch's and torch-em's bad
+    # checksums.
+    try:
+        download()
+    except (OSError, HTTPError, ValueError, RuntimeError, BadZipFile) as error:
+        raise BadInput(f"{failure} ({type(error).__name__}); {remedy}") from error

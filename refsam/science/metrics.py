@@ -1,0 +1,89 @@
+"""How good a segmentation is. Numbers only: nothing here knows models, prompts or files."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from bioimage_cpp.segmentation import label
+from elf.evaluation import matching, mean_segmentation_accuracy
+from numpy.typing import NDArray
+
+SEGMENTATION_METRICS = ("mSA", "SA50", "SA75", "precision", "recall", "F1")
+MASK_METRICS = ("mIoU", "mF1")
+METRICS = SEGMENTATION_METRICS + MASK_METRICS
+
+# Places of SA50 and SA75 in elf's thresholds, np.arange(0.5, 1, 0.05), as in micro_sam.evaluation.
+_SA50, _SA75 = 0, 5
+
+
+def segmentation_metrics(prediction: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
+    """Metrics of an instance segmentation, as micro_sam.evaluation.run_evaluation gets them from files.
+
+    mSA is the mean of tp / (tp + fp + fn) over the IoU thresholds 0.5, 0.55, …, 0.95, SA50 and SA75 its
+    values at 0.5 and 0.75; precision, recall and F1 count objects matched at IoU 0.5 (elf.evaluation). As
+    there, an object of `labels` that consists of several pieces counts as several objects (connected
+    components, 8 neighbours), and `prediction` is taken as it is.
+
+    Every metric is 0 where no object is matched: for an image without predictions, without objects, or
+    without both (elf's definition; `refsam.science.evaluation` leaves images without objects out of the
+    means).
+
+    Args:
+        prediction: (H, W) integer, 0 is background.
+        labels: (H, W) integer, 0 is background.
+
+    Returns:
+        mSA, SA50, SA75, precision, recall and F1, each in [0, 1].
+
+    Raises:
+        ValueError: when the shapes differ.
+    """
+    if prediction.shape != labels.shape:
+        raise ValueError(f"the prediction has the shape {prediction.shape}, the labels have {labels.shape}")
+    objects = label(labels)
+    mean_accuracy, accuracies = mean_segmentation_accuracy(prediction, objects, return_accuracies=True)
+    matched = matching(prediction, objects)
+    values = (
+        mean_accuracy,
+        accuracies[_SA50],
+        accuracies[_SA75],
+        matched["precision"],
+        matched["recall"],
+        matched["f1"],
+    )
+    return dict(zip(SEGMENTATION_METRICS, map(float, values), strict=True))
+
+
+def mask_metrics(
+    masks: Sequence[NDArray[np.bool_]], labels: NDArray[Any], object_ids: Sequence[int]
+) -> dict[str, float]:
+    """IoU and F1 (Dice) of an image's binary masks, from pixel counts pooled over its objects.
+
+    Each mask is compared with the object that its prompt was made from; true positive, false positive and
+    false negative pixels are summed over all objects before dividing. The mean over images is mIoU and mF1,
+    as in the Hugging Face study of parameter-efficient finetuning (github.com/MagnusS0/qlora-sam).
+
+    Args:
+        masks: One (H, W) bool mask per object; masks may overlap.
+        labels: (H, W) integer.
+        object_ids: The object in `labels` of each mask.
+
+    Returns:
+        mIoU and mF1, each in [0, 1]; 0 where all masks are empty, NaN where there is no object.
+
+    Raises:
+        ValueError: when there is not exactly one mask per object.
+    """
+    if len(masks) != len(object_ids):
+        raise ValueError(f"{len(masks)} masks for {len(object_ids)} objects")
+    predicted = sum(int(np.count_nonzero(mask)) for mask in masks)
+    true_positives = sum(
+        int(np.count_nonzero(labels[mask] == object_id))
+        for mask, object_id in zip(masks, object_ids, strict=True)
+    )
+    sizes = dict(zip(*(values.tolist() for values in np.unique(labels, return_counts=True)), strict=True))
+    actual = sum(sizes[int(object_id)] for object_id in object_ids)
+    if actual == 0:
+        return dict.fromkeys(MASK_METRICS, float("nan"))
+    union = predicted + actual - true_positives
+    return {"mIoU": true_positives / union, "mF1": 2 * true_positives / (predicted + actual)}

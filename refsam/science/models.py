@@ -1,0 +1,330 @@
+"""Segment Anything models: built or loaded, made trainable by a finetuning strategy, opened for prediction.
+
+The models are micro-sam's; only vit_nano, which no registry knows, is put together here, of the same classes.
+"""
+
+import pickle
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import micro_sam.util
+import numpy as np
+import torch
+from micro_sam.instance_segmentation import get_unetr
+from micro_sam.models.peft_sam import PEFT_Sam
+from micro_sam.training.trainable_sam import TrainableSAM
+from segment_anything import SamPredictor
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.modeling.prompt_encoder import PositionEmbeddingRandom
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch_em.model import UNETR
+
+from refsam.configuration.schema import ArchitectureConfig, ModelConfig, PeftConfig
+from refsam.errors import BadInput
+
+StateDict = Mapping[str, torch.Tensor]
+Built = TypeVar("Built")
+
+PRETRAINED = "pretrained"
+RANDOM = "random"
+# micro_sam.inference.batched_inference puts prompts into this frame whatever size the encoder's input has.
+PROMPT_FRAME = 1024
+SAM_PREFIX = "sam."
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """Which weights a model started from: in words, and the hash of their file if they have one."""
+
+    source: str
+    hash: str | None
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model before finetuning; `decoder_state` is of its automatic-segmentation decoder, if it has one."""
+
+    sam: Sam
+    decoder_state: StateDict | None
+    weights: WeightsInfo
+
+
+class PromptFrame(ResizeLongestSide):
+    """Takes images to the encoder's size, and prompts to PROMPT_FRAME pixels on the longest side."""
+
+    def apply_coords(self, coords: np.ndarray, original_size: tuple[int, ...]) -> np.ndarray:
+        return ResizeLongestSide(PROMPT_FRAME).apply_coords(coords, original_size)
+
+    def apply_coords_torch(self, coords: torch.Tensor, original_size: tuple[int, ...]) -> torch.Tensor:
+        return ResizeLongestSide(PROMPT_FRAME).apply_coords_torch(coords, original_size)
+
+
+def load_model(model: ModelConfig, seed: int, device: torch.device | str) -> LoadedModel:
+    """The model that a run starts from, on `device`, in evaluation mode.
+
+    `model.weights` is `pretrained` (micro-sam's registry, by model.name), `random` (seeded by `seed`), or the
+    path of a checkpoint in micro-sam's training format, of an exported model, or of a plain SAM state dict.
+
+    Raises:
+        BadInput: when the weights are not there or belong to another architecture.
+    """
+    weights = weights_info(model, seed)
+    if model.weights == RANDOM:
+        sam = _seeded(seed, partial(_build, model))
+        return LoadedModel(sam.to(device), None, weights)
+    if model.weights == PRETRAINED:
+        _, sam, state = micro_sam.util.get_sam_model(
+            model_type=model.name, device=device, return_sam=True, return_state=True
+        )
+        return LoadedModel(sam, state.get("decoder_state"), weights)
+    state_dict, decoder_state = read_checkpoint(Path(model.weights).expanduser())
+    sam = _build(model)
+    try:
+        sam.load_state_dict(state_dict)
+    except RuntimeError as error:
+        raise BadInput(f"model.weights={model.weights} does not hold a {model.architecture}") from error
+    return LoadedModel(sam.to(device), decoder_state, weights)
+
+
+def weights_info(model: ModelConfig, seed: int) -> WeightsInfo:
+    """Which weights load_model takes, without loading them.
+
+    Raises:
+        BadInput: when they are not there.
+    """
+    if model.weights == RANDOM:
+        return WeightsInfo(f"random, seed {seed}", None)
+    if model.weights == PRETRAINED:
+        published = micro_sam.util.models().registry
+        if model.name not in published:
+            raise BadInput(
+                f"model.weights=pretrained: {model.name} has no published weights, allowed: random or a path"
+            )
+        return WeightsInfo(f"pretrained {model.name}", published[model.name])
+    path = Path(model.weights).expanduser()
+    if not path.is_file():
+        raise BadInput(f"model.weights={path} is not there, allowed: pretrained, random, or a checkpoint")
+    return WeightsInfo(path.name, micro_sam.util._compute_hash(path))
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], StateDict | None]:
+    """State dict of the SAM, LoRA updates merged, and of the decoder if there is one, on the CPU."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        # micro-sam's own training checkpoints hold pickled loaders beside the weights; its loader skips them.
+        state, _ = micro_sam.util._load_checkpoint(path)
+    model_state = state.get("model_state", state)
+    plain = {name.removeprefix(SAM_PREFIX): value for name, value in model_state.items()}
+    return merge_lora(plain), state.get("decoder_state")
+
+
+def apply_strategy(sam: Sam, peft: PeftConfig) -> Sam:
+    """Freeze parts of `sam` and put low-rank updates into its encoder, in place, as `peft` says.
+
+    Frozen parts also stay in evaluation mode, so that the batch statistics of vit_t's encoder do not move.
+    """
+    if peft.rank is not None:
+        sam = PEFT_Sam(sam, rank=peft.rank, update_matrices=list(peft.update_matrices)).sam
+    for part in peft.freeze:
+        module = getattr(sam, part)
+        module.requires_grad_(False)
+        _keep_in_evaluation_mode(module)
+    return sam
+
+
+def trainable_sam(sam: Sam) -> TrainableSAM:
+    """micro-sam's trainable wrapper, with prompts in the frame that `sam` expects."""
+    trainable = TrainableSAM(sam)
+    trainable.transform = PromptFrame(sam.image_encoder.img_size)
+    return trainable
+
+
+def build_unetr(
+    sam: Sam, model: ModelConfig, decoder_state: StateDict | None, seed: int, device: torch.device | str
+) -> UNETR:
+    """The network of automatic instance segmentation: the encoder of `sam` and micro-sam's UNETR decoder.
+
+    Maps images (batch, 3, H, W) of values 0 to 255 to foreground, center and boundary distances, of the same
+    shape. Weights that `decoder_state` does not give are random, seeded by `seed`.
+    """
+    if model.custom is None:
+        unetr = _seeded(seed, lambda: get_unetr(sam.image_encoder, decoder_state, device=device))
+    else:
+        unetr = _seeded(seed, partial(_build_custom_unetr, sam, model.custom))
+        if decoder_state is not None:
+            unetr.load_state_dict({**unetr.state_dict(), **decoder_state})
+    # The range of the values is the data set's business; a dark patch is no error.
+    unetr.perform_range_checks = False
+    return unetr.to(device)
+
+
+def count_parameters(parameters: Iterable[torch.nn.Parameter]) -> tuple[int, int]:
+    """Numbers of trainable and of all parameters."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in parameters]
+    return sum(size for size, trainable in sizes if trainable), sum(size for size, _ in sizes)
+
+
+def merge_lora(model_state: StateDict) -> dict[str, torch.Tensor]:
+    """Plain state dict with the low-rank updates of micro-sam's LoRASurgery added to the weights they update.
+
+    W + B·A gives the same output as Wx + B(Ax). A state dict without updates comes back as it is.
+    """
+    merged = {
+        name.replace(".qkv.qkv_proj.", ".qkv.").replace(".mlp.mlp_layer.", ".mlp."): value
+        for name, value in model_state.items()
+        if ".w_a_linear_" not in name and ".w_b_linear_" not in name
+    }
+    for name, down in model_state.items():
+        if ".w_a_linear_" not in name:
+            continue
+        prefix, matrix = name.removesuffix(".weight").split(".w_a_linear_")
+        update = model_state[f"{prefix}.w_b_linear_{matrix}.weight"] @ down
+        if matrix in _QKV_BLOCKS:
+            target = f"{prefix}.weight"
+            width = update.shape[0]
+            rows = slice(_QKV_BLOCKS[matrix] * width, (_QKV_BLOCKS[matrix] + 1) * width)
+        else:
+            target, rows = f"{prefix}.lin{matrix}.weight", slice(None)
+        weight = merged[target].clone()
+        weight[rows] += update
+        merged[target] = weight
+    return merged
+
+
+_QKV_BLOCKS = {"q": 0, "k": 1, "v": 2}
+
+
+def load_predictor(
+    checkpoint: Path, model: ModelConfig, device: torch.device | str
+) -> tuple[SamPredictor, StateDict | None]:
+    """The predictor of a finished run's best.pt, and the state of its decoder if it was trained with one.
+
+    Published architectures are opened by micro-sam itself, as its annotator does.
+    """
+    if model.custom is None:
+        predictor, state = micro_sam.util.get_sam_model(
+            model_type=model.architecture, checkpoint_path=checkpoint, device=device, return_state=True
+        )
+        # vit_t keeps a copy of its attention biases from before the weights were loaded; this renews it.
+        predictor.model.eval()
+        return predictor, state.get("decoder_state")
+    state_dict, decoder_state = read_checkpoint(checkpoint)
+    sam = _build(model)
+    sam.load_state_dict(state_dict)
+    return _predictor(sam.to(device), model, micro_sam.util._compute_hash(checkpoint)), decoder_state
+
+
+def initial_predictor(
+    model: ModelConfig, seed: int, device: torch.device | str
+) -> tuple[SamPredictor, StateDict | None, WeightsInfo]:
+    """The predictor of the model that a run starts from, for baselines."""
+    loaded = load_model(model, seed, device)
+    weights = loaded.weights
+    return _predictor(loaded.sam, model, weights.hash or weights.source), loaded.decoder_state, weights
+
+
+def _predictor(sam: Sam, model: ModelConfig, weights_hash: str) -> SamPredictor:
+    """A predictor with the attributes that micro-sam's functions read."""
+    sam.eval()
+    predictor = micro_sam.util.SamPredictor(sam)
+    predictor.transform = PromptFrame(sam.image_encoder.img_size)
+    predictor.model_type = model.architecture
+    predictor.model_name = model.name
+    predictor._hash = weights_hash
+    return predictor
+
+
+def _keep_in_evaluation_mode(module: torch.nn.Module) -> None:
+    """Make `module` ignore the switches to training mode that reach it from the modules it is part of."""
+    module.eval()
+    module.__dict__["train"] = lambda mode=True: module
+
+
+def _seeded(seed: int, build: Callable[[], Built]) -> Built:
+    """What `build` makes with torch's generator at `seed`; the generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+def _build(model: ModelConfig) -> Sam:
+    if model.custom is None:
+        return micro_sam.util.sam_model_registry[model.architecture]()
+    return _build_custom(model.custom)
+
+
+def _build_custom(shape: ArchitectureConfig) -> Sam:
+    """A Segment Anything model with an encoder of any size."""
+    embedding_size = shape.image_size // shape.patch_size
+    prompt_encoder = PromptEncoder(
+        embed_dim=shape.prompt_embed_dim,
+        image_embedding_size=(embedding_size, embedding_size),
+        input_image_size=(PROMPT_FRAME, PROMPT_FRAME),
+        mask_in_chans=16,
+    )
+    prompt_encoder.pe_layer = PositionEmbeddingRandom(shape.prompt_embed_dim // 2, shape.position_scale)
+    sam = Sam(
+        image_encoder=ImageEncoderViT(
+            img_size=shape.image_size,
+            patch_size=shape.patch_size,
+            embed_dim=shape.embed_dim,
+            depth=shape.depth,
+            num_heads=shape.num_heads,
+            out_chans=shape.prompt_embed_dim,
+            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+            use_rel_pos=True,
+            window_size=shape.window_size,
+            global_attn_indexes=tuple(shape.global_attn_indexes),
+        ),
+        prompt_encoder=prompt_encoder,
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(
+                depth=2,
+                embedding_dim=shape.prompt_embed_dim,
+                mlp_dim=shape.decoder_mlp_dim,
+                num_heads=shape.decoder_num_heads,
+            ),
+            transformer_dim=shape.prompt_embed_dim,
+            iou_head_depth=3,
+            iou_head_hidden_dim=shape.prompt_embed_dim,
+        ),
+    )
+    _align_positions(sam.mask_decoder.transformer)
+    return sam.eval()
+
+
+def _align_positions(transformer: TwoWayTransformer) -> None:
+    """Let prompts and image attend to each other by position before anything is learned.
+
+    Queries and keys of the cross-attentions start as the same projection, so that their product is largest
+    where the positions agree. From independent random projections vit_nano still answered every prompt with
+    the same mask after 300 steps; from these it starts to follow the prompts after about 120.
+    """
+    attentions = [transformer.final_attn_token_to_image]
+    for layer in transformer.layers:
+        attentions += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
+    with torch.no_grad():
+        for attention in attentions:
+            torch.nn.init.orthogonal_(attention.q_proj.weight)
+            attention.k_proj.weight.copy_(attention.q_proj.weight)
+            attention.q_proj.bias.zero_()
+            attention.k_proj.bias.zero_()
+
+
+def _build_custom_unetr(sam: Sam, shape: ArchitectureConfig) -> UNETR:
+    """As micro_sam.instance_segmentation.get_unetr, with fewer features: its 64 outweigh vit_nano."""
+    return UNETR(
+        backbone="sam",
+        encoder=sam.image_encoder,
+        out_channels=3,
+        use_sam_stats=True,
+        final_activation="Sigmoid",
+        use_skip_connection=False,
+        resize_input=True,
+        initial_features=shape.unetr_features,
+    )

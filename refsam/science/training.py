@@ -1,0 +1,175 @@
+"""Training of one run: what micro_sam.training.train_sam puts together, with records and resume."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from micro_sam.training.util import ConvertToSamInputs
+from torch_em.loss import DiceBasedDistanceLoss
+
+from refsam.configuration.schema import Precision, RefsamConfig, TrainConfig
+from refsam.errors import BadInput
+from refsam.records.files import write_json
+from refsam.records.paths import RunPaths
+from refsam.science.checkpoints import previous_latest, read_latest
+from refsam.science.data import TorchLoader
+from refsam.science.engine.setup import apply_savings, choose_savings
+from refsam.science.hardware import choose_device, choose_precision, peak_memory
+from refsam.science.models import apply_strategy, build_unetr, count_parameters, load_model, trainable_sam
+from refsam.science.randomness import derived_seed, seed_everything
+from refsam.science.trainers import (
+    LowMemoryJointSamTrainer,
+    LowMemorySamTrainer,
+    Progress,
+    RecordedJointSamLogger,
+    RecordedJointSamTrainer,
+    RecordedSamLogger,
+    RecordedSamTrainer,
+    RecordedTraining,
+)
+
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+# By engine, and by whether there is a segmentation decoder.
+TRAINERS: dict[tuple[str, bool], type[RecordedTraining]] = {
+    ("micro_sam", False): RecordedSamTrainer,
+    ("micro_sam", True): RecordedJointSamTrainer,
+    ("refsam", False): LowMemorySamTrainer,
+    ("refsam", True): LowMemoryJointSamTrainer,
+}
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """What results/training.json holds. Times in seconds over all attempts, memory in GiB of this one."""
+
+    best_epoch: int
+    best_metric: float
+    epochs: int
+    iterations: int
+    seconds_total: float
+    seconds_to_best: float
+    seconds_per_step: float
+    peak_memory_gib: float
+    base_memory_gib: float  # before the first step
+    trainable_parameters: int
+    total_parameters: int
+    precision: str
+    early_stopped: bool
+
+
+def train(
+    config: RefsamConfig,
+    paths: RunPaths,
+    loaders: tuple[TorchLoader, TorchLoader],
+    report: Callable[[Progress], None],
+) -> TrainingSummary:
+    """Finetune the run's model, from its latest.pt where there is one, and write the summary.
+
+    Args:
+        config: of the run, everything resolved.
+        paths: where history, checkpoints, TensorBoard's logs and the summary go.
+        loaders: of training and validation: images (batch, 3, H, W) float of values 0 to 255, and labels
+            (batch, 4, H, W) float: instances, foreground, center and boundary distances; without the decoder
+            only the instances.
+        report: called after every step.
+
+    Raises:
+        BadInput: for values of the configuration that cannot be used.
+        Diverged: when the validation metric is no number.
+    """
+    for folder in (paths.checkpoints, paths.tensorboard, paths.results):
+        folder.mkdir(parents=True, exist_ok=True)
+    seed_everything(config.seed, "model")
+    trainer = build_trainer(config, paths, loaders, report)
+    trainer.run(read_latest(paths))
+    summary = _summarize(trainer)
+    write_json(paths.training, asdict(summary))
+    previous_latest(paths).unlink(missing_ok=True)
+    return summary
+
+
+def build_trainer(
+    config: RefsamConfig,
+    paths: RunPaths,
+    loaders: tuple[TorchLoader, TorchLoader],
+    report: Callable[[Progress], None],
+) -> RecordedTraining:
+    """The trainer of a run, before its first step."""
+    settings = config.train
+    device = choose_device(config)
+    loaded = load_model(config.model, config.seed, device)
+    model = trainable_sam(apply_strategy(loaded.sam, config.peft)).to(device)
+    parameters = list(model.parameters())
+    arguments: dict[str, Any] = {}
+    if settings.decoder:
+        seed = derived_seed(config.seed, "decoder")
+        unetr = build_unetr(loaded.sam, config.model, loaded.decoder_state, seed, device)
+        parameters += [value for name, value in unetr.named_parameters() if not name.startswith("encoder")]
+        instance_loss = DiceBasedDistanceLoss(mask_distances_in_bg=True)
+        arguments = {"unetr": unetr, "instance_loss": instance_loss, "instance_metric": instance_loss}
+    if settings.engine == "refsam":
+        savings = choose_savings(config, loaded.sam, device)
+        apply_savings(loaded.sam, savings)
+        arguments |= {"object_chunk": savings.object_chunk, "cache_gib": savings.cache_gib}
+    optimizer = _optimizer(settings, [parameter for parameter in parameters if parameter.requires_grad])
+    trainer: RecordedTraining = TRAINERS[settings.engine, settings.decoder](
+        paths=paths,
+        seed=config.seed,
+        epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        report=report,
+        train_loader=loaders[0],
+        val_loader=loaders[1],
+        model=model,
+        optimizer=optimizer,
+        lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, mode="min", factor=settings.scheduler_factor, patience=settings.scheduler_patience
+        ),
+        device=device,
+        logger=RecordedJointSamLogger if settings.decoder else RecordedSamLogger,
+        convert_inputs=ConvertToSamInputs(
+            transform=model.transform, box_distortion_factor=settings.box_distortion
+        ),
+        n_objects_per_batch=config.n_objects,
+        n_sub_iteration=settings.n_sub_iterations,
+        mask_prob=settings.mask_prob,
+        early_stopping=settings.early_stopping,
+        compile_model=False,
+        **_precision_arguments(choose_precision(settings.precision, device)),
+        **arguments,
+    )
+    trainer.parameter_counts = count_parameters(parameters)
+    return trainer
+
+
+def _optimizer(settings: TrainConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    if settings.optimizer not in OPTIMIZERS:
+        raise BadInput(f"train.optimizer={settings.optimizer}, allowed: {', '.join(OPTIMIZERS)}")
+    return OPTIMIZERS[settings.optimizer](parameters, lr=settings.lr)
+
+
+def _precision_arguments(precision: Precision) -> dict[str, Any]:
+    if precision == Precision.float32:
+        return {"mixed_precision": False}
+    return {"mixed_precision": True, "mixed_precision_dtype": precision.value}
+
+
+def _summarize(trainer: RecordedTraining) -> TrainingSummary:
+    trainable, total = trainer.parameter_counts
+    mixed = trainer.mixed_precision
+    return TrainingSummary(
+        best_epoch=trainer._best_epoch,
+        best_metric=trainer.best_metric,
+        epochs=trainer.epochs_finished,
+        iterations=trainer.iteration,
+        seconds_total=trainer.train_time,
+        seconds_to_best=trainer.history.train_time(trainer._best_epoch),
+        seconds_per_step=trainer.step_seconds / trainer.iteration,
+        peak_memory_gib=peak_memory(trainer.device),
+        base_memory_gib=trainer.base_memory_gib,
+        trainable_parameters=trainable,
+        total_parameters=total,
+        precision=trainer.mixed_precision_dtype if mixed else Precision.float32.value,
+        early_stopped=trainer.stopped_early,
+    )

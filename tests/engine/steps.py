@@ -1,0 +1,222 @@
+"""One training step of micro-sam's trainers and of ours, same seeds and batch, with its gradients."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from micro_sam.training.joint_sam_trainer import JointSamTrainer
+from micro_sam.training.sam_trainer import SamTrainer
+from micro_sam.training.util import ConvertToSamInputs
+from omegaconf import OmegaConf
+from segment_anything.modeling import Sam
+from torch_em.loss import DiceBasedDistanceLoss
+
+from refsam.configuration.schema import ModelConfig, PeftConfig
+from refsam.science.engine.step import LowMemoryJointStep, LowMemoryStep
+from refsam.science.models import apply_strategy, build_unetr, load_model, trainable_sam
+
+CONF = Path(__file__).parents[2] / "conf"
+PEFTS = {
+    "full": PeftConfig(name="full"),
+    "frozen encoder": PeftConfig(name="freeze_encoder", freeze=["image_encoder"]),
+    "lora": PeftConfig(name="lora", rank=2, update_matrices=["q", "v"]),
+}
+Gradients = dict[str, torch.Tensor]
+NOISE = {torch.float32: 1e-5, torch.float64: 1e-8}
+
+
+class LowMemorySamTrainer(LowMemoryStep, SamTrainer):
+    """Our step of interactive segmentation."""
+
+
+class LowMemoryJointSamTrainer(LowMemoryJointStep, JointSamTrainer):
+    """Our step with the automatic-segmentation decoder."""
+
+
+class RecordingOptimizer(torch.optim.SGD):
+    """Changes nothing and keeps a copy of the gradients of every step, by name."""
+
+    def __init__(self, named: dict[str, torch.nn.Parameter]) -> None:
+        super().__init__(list(named.values()), lr=0.0)
+        self.named = named
+        self.recorded: list[Gradients] = []
+
+    def step(self, closure: None = None) -> None:
+        self.recorded.append(
+            {name: value.grad.clone() for name, value in self.named.items() if value.grad is not None}
+        )
+
+
+class RecordingLogger:
+    """Keeps the losses that the trainer logs."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def log_train(self, step, loss, lr, x, y, samples, *losses) -> None:
+        self.losses = [float(value.detach()) for value in (loss, *losses)]
+
+    def log_validation(self, step, metric, loss, x, y, samples, *losses) -> None:
+        self.losses = [float(value) for value in (metric, loss, *losses)]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Gradients of the optimizer steps (two with the decoder), and what was logged."""
+
+    gradients: list[Gradients]
+    losses: list[float]
+    model: torch.nn.Module
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a step is made of. `iteration` 0 starts with points and three masks, 1 with boxes."""
+
+    architecture: str = "tiny"
+    peft: str = "full"
+    decoder: bool = False
+    iteration: int = 0
+    batch_size: int = 1
+    n_objects: int = 5
+    n_sub_iterations: int = 3
+    shape: tuple[int, int] = (64, 96)
+    dtype: torch.dtype = torch.float64
+    mixed: str | None = None
+    savings: tuple[Callable[[Sam], None], ...] = ()  # applied to the model
+
+
+def discs(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (batch, 3, H, W), 0 to 255, and targets (batch, 4, H, W), with 3 x 4 discs in each."""
+    generator = np.random.default_rng(3)
+    height, width = case.shape
+    rows, columns = np.mgrid[:height, :width]
+    images, targets = [], []
+    for _ in range(case.batch_size):
+        labels = np.zeros(case.shape, np.float32)
+        for index in range(12):
+            row, column = (index // 4 + 0.5) * height / 3, (index % 4 + 0.5) * width / 4
+            radius = generator.uniform(0.2, 0.45) * min(height / 3, width / 4)
+            labels[(rows - row) ** 2 + (columns - column) ** 2 < radius**2] = index + 1
+        image = 120.0 * (labels > 0) + generator.uniform(0, 80, case.shape)
+        images.append(np.repeat(image[None], 3, axis=0))
+        targets.append(np.concatenate([labels[None], generator.uniform(0, 1, (3, *case.shape))]))
+    return torch.from_numpy(np.stack(images)).to(case.dtype), torch.from_numpy(np.stack(targets)).float()
+
+
+def model_config(architecture: str) -> ModelConfig:
+    """A model of conf/, or `tiny`: vit_nano with 16 x 16 tokens, which its windows of 6 do not divide."""
+    name = "vit_nano" if architecture == "tiny" else architecture
+    given = OmegaConf.load(CONF / "model" / f"{name}.yaml")
+    changed: dict[str, Any] = {"weights": "random"}
+    if architecture == "tiny":
+        changed["custom"] = {
+            "image_size": 128,
+            "embed_dim": 24,
+            "depth": 3,
+            "global_attn_indexes": [1],
+            "window_size": 6,
+            "prompt_embed_dim": 32,
+            "unetr_features": 2,
+        }
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), given, changed))
+    assert isinstance(config, ModelConfig)
+    return config
+
+
+def model_of(case: Case) -> Sam:
+    """Random weights, also where initialization is zero and would hide a term: positions, updates of LoRA."""
+    sam = apply_strategy(load_model(model_config(case.architecture), 0, "cpu").sam, PEFTS[case.peft])
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in sam.named_parameters():
+            if any(part in name for part in ("rel_pos", "pos_embed", "w_b_linear", "attention_biases")):
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return sam
+
+
+def take_step(case: Case, object_chunk: int | None = None, validate: bool = False) -> Step:
+    """One step, or validation, of our trainer with chunks of `object_chunk` objects; micro-sam's for None."""
+    sam = model_of(case)
+    for save in case.savings:
+        save(sam)
+    model = trainable_sam(sam)
+    named = dict(model.named_parameters())
+    ours = object_chunk is not None
+    arguments: dict[str, Any] = {"object_chunk": object_chunk} if ours else {}
+    trainer_class = LowMemorySamTrainer if ours else SamTrainer
+    if case.decoder:
+        unetr = build_unetr(sam, model_config(case.architecture), None, 1, "cpu")
+        named |= {name: value for name, value in unetr.named_parameters() if not name.startswith("encoder")}
+        loss = DiceBasedDistanceLoss(mask_distances_in_bg=True)
+        arguments |= {"unetr": unetr.to(case.dtype), "instance_loss": loss, "instance_metric": loss}
+        trainer_class = LowMemoryJointSamTrainer if ours else JointSamTrainer
+    model.to(case.dtype)
+    # It casts coordinates to float32 itself.
+    sam.prompt_encoder.pe_layer.float()
+    optimizer = RecordingOptimizer({name: value for name, value in named.items() if value.requires_grad})
+    x, y = discs(case)
+    batches = [(x, y if case.decoder else y[:, :1])]
+    trainer = trainer_class(
+        name="step",
+        train_loader=batches,
+        val_loader=batches,
+        model=model,
+        optimizer=optimizer,
+        device="cpu",
+        convert_inputs=ConvertToSamInputs(transform=model.transform, box_distortion_factor=0.025),
+        n_objects_per_batch=case.n_objects,
+        n_sub_iteration=case.n_sub_iterations,
+        mixed_precision=case.mixed is not None,
+        mixed_precision_dtype=case.mixed,
+        logger=None,
+        compile_model=False,
+        **arguments,
+    )
+    trainer.logger = RecordingLogger()
+    trainer.max_iteration = trainer._iteration = case.iteration
+    random.seed(7)
+    np.random.seed(7)
+    torch.manual_seed(7)
+    if validate:
+        trainer._validate()
+    else:
+        epoch = trainer._train_epoch_mixed if case.mixed else trainer._train_epoch
+        epoch(progress=None)
+    # Later draws are the same only where all earlier ones were.
+    draws = [random.random(), float(np.random.rand())]
+    return Step(optimizer.recorded, trainer.logger.losses + draws, model)
+
+
+@cache
+def reference(case: Case) -> Step:
+    """micro-sam's own step."""
+    return take_step(case)
+
+
+def assert_same_gradients(step: Step, reference: Step, tolerance: float) -> None:
+    """Every parameter's gradient agrees: the norm of the difference is below `tolerance` of the norm.
+
+    Some gradients are zero in exact arithmetic and rounding in the computer's: of what is added to all scores
+    of a softmax (the biases of the mask decoder's keys), which are left out, and of what is added to a
+    channel that is normalized next (in the segmentation decoder), which fall below NOISE of the largest norm;
+    the difference is taken relative to that then.
+    """
+    assert len(step.gradients) == len(reference.gradients) > 0
+    for ours, theirs in zip(step.gradients, reference.gradients, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert len(ours) > 0
+        norms = {name: float(gradient.norm()) for name, gradient in theirs.items()}
+        noise = NOISE[next(iter(theirs.values())).dtype] * max(norms.values())
+        differences = {
+            name: float((ours[name] - gradient).norm()) / max(norms[name], noise)
+            for name, gradient in theirs.items()
+            if not name.endswith("k_proj.bias")
+        }
+        worst = max(differences, key=differences.__getitem__)
+        assert differences[worst] < tolerance, f"{worst}: {differences[worst]:.1e}, norm {norms[worst]:.1e}"

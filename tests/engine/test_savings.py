@@ -1,0 +1,84 @@
+"""Each saving on its own computes what it takes the place of."""
+
+import pytest
+import torch
+from segment_anything.modeling.image_encoder import Attention
+from steps import Case, model_of
+from torch import nn
+
+from refsam.science.engine.attention import FusedAttention, use_fused_attention
+from refsam.science.engine.checkpointing import checkpoint_encoder, encoder_blocks
+from refsam.science.engine.masks import use_linear_resizing
+
+SIZES = [
+    ((1024, 1024), (512, 512)),
+    ((1024, 1024), (1024, 1024)),
+    ((1024, 768), (64, 48)),
+    ((701, 1024), (350, 511)),
+    ((1024, 333), (2000, 650)),
+]
+
+
+@pytest.mark.parametrize(("input_size", "original_size"), SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_linear_map_is_both_resizings(
+    input_size: tuple[int, int], original_size: tuple[int, int], dtype: torch.dtype
+) -> None:
+    sam = model_of(Case())
+    sam.image_encoder.img_size = 1024
+    masks = torch.randn(2, 3, 256, 256, dtype=dtype, requires_grad=True)
+    cotangent = torch.randn(2, 3, *original_size, dtype=dtype)
+    expected = sam.postprocess_masks(masks, input_size, original_size)
+    (expected_gradient,) = torch.autograd.grad(expected, masks, cotangent)
+    use_linear_resizing(sam)
+    resized = sam.postprocess_masks(masks, input_size, original_size)
+    (gradient,) = torch.autograd.grad(resized, masks, cotangent)
+    # Weights of interpolation are computed by torch in the type of its input.
+    tolerance = {torch.float32: 1e-3, torch.float64: 1e-9}[dtype]
+    torch.testing.assert_close(resized, expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("height", "width"), [(6, 6), (5, 8), (1, 3)])
+def test_fused_attention_is_the_attention(height: int, width: int) -> None:
+    torch.manual_seed(0)
+    eager = Attention(24, num_heads=3, use_rel_pos=True, input_size=(height, width)).double()
+    for parameter in eager.parameters():
+        nn.init.normal_(parameter)
+    fused = Attention(24, num_heads=3, use_rel_pos=True, input_size=(height, width)).double()
+    fused.load_state_dict(eager.state_dict())
+    use_fused_attention(fused)
+    assert type(fused) is FusedAttention
+    x = torch.randn(2, height, width, 24, dtype=torch.float64, requires_grad=True)
+    cotangent = torch.randn_like(x)
+    expected, attended = eager(x), fused(x)
+    torch.testing.assert_close(attended, expected)
+    wanted = torch.autograd.grad(expected, [x, *eager.parameters()], cotangent)
+    given = torch.autograd.grad(attended, [x, *fused.parameters()], cotangent)
+    for ours, theirs in zip(given, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_savings_keep_the_names_of_the_parameters() -> None:
+    sam = model_of(Case(peft="lora"))
+    names = list(sam.state_dict())
+    use_linear_resizing(sam)
+    use_fused_attention(sam.image_encoder)
+    checkpoint_encoder(sam.image_encoder, 1)
+    assert list(sam.state_dict()) == names
+
+
+@pytest.mark.parametrize(("every", "computed"), [(1, 6), (2, 5)])
+def test_checkpointed_blocks_are_computed_again(every: int, computed: int) -> None:
+    encoder = model_of(Case()).image_encoder
+    calls = []
+    for block in encoder_blocks(encoder):
+        block.norm1.register_forward_hook(lambda *_: calls.append(1))
+    checkpoint_encoder(encoder, every)
+    encoder(torch.randn(1, 3, 128, 128)).sum().backward()
+    # Three blocks: all of them twice, or the first and the last one twice and the other once.
+    assert len(calls) == computed
+    calls.clear()
+    with torch.no_grad():
+        encoder(torch.randn(1, 3, 128, 128))
+    assert len(calls) == 3

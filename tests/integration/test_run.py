@@ -1,0 +1,144 @@
+"""One run from its frozen configuration to its last status."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from training_runs import rows, run_training, small_config
+
+from refsam.configuration.frozen import freeze
+from refsam.configuration.schema import DatasetConfig, Kind, RefsamConfig
+from refsam.errors import BadInput
+from refsam.records.paths import RunPaths
+from refsam.records.status import AlreadyRunning, Reason, State, Status, read_status, run_lock, write_status
+from refsam.science import run
+
+
+@pytest.fixture
+def config(synthetic: DatasetConfig) -> RefsamConfig:
+    return small_config(synthetic, "evaluate.max_images=1", "evaluate.modes=[box]", "train.epochs=1")
+
+
+@pytest.fixture
+def paths(config: RefsamConfig, tmp_path: Path) -> RunPaths:
+    """The directory of a run that a submitter has made."""
+    paths = RunPaths(tmp_path / "run")
+    paths.root.mkdir()
+    freeze(paths.config, config)
+    write_status(paths, Status(State.pending, attempt=3, submitted_at="2026-01-01T00:00:00+00:00"))
+    return paths
+
+
+def test_a_run_is_trained_evaluated_and_completed(paths: RunPaths) -> None:
+    run.execute(paths.root)
+    status = read_status(paths)
+    assert (status.state, status.reason, status.attempt) == (State.completed, None, 3)
+    assert (status.device, status.pid, status.phase) == ("cpu", os.getpid(), None)
+    assert status.submitted_at == "2026-01-01T00:00:00+00:00"
+    assert list(json.loads(paths.metrics.read_text())) == ["box"]
+    environment = json.loads(paths.environment.read_text())
+    assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert environment["weights"] == {"source": "random, seed 0", "hash": None}
+    assert environment["precision"] == "float32"
+    assert environment["cores"] >= 1
+
+
+def test_only_what_is_missing_is_done(
+    paths: RunPaths, config: RefsamConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_training(config, paths.root)
+
+    def not_again(*arguments: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(run, "train", not_again)
+    run.execute(paths.root)
+    assert list(json.loads(paths.metrics.read_text())) == ["box"]
+    monkeypatch.setattr(run, "evaluate", not_again)
+    run.execute(paths.root)
+    assert read_status(paths).attempt == 4
+
+
+def test_a_baseline_is_only_evaluated(paths: RunPaths, config: RefsamConfig) -> None:
+    freeze(paths.config, replace(config, kind=Kind.baseline))
+    run.execute(paths.root)
+    assert read_status(paths).state is State.completed
+    assert paths.metrics.exists()
+    assert not paths.checkpoints.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "message"),
+    [
+        (BadInput("n_images is 12"), Reason.error, "n_images is 12"),
+        (ValueError("first line\nsecond line"), Reason.error, "ValueError: first line"),
+        (MemoryError(), Reason.out_of_memory, "The memory did not suffice"),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory."), Reason.out_of_memory, "CUDA out of memory."),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:119] . DefaultCPUAllocator: can't allocate memory"),
+            Reason.out_of_memory,
+            "can't allocate memory",
+        ),
+        (KeyboardInterrupt("SIGTERM"), Reason.cancelled, "The run was stopped"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_a_failure_is_recorded_with_its_reason_and_raised(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch, error: BaseException, reason: Reason, message: str
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(run, "train", fail)
+    with pytest.raises(type(error)):
+        run.execute(paths.root)
+    status = read_status(paths)
+    assert (status.state, status.reason) == (State.failed, reason)
+    assert message in (status.message or "")
+    assert "\n" not in (status.message or "")
+    assert status.ended_at is not None
+
+
+def test_a_run_that_another_process_holds_is_left_alone(paths: RunPaths) -> None:
+    program = (
+        "import sys; from pathlib import Path; from refsam.records.paths import RunPaths\n"
+        "from refsam.records.status import run_lock\n"
+        "with run_lock(RunPaths(Path(sys.argv[1]))): print('held', flush=True); sys.stdin.read()"
+    )
+    arguments = [sys.executable, "-c", program, str(paths.root)]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(AlreadyRunning):
+            run.execute(paths.root)
+        assert read_status(paths).state is State.pending
+        holder.communicate("")
+    with run_lock(paths):
+        pass
+
+
+def test_a_terminated_run_says_so_and_goes_on_where_it_was(paths: RunPaths, config: RefsamConfig) -> None:
+    longer = replace(config, train=replace(config.train, epochs=1000, early_stopping=None))
+    freeze(paths.config, longer)
+    process = subprocess.Popen([sys.executable, "-m", "refsam.science.run", str(paths.root)])
+    deadline = time.monotonic() + 300
+    while not paths.latest.exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) != 0
+    status = read_status(paths)
+    assert (status.state, status.reason) == (State.failed, Reason.cancelled)
+    trained = len(rows(paths))
+    freeze(paths.config, replace(config, train=replace(config.train, epochs=trained + 1)))
+    run.execute(paths.root)
+    assert len(rows(paths)) == trained + 1
+    assert (read_status(paths).state, read_status(paths).attempt) == (State.completed, 4)

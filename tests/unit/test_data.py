@@ -1,0 +1,280 @@
+"""The patches that a job trains and validates on."""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from omegaconf import OmegaConf
+
+from refsam.configuration.schema import DatasetConfig, RefsamConfig, TrainConfig
+from refsam.configuration.split import split_images
+from refsam.datasets.listing import list_pairs
+from refsam.datasets.prepare import prepare
+from refsam.datasets.weights_cache import weights_path
+from refsam.errors import BadInput
+from refsam.science import data, fetch
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def run_config(dataset: DatasetConfig, n_images: int = 2, **train: object) -> RefsamConfig:
+    """A run on small patches; only what the loaders look at is filled in."""
+    given = OmegaConf.load(CONF / "train" / "default.yaml")
+    values = {"patch_shape": [128, 128], "min_samples": 4, "validation_samples": 2, **train}
+    settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), given, values))
+    config = RefsamConfig(dataset=dataset, train=settings, n_images=n_images, seed=7)
+    config.resource.device = "cpu"
+    config.evaluate.max_images = None
+    return config
+
+
+def batches(loader: data.TorchLoader, epoch: int | None = None) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    if epoch is not None:
+        loader.sampler.epoch = epoch
+    return [(x.clone(), y.clone()) for x, y in loader]
+
+
+def same(first: list[tuple[torch.Tensor, ...]], second: list[tuple[torch.Tensor, ...]]) -> bool:
+    pairs = zip(first, second, strict=True)
+    return all(torch.equal(a, b) for one, other in pairs for a, b in zip(one, other, strict=True))
+
+
+def write_pair(root: Path, name: str, image: np.ndarray, labels: np.ndarray) -> None:
+    for kind, pixels in (("images", image), ("labels", labels)):
+        (root / kind).mkdir(exist_ok=True)
+        tifffile.imwrite(root / kind / f"{name}.tif", pixels)
+
+
+def test_batches_are_what_micro_sams_trainers_take(nuclei: DatasetConfig) -> None:
+    train, validation = data.training_loaders(run_config(nuclei, patch_shape=[256, 320]))
+    for loader in (train, validation):
+        x, y = next(iter(loader))
+        assert x.shape == (1, 3, 256, 320)
+        assert x.dtype == torch.float32
+        assert x.min() >= 0
+        assert 1 < x.max() <= 255
+        assert y.shape == (1, 4, 256, 320)
+        ids, foreground = y[0, 0], y[0, 1]
+        assert torch.equal(foreground, (ids > 0).float())
+        assert ids.max() >= 1
+        assert 0 <= y[0, 2:].min() <= y[0, 2:].max() <= 1
+    assert train.shuffle
+    assert not validation.shuffle
+
+
+def test_without_the_decoder_the_target_is_the_ids_alone(synthetic: DatasetConfig) -> None:
+    train, _ = data.training_loaders(run_config(synthetic, decoder=False))
+    _, y = next(iter(train))
+    assert y.shape == (1, 1, 128, 128)
+
+
+def test_an_epoch_has_all_patches_of_the_images_and_at_least_min_samples(synthetic: DatasetConfig) -> None:
+    lengths = {}
+    for min_samples in (4, 50):
+        train, validation = data.training_loaders(run_config(synthetic, n_images=3, min_samples=min_samples))
+        lengths[min_samples] = len(train)
+        assert len(validation) == 2
+    assert lengths == {4: 3 * 4, 50: 50}
+
+
+def test_two_workers_and_none_give_the_same_patches(synthetic: DatasetConfig) -> None:
+    loaders = [data.training_loaders(run_config(synthetic, workers=workers)) for workers in (0, 2)]
+    for epoch in (0, 1):
+        assert same(*(batches(train, epoch) for train, _ in loaders))
+    assert same(*(batches(validation) for _, validation in loaders))
+
+
+def test_a_resumed_run_sees_the_patches_that_it_would_have_seen(synthetic: DatasetConfig) -> None:
+    through, _ = data.training_loaders(run_config(synthetic))
+    epochs = [batches(through, epoch) for epoch in range(3)]
+    np.random.seed(99)
+    resumed, _ = data.training_loaders(run_config(synthetic))
+    assert same(batches(resumed, 2), epochs[2])
+    assert not same(epochs[0], epochs[1])
+
+
+def test_validation_has_the_same_patches_in_every_epoch(synthetic: DatasetConfig) -> None:
+    _, validation = data.training_loaders(run_config(synthetic))
+    first = batches(validation)
+    torch.manual_seed(3)
+    assert same(batches(validation), first)
+
+
+def test_another_seed_gives_other_patches(synthetic: DatasetConfig) -> None:
+    config = run_config(replace(synthetic, split="ordered"))
+    loaders = [data.training_loaders(replace(config, seed=seed))[0] for seed in (1, 2)]
+    assert not same(*(batches(loader, 0) for loader in loaders))
+
+
+def test_sampling_leaves_the_global_generators_as_they_were(synthetic: DatasetConfig) -> None:
+    train, validation = data.training_loaders(run_config(synthetic))
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    expected = (random.random(), np.random.random(), torch.rand(()))
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    batches(train, 0)
+    batches(validation)
+    assert (random.random(), np.random.random(), torch.rand(())) == expected
+
+
+def test_smaller_training_sets_are_contained_in_larger_ones(
+    nuclei: DatasetConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[list[str]] = []
+    original = data.load_pairs
+
+    def noted(dataset: DatasetConfig, pairs: list[data.Pair]) -> list[tuple[np.ndarray, np.ndarray]]:
+        loaded.append([pair.name for pair in pairs])
+        return original(dataset, pairs)
+
+    monkeypatch.setattr(data, "load_pairs", noted)
+    for n_images in (1, 2, 5, 10):
+        data.training_loaders(run_config(nuclei, n_images))
+    training, validation = loaded[::2], loaded[1::2]
+    assert [len(names) for names in training] == [1, 2, 5, 10]
+    assert all(training[-1][: len(names)] == names for names in training)
+    assert all(names == validation[0] and len(names) == 1 for names in validation)
+    test = [pair.name for pair in data.test_images(run_config(nuclei))]
+    assert len(test) == len(set(test)) == 48 - 10 - 1
+    assert not set(test) & {*training[-1], *validation[0]}
+
+
+def test_covid_if_is_split_as_in_the_resource_study() -> None:
+    names = [f"gt_image_{number:03}" for number in range(49)]
+    split = split_images(names, "ordered", 0, 10, 1, 2)
+    assert (split.pool, split.validation, split.test) == (tuple(range(10)), (10,), tuple(range(13, 49)))
+
+
+def test_test_images_are_limited_in_the_splits_order(nuclei: DatasetConfig) -> None:
+    config = run_config(nuclei)
+    every = data.test_images(config)
+    config.evaluate.max_images = 3
+    assert data.test_images(config) == every[:3]
+
+
+@pytest.mark.parametrize("n_images", [0, -1, 12])
+def test_more_images_than_there_are_for_training_are_refused(synthetic: DatasetConfig, n_images: int) -> None:
+    with pytest.raises(BadInput, match=f"n_images is {n_images}, and allowed are 1 to 10"):
+        data.training_loaders(run_config(synthetic, n_images))
+
+
+def test_small_images_are_padded_with_zeros(
+    tmp_path: Path, dataset: Callable[..., DatasetConfig], synthetic: DatasetConfig
+) -> None:
+    for number, (image, labels) in enumerate(data.load_pairs(synthetic, list_pairs(synthetic)[:4])):
+        write_pair(tmp_path, str(number), image[:100, :110] + 1, labels[:100, :110])
+    train, _ = data.training_loaders(run_config(dataset("folder", tmp_path), 1))
+    for x, y in train:
+        assert x.shape == (1, 3, 128, 128)
+        assert (x[0, 0] == 0).sum() == 128 * 128 - 100 * 110
+        assert not y[0, 0][x[0, 0] == 0].any()
+
+
+def test_a_set_of_grey_rgb_and_16_bit_images_makes_equal_batches(
+    tmp_path: Path, dataset: Callable[..., DatasetConfig], synthetic: DatasetConfig
+) -> None:
+    kinds = [
+        lambda image: image,
+        lambda image: np.stack([image, image // 2, image // 4], axis=-1),
+        lambda image: image.astype(np.uint16) * 50,
+        lambda image: image,
+    ]
+    loaded = data.load_pairs(synthetic, list_pairs(synthetic)[:4])
+    for number, ((image, labels), kind) in enumerate(zip(loaded, kinds, strict=True)):
+        write_pair(tmp_path, str(number), kind(image), labels)
+    config = dataset("folder", tmp_path)
+    read = data.load_pairs(config, list_pairs(config))
+    assert [image.shape for image, _ in read] == [(256, 256), (256, 256, 3), (256, 256), (256, 256)]
+    assert all(image.dtype == np.uint8 and labels.dtype == np.uint32 for image, labels in read)
+    train, _ = data.training_loaders(run_config(replace(config, split="ordered"), 2, batch_size=3))
+    for x, _ in train:
+        assert x.shape[1:] == (3, 128, 128)
+
+
+def test_an_image_and_a_label_image_of_different_size_are_refused(
+    tmp_path: Path, dataset: Callable[..., DatasetConfig]
+) -> None:
+    write_pair(tmp_path, "a", np.zeros((20, 20), dtype=np.uint8), np.ones((20, 21), dtype=np.uint8))
+    config = dataset("folder", tmp_path)
+    with pytest.raises(BadInput, match=r"dataset\.labels.*images/a"):
+        data.load_pairs(config, list_pairs(config))
+
+
+def test_every_patch_has_an_object_even_where_borders_cut_them_into_slivers() -> None:
+    enough = data.EnoughObjects(min_size=25)
+    slivers = np.zeros((64, 64), dtype=np.uint32)
+    slivers[5:15, 0] = 1
+    slivers[30:50, 0] = 1  # one id, two areas of 10 and 20 pixels
+    assert not enough(slivers, slivers)
+    slivers[30:50, 1] = 1
+    assert enough(slivers, slivers)
+    assert not enough(slivers, np.ones_like(slivers))  # nothing beside the object
+
+
+# Downloads
+
+
+COVID_IF = "torch_em.data.datasets.light_microscopy.covid_if.get_covid_if_data"
+
+
+def test_covid_if_is_complete_when_its_folder_is_there(
+    tmp_path: Path, dataset: Callable[..., DatasetConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(path: Path, download: bool) -> None:
+        assert download
+        assert not path.exists()  # torch-em would take the folder for the data
+        path.mkdir()
+        for number in range(49):
+            (path / f"gt_image_{number:03}.h5").touch()
+
+    monkeypatch.setattr(COVID_IF, download)
+    said: list[str] = []
+    prepare(dataset("covid_if", tmp_path / "covid_if"), said.append)
+    assert said == [f"dataset covid_if is ready: 49 images with labels in {tmp_path / 'covid_if'}"]
+    assert [path.name for path in tmp_path.iterdir()] == ["covid_if"]
+
+
+def test_a_failed_download_of_covid_if_leaves_nothing_and_names_the_command(
+    tmp_path: Path, dataset: Callable[..., DatasetConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(path: Path, download: bool) -> None:
+        path.mkdir()
+        (path / "half.zip").touch()
+        raise ConnectionError("no route to the host")
+
+    monkeypatch.setattr(COVID_IF, download)
+    with pytest.raises(BadInput, match=r"ConnectionError.*refsam prepare dataset=covid_if"):
+        prepare(dataset("covid_if", tmp_path / "covid_if"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_come_with_their_decoder_from_the_cache_of_micro_sam(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import micro_sam.util
+
+    monkeypatch.setenv("MICROSAM_CACHEDIR", str(tmp_path))
+    registry = micro_sam.util.models()
+    fetched: list[str] = []
+
+    def download(name: str, progressbar: bool) -> None:
+        fetched.append(name)
+        weights_path(name).parent.mkdir(exist_ok=True)
+        weights_path(name).touch()
+
+    monkeypatch.setattr(registry, "fetch", download)
+    monkeypatch.setattr(micro_sam.util, "models", lambda: registry)
+    assert fetch.cached_weights("vit_b_lm") is None
+    assert fetch.fetch_weights("vit_b_lm") == registry.abspath / "vit_b_lm"
+    assert fetch.fetch_weights("vit_b") == fetch.cached_weights("vit_b")
+    assert fetched == ["vit_b_lm", "vit_b_lm_decoder", "vit_b"]
+    with pytest.raises(BadInput, match=r"model\.name 'vit_x'.*vit_b_lm"):
+        fetch.fetch_weights("vit_x")

@@ -1,0 +1,220 @@
+"""Models: built, loaded, frozen, adapted and opened for prediction."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import micro_sam.util
+import numpy as np
+import pytest
+import torch
+from micro_sam.inference import batched_inference
+from omegaconf import OmegaConf
+from segment_anything.modeling import Sam
+
+from refsam.configuration.schema import ArchitectureConfig, ModelConfig, PeftConfig
+from refsam.errors import BadInput
+from refsam.science.models import (
+    apply_strategy,
+    build_unetr,
+    count_parameters,
+    initial_predictor,
+    load_model,
+    load_predictor,
+    merge_lora,
+    trainable_sam,
+    weights_info,
+)
+
+CONF = Path(__file__).parents[2] / "conf"
+LORA = PeftConfig(name="lora", rank=2, update_matrices=["q", "k", "v", "mlp"])
+
+
+@pytest.fixture(scope="module")
+def nano() -> ModelConfig:
+    """vit_nano as it is in conf/."""
+    given = OmegaConf.load(CONF / "model" / "vit_nano.yaml")
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), given))
+    assert isinstance(config, ModelConfig)
+    return config
+
+
+@pytest.fixture(scope="module")
+def image() -> np.ndarray:
+    """(96, 128) uint8, a bright disc on noise."""
+    generator = np.random.default_rng(0)
+    rows, columns = np.mgrid[:96, :128]
+    disc = (rows - 48) ** 2 + (columns - 80) ** 2 < 20**2
+    return (generator.integers(0, 60, (96, 128)) + 150 * disc).astype(np.uint8)
+
+
+def adapted(nano: ModelConfig) -> Sam:
+    """vit_nano with LoRA updates that are not zero, as after training."""
+    sam = apply_strategy(load_model(nano, 0, "cpu").sam, LORA)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in sam.named_parameters():
+            if "w_b_linear" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return sam.eval()
+
+
+def logits(sam: Sam, image: np.ndarray) -> torch.Tensor:
+    """Low-resolution masks for two boxes, (2, 1, h, w), in the frame of the image."""
+    predictor = micro_sam.util.SamPredictor(sam)
+    predictor.transform = trainable_sam(sam).transform
+    predictor.set_image(np.stack([image] * 3, axis=-1))
+    boxes = torch.tensor([[60.0, 28.0, 100.0, 68.0], [5.0, 5.0, 30.0, 40.0]])
+    boxes = predictor.transform.apply_boxes_torch(boxes, image.shape)
+    return predictor.predict_torch(None, None, boxes=boxes, multimask_output=False, return_logits=True)[2]
+
+
+def test_random_weights_depend_on_the_seed_and_nothing_else(nano: ModelConfig) -> None:
+    first = load_model(nano, 0, "cpu").sam.state_dict()
+    torch.rand(7)
+    again, other = (load_model(nano, seed, "cpu").sam.state_dict() for seed in (0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_building_a_model_leaves_the_generator_as_it_was(nano: ModelConfig) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    load_model(nano, 0, "cpu")
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_lora_merged_into_the_weights_gives_the_same_masks(nano: ModelConfig, image: np.ndarray) -> None:
+    sam = adapted(nano)
+    plain = load_model(nano, 0, "cpu").sam
+    initial = logits(plain, image)
+    plain.load_state_dict(merge_lora(sam.state_dict()))
+    merged, unmerged = logits(plain, image), logits(sam, image)
+    torch.testing.assert_close(merged, unmerged, rtol=1e-5, atol=1e-5 * unmerged.abs().max().item())
+    assert (unmerged - initial).abs().max() > 1e-2 * unmerged.abs().max()
+
+
+@pytest.mark.parametrize("matrix", ["q", "k", "v"])
+def test_each_update_goes_into_its_own_rows(nano: ModelConfig, matrix: str, image: np.ndarray) -> None:
+    peft = replace(LORA, update_matrices=[matrix])
+    state = apply_strategy(load_model(nano, 0, "cpu").sam, peft).state_dict()
+    for name in state:
+        if "w_b_linear" in name:
+            state[name] = torch.ones_like(state[name])
+    merged, base = merge_lora(state), load_model(nano, 0, "cpu").sam.state_dict()
+    name = "image_encoder.blocks.0.attn.qkv.weight"
+    width = base[name].shape[1]
+    changed = (merged[name] != base[name]).any(dim=1).reshape(3, width).any(dim=1)
+    assert changed.tolist() == [matrix == other for other in "qkv"]
+
+
+def test_merging_leaves_a_plain_state_dict_as_it_is(nano: ModelConfig) -> None:
+    state = load_model(nano, 0, "cpu").sam.state_dict()
+    merged = merge_lora(state)
+    assert list(merged) == list(state)
+    assert all(torch.equal(merged[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize(
+    ("peft", "trained"),
+    [
+        (PeftConfig(name="full"), {"image_encoder", "prompt_encoder", "mask_decoder"}),
+        (PeftConfig(name="freeze_encoder", freeze=["image_encoder"]), {"prompt_encoder", "mask_decoder"}),
+        (replace(LORA, freeze=["prompt_encoder"]), {"image_encoder", "mask_decoder"}),
+    ],
+    ids=["full", "freeze_encoder", "lora"],
+)
+def test_a_strategy_trains_its_parts(nano: ModelConfig, peft: PeftConfig, trained: set[str]) -> None:
+    sam = apply_strategy(load_model(nano, 0, "cpu").sam, peft)
+    assert {name.split(".")[0] for name, value in sam.named_parameters() if value.requires_grad} == trained
+    trainable, total = count_parameters(sam.parameters())
+    assert (trainable == total) == (peft.name == "full")
+    if peft.rank is not None:
+        encoder = dict(sam.image_encoder.named_parameters())
+        assert all(value.requires_grad == ("w_" in name) for name, value in encoder.items())
+
+
+def test_a_frozen_part_stays_in_evaluation_mode(nano: ModelConfig) -> None:
+    peft = PeftConfig(name="freeze_encoder", freeze=["image_encoder"])
+    trainable = trainable_sam(apply_strategy(load_model(nano, 0, "cpu").sam, peft))
+    trainable.train()
+    assert not any(module.training for module in trainable.sam.image_encoder.modules())
+    assert trainable.sam.mask_decoder.training
+
+
+def test_a_checkpoint_opens_with_the_same_masks(nano: ModelConfig, image: np.ndarray, tmp_path: Path) -> None:
+    sam = adapted(nano)
+    expected = logits(sam, image)
+    state = {f"sam.{name}": value for name, value in merge_lora(sam.state_dict()).items()}
+    decoder = {"out_conv.bias": torch.ones(3)}
+    torch.save({"model_state": state, "decoder_state": decoder}, tmp_path / "best.pt")
+    predictor, decoder_state = load_predictor(tmp_path / "best.pt", nano, "cpu")
+    torch.testing.assert_close(logits(predictor.model, image), expected, rtol=1e-4, atol=1e-4)
+    assert list(decoder_state or {}) == ["out_conv.bias"]
+    assert predictor._hash == weights_info(replace(nano, weights=str(tmp_path / "best.pt")), 0).hash
+
+
+@pytest.mark.parametrize("layout", ["plain", "training", "lora", "pickled"])
+def test_weights_are_read_from_every_layout(nano: ModelConfig, tmp_path: Path, layout: str) -> None:
+    sam = adapted(nano)
+    merged = merge_lora(sam.state_dict())
+    prefixed = {f"sam.{name}": value for name, value in sam.state_dict().items()}
+    content = {
+        "plain": merged,
+        "training": {"model_state": {f"sam.{name}": value for name, value in merged.items()}},
+        "lora": {"model_state": prefixed},
+        "pickled": {"model_state": prefixed, "init": {"path": tmp_path}},
+    }[layout]
+    path = tmp_path / "weights.pt"
+    torch.save(content, path)
+    loaded = load_model(replace(nano, weights=str(path)), 0, "cpu")
+    state = loaded.sam.state_dict()
+    assert all(torch.equal(state[name], merged[name]) for name in merged)
+    assert loaded.weights.source == "weights.pt"
+    assert (loaded.weights.hash or "").startswith("xxh128:")
+
+
+def test_weights_that_are_not_there_or_another_architecture_are_refused(
+    nano: ModelConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match="is not there"):
+        load_model(replace(nano, weights=str(tmp_path / "missing.pt")), 0, "cpu")
+    with pytest.raises(BadInput, match="no published weights"):
+        load_model(replace(nano, weights="pretrained"), 0, "cpu")
+    torch.save(load_model(nano, 0, "cpu").sam.state_dict(), tmp_path / "nano.pt")
+    assert nano.custom is not None
+    larger = replace(nano.custom, embed_dim=2 * nano.custom.embed_dim)
+    with pytest.raises(BadInput, match="does not hold a vit_nano"):
+        load_model(replace(nano, custom=larger, weights=str(tmp_path / "nano.pt")), 0, "cpu")
+
+
+def test_prompts_reach_the_model_in_the_same_frame_in_training_and_prediction(nano: ModelConfig) -> None:
+    """micro_sam.inference.batched_inference takes prompts to 1024 pixels, whatever the model's size is."""
+    predictor, decoder_state, weights = initial_predictor(nano, 0, "cpu")
+    assert decoder_state is None
+    assert weights.source == "random, seed 0"
+    seen = []
+    encoder = predictor.model.prompt_encoder
+    encoder.register_forward_pre_hook(lambda _, __, named: seen.append(named["boxes"]), with_kwargs=True)
+    predictor.set_image(np.zeros((96, 128, 3), dtype=np.uint8))
+    box = np.array([[10, 20, 50, 60]])
+    batched_inference(predictor, None, 1, boxes=box, return_instance_segmentation=False)
+    training = trainable_sam(predictor.model).transform.apply_boxes_torch(torch.from_numpy(box), (96, 128))
+    torch.testing.assert_close(seen[0], training, check_dtype=False)
+    assert encoder.input_image_size == (1024, 1024)
+
+
+def test_the_decoder_continues_from_its_state(nano: ModelConfig) -> None:
+    sam = load_model(nano, 0, "cpu").sam
+    first, second = (build_unetr(sam, nano, None, seed, "cpu") for seed in (0, 1))
+    state = {name: value for name, value in first.state_dict().items() if not name.startswith("encoder")}
+    name = "out_conv.weight"
+    assert not torch.equal(second.state_dict()[name], state[name])
+    continued = build_unetr(sam, nano, state, 1, "cpu").state_dict()
+    assert all(torch.equal(continued[name], state[name]) for name in state)
+    assert first(torch.full((1, 3, 64, 96), 128.0)).shape == (1, 3, 64, 96)
+
+
+def test_vit_nano_fits_its_schema(nano: ModelConfig) -> None:
+    assert isinstance(nano.custom, ArchitectureConfig)
+    assert nano.custom.image_size % (nano.custom.patch_size * nano.custom.window_size) == 0
