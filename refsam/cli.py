@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from refsam import __version__
+import refsam
 from refsam.errors import BadInput
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="refsam",
         description="Finetune Segment Anything over resources, models, strategies and numbers of images.",
     )
-    parser.add_argument("--version", action="version", version=f"refsam {__version__}")
+    parser.add_argument("--version", action="version", version=f"refsam {refsam.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     collect = commands.add_parser("collect", help="write results.csv of a sweep and print the table")

@@ -40,7 +40,10 @@ class StatusWriter:
 
     def __init__(self, paths: RunPaths) -> None:
         self._paths = paths
-        before = read_status(paths)
+        try:
+            before = read_status(paths)
+        except ValueError:
+            before = Status()  # damaged, and about to be replaced
         # The submitter counts the attempt when it writes `pending`; without a submitter it is counted here.
         attempt = before.attempt if before.state is State.pending else before.attempt + 1
         self._status = Status(

@@ -157,6 +157,9 @@ def take_step(case: Case, object_chunk: int | None = None, validate: bool = Fals
         arguments |= {"unetr": unetr.to(case.dtype), "instance_loss": loss, "instance_metric": loss}
         trainer_class = LowMemoryJointSamTrainer if ours else JointSamTrainer
     model.to(case.dtype)
+    # UNETR has these constants in the precision of its input, a Sam has them in float32.
+    sam.pixel_mean = torch.tensor([123.675, 116.28, 103.53], dtype=case.dtype).view(-1, 1, 1)
+    sam.pixel_std = torch.tensor([58.395, 57.12, 57.375], dtype=case.dtype).view(-1, 1, 1)
     # It casts coordinates to float32 itself.
     sam.prompt_encoder.pe_layer.float()
     optimizer = RecordingOptimizer({name: value for name, value in named.items() if value.requires_grad})

@@ -65,7 +65,7 @@ def test_a_training_has_the_history_that_micro_sams_step_gives(
     chosen = (f"peft={peft}", f"train.decoder={decoder}")
     ours = history(synthetic, tmp_path / "ours", *chosen, *SAVINGS)
     theirs = history(synthetic, tmp_path / "theirs", *chosen, "train.engine=micro_sam")
-    assert len(ours) == len(theirs) == 2
+    assert len(ours) == len(theirs) > 0
     for row, expected in zip(ours, theirs, strict=True):
         assert row == pytest.approx(expected, rel=1e-3)
 

@@ -1,9 +1,9 @@
 """A frozen encoder's embeddings, computed once per patch and kept.
 
-With a frozen encoder the embedding of a patch is a constant, which micro-sam computes at every step, and once more
-for the segmentation decoder. Kept are as many as fit into a given memory, the first ones to come: patches of a
-pool (`train.patch_pool`) and of the validation come again in every epoch, and one that would push out another
-would in the end push out all. The latest batch is always kept, for the step's second branch.
+With a frozen encoder the embedding of a patch is a constant, which micro-sam computes at every step, and once
+more for the segmentation decoder. Kept are as many as fit into a given memory, the first ones to come:
+patches of a pool (`train.patch_pool`) and of the validation come again in every epoch, and one that would
+push out another would in the end push out all. The latest batch is always kept, for the step's second branch.
 
 It saves the encoder's forward for every patch that was seen before. It costs 4 MiB per patch (256 x 64 x 64).
 """
