@@ -1,5 +1,6 @@
 """Fixtures that several test files share: data sets on the disk, and their configuration."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,3 +42,18 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> DatasetConfig:
     config = dataset_config("synthetic", tmp_path_factory.mktemp("data") / "synthetic")
     prepare(config, say=lambda _: None)
     return config
+
+
+def pytest_configure() -> None:
+    """Give the programs that tests start the signals of a program typed at a prompt.
+
+    A runner in the background (nohup, a job of a shell without a terminal) ignores some, and children inherit
+    that.
+    """
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+        (signal.SIGTERM, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)

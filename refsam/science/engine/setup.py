@@ -30,13 +30,14 @@ COPIES_TRAINED = 4
 # Tensors of (tokens, channels) that a block of an ImageEncoderViT with fused attention keeps for its
 # backward: vit_b's encoder peaked at 3.7 GiB above its weights, 12 blocks of 4096 tokens with 768 channels.
 TENSORS_PER_BLOCK = 26
-# What vit_t's encoder keeps for one image.
+# What vit_t's encoder keeps for one image: an estimate from whole steps, not measured by itself.
 TINY_VIT_GIB = 2.6
 # Tensors of (embedding tokens, channels) per object that mask decoder, masks and losses hold at a time: for a
-# patch of 512 x 512, autograd keeps 111 to 121 MiB, 28 of them; the rest is what is computed on the way.
+# patch of 512 x 512, autograd keeps 111 to 121 MiB, 28 of them; the rest is an allowance for what is computed
+# on the way.
 TENSORS_PER_OBJECT = 50
-# Embedding tokens that are decoded at a time, 4 objects of vit_b: enough to keep a processor busy, and few
-# enough that the memory of a step does not grow with n_objects.
+# Embedding tokens that are decoded at a time, 4 objects of vit_b: few enough that the memory of a step does
+# not grow with n_objects. A choice that no measurement of speed stands behind.
 TOKENS_AT_ONCE = 16384
 # Of what the weights leave, for embeddings: 300 patches of 4 MiB where that is 12 GiB.
 CACHE_SHARE = 0.1
