@@ -72,6 +72,7 @@ def test_an_installed_refsam_plans_a_named_sweep_in_an_empty_folder(installed, t
 
 def test_the_console_script_answers(installed, tmp_path):
     script = installed.parent / "refsam"
+    (tmp_path / "runs").mkdir()
     done = subprocess.run([script, "list"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "no sweeps" in done.stdout
