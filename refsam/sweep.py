@@ -3,10 +3,13 @@
 Without -m it runs one run in this process. A named sweep: python -m refsam.sweep --config-name demo
 """
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 
 import hydra
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from refsam.configuration.compose import quote_numbers
@@ -53,7 +56,8 @@ def main(arguments: list[str] | None = None) -> None:
         run_one
     )
     try:
-        application()
+        with _known_mode(sys.argv[1:]):
+            application()
     except BadInput as error:
         _leave(str(error), 2)
     except RunFailed as error:
@@ -70,6 +74,20 @@ def main(arguments: list[str] | None = None) -> None:
     finally:
         if not wants_traceback:
             del os.environ[TRACEBACKS]
+
+
+@contextlib.contextmanager
+def _known_mode(arguments: list[str]) -> Iterator[None]:
+    """Spare Hydra the composition by which it looks for hydra.mode, a sixth of a second, where -m says it."""
+    from hydra._internal.hydra import Hydra
+
+    looked_up = Hydra.get_mode
+    if {"-m", "--multirun"} & set(arguments) and not any("hydra.mode" in given for given in arguments):
+        Hydra.get_mode = lambda self, config_name, overrides: RunMode.MULTIRUN  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.get_mode = looked_up  # type: ignore[method-assign]
 
 
 def _leave(sentence: str, status: int) -> None:

@@ -233,4 +233,8 @@ class RefsamConfig:
 
 def register() -> None:
     """Put the schema into Hydra's ConfigStore, where conf/config.yaml finds it as `schema`."""
-    ConfigStore.instance().store(name="schema", node=RefsamConfig, provider="refsam")
+    store = ConfigStore.instance()
+    store.store(name="schema", node=RefsamConfig, provider="refsam")
+    # Hydra copies all its sources for every look-up, and this store with them, which takes a second of
+    # --help. It is only read: what it hands out is copied on the way.
+    vars(store)["__deepcopy__"] = lambda memo: store

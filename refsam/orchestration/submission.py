@@ -1,4 +1,7 @@
-"""From a plan to run directories and running jobs."""
+"""From a plan to run directories and running jobs.
+
+What executes runs is imported when there is something to execute: a dry run should answer at once.
+"""
 
 import os
 import shutil
@@ -15,12 +18,8 @@ from refsam.configuration.frozen import freeze, load
 from refsam.configuration.schema import AUTO, RefsamConfig
 from refsam.errors import BadInput, RunFailed
 from refsam.orchestration import machine
-from refsam.orchestration.display import make_display
-from refsam.orchestration.job import RunJob
-from refsam.orchestration.local import run_locally
 from refsam.orchestration.plan import Plan, PlannedRun, Standing
 from refsam.orchestration.plan_view import print_plan, summary
-from refsam.orchestration.slurm import check_submission, submit_to_slurm
 from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import State, Status, now, read_status, run_lock, write_status
@@ -53,6 +52,8 @@ def submit(plan: Plan, console: Console, in_process: bool = False) -> dict[str, 
         for run in todo:
             _run_in_this_process(plan.folder.run(run.run_id))
     elif todo and on_slurm:
+        from refsam.orchestration.slurm import submit_to_slurm
+
         submit_to_slurm(
             todo, plan.folder, plan.folder.sweep(plan.name), config.cluster, lambda text: _say(console, text)
         )
@@ -79,6 +80,8 @@ def check_ready(plan: Plan, on_slurm: bool) -> None:
                 f"cluster.kind: {config.cluster.kind} was given, but there is no sbatch on this machine; "
                 "allowed is cluster=local, or the same command on a login node"
             )
+        from refsam.orchestration.slurm import check_submission
+
         check_submission(plan.todo, plan.folder, plan.folder.sweep(plan.name), config.cluster)
     elif not config.cluster.explicit:
         for run in plan.todo:
@@ -148,6 +151,8 @@ def _say(console: Console, sentence: str) -> None:
 
 
 def _run_in_this_process(paths: RunPaths) -> None:
+    from refsam.orchestration.job import RunJob
+
     try:
         RunJob(str(paths.root))()
     except Exception as error:
@@ -156,6 +161,9 @@ def _run_in_this_process(paths: RunPaths) -> None:
 
 
 def _run_here(folder: RunsFolder, todo: tuple[PlannedRun, ...], console: Console) -> None:
+    from refsam.orchestration.display import make_display
+    from refsam.orchestration.local import run_locally
+
     cores = machine.cores()
     on_gpus = any(run.config.resource.device != "cpu" for run in todo)
     parallel = machine.parallel_runs(
