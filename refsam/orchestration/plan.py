@@ -122,7 +122,7 @@ class Planner:
                 skipped.append(Skipped(overrides, problem))
         assert first is not None
         _refuse(valid, skipped, first)
-        folder = RunsFolder(Path(first.runs))
+        folder = RunsFolder(_folder(first.runs))
         runs: dict[str, PlannedRun] = {}
         for config, overrides in [*self._baselines(valid), *valid]:
             planned = self._planned(config, overrides, folder)
@@ -258,6 +258,14 @@ def _measured_modes(paths: RunPaths) -> set[str]:
         return set(read_json(paths.metrics))
     except (FileNotFoundError, ValueError):
         return set()  # no usable metrics: they are measured again
+
+
+def _folder(path: str) -> Path:
+    root = Path(path)
+    existing = next(parent for parent in (root, *root.parents) if parent.exists())
+    if not existing.is_dir():
+        raise BadInput(f"runs: {path} was given, but {existing} is a file; allowed is a folder")
+    return root
 
 
 def _absolute(config: RefsamConfig) -> RefsamConfig:

@@ -6,6 +6,7 @@ What executes runs is imported when there is something to execute: a dry run sho
 import os
 import shutil
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -177,16 +178,15 @@ def _run_here(folder: RunsFolder, todo: tuple[PlannedRun, ...], console: Console
 
 
 def _check_writable(folder: RunsFolder) -> None:
-    root = folder.root
-    existing = next(parent for parent in (root, *root.parents) if parent.exists())
-    if not existing.is_dir():
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder.root):
+            pass
+    except OSError as error:
         raise BadInput(
-            f"runs: {root} was given, but {existing} is a file; allowed is a folder that can be written"
-        )
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise BadInput(
-            f"runs: {root} was given, but {existing} cannot be written; allowed is a folder that can be"
-        )
+            f"runs: {folder.root} was given, but it cannot be written ({error.strerror}); allowed is a "
+            "folder that can be"
+        ) from error
 
 
 def failed(statuses: dict[str, Status]) -> list[str]:

@@ -117,6 +117,27 @@ def test_bad_input_is_one_sentence_and_exit_status_2(arguments, sentence, capsys
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("runs", "sentence"),
+    [("/proc/x", "it cannot be written"), ("{file}/x", "is a file; allowed is a folder")],
+)
+def test_a_runs_folder_that_cannot_be_written_is_refused(runs, sentence, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    prepare_synthetic(tmp_path)
+    runs = runs.format(file=tmp_path / "file")
+    assert sweep("-m", "cluster=local", "model=vit_nano", "dataset=synthetic", f"runs={runs}") == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+
+
+def prepare_synthetic(tmp_path):
+    from refsam.configuration.compose import compose
+    from refsam.datasets.prepare import prepare
+
+    prepare(compose(["dataset=synthetic", f"data={tmp_path / 'data'}"]).dataset, say=lambda text: None)
+
+
 def test_the_same_bad_value_is_refused_without_m_too(capsys):
     assert sweep("n_images=0") == 2
     assert "n_images: 0 was given" in capsys.readouterr().err
