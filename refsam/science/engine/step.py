@@ -129,11 +129,7 @@ class LowMemoryStep(SamTrainer):
         totals = torch.zeros(4, device=y_one_hot.device, dtype=torch.float64)
         masks, logits = [], []
         for objects in _chunks(n_objects, self.object_chunk):
-            outputs = self.model(
-                batched_inputs=[_select(given, objects) for given in batched_inputs],
-                image_embeddings=embeddings,
-                multimask_output=multimask_output,
-            )
+            outputs = self._decode(batched_inputs, embeddings, objects, multimask_output)
             targets = y_one_hot[:, objects]
             losses = self._compute_loss(outputs, targets)
             # A chunk's loss is the mean over its own objects.
@@ -146,6 +142,17 @@ class LowMemoryStep(SamTrainer):
             masks.append(chunk_masks)
             logits.append(chunk_logits)
         return totals, torch.cat(masks, dim=1), torch.cat(logits, dim=1)
+
+    def _decode(
+        self, batched_inputs: BatchedInputs, embeddings: torch.Tensor, objects: slice, multimask_output: bool
+    ) -> list[dict[str, torch.Tensor]]:
+        """micro-sam's output of each image for some of its objects."""
+        outputs: list[dict[str, torch.Tensor]] = self.model(
+            batched_inputs=[_select(given, objects) for given in batched_inputs],
+            image_embeddings=embeddings,
+            multimask_output=multimask_output,
+        )
+        return outputs
 
     def _backward(self, loss: torch.Tensor) -> None:
         with _full_precision(loss):
@@ -178,11 +185,7 @@ class LowMemoryStep(SamTrainer):
         n_objects = y_one_hot.shape[1]
         totals = torch.zeros(4, device=y_one_hot.device, dtype=torch.float64)
         for objects in _chunks(n_objects, self.object_chunk):
-            outputs = self.model(
-                batched_inputs=[_select(given, objects) for given in batched_inputs],
-                image_embeddings=embeddings,
-                multimask_output=multimask_output,
-            )
+            outputs = self._decode(batched_inputs, embeddings, objects, multimask_output)
             targets = y_one_hot[:, objects]
             model_iou = torch.stack([output["iou_predictions"] for output in outputs]).mean()
             values = torch.stack([*self._compute_loss(outputs, targets), model_iou])
