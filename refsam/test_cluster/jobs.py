@@ -20,9 +20,10 @@ def job_processes(settings: Settings) -> list[int]:
     """The numbers of the living processes."""
     numbers: set[int] = set()
     for folder in _job_cgroups(settings):
-        for path in folder.rglob("cgroup.procs"):
+        for path, _, _ in os.walk(folder):  # passes over folders that go away meanwhile
             with suppress(OSError):  # the step has just ended, and its cgroup with it
-                numbers.update(int(line) for line in path.read_text(encoding="utf-8").split())
+                text = (Path(path) / "cgroup.procs").read_text(encoding="utf-8")
+                numbers.update(int(line) for line in text.split())
     return [number for number in numbers if psutil.pid_exists(number)]
 
 
