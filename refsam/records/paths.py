@@ -67,6 +67,11 @@ class RunPaths:
         return self.results / "training.json"
 
     @property
+    def savings(self) -> Path:
+        """How the present attempt trains, `auto` as it was chosen; there before its first step."""
+        return self.results / "savings.json"
+
+    @property
     def metrics(self) -> Path:
         return self.results / "metrics.json"
 

@@ -19,6 +19,7 @@ BASELINE = (
 
 METRICS = ("mSA", "SA50", "SA75", "precision", "recall", "F1", "mIoU", "mF1")
 TRAINING = ("best_epoch", "seconds_to_best", "seconds_total", "peak_memory_gib", "trainable_parameters")
+SAVINGS = ("engine", "object_chunk", "checkpoint_every", "attention", "optimizer")
 INTEGERS = (
     "n_images",
     "n_objects",
@@ -26,6 +27,8 @@ INTEGERS = (
     "n_test_images",
     "best_epoch",
     "trainable_parameters",
+    "object_chunk",
+    "checkpoint_every",
     "attempts",
 )
 COLUMNS = (
@@ -42,7 +45,7 @@ COLUMNS = (
         "dataset",
     ),
     *("mode", *METRICS, "n_test_images", "seconds_per_image"),
-    *(*TRAINING, "arithmetic", "device", "hardware"),
+    *(*TRAINING, *SAVINGS, "arithmetic", "device", "hardware"),
     *("torch_version", "micro_sam_version", "refsam_version", "commit"),
     *("attempts", "status", "reason", "message"),
 )
@@ -108,6 +111,7 @@ def _run_rows(paths: RunPaths, run: PlannedRun) -> list[Row]:
     row |= _guarded(_from_config, read(read_yaml, paths.config), paths.config, problems)
     row |= _guarded(_from_environment, read(read_json, paths.environment), paths.environment, problems)
     row |= _guarded(_from_training, read(read_json, paths.training), paths.training, problems)
+    row |= _guarded(_from_savings, read(read_json, paths.savings), paths.savings, problems)
     metrics = _guarded(_from_metrics, read(read_json, paths.metrics), paths.metrics, problems)
     try:
         status = read_status(paths)
@@ -203,6 +207,13 @@ def _from_training(training: dict[str, Any]) -> Row:
         row[name] = None if row[name] is None else int(row[name])
     if training.get("precision"):
         row["arithmetic"] = training["precision"]
+    return row
+
+
+def _from_savings(savings: dict[str, Any]) -> Row:
+    row: Row = {name: savings.get(name) for name in SAVINGS}
+    for name in set(INTEGERS) & set(SAVINGS):
+        row[name] = None if row[name] is None else int(row[name])
     return row
 
 

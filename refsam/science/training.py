@@ -14,7 +14,7 @@ from refsam.records.files import write_json
 from refsam.records.paths import RunPaths
 from refsam.science.checkpoints import previous_latest, read_latest
 from refsam.science.data import TorchLoader
-from refsam.science.engine.setup import apply_savings, choose_savings
+from refsam.science.engine.setup import apply_savings, choose_savings, describe_savings
 from refsam.science.hardware import choose_device, choose_precision, peak_memory
 from refsam.science.models import apply_strategy, build_unetr, count_parameters, load_model, trainable_sam
 from refsam.science.randomness import derived_seed, seed_everything
@@ -56,6 +56,7 @@ class TrainingSummary:
     total_parameters: int
     precision: str
     early_stopped: bool
+    savings: dict[str, Any]  # as in results/savings.json
 
 
 def train(
@@ -82,6 +83,8 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
     seed_everything(config.seed, "model")
     trainer = build_trainer(config, paths, loaders, report)
+    # Before the first step: what an attempt that runs out of memory tells the next one.
+    write_json(paths.savings, trainer.savings)
     trainer.run(read_latest(paths))
     summary = _summarize(trainer)
     write_json(paths.training, asdict(summary))
@@ -108,10 +111,12 @@ def build_trainer(
         parameters += [value for name, value in unetr.named_parameters() if not name.startswith("encoder")]
         instance_loss = DiceBasedDistanceLoss(mask_distances_in_bg=True)
         arguments = {"unetr": unetr, "instance_loss": instance_loss, "instance_metric": instance_loss}
+    savings = None
     if settings.engine == "refsam":
         savings = choose_savings(config, loaded.sam, device)
         apply_savings(loaded.sam, savings)
         arguments |= {"object_chunk": savings.object_chunk, "cache_gib": savings.cache_gib}
+    precision = choose_precision(settings.precision, device)
     optimizer = _optimizer(settings, [parameter for parameter in parameters if parameter.requires_grad])
     trainer: RecordedTraining = TRAINERS[settings.engine, settings.decoder](
         paths=paths,
@@ -136,10 +141,11 @@ def build_trainer(
         mask_prob=settings.mask_prob,
         early_stopping=settings.early_stopping,
         compile_model=False,
-        **_precision_arguments(choose_precision(settings.precision, device)),
+        **_precision_arguments(precision),
         **arguments,
     )
     trainer.parameter_counts = count_parameters(parameters)
+    trainer.savings = {**describe_savings(settings, savings), "precision": precision.value}
     return trainer
 
 
@@ -172,4 +178,5 @@ def _summarize(trainer: RecordedTraining) -> TrainingSummary:
         total_parameters=total,
         precision=trainer.mixed_precision_dtype if mixed else Precision.float32.value,
         early_stopped=trainer.stopped_early,
+        savings=trainer.savings,
     )

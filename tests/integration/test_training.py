@@ -40,6 +40,7 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(
     with pytest.raises(Killed):
         run_training(config, tmp_path / "killed", kill_at(killed_at))
     assert not (tmp_path / "killed" / "results" / "training.json").exists()
+    assert json.loads((tmp_path / "killed" / "results" / "savings.json").read_text())["object_chunk"] == 2
     continued, resumed = run_training(config, tmp_path / "killed")
     assert rows(continued) == rows(whole)
     assert (resumed.best_epoch, resumed.best_metric) == (summary.best_epoch, summary.best_metric)
@@ -140,6 +141,7 @@ def test_history_and_summary_agree(synthetic: DatasetConfig, tmp_path: Path) -> 
     assert 0 < summary.seconds_to_best <= summary.seconds_total
     assert summary.peak_memory_gib >= summary.base_memory_gib > 0
     assert json.loads(paths.training.read_text())["best_metric"] == summary.best_metric
+    assert json.loads(paths.savings.read_text()) == summary.savings
     assert list(paths.tensorboard.rglob("events.*"))
     # A report after each of the 9 steps and each of the 3 epochs.
     assert [report.iteration for report in reports] == [1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9, 9]

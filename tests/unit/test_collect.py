@@ -37,6 +37,16 @@ TRAINING = {
 }
 
 
+SAVINGS = {
+    "engine": "refsam",
+    "object_chunk": 4,
+    "checkpoint_every": None,
+    "attention": "fused",
+    "optimizer": "adamw",
+    "workers": 2,
+}
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> RunsFolder:
     return RunsFolder(tmp_path / "runs")
@@ -65,6 +75,7 @@ def complete(paths: RunPaths, sa50: float = 0.8) -> None:
     """Write what a finished run leaves."""
     write_json(paths.environment, ENVIRONMENT)
     write_json(paths.training, TRAINING)
+    write_json(paths.savings, SAVINGS)
     values = {**dict.fromkeys(METRICS, 0.5), "SA50": sa50, "n_images": 36, "seconds_per_image": 0.25}
     write_json(paths.metrics, {"point": {**values, "SA50": sa50 / 2}, "box": values})
     write_status(paths, Status(state=State.completed, attempt=2))
@@ -193,6 +204,14 @@ def test_a_damaged_record_is_named_and_the_others_are_read(folder, name, content
     assert len(damaged(frame)) == 1
     assert str(getattr(paths, name)) in damaged(frame)[0]
     assert frame.loc[frame["run_id"] == "whole", "SA50"].tolist() == [0.4, 0.8]
+
+
+def test_how_a_run_trains_is_in_the_table_before_it_has_trained(folder):
+    write_json(write_run(folder, "run").savings, SAVINGS)
+    row = collect(write_sweep(folder, ["run"]), folder).iloc[0]
+    assert (row["engine"], row["object_chunk"], row["attention"]) == ("refsam", 4, "fused")
+    assert pd.isna(row["checkpoint_every"])
+    assert row["status"] == "planned"
 
 
 def test_results_csv_holds_the_frame(folder):

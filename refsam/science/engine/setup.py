@@ -8,13 +8,14 @@ measured them.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 from mobile_sam.modeling import TinyViT
 from segment_anything.modeling import Sam
 
-from refsam.configuration.schema import AUTO, RefsamConfig
+from refsam.configuration.schema import AUTO, RefsamConfig, TrainConfig
 from refsam.science.engine.attention import use_fused_attention
 from refsam.science.engine.checkpointing import checkpoint_encoder, encoder_blocks
 from refsam.science.engine.masks import use_linear_resizing
@@ -76,6 +77,31 @@ def choose_savings(config: RefsamConfig, sam: Sam, device: torch.device) -> Savi
         rows, columns = sam.prompt_encoder.image_embedding_size
         chunk = max(1, min(fitting, TOKENS_AT_ONCE // (rows * columns), config.n_objects))
     return Savings(chunk, every, settings.attention != "eager", cache_gib)
+
+
+def describe_savings(settings: TrainConfig, savings: Savings | None) -> dict[str, Any]:
+    """What results/savings.json and the summary say about how a run is trained; None for micro-sam's step."""
+    if savings is None:
+        savings_used: dict[str, Any] = {
+            "object_chunk": None,
+            "checkpoint_every": None,
+            "attention": "eager",
+            "cache_gib": 0.0,
+        }
+    else:
+        savings_used = {
+            "object_chunk": savings.object_chunk,
+            "checkpoint_every": savings.checkpoint_every,
+            "attention": "fused" if savings.fused_attention else "eager",
+            "cache_gib": savings.cache_gib,
+        }
+    return {
+        "engine": settings.engine,
+        **savings_used,
+        "optimizer": settings.optimizer,
+        "patch_pool": settings.patch_pool,
+        "workers": settings.workers,
+    }
 
 
 def apply_savings(sam: Sam, savings: Savings) -> None:
