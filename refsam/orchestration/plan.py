@@ -3,7 +3,6 @@
 Planning reads configuration files and records, and writes nothing.
 """
 
-import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ from pathlib import Path
 from refsam.configuration.checks import check_values, combination_problem, missing_setting
 from refsam.configuration.compose import Composer, typed
 from refsam.configuration.identity import file_hash, identity, run_id
-from refsam.configuration.schema import AUTO, DatasetConfig, Kind, RefsamConfig, RequestConfig
+from refsam.configuration.schema import AUTO, DatasetConfig, Kind, RefsamConfig
 from refsam.datasets.index import check_images, fingerprint, inspect
 from refsam.datasets.listing import DataMissing, count_images, list_pairs
 from refsam.datasets.weights_cache import weights_present
@@ -75,14 +74,6 @@ class Plan:
     @property
     def todo(self) -> tuple[PlannedRun, ...]:
         return tuple(run for run in self.runs if run.todo)
-
-    def by_request(self) -> list[tuple[RequestConfig, list[PlannedRun]]]:
-        """The runs grouped by what Slurm is asked for, in order of appearance."""
-        groups: dict[tuple[object, ...], tuple[RequestConfig, list[PlannedRun]]] = {}
-        for run in self.runs:
-            request = run.config.resource.request
-            groups.setdefault(dataclasses.astuple(request), (request, []))[1].append(run)
-        return list(groups.values())
 
 
 @dataclass

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from refsam.configuration.schema import Kind, RequestConfig
 from refsam.orchestration.plan import Plan, PlannedRun, Standing
+from refsam.orchestration.requests import by_request, request_text
 
 _WORDS = {
     Standing.new: "to run",
@@ -22,7 +23,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     common = _common(plan)
     if common:
         console.print("All runs: " + ", ".join(f"{name} {escape(value)}" for name, value in common.items()))
-    for request, runs in plan.by_request():
+    for request, runs in by_request(plan.runs):
         console.print(_group(request, runs, common))
     if plan.skipped:
         console.print("[bold]Left out, because it cannot run:[/bold]")
@@ -47,17 +48,9 @@ def summary(plan: Plan) -> str:
     left_out = f"; {len(plan.skipped)} left out" if plan.skipped else ""
     return (
         f"Sweep {plan.name}: {_count(len(plan.runs), 'run')} ({_count(finetunings, 'finetuning')}, "
-        f"{_count(baselines, 'baseline')}), {_count(len(plan.by_request()), 'kind')} of request; "
+        f"{_count(baselines, 'baseline')}), {_count(len(by_request(plan.runs)), 'kind')} of request; "
         f"{', '.join(counts)}{left_out}."
     )
-
-
-def request_text(request: RequestConfig) -> str:
-    """`partition gpu, 1 × V100, 8 cores, 32 GiB, 2-00:00:00`."""
-    parts = [] if request.partition is None else [f"partition {request.partition}"]
-    parts.append("no GPU" if not request.gpus else f"{request.gpus} × {request.gpu or 'GPU'}")
-    parts += [f"{request.cores} cores", f"{request.memory_gb} GiB", request.time]
-    return ", ".join(parts)
 
 
 def _cells(run: PlannedRun) -> dict[str, str]:

@@ -21,9 +21,9 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from refsam.configuration.schema import ClusterConfig, RequestConfig
 from refsam.errors import RunFailed
 from refsam.orchestration.job import SCIENCE, RunJob
-from refsam.orchestration.plan_view import request_text
+from refsam.orchestration.requests import Run, by_request, request_text
 from refsam.orchestration.slurm_query import SlurmQuery, SlurmSilent, read_record, run_command, statuses
-from refsam.orchestration.slurm_script import Run, by_request, check_folder, parameters
+from refsam.orchestration.slurm_script import check_folder, parameters
 from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
 from refsam.records.status import (
@@ -95,11 +95,6 @@ class _Submission:
             write_json(self.record, {"job_name": self.job_name, "done": True, "taken_back": sorted(held)})
 
 
-def jobs_folder(sweep: SweepPaths) -> Path:
-    """Where submitit keeps scripts, pickles and logs: a folder for each array."""
-    return sweep.root / "jobs"
-
-
 def submit_to_slurm(
     runs: Sequence[Run],
     folder: RunsFolder,
@@ -122,9 +117,8 @@ def submit_to_slurm(
     check_submission(runs, folder, sweep, cluster)
     failures = []
     with _only_submitter(folder, say):
-        jobs = jobs_folder(sweep)
-        jobs.mkdir(parents=True, exist_ok=True)
-        jobs.chmod(0o700)  # jobs unpickle what lies here: nobody else may write it
+        sweep.jobs.mkdir(parents=True, exist_ok=True)
+        sweep.jobs.chmod(0o700)  # jobs unpickle what lies here: nobody else may write it
         try:
             _take_back_unfinished(sweep, say)
             waiting = _not_in_the_queue(runs, folder, say)
@@ -165,7 +159,7 @@ def _submit_array(
 ) -> str:
     """Submit one array, write its runs' records and release it; its number. Raises SubmissionFailed."""
     for delay in (*RETRY_SECONDS, None):
-        submission = _Submission(jobs_folder(sweep) / secrets.token_hex(4), sweep.name)
+        submission = _Submission(sweep.jobs / secrets.token_hex(4), sweep.name)
         submission.folder.mkdir(mode=0o700)
         submission.write([run.run_id for run in runs], [], done=False)
         try:
@@ -290,7 +284,7 @@ def _ask(folder: RunsFolder, runs: Sequence[Run]) -> dict[str, Status]:
 
 def _take_back_unfinished(sweep: SweepPaths, say: Say) -> None:
     """Cancel what an earlier submission has left on hold when it was killed. Raises SlurmSilent."""
-    for record in sorted(jobs_folder(sweep).glob("*/submission.json")):
+    for record in sorted(sweep.jobs.glob("*/submission.json")):
         try:
             done = read_json(record)["done"]
         except ValueError:

@@ -1,36 +1,16 @@
 """What sbatch is told about an array: a request, a site and some runs as submitit's parameters."""
 
-import dataclasses
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from refsam.configuration.resources import folder
-from refsam.configuration.schema import ClusterConfig, RefsamConfig, RequestConfig
+from refsam.configuration.schema import ClusterConfig, RequestConfig
 from refsam.errors import BadInput, nearest
 from refsam.orchestration.job import thread_environment
+from refsam.orchestration.requests import Run, minutes
 
 COMMENT_LENGTH = 1000  # characters; slurmctld refuses more than 1024
-
-
-class Run(Protocol):
-    """What Slurm needs to know of a planned run."""
-
-    @property
-    def run_id(self) -> str: ...
-
-    @property
-    def config(self) -> RefsamConfig: ...
-
-
-def by_request(runs: Sequence[Run]) -> list[tuple[RequestConfig, list[Run]]]:
-    """The runs grouped by what Slurm is asked for, in order of appearance."""
-    groups: dict[tuple[object, ...], tuple[RequestConfig, list[Run]]] = {}
-    for run in runs:
-        request = run.config.resource.request
-        groups.setdefault(dataclasses.astuple(request), (request, []))[1].append(run)
-    return list(groups.values())
 
 
 def parameters(
@@ -82,23 +62,6 @@ def check_folder(path: Path) -> None:
     _check_text("runs", str(path))
     if "%" in str(path) or "\\" in str(path):
         raise BadInput(f"runs: {path} was given, but Slurm replaces % and \\ in the names of its log files")
-
-
-def minutes(time: str) -> int:
-    """Minutes, rounded up, of Slurm's M, M:S, H:M:S, D-H, D-H:M and D-H:M:S; BadInput for any other time."""
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
-    if match is None:
-        raise BadInput(f"resource.request.time: {time!r} was given, allowed is D-HH:MM:SS or a part of it")
-    days, first, second, third = (None if part is None else int(part) for part in match.groups())
-    if days is not None:
-        seconds = ((days * 24 + (first or 0)) * 60 + (second or 0)) * 60 + (third or 0)
-    elif third is not None:
-        seconds = ((first or 0) * 60 + (second or 0)) * 60 + third
-    else:
-        seconds = (first or 0) * 60 + (second or 0)
-    if seconds == 0:
-        raise BadInput(f"resource.request.time: {time!r} was given, allowed is a time above 0")
-    return -(-seconds // 60)
 
 
 def prologue(template: str | None) -> list[str]:

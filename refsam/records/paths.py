@@ -105,6 +105,11 @@ class SweepPaths:
     def figures(self) -> Path:
         return self.root / "figures"
 
+    @property
+    def jobs(self) -> Path:
+        """Where submitit keeps scripts, pickles and logs: a folder for each array."""
+        return self.root / "jobs"
+
 
 @dataclass(frozen=True)
 class RunsFolder:

@@ -4,6 +4,7 @@ import pytest
 
 from refsam.configuration.schema import ClusterConfig, RefsamConfig, RequestConfig
 from refsam.errors import BadInput
+from refsam.orchestration.requests import minutes
 from refsam.orchestration.slurm_query import (
     SlurmQuery,
     SlurmSilent,
@@ -12,7 +13,7 @@ from refsam.orchestration.slurm_query import (
     task_ids,
     with_slurm,
 )
-from refsam.orchestration.slurm_script import COMMENT_LENGTH, minutes, parameters, prologue
+from refsam.orchestration.slurm_script import COMMENT_LENGTH, parameters, prologue
 from refsam.records.paths import RunsFolder
 from refsam.records.status import Reason, State, Status, write_status
 

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from refsam.configuration.schema import ClusterConfig, RefsamConfig, RequestConfig, ResourceConfig
 from refsam.errors import BadInput, RunFailed
 from refsam.orchestration import slurm, slurm_query
-from refsam.orchestration.slurm import jobs_folder, submit_to_slurm
+from refsam.orchestration.slurm import submit_to_slurm
 from refsam.orchestration.slurm_query import SlurmQuery, with_slurm
 from refsam.records.files import read_json
 from refsam.records.paths import RunsFolder
@@ -146,7 +146,7 @@ def test_three_resources_are_three_arrays_and_every_run_gets_what_its_resource_a
         (log,) = folder.run(run.run_id).attempt(1).glob("*.out")
         assert "Job completed successfully" in log.read_text()
     assert len(arrays) == 3
-    assert stat.S_IMODE(jobs_folder(folder.sweep("study")).stat().st_mode) == 0o700
+    assert stat.S_IMODE(folder.sweep("study").jobs.stat().st_mode) == 0o700
 
 
 def test_a_job_is_found_again_by_its_name_and_comment_and_carries_the_site_s_choices(folder, tmp_path):
@@ -166,7 +166,7 @@ def test_a_job_is_found_again_by_its_name_and_comment_and_carries_the_site_s_cho
     rows = queue("%j", "%k", "%T", "%R")
     assert {row[1] for row in rows} == {"refsam sweep study: run0 run1 run2"}
     assert all(row[0].startswith("refsam-study-") for row in rows)
-    (script,) = jobs_folder(folder.sweep("study")).glob("*/*_submission.sh")
+    (script,) = folder.sweep("study").jobs.glob("*/*_submission.sh")
     assert "#SBATCH --qos=normal\n" in script.read_text()
     account = """'nobody'"'"'s $(touch executed)'"""
     assert f"#SBATCH --account={account}\n" in script.read_text()
