@@ -112,13 +112,17 @@ def _plot(options: argparse.Namespace) -> int:
 
 def _read(options: argparse.Namespace) -> "tuple[SweepPaths, pd.DataFrame]":
     """The sweep that was asked for and its rows. Looks the name up before pandas is imported."""
-    from refsam.results.sweeps import DamagedManifest, find_sweep, runs_folder
+    from refsam.results.sweeps import DamagedManifest, find_sweep, read_manifest, runs_folder
 
     folder = runs_folder(options.runs)
     sweep = find_sweep(options.sweep, folder)
+    from refsam.orchestration.reconcile import reconcile
+    from refsam.orchestration.slurm_query import SlurmQuery
     from refsam.results.collect import collect
 
     try:
+        # What Slurm knows of jobs that were killed belongs into the table.
+        reconcile(folder, [run.run_id for run in read_manifest(sweep).runs], SlurmQuery())
         return sweep, collect(sweep, folder)
     except DamagedManifest as error:
         print(f"refsam: {error}", file=sys.stderr)

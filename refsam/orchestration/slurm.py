@@ -21,8 +21,9 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from refsam.configuration.schema import ClusterConfig, RequestConfig
 from refsam.errors import RunFailed
 from refsam.orchestration.job import SCIENCE, RunJob
+from refsam.orchestration.reconcile import reconcile
 from refsam.orchestration.requests import Run, by_request, request_text
-from refsam.orchestration.slurm_query import SlurmQuery, SlurmSilent, read_record, run_command, statuses
+from refsam.orchestration.slurm_query import SlurmQuery, SlurmSilent, read_record, run_command
 from refsam.orchestration.slurm_script import check_folder, parameters
 from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
@@ -276,7 +277,7 @@ def _not_in_the_queue(runs: Sequence[Run], folder: RunsFolder, say: Say) -> list
 
 def _ask(folder: RunsFolder, runs: Sequence[Run]) -> dict[str, Status]:
     """The statuses of the runs by their ids. Raises SlurmSilent when the queue does not answer."""
-    known, answer = statuses(folder, [run.run_id for run in runs], SlurmQuery())
+    known, answer = reconcile(folder, [run.run_id for run in runs], SlurmQuery())
     if not answer.queue:
         raise SlurmSilent(answer.problems[0])
     return known

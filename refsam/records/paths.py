@@ -41,6 +41,9 @@ class RunPaths:
     def attempt(self, number: int) -> Path:
         return self.attempts / str(number)
 
+    def attempt_record(self, number: int) -> Path:
+        return self.attempt(number) / "attempt.json"
+
     @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
