@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -65,6 +66,9 @@ class Status:
         return replace(self, updated_at=now(), **changes)
 
 
+_FLOCK = "hhqqi4x"  # struct flock: type, whence, start, length, process
+
+
 class AlreadyRunning(RuntimeError):
     """Another process holds the run's lock."""
 
@@ -114,10 +118,23 @@ def run_lock(paths: RunPaths) -> Iterator[None]:
 
 def is_locked(paths: RunPaths) -> bool:
     """Whether a living process holds the run. Not to be asked by the process that holds it."""
+    return lock_holder(paths) is not None
+
+
+def lock_holder(paths: RunPaths) -> int | None:
+    """The number of the process that holds the run, None when nobody does.
+
+    The number is that of the holder's own machine, and 0 where it cannot be told. Asks without taking the
+    lock, so that a run which starts at the same moment finds it free, and a folder of another person can be
+    looked at. Not to be asked by the process that holds it.
+    """
     try:
-        with run_lock(paths):
-            return False
-    except AlreadyRunning:
-        return True
+        descriptor = os.open(paths.lock, os.O_RDONLY)
     except FileNotFoundError:
-        return False
+        return None
+    try:
+        question = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        answer = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, question))
+    finally:
+        os.close(descriptor)
+    return None if answer[0] == fcntl.F_UNLCK else max(0, answer[-1])
