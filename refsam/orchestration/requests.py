@@ -3,10 +3,12 @@
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from refsam.configuration.schema import RefsamConfig, RequestConfig
 from refsam.errors import BadInput
+
+if TYPE_CHECKING:  # importing the schema imports Hydra, which those who only look at a sweep do without
+    from refsam.configuration.schema import RefsamConfig, RequestConfig
 
 
 class Run(Protocol):
@@ -16,13 +18,13 @@ class Run(Protocol):
     def run_id(self) -> str: ...
 
     @property
-    def config(self) -> RefsamConfig: ...
+    def config(self) -> "RefsamConfig": ...
 
 
 SomeRun = TypeVar("SomeRun", bound=Run)
 
 
-def by_request(runs: Sequence[SomeRun]) -> list[tuple[RequestConfig, list[SomeRun]]]:
+def by_request(runs: Sequence[SomeRun]) -> "list[tuple[RequestConfig, list[SomeRun]]]":
     """The runs grouped by what Slurm is asked for, in order of appearance."""
     groups: dict[tuple[object, ...], tuple[RequestConfig, list[SomeRun]]] = {}
     for run in runs:
@@ -31,7 +33,18 @@ def by_request(runs: Sequence[SomeRun]) -> list[tuple[RequestConfig, list[SomeRu
     return list(groups.values())
 
 
-def request_text(request: RequestConfig) -> str:
+class Request(Protocol):
+    """What is told of a request."""
+
+    partition: str | None
+    gpu: str | None
+    gpus: int
+    cores: int
+    memory_gb: int
+    time: str
+
+
+def request_text(request: Request) -> str:
     """`partition gpu, 1 × V100, 8 cores, 32 GiB, 2-00:00:00`."""
     parts = [] if request.partition is None else [f"partition {request.partition}"]
     parts.append("no GPU" if not request.gpus else f"{request.gpus} × {request.gpu or 'GPU'}")
