@@ -12,6 +12,10 @@ class RunFailed(RuntimeError):
     """A run ended without a result; its record says why. The commands exit with status 1."""
 
 
+class DamagedManifest(ValueError):
+    """A sweep's manifest cannot be read. The message names the file. The commands exit with status 1."""
+
+
 def nearest(given: str, allowed: Iterable[str]) -> str:
     """` (did you mean X?)` when something like `given` is allowed, else the empty string."""
     close = difflib.get_close_matches(given, list(allowed), n=1)

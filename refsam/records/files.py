@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -61,6 +63,35 @@ def read_yaml(path: Path) -> Any:
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_SAFE_LOADER)  # noqa: S506
     except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def read_yaml_section(path: Path, key: str) -> Any:
+    """The value of one top-level key of a YAML file, None where it is not there; only to be read.
+
+    A file as `write_yaml` writes it has the section as lines of its own, which many runs have in common: they
+    are parsed once, and the rest of the file not at all. That makes a thousand files a matter of a moment.
+    Raises as `read_yaml` does.
+    """
+    section = re.search(rf"^{re.escape(key)}:[^\n]*\n(?:(?:[ -][^\n]*)?\n)*", _text(path), re.MULTILINE)
+    if section is None:
+        values = read_yaml(path)
+        return values.get(key) if isinstance(values, dict) else None
+    try:
+        return _parsed(section[0])[key]
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> Any:
+    return yaml.load(text, Loader=_SAFE_LOADER)  # noqa: S506
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 

@@ -5,17 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refsam.errors import BadInput, nearest
+from refsam.errors import BadInput, DamagedManifest, nearest
 from refsam.records.files import read_json
 from refsam.records.paths import RunsFolder, SweepPaths
 from refsam.records.status import read_status
 
 MANIFEST_FORMAT = 1
 DAMAGED = "damaged"
-
-
-class DamagedManifest(ValueError):
-    """A sweep's manifest cannot be read. The message names the file."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,51 @@
+"""What the commands have in common: their exit statuses, their help, the options that many of them take."""
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from refsam.records.paths import RunsFolder
+
+COMPLETED, DAMAGED_RECORDS, BAD_INPUT, SLURM_SILENT, INTERRUPTED = 0, 1, 2, 3, 130
+EXIT_STATUSES = (
+    "Exit status: 0 done; 1 records are damaged, or a run or a submission failed; 2 bad input; 3 Slurm does "
+    "not answer and was needed; 130 stopped by Ctrl-C."
+)
+
+Commands = Any  # argparse's class of subparsers has no public name
+Command = Callable[[argparse.Namespace], int]
+
+
+def add_command(
+    commands: Commands, name: str, run: Command, summary: str, description: str = "", example: str = ""
+) -> argparse.ArgumentParser:
+    """A command with the option --runs, and a help that says what it does and shows an example."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=description or f"{summary[0].upper()}{summary[1:]}.",
+        epilog=f"Example:\n  {example}" if example else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "--runs", default="runs", metavar="FOLDER", help="folder of the run directories (runs)"
+    )
+    return parser
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+
+
+def open_folder(options: argparse.Namespace) -> "RunsFolder":
+    """The folder of --runs. Raises BadInput where there is none."""
+    from refsam.results.sweeps import runs_folder
+
+    return runs_folder(options.runs)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,0 +1,86 @@
+"""`refsam collect` and `refsam plot`: the table and the figure of a sweep."""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from refsam.commands.options import COMPLETED, DAMAGED_RECORDS, Commands, add_command, add_json, open_folder
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from refsam.records.paths import SweepPaths
+
+
+def add(commands: Commands) -> None:
+    collect = add_command(
+        commands,
+        "collect",
+        _collect,
+        "write results.csv of a sweep and print the table",
+        example="refsam collect study",
+    )
+    plot = add_command(
+        commands,
+        "plot",
+        _plot,
+        "draw SA50 over the number of training images, as PNG and PDF",
+        example="refsam plot study",
+    )
+    for parser in (collect, plot):
+        parser.add_argument("sweep", metavar="SWEEP", help="name of the sweep")
+    add_json(collect)
+
+
+def _collect(options: argparse.Namespace) -> int:
+    sweep, frame = _read(options)
+    from refsam.results.collect import write_results
+    from refsam.results.table import print_table
+
+    path = write_results(sweep, frame)
+    if options.json:
+        print(frame.to_json(orient="records", indent=2, double_precision=15))
+    else:
+        print_table(frame)
+        print(f"{len(frame)} rows in {path}")
+    return _name_damaged(frame)
+
+
+def _plot(options: argparse.Namespace) -> int:
+    sweep, frame = _read(options)
+    from refsam.results.figure import figure
+
+    paths = figure(frame, sweep.figures)
+    for path in paths:
+        print(path)
+    if not paths:
+        print(f"No run of sweep {sweep.name} has results yet, so there is nothing to draw.")
+    return _name_damaged(frame)
+
+
+def _read(options: argparse.Namespace) -> "tuple[SweepPaths, pd.DataFrame]":
+    """The sweep that was asked for and its rows. Looks the name up before pandas is imported."""
+    from refsam.results.sweeps import find_sweep, read_manifest
+
+    folder = open_folder(options)
+    sweep = find_sweep(options.sweep, folder)
+    from refsam.orchestration.reconcile import reconcile
+    from refsam.orchestration.slurm_query import SlurmQuery
+    from refsam.results.collect import collect
+
+    # What Slurm knows of jobs that were killed belongs into the table.
+    reconcile(folder, [run.run_id for run in read_manifest(sweep).runs], SlurmQuery())
+    return sweep, collect(sweep, folder)
+
+
+def _name_damaged(frame: "pd.DataFrame") -> int:
+    from refsam.results.collect import damaged
+
+    sentences = damaged(frame)
+    for sentence in sentences:
+        print(f"refsam: {sentence}", file=sys.stderr)
+    if not sentences:
+        return COMPLETED
+    runs = frame["run_id"].nunique()
+    print(f"refsam: runs with damaged records: {len(sentences)} of {runs}", file=sys.stderr)
+    return DAMAGED_RECORDS

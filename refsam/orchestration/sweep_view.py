@@ -1,0 +1,161 @@
+"""The state of a sweep as a person reads it, and as a program does. Shows what it is given."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from types import SimpleNamespace
+from typing import Any, cast
+
+from refsam.orchestration.display import STYLES, duration, plain_text
+from refsam.orchestration.requests import Request, request_text
+from refsam.orchestration.sweep_state import RunState, SweepState, count, longest_left
+from refsam.orchestration.targets import short_names
+from refsam.records.status import State
+
+GAP = "  "
+MESSAGE_WIDTH = 20  # characters below which a message is rather left out
+# What a narrow terminal goes without, in this order.
+DISPENSABLE = ("message", "node", "job", "best", "left", "elapsed", "epoch")
+ALIGNED_RIGHT = ("epoch", "best", "elapsed", "left")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of text, and its style as rich names it."""
+
+    text: str
+    style: str = ""
+
+
+def lines(state: SweepState, width: int | None = None) -> list[Line]:
+    """The sweep as a line for each group of runs with the same request, one for each run, and the sums.
+
+    Args:
+        width: of the terminal, characters: what does not fit is cut or left out. None: as wide as it gets.
+    """
+    names = short_names([run.run_id for run in state.runs])
+    rows = {run.run_id: _cells(run, names[run.run_id]) for run in state.runs}
+    widths = _widths([*rows.values()], width)
+    shown = [Line(_joined({name: name for name in widths}, widths), "bold")]
+    for group in state.groups():
+        # A pending baseline of a planned sweep has no directory yet, and so no request.
+        words = "not submitted yet" if group.request is None else _request(group.request)
+        shown.append(Line(_cut(f"{words}: {_counts(group.runs)}", width), "bold cyan"))
+        for run in group.runs:
+            style = STYLES.get(str(run.status.state), "")
+            shown.append(Line(_cut(_joined(rows[run.run_id], widths), width), style))
+    shown.append(Line(_cut(totals(state), width), "bold"))
+    return shown
+
+
+def totals(state: SweepState) -> str:
+    """`Sweep study: 9 runs, 4 completed, 2 running, 3 pending; left 1:02:03 at most for those that run`."""
+    text = f"Sweep {state.name}: {_counts(state.runs)}"
+    left = longest_left(state.runs)
+    return text if left is None else f"{text}; left {duration(left)} at most for those that run"
+
+
+def as_json(state: SweepState) -> dict[str, Any]:
+    """What `refsam status --json` prints; its fields are documented there. Times in seconds."""
+    has_jobs = any(run.status.job_id for run in state.runs)
+    return {
+        "sweep": state.name,
+        "runs_folder": str(state.folder.root.absolute()),
+        "states": dict(count(state.runs)),
+        "seconds_left": longest_left(state.runs),
+        "slurm": {"queue": state.slurm.queue, "accounting": state.slurm.accounting} if has_jobs else None,
+        "notes": list(state.notes),
+        "groups": [
+            {
+                "request": group.request,
+                "states": dict(count(group.runs)),
+                "run_ids": [run.run_id for run in group.runs],
+            }
+            for group in state.groups()
+        ],
+        "runs": [run_json(run) for run in state.runs],
+    }
+
+
+def run_json(run: RunState) -> dict[str, Any]:
+    """One run: the fields of its status.json, `elapsed_seconds`, the aged `seconds_left`, and `damaged`."""
+    return {
+        "run_id": run.run_id,
+        **asdict(run.status),
+        "elapsed_seconds": run.elapsed,
+        "seconds_left": run.left,
+        "damaged": run.damaged,
+    }
+
+
+def state_words(run: RunState) -> str:
+    """`pending`, `training`, `completed`, `failed (out_of_memory)`, …"""
+    status = run.status
+    if run.damaged is not None:
+        return "damaged"
+    if status.state is State.running:
+        return status.phase or "running"
+    return f"failed ({status.reason})" if status.reason else str(status.state)
+
+
+def _cells(run: RunState, name: str) -> dict[str, str]:
+    status = run.status
+    epoch = "" if status.epoch is None else f"{status.epoch}/{status.epochs or '?'}"
+    best = "" if status.best_metric is None else f"{status.best_metric:.4f}"
+    if best and status.best_epoch is not None:
+        best += f" ({status.best_epoch})"
+    return {
+        "run": name,
+        "state": state_words(run),
+        "epoch": epoch,
+        "best": best,
+        "elapsed": "" if run.elapsed is None else duration(run.elapsed),
+        "left": "" if run.left is None else duration(run.left),
+        "job": status.job_id or "",
+        "node": (status.host or "") if status.state is not State.pending else "",
+        "message": " ".join(plain_text(run.damaged or status.message or "").plain.split()),
+    }
+
+
+def _widths(rows: Sequence[dict[str, str]], width: int | None) -> dict[str, int]:
+    """The columns that are shown, in order, and their widths: those that say anything, while they fit."""
+    names = list(rows[0]) if rows else ["run", "state"]
+    widths = {name: max((len(row[name]) for row in rows), default=0) for name in names}
+    widths = {name: max(size, len(name)) for name, size in widths.items() if size or name == "run"}
+    if width is None:
+        return widths
+    for name in DISPENSABLE:
+        spare = width - sum(size + len(GAP) for size in widths.values()) + len(GAP)
+        if spare >= 0:
+            break
+        if name == "message" and widths.get(name, 0) + spare >= MESSAGE_WIDTH:
+            widths[name] += spare
+        else:
+            widths.pop(name, None)
+    over = sum(size + len(GAP) for size in widths.values()) - len(GAP) - width
+    widths["run"] = max(len("run"), widths["run"] - max(0, over))
+    return widths
+
+
+def _joined(cells: dict[str, str], widths: dict[str, int]) -> str:
+    parts = [
+        _cut(cells[name], size).rjust(size) if name in ALIGNED_RIGHT else _cut(cells[name], size).ljust(size)
+        for name, size in widths.items()
+    ]
+    return GAP.join(parts).rstrip()
+
+
+def _cut(text: str, width: int | None) -> str:
+    return text if width is None or len(text) <= width else text[: max(0, width - 1)] + "…"
+
+
+def _counts(runs: Sequence[RunState]) -> str:
+    order = [
+        str(state) for state in (State.completed, State.running, State.pending, State.planned, State.failed)
+    ]
+    counts = count(runs)
+    parts = [f"{counts[state]} {state}" for state in order if counts[state]]
+    return ", ".join(["1 run" if len(runs) == 1 else f"{len(runs)} runs", *parts])
+
+
+def _request(request: dict[str, Any]) -> str:
+    return request_text(cast(Request, SimpleNamespace(**request)))

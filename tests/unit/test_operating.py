@@ -1,0 +1,295 @@
+"""What the commands that look at sweeps say, on records as runs leave them and without any Slurm."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from refsam import cli
+from refsam.errors import BadInput
+from refsam.orchestration import logs
+from refsam.orchestration.slurm_query import SlurmQuery
+from refsam.orchestration.sweep_state import look
+from refsam.orchestration.sweep_view import lines
+from refsam.orchestration.targets import find_run, find_target, short_names
+from refsam.records.files import read_yaml_section, write_json, write_yaml
+from refsam.records.paths import RunPaths, RunsFolder
+from refsam.records.status import Reason, State, Status, now, read_status, write_status
+
+HERE = os.uname().nodename
+REQUEST = {"partition": "gpu", "gpu": "V100", "gpus": 1, "cores": 8, "memory_gb": 32, "time": "2-00:00:00"}
+TRAINING = Status(
+    State.running,
+    attempt=2,
+    host="some_node",
+    job_id="7_3",
+    phase="training",
+    epoch=3,
+    epochs=100,
+    best_epoch=2,
+    best_metric=0.25,
+    seconds_left=3600.0,
+    started_at=now(),
+    updated_at=now(),
+)
+LOST = Status(State.running, attempt=1, host=HERE, pid=1, started_at=now(), updated_at=now())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunsFolder:
+    folder = RunsFolder(tmp_path / "runs")
+    folder.sweeps.mkdir(parents=True)
+    return folder
+
+
+def add_run(folder: RunsFolder, run_id: str, status: Status, request=REQUEST) -> RunPaths:
+    paths = folder.run(run_id)
+    paths.root.mkdir()
+    write_yaml(paths.config, {"kind": "finetuning", "resource": {"name": "v100", "request": request}})
+    write_status(paths, status)
+    return paths
+
+
+def add_sweep(folder: RunsFolder, name: str, *run_ids: str) -> None:
+    folder.sweep(name).root.mkdir()
+    runs = [{"run_id": run_id, "overrides": {}} for run_id in run_ids]
+    write_json(folder.sweep(name).manifest, {"format": 1, "name": name, "runs": runs, "skipped": []})
+
+
+def add_study(folder: RunsFolder) -> None:
+    """A run of each kind, on two requests."""
+    add_run(folder, "vit_b-lora-n1-v100-x-s0-aaaa", Status(State.completed, attempt=1, epoch=10, epochs=10))
+    add_run(folder, "vit_b-lora-n2-v100-x-s0-bbbb", LOST)
+    failed = Status(State.failed, Reason.out_of_memory, "The memory did not suffice", attempt=1)
+    add_run(folder, "vit_b-full-n1-cpu-x-s0-cccc", failed, {**REQUEST, "gpu": None, "gpus": 0})
+    runs = [path.name for path in folder.root.iterdir() if path != folder.sweeps]
+    add_sweep(folder, "study", *sorted(runs, reverse=True), "never-submitted-dddd")
+
+
+def call(*arguments: str, folder: RunsFolder) -> int:
+    return cli.main([*arguments, "--runs", str(folder.root)])
+
+
+def text(folder: RunsFolder, width: int | None = None, slurm=None) -> list[str]:
+    query = SlurmQuery() if slurm is None else SlurmQuery(slurm)
+    run_ids = [path.name for path in sorted(folder.root.iterdir()) if path != folder.sweeps]
+    return [line.text for line in lines(look("study", folder, run_ids, query), width)]
+
+
+def test_status_has_a_line_for_each_group_and_each_run_and_the_sums(folder, capsys):
+    add_study(folder)
+    assert call("status", "study", folder=folder) == 0
+    output = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in output] == [
+        "run",
+        "partition gpu, 1 × V100, 8 cores, 32 GiB, 2-00:00:00: 2 runs, 1 completed, 1 failed",
+        "vit_b-lora-n2-v100-x-s0",
+        "vit_b-lora-n1-v100-x-s0",
+        "partition gpu, no GPU, 8 cores, 32 GiB, 2-00:00:00: 1 run, 1 failed",
+        "vit_b-full-n1-cpu-x-s0",
+        "not submitted yet: 1 run, 1 planned",
+        "never-submitted",
+        "Sweep study: 4 runs, 1 completed, 1 planned, 2 failed",
+    ]
+    assert "failed (out_of_memory)" in output[5]
+    assert output[5].endswith("The memory did not suffice")
+    assert "failed (lost)" in output[2]
+    assert read_status(folder.run("vit_b-lora-n2-v100-x-s0-bbbb")).state is State.running  # only said
+
+
+def test_status_as_json_has_the_fields_that_its_help_names(folder, capsys):
+    add_study(folder)
+    assert call("status", "--json", folder=folder) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["sweep"] == "study"
+    assert value["states"] == {"completed": 1, "failed": 2, "planned": 1}
+    assert value["slurm"] is None
+    assert [len(group["run_ids"]) for group in value["groups"]] == [2, 1, 1]
+    assert value["groups"][0]["request"] == REQUEST
+    run = value["runs"][0]
+    assert (run["run_id"], run["state"], run["reason"]) == ("vit_b-lora-n2-v100-x-s0-bbbb", "failed", "lost")
+    with pytest.raises(SystemExit):
+        cli.main(["status", "--help"])
+    explained = capsys.readouterr().out
+    assert all(name in explained for name in (*value, "elapsed_seconds", "damaged"))
+
+
+def test_a_run_tells_its_progress_with_what_has_passed_since(folder):
+    add_run(folder, "a-1", TRAINING)
+    squeue = {"squeue": "7_3|RUNNING|gpu7|None\n", "sacct": "7_3|RUNNING|0:0|gpu7\n"}
+    time.sleep(1.1)
+    state = look("study", folder, ["a-1"], SlurmQuery(lambda command: squeue[command[0]]))
+    (run,) = state.runs
+    assert 3590 < run.left < 3600
+    row = lines(state)[2].text.split()
+    assert row[:5] == ["a", "training", "3/100", "0.2500", "(2)"]
+    assert row[-2:] == ["7_3", "some_node"]
+    assert "at most for those that run" in lines(state)[-1].text
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 200])
+def test_no_line_is_wider_than_the_terminal(folder, width):
+    add_study(folder)
+    shown = text(folder, width)
+    assert max(map(len, shown)) <= width
+    assert any("complet" in line for line in shown)
+
+
+def test_slurm_that_is_not_there_is_one_sentence(folder, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    add_run(folder, "a-1", TRAINING)
+    add_sweep(folder, "study", "a-1")
+    assert call("status", folder=folder) == 0
+    output = capsys.readouterr()
+    assert "training" in output.out
+    assert output.err.splitlines() == [
+        "refsam: Slurm does not answer (there is no squeue on this machine): states are what the records "
+        "say, and may be old"
+    ]
+
+
+def test_a_local_run_is_as_alive_as_its_lock_on_this_machine(folder):
+    paths = add_run(folder, "a-1", LOST)
+    add_run(folder, "b-1", Status(State.running, attempt=1, host="elsewhere"))
+    program = (
+        "import sys, pathlib; from refsam.records.paths import RunPaths\n"
+        "from refsam.records.status import run_lock\n"
+        f"with run_lock(RunPaths(pathlib.Path({str(paths.root)!r}))): print('held', flush=True); input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdin=-1, stdout=-1, text=True) as holder:
+        holder.stdout.readline()
+        assert look("s", folder, ["a-1"], SlurmQuery()).runs[0].status.state is State.running
+        holder.kill()
+    lost, unknown = look("s", folder, ["a-1", "b-1"], SlurmQuery()).runs
+    assert (lost.status.state, lost.status.reason) == (State.failed, Reason.lost)
+    assert unknown.status.state is State.running
+    assert "On elsewhere" in unknown.status.message
+
+
+def test_a_damaged_record_is_named_and_the_exit_status_says_so(folder, capsys):
+    add_study(folder)
+    path = folder.run("vit_b-lora-n1-v100-x-s0-aaaa").status
+    path.write_text("{")
+    assert call("status", folder=folder) == 1
+    assert str(path) in capsys.readouterr().out
+    assert call("show", "aaaa", folder=folder) == 1
+    assert str(path) in capsys.readouterr().err
+
+
+def test_the_newest_sweep_is_meant_where_none_is_named(folder):
+    add_study(folder)
+    add_sweep(folder, "another")
+    os.utime(folder.sweep("study").manifest)
+    assert find_target(None, folder).sweep.name == "study"
+
+
+def test_a_part_of_a_name_is_enough_where_only_one_run_has_it(folder):
+    add_study(folder)
+    assert find_run("lora-n1", folder).run_id == "vit_b-lora-n1-v100-x-s0-aaaa"
+    with pytest.raises(BadInput, match=r"'lora' may be one of vit_b-lora-n1.*, vit_b-lora-n2.*; give a part"):
+        find_run("lora", folder)
+    with pytest.raises(BadInput, match=r"did you mean vit_b-lora-n1-v100-x-s0\?"):
+        find_run("vitb-lora-n1-v100", folder)
+    target = find_target("full", folder)
+    assert (target.run_ids, target.sweep.name) == (("vit_b-full-n1-cpu-x-s0-cccc",), "study")
+    with pytest.raises(BadInput, match=r"neither a sweep nor a part of a run's name \(did you mean study\?"):
+        find_target("stduy", folder)
+
+
+def test_a_hash_is_shown_only_where_it_tells_runs_apart():
+    assert short_names(["a-n1-0f", "a-n2-1f", "a-n2-2f"]) == {
+        "a-n1-0f": "a-n1",
+        "a-n2-1f": "a-n2-1f",
+        "a-n2-2f": "a-n2-2f",
+    }
+
+
+def test_show_tells_everything_that_the_record_holds(folder, capsys):
+    add_study(folder)
+    paths = folder.run("vit_b-lora-n1-v100-x-s0-aaaa")
+    paths.results.mkdir()
+    write_json(paths.metrics, {"box": {"SA50": 0.5}})
+    write_json(paths.environment, {"gpu": "Tesla V100"})
+    paths.attempt(1).mkdir(parents=True)
+    (paths.attempt(1) / "7_0_log.out").write_text("it went well\n")
+    write_json(paths.attempt(1) / "attempt.json", {"settings": {"train.object_chunk": 2}})
+    assert call("show", "lora-n1", folder=folder) == 0
+    output = capsys.readouterr().out
+    for words in ("state: completed", "SA50: 0.5", "gpu: Tesla V100", "7_0_log.out", "train.object_chunk: 2"):
+        assert words in output
+    assert call("show", "lora-n1", "--json", folder=folder) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["metrics"]["box"]["SA50"] == 0.5
+    assert value["attempts"][0]["attempt"] == 1
+    assert value["configuration"]["resource"]["name"] == "v100"
+    assert value["training"] is None
+
+
+def test_logs_prints_the_last_attempt_or_the_one_asked_for(folder, capsys):
+    paths = add_run(folder, "a-1", Status(State.failed, Reason.error, attempt=2))
+    for number, words in ((1, "first\n"), (2, "second\nlast [bold]line[/bold]\n")):
+        paths.attempt(number).mkdir(parents=True)
+        (paths.attempt(number) / f"{number}_0_log.out").write_text(words)
+    assert call("logs", "a", folder=folder) == 0
+    assert capsys.readouterr().out == "second\nlast [bold]line[/bold]\n"
+    assert call("logs", "a", "--attempt", "1", folder=folder) == 0
+    assert capsys.readouterr().out == "first\n"
+    assert call("logs", "a", "--lines", "1", "--json", folder=folder) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert (value["attempt"], value["text"]) == (2, "last [bold]line[/bold]\n")
+    assert call("logs", "a", "--attempt", "3", folder=folder) == 2
+    assert "--attempt: 3 was given, run a-1 has 1, 2" in capsys.readouterr().err
+
+
+def test_a_log_is_followed_into_the_next_attempt_until_the_run_has_ended(folder, monkeypatch):
+    monkeypatch.setattr(logs, "POLL_SECONDS", 0.01)
+    paths = add_run(folder, "a-1", LOST)
+    paths.attempt(1).mkdir(parents=True)
+    first = paths.attempt(1) / "1_log.out"
+    first.write_text("old\nnew\n")
+    steps = [
+        lambda: first.write_text("old\nnew\nnewer\n"),
+        lambda: first.write_text("old\nnew\nnewer\nlast of 1\n"),
+        lambda: (paths.attempt(2).mkdir(), (paths.attempt(2) / "2_log.out").write_text("again\n")),
+    ]
+    remaining = iter(steps)
+
+    def is_open() -> bool:
+        step = next(remaining, None)
+        if step is not None:
+            step()
+        return step is not None
+
+    seen = "".join(logs.follow(paths, None, is_open, last_lines=1))
+    assert seen == "newer\nlast of 1\n--- attempt 2\nagain\n"
+
+
+def test_a_section_of_a_configuration_is_read_without_the_rest(tmp_path):
+    path = tmp_path / "config.yaml"
+    resource = {"request": {"time": "1:00:00"}}
+    write_yaml(path, {"a": {"x": 1, "words": ["y", "z"]}, "resource": resource, "b": [1]})
+    assert read_yaml_section(path, "resource") == resource
+    assert read_yaml_section(path, "a") == {"x": 1, "words": ["y", "z"]}
+    assert read_yaml_section(path, "b") == [1]
+    assert read_yaml_section(path, "c") is None
+    path.write_text("{resource: {name: v100}}")
+    assert read_yaml_section(path, "resource") == {"name": "v100"}
+    path.write_text("resource:\n  - [\n")
+    with pytest.raises(ValueError, match="is damaged"):
+        read_yaml_section(path, "resource")
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["show", "aaaa"], ["logs", "aaaa"]])
+def test_looking_imports_nothing_heavy(folder, arguments):
+    add_study(folder)
+    code = (
+        "import sys\nfrom refsam import cli\ncli.main(sys.argv[1:])\n"
+        "print('imported:', {'torch', 'pandas', 'hydra', 'numpy', 'submitit'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", code, *arguments, "--runs", str(folder.root)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "imported: set()"
