@@ -4,7 +4,7 @@ Planning reads configuration files and records, and writes nothing.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -17,9 +17,13 @@ from refsam.datasets.index import check_images, fingerprint, inspect
 from refsam.datasets.listing import DataMissing, count_images, list_pairs
 from refsam.datasets.weights_cache import weights_present
 from refsam.errors import BadInput
+from refsam.orchestration.slurm_query import SlurmQuery, statuses
 from refsam.records.files import read_json
 from refsam.records.paths import RunPaths, RunsFolder
-from refsam.records.status import State, is_locked, read_status
+from refsam.records.status import State, Status, is_locked
+
+# The configuration of a run that was asked for, and the overrides that the sweep varies.
+_Asked = tuple[RefsamConfig, dict[str, str]]
 
 
 class Standing(StrEnum):
@@ -28,7 +32,8 @@ class Standing(StrEnum):
     new = "new"
     resume = "resume"  # it was interrupted or failed, and goes on from its last checkpoint
     evaluate = "evaluate"  # trained; an evaluation mode is missing
-    running = "running"  # in another process
+    pending = "pending"  # in Slurm's queue
+    running = "running"  # in another process, or in a Slurm job
     done = "done"
 
 
@@ -68,12 +73,19 @@ class Plan:
     command: tuple[str, ...]
     runs: tuple[PlannedRun, ...]
     skipped: tuple[Skipped, ...]
+    jobs: tuple[str | None, ...]  # the run id of each job that was asked for, in order; None: left out
     missing: tuple[str, ...]  # what has to be fetched before anything can be submitted, one sentence each
+    problems: tuple[str, ...]  # why the state of runs in Slurm may be old, one sentence each
     folder: RunsFolder
 
     @property
     def todo(self) -> tuple[PlannedRun, ...]:
         return tuple(run for run in self.runs if run.todo)
+
+    @property
+    def open(self) -> tuple[PlannedRun, ...]:
+        """The runs without a result: to do, or on their way."""
+        return tuple(run for run in self.runs if run.standing != Standing.done)
 
 
 @dataclass
@@ -83,10 +95,12 @@ class Planner:
     Args:
         composer: makes a configuration from overrides.
         cache: folder for facts about images, which are read once per file.
+        query: asks Slurm about runs that it was given.
     """
 
     composer: Composer
     cache: Path
+    query: SlurmQuery = field(default_factory=SlurmQuery)
     _data: dict[str, "_Data"] = field(default_factory=dict)
     _hashes: dict[Path, str] = field(default_factory=dict)
     _image_problems: dict[tuple[object, ...], str | None] = field(default_factory=dict)
@@ -100,30 +114,39 @@ class Planner:
         if not jobs:
             raise BadInput("the sweep is empty: give at least one value for every key that is swept over")
         varied = _varied(jobs)
-        valid: list[tuple[RefsamConfig, dict[str, str]]] = []
+        asked: list[_Asked | None] = []
         skipped: list[Skipped] = []
         first: RefsamConfig | None = None
         for job in jobs:
             overrides = {key: value for key, value in _pairs(job) if key in varied}
             config, problem = self._resolve(job)
             first = first or config
-            if problem is None:
-                valid.append((config, overrides))
-            else:
+            asked.append((config, overrides) if problem is None else None)
+            if problem is not None:
                 skipped.append(Skipped(overrides, problem))
         assert first is not None
+        valid = [item for item in asked if item is not None]
         _refuse(valid, skipped, first)
         folder = RunsFolder(_folder(first.runs))
-        runs: dict[str, PlannedRun] = {}
-        for config, overrides in [*self._baselines(valid), *valid]:
-            planned = self._planned(config, overrides, folder)
-            runs.setdefault(planned.run_id, planned)
+        runs = {self._run_id(baseline): (baseline, overrides) for baseline, overrides in _baselines(valid)}
+        of_jobs = [None if item is None else self._run_id(item[0]) for item in asked]
+        for name_of_run, item in zip(of_jobs, asked, strict=True):
+            if name_of_run is not None and item is not None:
+                runs.setdefault(name_of_run, item)
+        known, answer = statuses(folder, list(runs), self.query)
         return Plan(
             name=name or first.name or _sweep_name(runs),
             command=tuple(command),
-            runs=tuple(runs.values()),
+            runs=tuple(
+                PlannedRun(
+                    run, config, overrides, *standing_of(folder.run(run), config.evaluate.modes, known[run])
+                )
+                for run, (config, overrides) in runs.items()
+            ),
             skipped=tuple(skipped),
+            jobs=tuple(of_jobs),
             missing=tuple(dict.fromkeys(self._missing(config for config, _ in valid))),
+            problems=answer.problems,
             folder=folder,
         )
 
@@ -186,23 +209,9 @@ class Planner:
             self._hashes[path] = file_hash(path)
         return self._hashes[path]
 
-    def _baselines(
-        self, valid: Iterable[tuple[RefsamConfig, dict[str, str]]]
-    ) -> list[tuple[RefsamConfig, dict[str, str]]]:
-        """The initial model of every finetuning run, on the resource that comes first; equal ones collapse
-        later.
-        """
-        return [
-            (replace(config, kind=Kind.baseline), {})
-            for config, _ in valid
-            if config.kind == Kind.finetuning and config.baseline
-        ]
-
-    def _planned(self, config: RefsamConfig, overrides: dict[str, str], folder: RunsFolder) -> PlannedRun:
+    def _run_id(self, config: RefsamConfig) -> str:
         data = self._data_of(config.dataset)
-        name = run_id(config, identity(config, data.fingerprint, self._weights_hash(config)))
-        standing, note = standing_of(folder.run(name), config.evaluate.modes)
-        return PlannedRun(name, config, overrides, standing, note)
+        return run_id(config, identity(config, data.fingerprint, self._weights_hash(config)))
 
     def _missing(self, configs: Iterable[RefsamConfig]) -> Iterable[str]:
         for config in configs:
@@ -223,18 +232,30 @@ class _Data:
     missing: str | None
 
 
-def standing_of(paths: RunPaths, modes: Sequence[str]) -> tuple[Standing, str]:
-    """What a run still needs, from its record, and a note for the plan."""
-    try:
-        status = read_status(paths)
-    except ValueError:
-        return Standing.resume, "its status.json is damaged and will be written anew"
+def _baselines(valid: Iterable[_Asked]) -> Iterator[_Asked]:
+    """The initial model of every run, on the resource that comes first; equal ones collapse later."""
+    for config, _ in valid:
+        if config.kind == Kind.finetuning and config.baseline:
+            yield replace(config, kind=Kind.baseline), {}
+
+
+def standing_of(paths: RunPaths, modes: Sequence[str], status: Status) -> tuple[Standing, str]:
+    """What a run still needs, and a note for the plan.
+
+    Args:
+        status: from its record and from Slurm, see slurm_query.statuses.
+    """
     if status.state == State.planned:
+        if status.message is not None:  # nothing else leaves one in a run that has not begun
+            return Standing.resume, "its status.json is damaged and will be written anew"
         return Standing.new, ""
     if status.state == State.completed:
         measured = _measured_modes(paths)
         absent = [mode for mode in modes if mode not in measured]
         return (Standing.evaluate, f"mode {', '.join(absent)}") if absent else (Standing.done, "")
+    if status.state in (State.pending, State.running) and status.job_id is not None:
+        standing = Standing.pending if status.state == State.pending else Standing.running
+        return standing, f"Slurm job {status.job_id}" + (f" on {status.host}" if status.host else "")
     if status.state in (State.pending, State.running) and is_locked(paths):
         return Standing.running, f"on {status.host}" if status.host else ""
     progress = (

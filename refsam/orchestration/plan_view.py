@@ -13,6 +13,7 @@ _WORDS = {
     Standing.new: "to run",
     Standing.resume: "to continue",
     Standing.evaluate: "to evaluate",
+    Standing.pending: "pending",
     Standing.running: "running",
     Standing.done: "done",
 }
@@ -31,6 +32,8 @@ def print_plan(plan: Plan, console: Console) -> None:
             console.print(
                 f"  {escape(_overrides(item.overrides)) or 'this run'}: {escape(item.reason)}", soft_wrap=True
             )
+    for sentence in plan.problems:
+        console.print(escape(sentence), soft_wrap=True)
     for sentence in plan.missing:
         console.print(f"[bold red]Missing:[/bold red] {escape(sentence)}", soft_wrap=True)
     console.print(summary(plan), soft_wrap=True)

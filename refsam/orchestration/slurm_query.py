@@ -259,6 +259,10 @@ def with_slurm(status: Status, answer: Answer) -> Status:
 def _unknown(status: Status, answer: Answer) -> Status:
     if not answer.queue:
         return status  # nobody who could know was there
+    if answer.accounting and status.state == State.pending:
+        # A task that is cancelled before it begins leaves no trace, neither in the queue nor in sacct.
+        words = f"Slurm job {status.job_id} was cancelled before it began"
+        return status.changed(state=State.failed, reason=Reason.cancelled, message=words)
     if answer.accounting:
         words = f"Slurm knows no job {status.job_id}, and the run wrote no result"
     else:

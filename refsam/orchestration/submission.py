@@ -52,14 +52,19 @@ def submit(plan: Plan, console: Console, in_process: bool = False) -> dict[str, 
     if in_process:
         for run in todo:
             _run_in_this_process(plan.folder.run(run.run_id))
-    elif todo and on_slurm:
+    elif on_slurm and plan.open:
         from refsam.orchestration.slurm import submit_to_slurm
 
+        # Also those that wait there already: a submission that was killed has left them on hold.
         submit_to_slurm(
-            todo, plan.folder, plan.folder.sweep(plan.name), config.cluster, lambda text: _say(console, text)
+            plan.open,
+            plan.folder,
+            plan.folder.sweep(plan.name),
+            config.cluster,
+            lambda text: _say(console, text),
         )
         console.print("The runs are Slurm's now; the same command continues what was stopped or has failed.")
-    elif todo:
+    elif todo and not on_slurm:
         _run_here(plan.folder, todo, console)
     if plan.skipped:
         console.print(

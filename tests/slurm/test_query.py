@@ -98,6 +98,11 @@ def test_a_pending_run_says_why_it_waits():
     assert (status.state, status.message) == (State.pending, "Slurm job 7_0: PENDING, Resources")
 
 
+def test_a_pending_run_that_slurm_has_forgotten_was_cancelled():
+    status = told(Status(State.pending, job_id="7_0"), "", "")
+    assert (status.state, status.reason) == (State.failed, Reason.cancelled)
+
+
 def test_without_sacct_it_works_and_says_so():
     query = SlurmQuery(Slurm("8_1|RUNNING|n|None\n", None))
     answer = query.ask(["7_0", "8_1"])
