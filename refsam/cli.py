@@ -7,9 +7,17 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import refsam
-from refsam.commands import looking, prepare, results
-from refsam.commands.options import BAD_INPUT, COMPLETED, DAMAGED_RECORDS, EXIT_STATUSES, INTERRUPTED
-from refsam.errors import BadInput, DamagedManifest
+from refsam.commands import acting, looking, prepare, results
+from refsam.commands.options import (
+    BAD_INPUT,
+    COMPLETED,
+    DAMAGED_RECORDS,
+    EXIT_STATUSES,
+    FAILED,
+    INTERRUPTED,
+    SLURM_SILENT,
+)
+from refsam.errors import BadInput, DamagedManifest, RunFailed, SlurmSilent
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,6 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(error, BAD_INPUT)
     except DamagedManifest as error:
         return _refuse(error, DAMAGED_RECORDS)
+    except SlurmSilent as error:
+        return _refuse(f"Slurm does not answer, so nothing was done: {error}", SLURM_SILENT)
+    except RunFailed as error:
+        return _refuse(error, SLURM_SILENT if isinstance(error.__cause__, SlurmSilent) else FAILED)
     except KeyboardInterrupt:
         return _refuse("stopped by Ctrl-C", INTERRUPTED)
     except BrokenPipeError:
@@ -43,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"refsam {refsam.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     looking.add(commands)
+    acting.add(commands)
     results.add(commands)
     prepare.add(commands)
     commands.add_parser("sweep", help="run a sweep: the same as python -m refsam.sweep", add_help=False)

@@ -12,6 +12,10 @@ class RunFailed(RuntimeError):
     """A run ended without a result; its record says why. The commands exit with status 1."""
 
 
+class SlurmSilent(RuntimeError):
+    """A Slurm command failed or gave no answer in time. The message is the first line of what it said."""
+
+
 class DamagedManifest(ValueError):
     """A sweep's manifest cannot be read. The message names the file. The commands exit with status 1."""
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from refsam.records.paths import RunsFolder
 
-COMPLETED, DAMAGED_RECORDS, BAD_INPUT, SLURM_SILENT, INTERRUPTED = 0, 1, 2, 3, 130
+COMPLETED, BAD_INPUT, SLURM_SILENT, INTERRUPTED = 0, 2, 3, 130
+DAMAGED_RECORDS = FAILED = 1
 EXIT_STATUSES = (
     "Exit status: 0 done; 1 records are damaged, or a run or a submission failed; 2 bad input; 3 Slurm does "
     "not answer and was needed; 130 stopped by Ctrl-C."

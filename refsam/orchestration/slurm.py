@@ -19,11 +19,16 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from refsam.configuration.schema import ClusterConfig, RequestConfig
-from refsam.errors import RunFailed
+from refsam.errors import RunFailed, SlurmSilent
 from refsam.orchestration.job import SCIENCE, RunJob
 from refsam.orchestration.reconcile import reconcile
 from refsam.orchestration.requests import Run, by_request, request_text
-from refsam.orchestration.slurm_query import SlurmQuery, SlurmSilent, read_record, run_command
+from refsam.orchestration.slurm_query import (
+    SlurmQuery,
+    is_momentary,
+    read_record,
+    run_command,
+)
 from refsam.orchestration.slurm_script import check_folder, parameters
 from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
@@ -43,16 +48,6 @@ Result = TypeVar("Result")
 LOCK_SECONDS = 600.0  # for another submission into the same folder to end
 POLL_SECONDS = 0.5
 RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # between the calls, while Slurm is away for a moment
-# What Slurm's commands say when the same call may succeed later.
-MOMENTARY = (
-    "temporarily",
-    "timed out",
-    "Unable to contact slurm controller",
-    "Connection refused",
-    "connect failure",
-    "Transport endpoint is not connected",
-    "nothing within",
-)
 IMPOSSIBLE = "Requested node configuration is not available"
 
 
@@ -172,7 +167,7 @@ def _submit_array(
             with contextlib.suppress(SlurmSilent, OSError):
                 submission.take_back()
             words = (str(error).strip().splitlines() or ["sbatch failed"])[-1]
-            if delay is None or not _is_momentary(str(error)):
+            if delay is None or not is_momentary(str(error)):
                 raise SubmissionFailed(words) from error
             say(f"{words}; trying again in {delay:.0f} s")
             time.sleep(delay)
@@ -309,15 +304,11 @@ def _patiently(call: Callable[[], Result], say: Say) -> Result:
         try:
             return call()
         except SlurmSilent as error:
-            if not _is_momentary(str(error)):
+            if not is_momentary(str(error)):
                 raise
             say(f"{error}; trying again in {delay:.0f} s")
         time.sleep(delay)
     return call()
-
-
-def _is_momentary(words: str) -> bool:
-    return any(sign in words for sign in MOMENTARY)
 
 
 @contextlib.contextmanager

@@ -9,11 +9,22 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from refsam.errors import SlurmSilent
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import Reason, State, Status, read_status
 
 CACHE_SECONDS = 5.0
 ANSWER_SECONDS = 30.0  # until a question is given up
+# What Slurm's commands say when the same call may succeed later.
+MOMENTARY = (
+    "temporarily",
+    "timed out",
+    "Unable to contact slurm controller",
+    "Connection refused",
+    "connect failure",
+    "Transport endpoint is not connected",
+    "nothing within",
+)
 OUT_OF_MEMORY_SIGNAL = 125  # Slurm's own mark in an exit code such as 0:125
 
 _ALIVE = {
@@ -139,8 +150,9 @@ def read_record(paths: RunPaths) -> Status:
         return Status(message=str(error))
 
 
-class SlurmSilent(RuntimeError):
-    """A Slurm command failed or gave no answer in time. The message is the first line of what it said."""
+def is_momentary(words: str) -> bool:
+    """Whether the same call may succeed later, by what a Slurm command has said."""
+    return any(sign in words for sign in MOMENTARY)
 
 
 def run_command(command: Sequence[str]) -> str:

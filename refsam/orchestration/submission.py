@@ -4,12 +4,14 @@ What executes runs is imported when there is something to execute: a dry run sho
 """
 
 import os
+import shlex
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,11 +21,14 @@ from refsam.configuration.frozen import freeze, load
 from refsam.configuration.schema import AUTO, RefsamConfig
 from refsam.errors import BadInput, RunFailed
 from refsam.orchestration import machine
-from refsam.orchestration.plan import Plan, PlannedRun, Standing
+from refsam.orchestration.plan import Plan, Standing
 from refsam.orchestration.plan_view import print_plan, summary
 from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import State, Status, now, read_status, run_lock, write_status
+
+if TYPE_CHECKING:
+    from refsam.orchestration.local import PlannedRun as QueuedRun
 
 MANIFEST_FORMAT = 1
 # Slurm's commands may be installed where no cluster is.
@@ -61,11 +66,15 @@ def submit(plan: Plan, console: Console, in_process: bool = False) -> dict[str, 
             plan.folder,
             plan.folder.sweep(plan.name),
             config.cluster,
-            lambda text: _say(console, text),
+            lambda text: say(console, text),
         )
         console.print("The runs are Slurm's now; the same command continues what was stopped or has failed.")
+        say(
+            console,
+            f"Where they are: refsam status {_arguments(plan)}; live: refsam watch {_arguments(plan)}",
+        )
     elif todo and not on_slurm:
-        _run_here(plan.folder, todo, console)
+        run_here(plan.folder, todo, console)
     if plan.skipped:
         console.print(
             f"{len(plan.skipped)} combinations were left out; dry_run=true lists them with the reasons."
@@ -133,6 +142,12 @@ def prepare_folders(plan: Plan) -> None:
     write_json(sweep.manifest, _manifest(plan, known))
 
 
+def _arguments(plan: Plan) -> str:
+    """The sweep as the commands take it at this prompt."""
+    here = plan.folder.root == Path("runs").absolute()
+    return plan.name if here else f"{plan.name} --runs {shlex.quote(str(plan.folder.root))}"
+
+
 def _manifest(plan: Plan, known: dict[str, Any]) -> dict[str, Any]:
     """What a sweep is: all runs that were ever asked for under its name, in the order of asking."""
     runs = [{"run_id": run.run_id, "overrides": run.overrides} for run in plan.runs]
@@ -152,7 +167,8 @@ def _manifest(plan: Plan, known: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _say(console: Console, sentence: str) -> None:
+def say(console: Console, sentence: str) -> None:
+    """A sentence for the person, as it stands."""
     console.print(escape(sentence), soft_wrap=True)
 
 
@@ -166,7 +182,8 @@ def _run_in_this_process(paths: RunPaths) -> None:
         raise RunFailed(f"{message} (HYDRA_FULL_ERROR=1 shows the traceback)") from error
 
 
-def _run_here(folder: RunsFolder, todo: tuple[PlannedRun, ...], console: Console) -> None:
+def run_here(folder: RunsFolder, todo: "Sequence[QueuedRun]", console: Console) -> None:
+    """Execute the runs on this machine, as many at a time as fit, and return when all have ended."""
     from refsam.orchestration.display import make_display
     from refsam.orchestration.local import run_locally
 

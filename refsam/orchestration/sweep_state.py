@@ -13,7 +13,7 @@ from typing import Any
 
 from refsam.orchestration.reconcile import reconcile
 from refsam.orchestration.slurm_query import Answer, SlurmQuery
-from refsam.records.files import read_yaml_section
+from refsam.records.files import read_yaml_sections
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import Reason, State, Status, is_locked, read_status
 
@@ -128,7 +128,8 @@ def _records(paths: RunPaths) -> tuple[Status, dict[str, Any] | None, str | None
     status = Status()
     try:
         status = read_status(paths)
-        return status, read_yaml_section(paths.config, "resource")["request"], None
+        (resource,) = read_yaml_sections(paths.config, "resource")
+        return status, resource["request"], None
     except FileNotFoundError:
         return status, None, None  # planned, and never submitted
     except (ValueError, KeyError, TypeError) as error:

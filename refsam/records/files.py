@@ -66,20 +66,28 @@ def read_yaml(path: Path) -> Any:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
-def read_yaml_section(path: Path, key: str) -> Any:
-    """The value of one top-level key of a YAML file, None where it is not there; only to be read.
+def read_yaml_sections(path: Path, *keys: str) -> list[Any]:
+    """The values of some top-level keys of a YAML file, None where one is not there; only to be read.
 
-    A file as `write_yaml` writes it has the section as lines of its own, which many runs have in common: they
+    A file as `write_yaml` writes it has a section as lines of its own, which many runs have in common: they
     are parsed once, and the rest of the file not at all. That makes a thousand files a matter of a moment.
     Raises as `read_yaml` does.
     """
-    section = re.search(rf"^{re.escape(key)}:[^\n]*\n(?:(?:[ -][^\n]*)?\n)*", _text(path), re.MULTILINE)
-    if section is None:
-        values = read_yaml(path)
-        return values.get(key) if isinstance(values, dict) else None
+    text = _text(path)
     try:
-        return _parsed(section[0])[key]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+        sections = [
+            re.search(rf"^{re.escape(key)}:[^\n]*\n(?:(?:[ -][^\n]*)?\n)*", text, re.MULTILINE)
+            for key in keys
+        ]
+        if None in sections:
+            values = yaml.load(text, Loader=_SAFE_LOADER)  # noqa: S506
+            return [values.get(key) for key in keys]
+        return [
+            _parsed(section[0])[key]
+            for key, section in zip(keys, sections, strict=True)
+            if section is not None
+        ]
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 

@@ -3,11 +3,10 @@
 import pytest
 
 from refsam.configuration.schema import ClusterConfig, RefsamConfig, RequestConfig
-from refsam.errors import BadInput
+from refsam.errors import BadInput, SlurmSilent
 from refsam.orchestration.requests import minutes
 from refsam.orchestration.slurm_query import (
     SlurmQuery,
-    SlurmSilent,
     parse_sacct,
     statuses,
     task_ids,

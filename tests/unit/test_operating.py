@@ -16,7 +16,7 @@ from refsam.orchestration.slurm_query import SlurmQuery
 from refsam.orchestration.sweep_state import look
 from refsam.orchestration.sweep_view import lines
 from refsam.orchestration.targets import find_run, find_target, short_names
-from refsam.records.files import read_yaml_section, write_json, write_yaml
+from refsam.records.files import read_yaml_sections, write_json, write_yaml
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import Reason, State, Status, now, read_status, write_status
 
@@ -268,19 +268,22 @@ def test_a_log_is_followed_into_the_next_attempt_until_the_run_has_ended(folder,
     assert seen == "newer\nlast of 1\n--- attempt 2\nagain\n"
 
 
-def test_a_section_of_a_configuration_is_read_without_the_rest(tmp_path):
+def test_sections_of_a_configuration_are_read_without_the_rest(tmp_path):
     path = tmp_path / "config.yaml"
-    resource = {"request": {"time": "1:00:00"}}
-    write_yaml(path, {"a": {"x": 1, "words": ["y", "z"]}, "resource": resource, "b": [1]})
-    assert read_yaml_section(path, "resource") == resource
-    assert read_yaml_section(path, "a") == {"x": 1, "words": ["y", "z"]}
-    assert read_yaml_section(path, "b") == [1]
-    assert read_yaml_section(path, "c") is None
+    values = {
+        "a": {"x": 1, "words": ["y", "z"]},
+        "resource": {"request": {"time": "1:00:00"}},
+        "b": [1],
+        "n": 2,
+    }
+    write_yaml(path, values)
+    assert read_yaml_sections(path, *values) == list(values.values())
+    assert read_yaml_sections(path, "c", "n") == [None, 2]
     path.write_text("{resource: {name: v100}}")
-    assert read_yaml_section(path, "resource") == {"name": "v100"}
+    assert read_yaml_sections(path, "resource") == [{"name": "v100"}]
     path.write_text("resource:\n  - [\n")
     with pytest.raises(ValueError, match="is damaged"):
-        read_yaml_section(path, "resource")
+        read_yaml_sections(path, "resource")
 
 
 @pytest.mark.parametrize("arguments", [["status"], ["show", "aaaa"], ["logs", "aaaa"]])

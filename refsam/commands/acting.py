@@ -1,0 +1,221 @@
+"""`refsam cancel`, `retry`, `continue`: what changes the runs of a sweep."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from refsam.commands.options import (
+    COMPLETED,
+    FAILED,
+    Commands,
+    add_command,
+    add_json,
+    open_folder,
+    print_json,
+)
+from refsam.errors import BadInput, nearest
+
+if TYPE_CHECKING:
+    from refsam.orchestration.sweep_state import RunState, SweepState
+    from refsam.orchestration.targets import Target
+    from refsam.records.paths import RunsFolder
+
+AGAIN_FIELDS = """\
+Fields of --json:
+  sweep     the sweep that the runs are a part of
+  runs      run_id, and the state before: those that were given to Slurm or executed here
+  left_out  run_id, state, reason: all others
+  states    of the runs that were given, afterwards
+  notes     what could not be found out, in sentences"""
+
+
+def add(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "cancel",
+        _cancel,
+        "end what waits or runs, of a sweep or one run",
+        "End the runs that wait or run. A running one saves what it has first, and goes on from there\n"
+        "with refsam continue. Runs of this machine are ended here; those of another machine there.\n\n"
+        "Fields of --json: sweep; cancelled: run_id, state, job_id of the runs that were ended;\n"
+        "impossible and notes: sentences. Exit status 1 where a run cannot be cancelled from here.",
+        "refsam cancel study",
+    )
+    _add_target(parser, required=True)
+    add_json(parser)
+
+    parser = add_command(
+        commands,
+        "retry",
+        _retry,
+        "run the failed runs again, only these",
+        "Run failed runs again, from the configuration they were submitted with and from their last\n"
+        "checkpoint. What is completed, in the queue or running is left alone.\n\n" + AGAIN_FIELDS,
+        "refsam retry study --reason out_of_memory,node_failure",
+    )
+    _add_target(parser, required=False)
+    parser.add_argument(
+        "--reason", metavar="REASON,…", help="only those that failed for these reasons (all reasons)"
+    )
+    add_json(parser)
+
+    parser = add_command(
+        commands,
+        "continue",
+        _continue,
+        "run everything of a sweep that is neither done nor in the queue",
+        "Run everything of a sweep that is neither done nor in the queue: what failed, what was\n"
+        "cancelled, what was never submitted. Composes nothing anew: the runs are those of the sweep's\n"
+        "manifest, with the configurations that they were frozen with.\n\n" + AGAIN_FIELDS,
+        "refsam continue study",
+    )
+    parser.add_argument("target", metavar="SWEEP", help="name of the sweep")
+    add_json(parser)
+
+
+def _add_target(parser: argparse.ArgumentParser, required: bool) -> None:
+    words = "name of a sweep, or a part of a run id that no other run has"
+    if required:
+        parser.add_argument("target", metavar="SWEEP|RUN", help=words)
+    else:
+        parser.add_argument("target", nargs="?", metavar="SWEEP|RUN", help=f"{words} (the newest sweep)")
+
+
+def _cancel(options: argparse.Namespace) -> int:
+    from refsam.orchestration.cancel import cancel
+    from refsam.orchestration.targets import find_target
+
+    folder = open_folder(options)
+    target = find_target(options.target, folder)
+    state = _look(target, folder)
+    done = cancel(state.runs, folder, whole_sweep=not target.is_run)
+    if done.jobs:
+        _look(target, folder)  # those that never ran cannot write their last word; it is written here
+    if options.json:
+        ended = {*done.jobs, *done.asked}
+        cancelled = [
+            {"run_id": run.run_id, "state": run.status.state, "job_id": run.status.job_id}
+            for run in state.runs
+            if run.run_id in ended
+        ]
+        values = {"sweep": target.sweep.name, "cancelled": cancelled, "impossible": list(done.impossible)}
+        print_json({**values, "notes": list(state.notes)})
+    else:
+        if not (done.jobs or done.asked or done.impossible):
+            print(f"Nothing of {target.words} waits or runs.")
+        if done.jobs:
+            print(
+                f"{_count(done.jobs)} of {target.words} cancelled in Slurm; what ran saves its state first."
+            )
+        if done.asked:
+            print(f"{_count(done.asked)} of {target.words} on this machine asked to stop.")
+    _say([*done.impossible, *state.notes])
+    return FAILED if done.impossible else COMPLETED
+
+
+def _retry(options: argparse.Namespace) -> int:
+    from refsam.orchestration.targets import find_target
+    from refsam.records.status import State
+
+    reasons = None if options.reason is None else _reasons(options.reason)
+    folder = open_folder(options)
+    target = find_target(options.target, folder)
+
+    def wanted(run: "RunState") -> bool:
+        chosen = reasons is None or run.status.reason in reasons
+        return run.damaged is None and run.status.state is State.failed and chosen
+
+    return _again(options, target, folder, wanted, "failed" if reasons is None else options.reason)
+
+
+def _continue(options: argparse.Namespace) -> int:
+    from refsam.orchestration.sweep_state import OPEN
+    from refsam.orchestration.targets import sweep_target
+    from refsam.records.status import State
+
+    folder = open_folder(options)
+    target = sweep_target(options.target, folder)
+
+    def wanted(run: "RunState") -> bool:
+        return run.status.state is not State.completed and run.status.state not in OPEN
+
+    return _again(options, target, folder, wanted, "neither done nor in the queue")
+
+
+def _again(
+    options: argparse.Namespace,
+    target: "Target",
+    folder: "RunsFolder",
+    wanted: "Callable[[RunState], bool]",
+    words: str,
+) -> int:
+    from rich.console import Console
+
+    state = _look(target, folder)
+    chosen = [run for run in state.runs if wanted(run)]
+    unknown = [run.run_id for run in chosen if not folder.run(run.run_id).config.exists()]
+    if unknown:
+        raise BadInput(
+            f"{target.words}: {', '.join(unknown[:3])} has no frozen configuration; the command that made "
+            "the sweep makes it"
+        )
+    _say(state.notes)
+    console = Console(stderr=options.json, highlight=False)
+    if chosen:
+        from refsam.orchestration.resubmit import resubmit
+
+        console.print(f"{target.words}: {_count(chosen)} again ({words})", markup=False, soft_wrap=True)
+        resubmit([run.run_id for run in chosen], folder, target.sweep, console)
+    elif not options.json:
+        print(f"Nothing of {target.words} is to be run again ({words}).")
+    after = _look(target, folder) if chosen else state
+    ids = {run.run_id for run in chosen}
+    ended = [run for run in after.runs if run.run_id in ids]
+    if options.json:
+        from refsam.orchestration.sweep_state import count
+
+        left_out = [run for run in state.runs if run.run_id not in ids]
+        print_json(
+            {
+                "sweep": target.sweep.name,
+                "runs": [{"run_id": run.run_id, "state": run.status.state} for run in chosen],
+                "left_out": [
+                    {"run_id": run.run_id, "state": run.status.state, "reason": run.status.reason}
+                    for run in left_out
+                ],
+                "states": dict(count(ended)),
+                "notes": list(state.notes),
+            }
+        )
+    return FAILED if any(str(run.status.state) == "failed" for run in ended) else COMPLETED
+
+
+def _look(target: "Target", folder: "RunsFolder") -> "SweepState":
+    from refsam.orchestration.slurm_query import SlurmQuery
+    from refsam.orchestration.sweep_state import look
+
+    return look(target.sweep.name, folder, target.run_ids, SlurmQuery())
+
+
+def _reasons(text: str) -> set[str]:
+    from refsam.records.status import Reason
+
+    allowed = [str(reason) for reason in Reason]
+    given = {part.strip() for part in text.split(",") if part.strip()}
+    for reason in sorted(given):
+        if reason not in allowed:
+            hint = nearest(reason, allowed)
+            raise BadInput(f"--reason: {reason} was given{hint}, allowed are {', '.join(allowed)}")
+    if not given:
+        raise BadInput(f"--reason: nothing was given, allowed are {', '.join(allowed)}")
+    return given
+
+
+def _say(sentences: Sequence[str]) -> None:
+    for sentence in sentences:
+        print(f"refsam: {sentence}", file=sys.stderr)
+
+
+def _count(runs: Sequence[object]) -> str:
+    return "1 run" if len(runs) == 1 else f"{len(runs)} runs"

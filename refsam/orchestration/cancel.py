@@ -1,0 +1,113 @@
+"""Ending runs on purpose: one scancel for all of a sweep's jobs, SIGTERM for runs of this machine."""
+
+import contextlib
+import os
+import re
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from refsam.errors import SlurmSilent
+from refsam.orchestration.slurm_query import is_momentary, run_command
+from refsam.orchestration.sweep_state import OPEN, RunState
+from refsam.records.paths import RunPaths, RunsFolder
+from refsam.records.status import lock_holder
+
+RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)  # between the calls, while Slurm is away for a moment
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """What became of the runs that were neither done nor failed.
+
+    Attributes:
+        jobs: ids of the runs whose Slurm jobs were cancelled.
+        asked: ids of the runs of this machine that were asked to stop; they save what they have first.
+        impossible: a sentence for each run that cannot be cancelled from here.
+    """
+
+    jobs: tuple[str, ...]
+    asked: tuple[str, ...]
+    impossible: tuple[str, ...]
+
+
+def cancel(runs: Sequence[RunState], folder: RunsFolder, whole_sweep: bool) -> Cancelled:
+    """End all of `runs` that wait or run.
+
+    Args:
+        whole_sweep: also end the local queues that have started them, with what waits there for its turn.
+
+    Raises:
+        PermissionError: for a process of another person.
+        SlurmSilent: when scancel does not work, however often it is repeated; nothing was cancelled then.
+    """
+    alive = [run for run in runs if run.status.state in OPEN]
+    on_slurm = [run for run in alive if run.status.job_id is not None]
+    if on_slurm:
+        _scancel([run.status.job_id for run in on_slurm if run.status.job_id is not None])
+    asked, queues, impossible = [], set(), []
+    starting = []
+    for run in alive:
+        paths, host = folder.run(run.run_id), run.status.host
+        if run.status.job_id is not None:
+            continue
+        if host is None:  # a queue is about to start it, perhaps that of another machine
+            starting.append(run.run_id)
+        elif host != os.uname().nodename:
+            impossible.append(f"run {run.run_id} is a process on {host}; cancel it there")
+        elif whole_sweep and (queue := lock_holder(RunPaths(paths.attempts))):
+            queues.add(queue)
+            asked.append(run.run_id)
+        else:
+            _ask_to_stop(lock_holder(paths) or run.status.pid)
+            asked.append(run.run_id)
+    for queue in queues:
+        _ask_to_stop(queue)
+    if queues:
+        asked += starting
+    else:
+        impossible += [f"run {run_id} is being started; cancel it again in a moment" for run_id in starting]
+    return Cancelled(tuple(run.run_id for run in on_slurm), tuple(asked), tuple(impossible))
+
+
+def _ask_to_stop(process: int | None) -> None:
+    if process:
+        with contextlib.suppress(ProcessLookupError):  # it has just ended, which is what was wanted
+            os.kill(process, signal.SIGTERM)
+
+
+def task_ranges(job_ids: Sequence[str]) -> list[str]:
+    """`7_0 7_1 7_2 7_5 9` as scancel takes them: `7_[0-2,5]`, `9`."""
+    arrays: dict[str, list[int]] = {}
+    single = []
+    for job_id in job_ids:
+        match = re.fullmatch(r"(\d+)_(\d+)", job_id)
+        if match is None:
+            single.append(job_id)
+        else:
+            arrays.setdefault(match[1], []).append(int(match[2]))
+    return [f"{number}_[{_ranges(sorted(tasks))}]" for number, tasks in arrays.items()] + single
+
+
+def _ranges(tasks: Sequence[int]) -> str:
+    parts: list[list[int]] = []
+    for task in tasks:
+        if parts and task == parts[-1][-1] + 1:
+            parts[-1][1:] = [task]
+        else:
+            parts.append([task])
+    return ",".join("-".join(map(str, part)) for part in parts)
+
+
+def _scancel(job_ids: Sequence[str]) -> None:
+    command = ["scancel", "--quiet", *task_ranges(job_ids)]  # quiet: a job that has just ended is no error
+    for delay in RETRY_SECONDS:
+        try:
+            run_command(command)
+            return
+        except SlurmSilent as error:
+            if not is_momentary(str(error)):
+                raise
+        time.sleep(delay)
+    run_command(command)

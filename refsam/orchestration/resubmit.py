@@ -1,0 +1,65 @@
+"""Running runs again, from the configurations frozen in their directories: nothing is composed anew."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from refsam.configuration.frozen import from_values
+from refsam.configuration.schema import RefsamConfig
+from refsam.errors import BadInput
+from refsam.orchestration import machine
+from refsam.orchestration.submission import run_here, say, where
+from refsam.records.files import read_yaml
+from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
+
+
+@dataclass(frozen=True)
+class FrozenRun:
+    """A run as its directory has it."""
+
+    run_id: str
+    config: RefsamConfig
+
+    @property
+    def label(self) -> str:
+        """Short name for tables."""
+        return self.run_id.rsplit("-", 1)[0]
+
+
+def resubmit(run_ids: Sequence[str], folder: RunsFolder, sweep: SweepPaths, console: Console) -> None:
+    """Give the runs to Slurm, or execute them here, as their configurations say. Each must have one.
+
+    What is done, in the queue, or executed by another process is left alone.
+
+    Raises:
+        BadInput: when this machine is not what a run asks for, or a configuration is damaged.
+        RunFailed: when runs could not be submitted.
+    """
+    runs = [FrozenRun(run_id, _frozen(folder.run(run_id))) for run_id in run_ids]
+    for run in runs:
+        problem = None if run.config.cluster.explicit else machine.matches(run.config.resource)
+        if problem is not None and where(run.config) == "local":
+            raise BadInput(problem)
+    groups: dict[str, list[FrozenRun]] = {}
+    for run in runs:
+        groups.setdefault(repr(run.config.cluster), []).append(run)
+    here = []
+    for group in groups.values():
+        cluster = group[0].config.cluster
+        if where(group[0].config) == "local":
+            here += group
+            continue
+        from refsam.orchestration.slurm import submit_to_slurm
+
+        submit_to_slurm(group, folder, sweep, cluster, lambda sentence: say(console, sentence))
+    if here:
+        run_here(folder, here, console)
+
+
+def _frozen(paths: RunPaths) -> RefsamConfig:
+    try:
+        # Checked when it was frozen, and again by the job; OmegaConf takes a second for thirty of them.
+        return from_values(RefsamConfig, read_yaml(paths.config))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise BadInput(f"{paths.config} cannot be used: {error}") from error

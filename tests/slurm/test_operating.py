@@ -1,0 +1,194 @@
+"""A sweep on a real Slurm, as a person operates it: seen, cancelled, tried again, also without Slurm."""
+
+import json
+import os
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from refsam import cli
+from refsam.configuration.compose import compose
+from refsam.configuration.frozen import freeze
+from refsam.configuration.schema import RequestConfig
+from refsam.orchestration import slurm
+from refsam.orchestration.resubmit import FrozenRun
+from refsam.orchestration.slurm import submit_to_slurm
+from refsam.records.files import write_json
+from refsam.records.paths import RunsFolder
+from refsam.records.status import State, read_status
+
+HERE = Path(__file__).parent
+PATIENCE = 90  # seconds until a wait is given up; no assertion depends on it
+SMALL = RequestConfig(partition="medium", cores=1, memory_gb=1, time="0:10:00")
+
+
+@pytest.fixture(scope="module")
+def config():
+    """A complete configuration for Slurm, as a run has it frozen."""
+    config = compose(["resource=medium_8g", "model=vit_nano", "cluster=slurm"])
+    return replace(config, resource=replace(config.resource, request=SMALL))
+
+
+@pytest.fixture
+def folder(slurm_cluster, tmp_path, monkeypatch):
+    """A runs folder, and the stand-in for the science, which the commands' jobs execute, too."""
+    monkeypatch.setenv("PYTHONPATH", f"{HERE}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setattr(slurm.submit_to_slurm, "__defaults__", ("stand_in:execute",))
+    root = tmp_path / "runs"
+    root.mkdir()
+    yield RunsFolder(root)
+    subprocess.run(["scancel", "--partition=medium"], check=True)
+
+
+def submit(folder, config, parallel=None, **behaviours):
+    """Submit runs, named with what they do, as a part of the sweep `study`."""
+    sweep = folder.sweep("study")
+    sweep.root.mkdir(parents=True, exist_ok=True)
+    config = replace(config, cluster=replace(config.cluster, array_parallelism=parallel))
+    runs = []
+    for name, behaviour in behaviours.items():
+        paths = folder.run(f"{name}-0")
+        paths.root.mkdir()
+        (paths.root / "behaviour.txt").write_text(behaviour)
+        freeze(paths.config, config)
+        runs.append(FrozenRun(paths.run_id, config))
+    known = [{"run_id": path.name, "overrides": {}} for path in sorted(folder.root.glob("*-0"))]
+    write_json(sweep.manifest, {"format": 1, "name": "study", "runs": known, "skipped": []})
+    submit_to_slurm(runs, folder, sweep, config.cluster, lambda sentence: None)
+
+
+@pytest.fixture
+def refsam(folder, capsys):
+    """The command, as a function of its arguments: the JSON document that it prints."""
+
+    def call(*arguments, status=0):
+        capsys.readouterr()
+        assert cli.main([*arguments, "--json", "--runs", str(folder.root)]) == status
+        return json.loads(capsys.readouterr().out)
+
+    return call
+
+
+def states(refsam):
+    """State and reason of every run by its name."""
+    runs = refsam("status", "study")["runs"]
+    return {run["run_id"][0]: (run["state"], run["reason"]) for run in runs}
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.2)
+
+
+def starts(folder, name):
+    path = folder.run(f"{name}-0").root / "starts.txt"
+    return len(path.read_text().split()) if path.exists() else 0
+
+
+def job_id(folder, name):
+    return read_status(folder.run(f"{name}-0")).job_id
+
+
+def attempts(folder):
+    return {path.name[0]: read_status(folder.run(path.name)).attempt for path in folder.root.glob("*-0")}
+
+
+def test_every_state_is_shown_and_what_was_cancelled_outside_is_retried_alone(folder, config, refsam, capsys):
+    submit(folder, config, a="complete", b="fail")
+    submit(folder, config, parallel=1, c="wait", d="wait")
+    completed, failed = ("completed", None), ("failed", "error")
+    pending, running, cancelled = ("pending", None), ("running", None), ("failed", "cancelled")
+    wait_until(lambda: states(refsam) == {"a": completed, "b": failed, "c": running, "d": pending})
+    status = refsam("status")
+    assert status["states"] == {"completed": 1, "failed": 1, "running": 1, "pending": 1}
+    assert status["slurm"] == {"queue": True, "accounting": True}
+    (group,) = status["groups"]
+    assert group["request"] == vars(SMALL)
+    run = status["runs"][2]
+    assert (run["job_id"], run["host"] is not None) == (job_id(folder, "c"), True)
+    assert run["elapsed_seconds"] >= 0
+    assert "JobArrayTaskLimit" in status["runs"][3]["message"]
+    assert cli.main(["status", "--runs", str(folder.root)]) == 0
+    assert "Sweep study: 4 runs, 1 completed, 1 running, 1 pending, 1 failed" in capsys.readouterr().out
+
+    # One task that runs and one that waits are cancelled, and not by refsam.
+    subprocess.run(["scancel", job_id(folder, "d")], check=True)
+    subprocess.run(["scancel", job_id(folder, "c")], check=True)
+    wait_until(lambda: states(refsam) == {"a": completed, "b": failed, "c": cancelled, "d": cancelled})
+    assert read_status(folder.run("d-0")).state is State.failed  # the record has learned it
+    again = refsam("retry", "--reason", "cancelled")
+    assert [run["run_id"] for run in again["runs"]] == ["c-0", "d-0"]
+    assert again["states"] == {"pending": 2}
+    assert refsam("retry", "--reason", "cancelled")["runs"] == []  # both are in the queue
+    (folder.root / "go").touch()
+    wait_until(lambda: states(refsam) == {"a": completed, "b": failed, "c": completed, "d": completed})
+    assert attempts(folder) == {"a": 1, "b": 1, "c": 2, "d": 2}
+    assert [starts(folder, name) for name in "abcd"] == [1, 1, 2, 1]
+
+
+def test_a_whole_array_is_cancelled_and_continued_and_nothing_twice(folder, config, refsam):
+    submit(folder, config, a="complete")
+    submit(folder, config, parallel=1, b="wait", c="wait", d="wait")
+    wait_until(lambda: states(refsam)["a"] == ("completed", None) and starts(folder, "b") == 1)
+    one = refsam("cancel", "c-0")
+    assert [run["run_id"] for run in one["cancelled"]] == ["c-0"]
+    wait_until(lambda: states(refsam)["c"] == ("failed", "cancelled"))
+    assert states(refsam)["d"] == ("pending", None)
+    subprocess.run(["scancel", job_id(folder, "b").partition("_")[0]], check=True)  # the whole array
+    wait_until(lambda: [states(refsam)[name] for name in "bcd"] == [("failed", "cancelled")] * 3)
+    assert [run["run_id"] for run in refsam("retry", "d")["runs"]] == ["d-0"]
+    again = refsam("continue", "study")
+    assert [run["run_id"] for run in again["runs"]] == ["b-0", "c-0"]
+    assert next((run["run_id"], run["state"]) for run in again["left_out"]) == ("a-0", "completed")
+    everything = refsam("cancel", "study")
+    assert {run["run_id"] for run in everything["cancelled"]} == {"b-0", "c-0", "d-0"}
+    wait_until(lambda: [states(refsam)[name] for name in "bcd"] == [("failed", "cancelled")] * 3)
+    assert refsam("cancel", "study")["cancelled"] == []
+    (folder.root / "go").touch()
+    assert len(refsam("continue", "study")["runs"]) == 3
+    wait_until(lambda: set(states(refsam).values()) == {("completed", None)})
+    assert attempts(folder) == {"a": 1, "b": 3, "c": 3, "d": 3}
+    assert starts(folder, "a") == 1
+
+
+def test_a_sweep_is_seen_and_cancelled_while_the_accounting_is_away(folder, config, refsam, slurm_cluster):
+    submit(folder, config, parallel=1, a="wait", b="wait")
+    wait_until(lambda: starts(folder, "a") == 1)
+    slurm_cluster.daemons.stop("slurmdbd")
+    try:
+        status = refsam("status")
+        assert status["states"] == {"running": 1, "pending": 1}
+        assert status["slurm"] == {"queue": True, "accounting": False}
+        (note,) = status["notes"]
+        assert note.startswith("sacct does not answer")
+        refsam("cancel", "study")
+        wait_until(lambda: set(states(refsam).values()) == {("failed", "cancelled")})
+    finally:
+        slurm_cluster.start("slurmdbd")
+
+
+def test_a_sweep_is_seen_while_the_controller_restarts_and_cancelled_after_it(
+    folder, config, refsam, slurm_cluster, monkeypatch
+):
+    submit(folder, config, parallel=1, a="wait", b="wait")
+    wait_until(lambda: starts(folder, "a") == 1)
+    slurm_cluster.daemons.stop("slurmctld")
+    try:
+        status = refsam("status")
+        assert status["states"] == {"running": 1, "pending": 1}
+        assert not status["slurm"]["queue"]
+        with monkeypatch.context() as impatient:
+            impatient.setattr("refsam.orchestration.cancel.RETRY_SECONDS", ())
+            assert cli.main(["cancel", "study", "--runs", str(folder.root)]) == 3  # and says so
+        with monkeypatch.context() as without_slurm:
+            without_slurm.setenv("PATH", "/nowhere")
+            assert states(refsam) == {"a": ("running", None), "b": ("pending", None)}
+    finally:
+        slurm_cluster.start("slurmctld")
+    refsam("cancel", "study")
+    wait_until(lambda: set(states(refsam).values()) == {("failed", "cancelled")})
