@@ -1,11 +1,14 @@
 """The plan as a person reads it."""
 
+from collections.abc import Sequence
+
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from refsam.configuration.schema import Kind, RequestConfig
+from refsam.orchestration.estimate import GroupEstimate, group_words, total_words
 from refsam.orchestration.plan import Plan, PlannedRun, Standing
 from refsam.orchestration.requests import by_request, request_text
 
@@ -19,13 +22,20 @@ _WORDS = {
 }
 
 
-def print_plan(plan: Plan, console: Console) -> None:
-    """Every run grouped by its request, then what is invalid and why, what is missing, and the sums."""
+def print_plan(plan: Plan, console: Console, expected: Sequence[GroupEstimate]) -> None:
+    """Every run grouped by its request, then what is invalid and why, what is missing, and the sums.
+
+    Args:
+        expected: how long the runs to do will take, by their requests.
+    """
     common = _common(plan)
     if common:
         console.print("All runs: " + ", ".join(f"{name} {escape(value)}" for name, value in common.items()))
     for request, runs in by_request(plan.runs):
         console.print(_group(request, runs, common))
+        for group in expected:
+            if group.request == request:
+                console.print(f"{escape(group_words(group))}\n", soft_wrap=True)
     if plan.skipped:
         console.print("[bold]Left out, because it cannot run:[/bold]")
         for item in plan.skipped:
@@ -37,6 +47,13 @@ def print_plan(plan: Plan, console: Console) -> None:
     for sentence in plan.missing:
         console.print(f"[bold red]Missing:[/bold red] {escape(sentence)}", soft_wrap=True)
     console.print(summary(plan), soft_wrap=True)
+    print_expected(expected, console)
+
+
+def print_expected(expected: Sequence[GroupEstimate], console: Console) -> None:
+    """How long the runs to do will take in all; nothing where there is nothing to do."""
+    if expected:
+        console.print(escape(total_words(expected)), soft_wrap=True)
 
 
 def summary(plan: Plan) -> str:

@@ -21,8 +21,10 @@ from refsam.configuration.frozen import freeze, load
 from refsam.configuration.schema import AUTO, RefsamConfig
 from refsam.errors import BadInput, RunFailed
 from refsam.orchestration import machine
+from refsam.orchestration.estimate import estimate
 from refsam.orchestration.plan import Plan, Standing
-from refsam.orchestration.plan_view import print_plan, summary
+from refsam.orchestration.plan_view import print_expected, print_plan, summary
+from refsam.orchestration.requests import by_request
 from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import State, Status, now, read_status, run_lock, write_status
@@ -46,13 +48,15 @@ def submit(plan: Plan, console: Console, in_process: bool = False) -> dict[str, 
     when something that the runs need is missing or this machine is not the resource asked for.
     """
     config = plan.runs[0].config
-    if config.dry_run:
-        print_plan(plan, console)
-        return {}
     on_slurm = not in_process and where(config) == "slurm"
+    expected = estimate(by_request(plan.todo), plan.folder, on_slurm)
+    if config.dry_run:
+        print_plan(plan, console, expected)
+        return {}
     check_ready(plan, on_slurm)
     prepare_folders(plan)
     console.print(summary(plan), soft_wrap=True)
+    print_expected(expected, console)
     todo = plan.todo
     if in_process:
         for run in todo:

@@ -1,0 +1,253 @@
+"""How long planned runs are expected to take: by finished runs of the same kind, else by published times.
+
+Early stopping decides how many epochs a run has. Expected are as many as such runs had until their best one,
+and the patience of early stopping; the upper limit is all of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from statistics import mean, median
+from typing import Any, Protocol
+
+from refsam.configuration.schema import Kind, RefsamConfig, RequestConfig
+from refsam.orchestration.finished_runs import FinishedRun, Key, finished_runs, key_of
+from refsam.records.files import read_yaml
+from refsam.records.paths import RunPaths, RunsFolder
+from refsam.records.status import read_status
+
+PUBLISHED = Path(__file__).with_name("published_times.yaml")
+SECONDS_PER_HOUR = 3600.0
+
+
+class Source(StrEnum):
+    """Where an expected time comes from."""
+
+    runs = "runs"
+    published = "published"
+
+
+class PlannedRun(Protocol):
+    """What the estimate needs to know of a run."""
+
+    @property
+    def run_id(self) -> str: ...
+
+    @property
+    def config(self) -> RefsamConfig: ...
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Seconds that one run is expected to take, and takes at most."""
+
+    seconds: float
+    at_most: float
+    source: Source
+
+
+@dataclass(frozen=True)
+class GroupEstimate:
+    """The runs with the same request. Those without an expected time are only counted.
+
+    Attributes:
+        gpus: of each run.
+        seconds: expected, summed over the runs whose times are known; None where there is none.
+        at_most: the same sum of the upper limits.
+        finished: how many finished runs it was made from.
+    """
+
+    request: RequestConfig
+    gpus: int
+    runs: int
+    unknown: int
+    seconds: float | None
+    at_most: float | None
+    sources: frozenset[Source]
+    finished: int
+
+
+def estimate(
+    groups: Sequence[tuple[RequestConfig, Sequence[PlannedRun]]],
+    folder: RunsFolder,
+    on_slurm: bool,
+) -> list[GroupEstimate]:
+    """The expected times of runs that are to do, in groups of the same request.
+
+    Args:
+        folder: where finished runs are looked for; a bounded number of them is read.
+        on_slurm: whether they will be given to Slurm: only finished runs of the same place tell of them.
+    """
+    keys = {run.run_id: key_of(run.config, on_slurm) for _, runs in groups for run in runs}
+    finished = finished_runs(folder, keys.values())
+    return [_group(request, runs, keys, finished, folder) for request, runs in groups]
+
+
+def _group(
+    request: RequestConfig,
+    runs: Sequence[PlannedRun],
+    keys: dict[str, Key],
+    finished: dict[Key, list[FinishedRun]],
+    folder: RunsFolder,
+) -> GroupEstimate:
+    known = []
+    for run in runs:
+        paths = folder.run(run.run_id)
+        trained = paths.training.exists()  # and an evaluation is made up for
+        expected = by_finished_runs(run.config, finished[keys[run.run_id]], trained)
+        if expected is None and not trained:
+            expected = by_published_times(run.config)
+        if expected is not None:
+            known.append(expected if trained else _left(expected, paths))
+    return GroupEstimate(
+        request=request,
+        gpus=request.gpus,
+        runs=len(runs),
+        unknown=len(runs) - len(known),
+        seconds=sum(each.seconds for each in known) if known else None,
+        at_most=sum(each.at_most for each in known) if known else None,
+        sources=frozenset(each.source for each in known),
+        finished=sum(len(finished[key]) for key in {keys[run.run_id] for run in runs}),
+    )
+
+
+def by_finished_runs(
+    config: RefsamConfig, finished: Sequence[FinishedRun], trained: bool = False
+) -> Expected | None:
+    """The time of a run by others of its kind; of those with as many images where there are such.
+
+    Args:
+        trained: only the evaluation is to do.
+    """
+    if not finished:
+        return None
+    alike = [run for run in finished if run.n_images == config.n_images] or finished
+    overhead = median([run.overhead for run in alike if run.overhead is not None] or [0.0])
+    other = median(_evaluation(config, run) for run in alike) + overhead
+    if config.kind == Kind.baseline or trained:
+        return Expected(other, other, Source.runs)
+    per_step = median(run.seconds_per_step for run in alike if run.seconds_per_step is not None)
+    # The longest epochs: a training that ended in the middle of one has shorter ones on average.
+    per_epoch = max(run.steps_per_epoch for run in alike if run.steps_per_epoch is not None)
+    best = median(run.best_epoch for run in alike if run.best_epoch is not None)
+    steps, most = _steps(config, best, per_epoch)
+    return Expected(per_step * steps + other, per_step * most + other, Source.runs)
+
+
+def by_published_times(config: RefsamConfig) -> Expected | None:
+    """The time of a training by what others have published; None where nothing is published of its kind.
+
+    The evaluation is not in it.
+    """
+    published = _published()
+    settings = {name: getattr(config.train, name) for name in published["settings"]}
+    setting = config.resource.settings.get(config.model.architecture)
+    if (
+        config.kind == Kind.baseline
+        or config.model.architecture != published["architecture"]
+        or settings != published["settings"]
+        or setting is None
+        or int(config.n_objects) > setting.n_objects
+    ):
+        return None
+    rows = [
+        row
+        for row in published["times"]
+        if (row["resource"], row["strategy"]) == (config.resource.name, config.peft.name)
+    ]
+    if not rows:
+        return None
+    cells = [cell for row in rows for cell in row["images"].values()]
+    per_epoch = sum(_seconds(time) for _, time in cells) / sum(best + 1 for best, _ in cells)
+    generalist = config.model.name != config.model.architecture
+    start = [row for row in rows if (row["start"] != published["architecture"]) == generalist] or rows
+    images = min(start[0]["images"], key=lambda number: abs(number - config.n_images))
+    samples = published["samples"]
+    steps, most = _steps(config, mean(row["images"][images][0] for row in start), config.train.min_samples)
+    return Expected(per_epoch / samples * steps, per_epoch / samples * most, Source.published)
+
+
+def group_words(group: GroupEstimate) -> str:
+    """`Expected: 3.4 h, at most 8.5 h, by 4 finished runs of the same kind.`"""
+    if group.seconds is None or group.at_most is None:
+        return "Expected time: not known, no run of this kind has finished here."
+    origin = []
+    if Source.runs in group.sources:
+        runs = "1 finished run" if group.finished == 1 else f"{group.finished} finished runs"
+        origin.append(f"{runs} of the same kind")
+    if Source.published in group.sources:
+        origin.append(f"the times of {_published()['source']}, without the evaluation")
+    text = f"Expected: {_hours(group.seconds)}, at most {_hours(group.at_most)}, by {' and '.join(origin)}"
+    return f"{text}; not known for {_runs(group.unknown)}." if group.unknown else f"{text}."
+
+
+def total_words(groups: Sequence[GroupEstimate]) -> str:
+    """`Expected in all: 12.3 GPU hours, at most 40, and 5.0 hours without GPU; not known for 3 runs.`"""
+    parts = []
+    for words, chosen in (
+        ("on GPUs (GPU hours)", [group for group in groups if group.gpus]),
+        ("without GPU", [group for group in groups if not group.gpus]),
+    ):
+        known = [(group.seconds, group.at_most, max(1, group.gpus)) for group in chosen]
+        expected = [seconds * gpus for seconds, _, gpus in known if seconds is not None]
+        most = [at_most * gpus for _, at_most, gpus in known if at_most is not None]
+        if expected:
+            parts.append(f"{_hours(sum(expected))} {words}, at most {_hours(sum(most))}")
+    unknown = sum(group.unknown for group in groups)
+    if not parts:
+        return "Expected in all: not known."
+    text = f"Expected in all: {'; '.join(parts)}"
+    return f"{text}; not known for {_runs(unknown)}." if unknown else f"{text}."
+
+
+def _left(expected: Expected, paths: RunPaths) -> Expected:
+    """What is left of it where the run goes on from an epoch."""
+    try:
+        status = read_status(paths)
+    except ValueError:
+        return expected
+    if not status.epoch or not status.epochs:
+        return expected
+    done = expected.at_most * min(1.0, status.epoch / status.epochs)
+    return Expected(max(0.0, expected.seconds - done), max(0.0, expected.at_most - done), expected.source)
+
+
+def _steps(config: RefsamConfig, best_epoch: float, steps_per_epoch: float) -> tuple[float, float]:
+    """Expected and largest number of training steps."""
+    train = config.train
+    per_epoch = max(steps_per_epoch, train.min_samples / train.batch_size)
+    most = train.epochs * per_epoch
+    if train.max_steps is not None:
+        most = min(most, train.max_steps)
+    if train.early_stopping is None:
+        return most, most
+    return min(most, (best_epoch + 1 + train.early_stopping) * per_epoch), most
+
+
+def _evaluation(config: RefsamConfig, run: FinishedRun) -> float:
+    usual = mean(run.evaluation.values()) if run.evaluation else 0.0
+    per_image = sum(run.evaluation.get(mode, usual) for mode in config.evaluate.modes)
+    return per_image * (config.evaluate.max_images or run.n_test_images)
+
+
+@cache
+def _published() -> Any:
+    return read_yaml(PUBLISHED)
+
+
+def _seconds(time: str) -> int:
+    hours, minutes, seconds = map(int, time.split(":"))
+    return (hours * 60 + minutes) * 60 + seconds
+
+
+def _hours(seconds: float) -> str:
+    hours = seconds / SECONDS_PER_HOUR
+    if hours < 1:
+        return f"{seconds / 60:.0f} min"
+    return f"{hours:.1f} h" if hours < 100 else f"{hours:.0f} h"
+
+
+def _runs(number: int) -> str:
+    return "1 run" if number == 1 else f"{number} runs"
