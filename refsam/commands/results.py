@@ -64,12 +64,17 @@ def _read(options: argparse.Namespace) -> "tuple[SweepPaths, pd.DataFrame]":
 
     folder = open_folder(options)
     sweep = find_sweep(options.sweep, folder)
+    from refsam.orchestration.accounting import record_costs
     from refsam.orchestration.reconcile import reconcile
     from refsam.orchestration.slurm_query import SlurmQuery
     from refsam.results.collect import collect
 
-    # What Slurm knows of jobs that were killed belongs into the table.
-    reconcile(folder, [run.run_id for run in read_manifest(sweep).runs], SlurmQuery())
+    # What Slurm knows of jobs that were killed belongs into the table, and what all of them have cost.
+    run_ids = [run.run_id for run in read_manifest(sweep).runs]
+    reconcile(folder, run_ids, SlurmQuery())
+    problem = record_costs(folder, run_ids)
+    if problem is not None:
+        print(f"refsam: {problem}", file=sys.stderr)
     return sweep, collect(sweep, folder)
 
 

@@ -75,6 +75,11 @@ class RunPaths:
         return self.results / "savings.json"
 
     @property
+    def costs(self) -> Path:
+        """What its Slurm jobs have cost: elapsed and queue time, GPU hours, memory."""
+        return self.results / "slurm.json"
+
+    @property
     def metrics(self) -> Path:
         return self.results / "metrics.json"
 

@@ -20,6 +20,7 @@ BASELINE = (
 METRICS = ("mSA", "SA50", "SA75", "precision", "recall", "F1", "mIoU", "mF1")
 TRAINING = ("best_epoch", "seconds_to_best", "seconds_total", "peak_memory_gib", "trainable_parameters")
 SAVINGS = ("engine", "object_chunk", "checkpoint_every", "attention", "optimizer")
+COSTS = ("elapsed_seconds", "queue_seconds", "gpu_hours", "max_rss_gib")  # of Slurm's jobs, summed
 INTEGERS = (
     "n_images",
     "n_objects",
@@ -45,7 +46,7 @@ COLUMNS = (
         "dataset",
     ),
     *("mode", *METRICS, "n_test_images", "seconds_per_image"),
-    *(*TRAINING, *SAVINGS, "arithmetic", "device", "hardware"),
+    *(*TRAINING, *SAVINGS, "arithmetic", "device", "hardware", *COSTS),
     *("torch_version", "micro_sam_version", "refsam_version", "commit"),
     *("attempts", "status", "reason", "message"),
 )
@@ -73,7 +74,7 @@ def collect(sweep: SweepPaths, runs: RunsFolder) -> pd.DataFrame:
     rows = [row for run in manifest.runs for row in _run_rows(runs.run(run.run_id), run)]
     rows += [_skipped_row(skipped) for skipped in manifest.skipped]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    numbers = (*METRICS, "seconds_per_image", *TRAINING)
+    numbers = (*METRICS, "seconds_per_image", *TRAINING, *COSTS)
     types = dict.fromkeys(numbers, "float64") | dict.fromkeys(INTEGERS, "Int64")
     return frame.astype(types)
 
@@ -112,6 +113,7 @@ def _run_rows(paths: RunPaths, run: PlannedRun) -> list[Row]:
     row |= _guarded(_from_environment, read(read_json, paths.environment), paths.environment, problems)
     row |= _guarded(_from_training, read(read_json, paths.training), paths.training, problems)
     row |= _guarded(_from_savings, read(read_json, paths.savings), paths.savings, problems)
+    row |= _guarded(_from_costs, read(read_json, paths.costs), paths.costs, problems)
     metrics = _guarded(_from_metrics, read(read_json, paths.metrics), paths.metrics, problems)
     try:
         status = read_status(paths)
@@ -215,6 +217,10 @@ def _from_savings(savings: dict[str, Any]) -> Row:
     for name in set(INTEGERS) & set(SAVINGS):
         row[name] = None if row[name] is None else int(row[name])
     return row
+
+
+def _from_costs(costs: dict[str, Any]) -> Row:
+    return {name: _number_or_none(costs[name]) for name in COSTS}
 
 
 def _from_metrics(metrics: dict[str, Any]) -> dict[str, Row]:

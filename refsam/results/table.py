@@ -32,7 +32,7 @@ def print_table(frame: pd.DataFrame, console: Console | None = None) -> None:
 
     Baselines come first among the runs of their model. What is the same for the whole sweep is said once,
     above the table; why runs have no result is said below it. Where the table does not fit the terminal, the
-    columns of the training are left out.
+    columns of what Slurm's jobs have cost are left out, then those of the training.
 
     Args:
         frame: As `refsam.results.collect.collect` returns it.
@@ -48,9 +48,10 @@ def print_table(frame: pd.DataFrame, console: Console | None = None) -> None:
         console.print(
             Text("The same for all: " + ", ".join(f"{name} {value}" for name, value in constant.items()))
         )
-    table = _table(frame, axes, with_training=True)
-    if console.measure(table, options=console.options.update(width=_UNLIMITED)).maximum > console.width:
-        table = _table(frame, axes, with_training=False)
+    for with_training, with_costs in ((True, True), (True, False), (False, False)):
+        table = _table(frame, axes, with_training, with_costs)
+        if console.measure(table, options=console.options.update(width=_UNLIMITED)).maximum <= console.width:
+            break
     console.print(table)
     for run in _runs(frame):
         if run["status"].iloc[0] != _COMPLETED:
@@ -65,7 +66,7 @@ def _standard_output() -> Console:
     return console if console.is_terminal else Console(width=_UNLIMITED)
 
 
-def _table(frame: pd.DataFrame, axes: list[str], with_training: bool) -> Table:
+def _table(frame: pd.DataFrame, axes: list[str], with_training: bool, with_costs: bool) -> Table:
     modes = ordered_modes(frame)
     with_training &= bool(frame["best_epoch"].notna().any())
     table = Table(header_style="bold")
@@ -77,6 +78,10 @@ def _table(frame: pd.DataFrame, axes: list[str], with_training: bool) -> Table:
     if with_training:
         table.add_column("best\nepoch", justify="right", no_wrap=True)
         table.add_column("time to\nbest", justify="right", no_wrap=True)
+    costs = with_costs and bool(frame["elapsed_seconds"].notna().any())
+    if costs:
+        for title in ("in Slurm", "queue", "GPU\nhours", "MaxRSS\nGiB"):
+            table.add_column(title, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
 
     model = None
@@ -91,6 +96,9 @@ def _table(frame: pd.DataFrame, axes: list[str], with_training: bool) -> Table:
             cells += [_decimals(measured[metric].iloc[0]) if len(measured) else "" for metric in _METRICS]
         if with_training:
             cells += [_text(first["best_epoch"]), _duration(first["seconds_to_best"])]
+        if costs:
+            cells += [_duration(first["elapsed_seconds"]), _duration(first["queue_seconds"])]
+            cells += [_decimals(first["gpu_hours"], 2), _decimals(first["max_rss_gib"], 1)]
         # Text, so that square brackets are not taken for rich's markup
         table.add_row(*map(Text, [*cells, str(first["status"])]))
     return table
@@ -153,8 +161,8 @@ def _text(value: Any) -> str:
     return "" if pd.isna(value) else str(value)
 
 
-def _decimals(value: Any) -> str:
-    return "" if pd.isna(value) else f"{value:.3f}"
+def _decimals(value: Any, digits: int = 3) -> str:
+    return "" if pd.isna(value) else f"{value:.{digits}f}"
 
 
 def _duration(seconds: Any) -> str:

@@ -280,3 +280,27 @@ def test_a_sweep_without_a_completed_run_says_so(folder):
     text = printed(collect(write_sweep(folder, ["run"]), folder))
     assert "No run of this sweep is completed yet" in text
     assert "running" in text
+
+
+def test_what_slurm_s_jobs_have_cost_is_in_the_results_and_the_table(folder):
+    paths = write_run(folder, "run")
+    complete(paths)
+    costs = {
+        "elapsed_seconds": 5400.0,
+        "queue_seconds": 75.0,
+        "gpu_hours": 1.5,
+        "max_rss_gib": None,
+        "jobs": [],
+    }
+    write_json(paths.costs, costs)
+    sweep = write_sweep(folder, ["run"])
+    frame = collect(sweep, folder)
+    row = frame.iloc[0]
+    assert (row["elapsed_seconds"], row["queue_seconds"], row["gpu_hours"]) == (5400, 75, 1.5)
+    assert frame["max_rss_gib"].isna().all()
+    text = printed(frame)
+    assert "1:30:00" in text
+    assert "0:01:15" in text
+    assert "1.50" in text
+    write_json(paths.costs, {"jobs": []})
+    assert collect(sweep, folder)["status"].iloc[0] == "damaged"
