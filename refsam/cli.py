@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import refsam
-from refsam.commands import acting, looking, prepare, results
+from refsam.commands import acting, looking, prepare, results, runs
 from refsam.commands.options import (
     BAD_INPUT,
     COMPLETED,
@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"refsam {refsam.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     looking.add(commands)
+    runs.add(commands)
     acting.add(commands)
     results.add(commands)
     prepare.add(commands)

@@ -15,6 +15,7 @@ from refsam.records.status import Reason, State, Status, read_status
 
 CACHE_SECONDS = 5.0
 ANSWER_SECONDS = 30.0  # until a question is given up
+GLANCE_SECONDS = 4.0  # the same, for the queue and a person who only looks
 # What Slurm's commands say when the same call may succeed later.
 MOMENTARY = (
     "temporarily",
@@ -155,18 +156,23 @@ def is_momentary(words: str) -> bool:
     return any(sign in words for sign in MOMENTARY)
 
 
-def run_command(command: Sequence[str]) -> str:
-    """The standard output of a Slurm command. Raises SlurmSilent."""
+def run_command(command: Sequence[str], seconds: float = ANSWER_SECONDS) -> str:
+    """The standard output of a Slurm command. Raises SlurmSilent, at the latest after so many seconds."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     except FileNotFoundError as error:
         raise SlurmSilent(f"there is no {command[0]} on this machine") from error
     except subprocess.TimeoutExpired as error:
-        raise SlurmSilent(f"nothing within {ANSWER_SECONDS:.0f} seconds") from error
+        raise SlurmSilent(f"nothing within {seconds:.0f} seconds") from error
     if done.returncode != 0:
         complaint = (done.stderr or done.stdout).strip() or f"exit status {done.returncode}"
         raise SlurmSilent(complaint.splitlines()[-1])
     return done.stdout
+
+
+def glance(command: Sequence[str]) -> str:
+    """As run_command, for a person who waits: squeue tries for ten seconds while the controller restarts."""
+    return run_command(command, GLANCE_SECONDS if command[0] == "squeue" else ANSWER_SECONDS)
 
 
 def squeue_command(numbers: str) -> list[str]:

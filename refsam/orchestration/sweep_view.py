@@ -26,25 +26,32 @@ class Line:
     style: str = ""
 
 
-def lines(state: SweepState, width: int | None = None) -> list[Line]:
+def lines(state: SweepState, width: int | None = None, room: int | None = None) -> list[Line]:
     """The sweep as a line for each group of runs with the same request, one for each run, and the sums.
 
     Args:
         width: of the terminal, characters: what does not fit is cut or left out. None: as wide as it gets.
+        room: lines at most: of more runs those that run, then those that failed. None: all of them.
     """
     names = short_names([run.run_id for run in state.runs])
     rows = {run.run_id: _cells(run, names[run.run_id]) for run in state.runs}
     widths = _widths([*rows.values()], width)
     shown = [Line(_joined({name: name for name in widths}, widths), "bold")]
-    for group in state.groups():
+    groups = state.groups()
+    left_out = _left_out(state.runs, None if room is None else room - len(groups) - 3)
+    for group in groups:
         # A pending baseline of a planned sweep has no directory yet, and so no request.
         words = "not submitted yet" if group.request is None else _request(group.request)
         shown.append(Line(_cut(f"{words}: {_counts(group.runs)}", width), "bold cyan"))
         for run in group.runs:
+            if run.run_id in left_out:
+                continue
             style = STYLES.get(str(run.status.state), "")
             shown.append(Line(_cut(_joined(rows[run.run_id], widths), width), style))
+    if left_out:
+        shown.append(Line(_cut(f"and {len(left_out)} more", width), "dim"))
     shown.append(Line(_cut(totals(state), width), "bold"))
-    return shown
+    return shown if room is None else shown[-max(1, room) :]
 
 
 def totals(state: SweepState) -> str:
@@ -95,6 +102,15 @@ def state_words(run: RunState) -> str:
     if status.state is State.running:
         return status.phase or "running"
     return f"failed ({status.reason})" if status.reason else str(status.state)
+
+
+def _left_out(runs: Sequence[RunState], room: int | None) -> set[str]:
+    """The runs for which there is no room: first those that are completed, last those that run."""
+    if room is None or len(runs) <= room:
+        return set()
+    urgency = [State.running, State.failed, State.pending, State.planned, State.completed]
+    ordered = sorted(runs, key=lambda run: urgency.index(run.status.state))
+    return {run.run_id for run in ordered[max(0, room) :]}
 
 
 def _cells(run: RunState, name: str) -> dict[str, str]:

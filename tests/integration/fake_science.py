@@ -41,7 +41,10 @@ class FakeRun:
 def execute(root: Path) -> None:
     paths = RunPaths(root)
     with run_lock(paths):
-        status = read_status(paths).changed(state=State.running, started_at=now(), pid=os.getpid(), epochs=3)
+        host = os.uname().nodename
+        status = read_status(paths).changed(
+            state=State.running, started_at=now(), host=host, pid=os.getpid(), epochs=3
+        )
         write_status(paths, status)
         note(
             root.parent,

@@ -183,7 +183,7 @@ def test_a_damaged_record_is_named_and_the_exit_status_says_so(folder, capsys):
 def test_the_newest_sweep_is_meant_where_none_is_named(folder):
     add_study(folder)
     add_sweep(folder, "another")
-    os.utime(folder.sweep("study").manifest)
+    os.utime(folder.sweep("study").manifest, (time.time() + 60,) * 2)
     assert find_target(None, folder).sweep.name == "study"
 
 
@@ -296,3 +296,17 @@ def test_looking_imports_nothing_heavy(folder, arguments):
     command = [sys.executable, "-c", code, *arguments, "--runs", str(folder.root)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "imported: set()"
+
+
+def test_of_more_runs_than_there_is_room_for_those_that_run_and_fail_are_shown(folder):
+    runs = [
+        add_run(folder, f"done{number}-0", Status(State.completed, attempt=1)).run_id for number in range(30)
+    ]
+    add_run(folder, "failed-0", Status(State.failed, Reason.error, attempt=1))
+    add_run(folder, "running-0", Status(State.running, attempt=1, host="elsewhere"))
+    state = look("study", folder, [*runs, "failed-0", "running-0"], SlurmQuery())
+    shown = [line.text for line in lines(state, 80, 8)]
+    assert len(shown) == 8
+    assert [line.split()[0] for line in shown[2:6]] == ["done0", "done1", "failed", "running"]
+    assert shown[6] == "and 28 more"
+    assert len(lines(state, 80, 3)) == 3
