@@ -7,8 +7,8 @@ is imported when it is used.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
 from hydra.core.config_search_path import ConfigSearchPath
@@ -18,48 +18,94 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from refsam.configuration.compose import quote_numbers
 from refsam.configuration.resources import folder
-from refsam.errors import RunFailed
+from refsam.configuration.schema import ClusterConfig, RequestConfig, ResourceConfig
+from refsam.errors import BadInput, RunFailed
+
+if TYPE_CHECKING:
+    from refsam.records.status import Status
 
 
 class RefsamLauncher(Launcher):
-    """Plans all jobs of a sweep together and runs what is not done."""
+    """Plans all jobs of a sweep together and runs what is not done.
+
+    The jobs of an application that is not refsam's are run as they are; only for them are:
+
+    Args:
+        kind: local (in this process) or slurm.
+        request: what Slurm is asked for, for each job.
+        cluster: account, QOS and so on, as in refsam's cluster group.
+    """
+
+    def __init__(self, kind: str, request: DictConfig, cluster: DictConfig) -> None:
+        self.kind = kind
+        self.request = request
+        self.cluster = cluster
+        self.unfinished = 0  # runs without a result, baselines included, which no job asked for
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context = hydra_context
+        self.task_function = task_function
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the jobs. The return value of each is the run's best validation metric (lower is better)."""
+        """Run the jobs; one value for each, in their order: the best validation metric (lower is better).
+
+        The status stays UNKNOWN for a run that Slurm has and nobody waits for. A combination that cannot run
+        is FAILED with BadInput.
+        """
+        is_refsam = (
+            "resource" in self.config and OmegaConf.get_type(self.config, "resource") is ResourceConfig
+        )
+        if not is_refsam:
+            return self._launch_others(job_overrides, initial_job_idx)
         from rich.console import Console
 
         from refsam.orchestration.hydra_jobs import plan_jobs
-        from refsam.orchestration.submission import submit
-        from refsam.records.status import State
+        from refsam.orchestration.submission import failed, objective, submit
 
         plan = plan_jobs(
             self.hydra_context.config_loader, self.config, [list(overrides) for overrides in job_overrides]
         )
         statuses = submit(plan, Console())
+        self.unfinished += len(failed(statuses))
+        if not statuses:
+            return []  # a dry run
         returns = []
-        for run in plan.runs:
-            status = statuses.get(run.run_id)
-            if status is None:
-                continue  # a dry run
-            result = JobReturn(overrides=[f"{key}={value}" for key, value in run.overrides.items()])
-            if status.state in (State.pending, State.running):
-                returns.append(result)  # its status stays UNKNOWN: Slurm has it, and nobody waits for it here
-                continue
-            completed = status.state == State.completed
-            result.status = JobStatus.COMPLETED if completed else JobStatus.FAILED
-            result.return_value = (
-                status.best_metric if completed else RunFailed(status.message or "not completed")
-            )
-            returns.append(result)
+        for overrides, run_id in zip(job_overrides, plan.jobs, strict=True):
+            status = None if run_id is None else statuses[run_id]
+            metric = None if run_id is None else objective(plan.folder.run(run_id), statuses[run_id])
+            returns.append(_job_return(list(overrides), status, metric))
         return returns
+
+    def _launch_others(self, job_overrides: Sequence[Sequence[str]], first: int) -> Sequence[JobReturn]:
+        from refsam.orchestration.other_tasks import Application, run_here, run_on_slurm
+
+        application = Application(self.hydra_context, self.task_function, self.config)
+        if self.kind == "local":
+            return run_here(application, job_overrides, first)
+        if self.kind != "slurm":
+            raise BadInput(f"hydra.launcher.kind: {self.kind} was given, allowed is local or slurm")
+        request, cluster = OmegaConf.to_object(self.request), OmegaConf.to_object(self.cluster)
+        assert isinstance(request, RequestConfig)
+        assert isinstance(cluster, ClusterConfig)
+        return run_on_slurm(application, job_overrides, first, request, cluster)
+
+
+def _job_return(overrides: list[str], status: "Status | None", metric: float | None) -> JobReturn:
+    result = JobReturn(overrides=overrides)
+    if status is None:
+        result.status = JobStatus.FAILED
+        result.return_value = BadInput("the combination cannot run; dry_run=true says why")
+    elif status.state.value == "completed":
+        result.status, result.return_value = JobStatus.COMPLETED, metric
+    elif status.state.value == "failed":
+        result.status = JobStatus.FAILED
+        result.return_value = RunFailed(status.message or "not completed")
+    return result
 
 
 class RefsamSweeper(BasicSweeper):
@@ -73,9 +119,9 @@ class RefsamSweeper(BasicSweeper):
         returns: list[JobReturn] = []
         for batch in self.split_arguments(overrides, self.max_batch_size):
             returns += self.launcher.launch(batch, initial_job_idx=len(returns))
-        unfinished = sum(result.status == JobStatus.FAILED for result in returns)
+        unfinished = getattr(self.launcher, "unfinished", 0)
         if unfinished:
-            raise RunFailed(f"{unfinished} of {len(returns)} runs have no result; the lines above say why")
+            raise RunFailed(f"{unfinished} of the runs have no result; the lines above say why")
         return returns
 
 
@@ -96,6 +142,13 @@ class RefsamSweeperConf(BasicSweeperConf):
 @dataclass
 class RefsamLauncherConf:
     _target_: str = "hydra_plugins.refsam_hydra.RefsamLauncher"
+    kind: str = "local"
+    request: RequestConfig = field(
+        default_factory=lambda: RequestConfig(cores=1, memory_gb=4, time="1:00:00")
+    )
+    cluster: ClusterConfig = field(
+        default_factory=lambda: ClusterConfig("slurm", explicit=False, parallel="auto", template="default")
+    )
 
 
 _STORE = ConfigStore.instance()

@@ -109,6 +109,10 @@ _RULES = (
         lambda value: value == AUTO or (value.isdigit() and int(value) > 0),
         "auto, or a whole number from 1",
     ),
+    *(
+        _Rule(f"cluster.{name}", _optional(_whole(1)), "null, or a whole number from 1")
+        for name in ("array_parallelism", "max_array_size", "max_submit_jobs")
+    ),
     _Rule("resource.device", _one_of(DEVICES), " or ".join(DEVICES)),
     _Rule("resource.request.cores", _whole(1), "a whole number from 1"),
     _Rule("resource.request.memory_gb", _whole(1), "a whole number of GiB from 1"),

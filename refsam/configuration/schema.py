@@ -205,6 +205,11 @@ class ClusterConfig:
     exclude: str | None = None  # nodes that get no run, as sbatch takes them
     array_parallelism: int | None = None  # runs of one array at a time; null: as many as the site allows
     max_array_size: int | None = None  # runs in one array at most; null: as many as scontrol says
+    max_submit_jobs: int | None = None  # jobs in the queue at most; null: as many as sacctmgr says
+    script_only: bool = False  # write job scripts for a person to submit instead of submitting
+    snapshot: bool = (
+        False  # jobs run a copy of the code as it is now instead of what is there when they start
+    )
     template: str | None = None  # what a job does first: a file of slurm_templates, without .sh, or a path
 
 
@@ -228,6 +233,7 @@ class RefsamConfig:
     data: str = MISSING  # folder of the data sets
     baseline: bool = MISSING  # whether the initial model is evaluated beside the finetuned ones
     dry_run: bool = MISSING
+    wait: bool = False  # whether the command stays until Slurm has ended all runs
     on_invalid: OnInvalid = OnInvalid.skip
 
 

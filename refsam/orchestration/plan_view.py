@@ -10,6 +10,7 @@ from rich.table import Table
 from refsam.configuration.schema import Kind, RequestConfig
 from refsam.orchestration.estimate import GroupEstimate, group_words, total_words
 from refsam.orchestration.plan import Plan, PlannedRun, Standing
+from refsam.orchestration.preflight import Preflight
 from refsam.orchestration.requests import by_request, request_text
 
 _WORDS = {
@@ -22,11 +23,12 @@ _WORDS = {
 }
 
 
-def print_plan(plan: Plan, console: Console, expected: Sequence[GroupEstimate]) -> None:
+def print_plan(plan: Plan, console: Console, expected: Sequence[GroupEstimate], found: Preflight) -> None:
     """Every run grouped by its request, then what is invalid and why, what is missing, and the sums.
 
     Args:
         expected: how long the runs to do will take, by their requests.
+        found: what is missing, and what could not be looked at.
     """
     common = _common(plan)
     if common:
@@ -42,9 +44,9 @@ def print_plan(plan: Plan, console: Console, expected: Sequence[GroupEstimate]) 
             console.print(
                 f"  {escape(_overrides(item.overrides)) or 'this run'}: {escape(item.reason)}", soft_wrap=True
             )
-    for sentence in plan.problems:
+    for sentence in (*plan.problems, *found.notes):
         console.print(escape(sentence), soft_wrap=True)
-    for sentence in plan.missing:
+    for sentence in found.problems:
         console.print(f"[bold red]Missing:[/bold red] {escape(sentence)}", soft_wrap=True)
     console.print(summary(plan), soft_wrap=True)
     print_expected(expected, console)

@@ -10,26 +10,24 @@ import io
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from refsam.configuration.schema import ClusterConfig, RequestConfig
 from refsam.errors import RunFailed, SlurmSilent
+from refsam.orchestration import site, slurm_calls
 from refsam.orchestration.job import SCIENCE, RunJob
 from refsam.orchestration.reconcile import reconcile
 from refsam.orchestration.requests import Run, by_request, request_text
-from refsam.orchestration.slurm_query import (
-    SlurmQuery,
-    is_momentary,
-    read_record,
-    run_command,
-)
+from refsam.orchestration.slurm_calls import Say, patiently
+from refsam.orchestration.slurm_query import SlurmQuery, is_momentary, read_record, run_command
 from refsam.orchestration.slurm_script import check_folder, parameters
+from refsam.orchestration.snapshot import take_snapshot
 from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
 from refsam.records.status import (
@@ -42,17 +40,38 @@ from refsam.records.status import (
     write_status,
 )
 
-Say = Callable[[str], None]
-Result = TypeVar("Result")
-
 LOCK_SECONDS = 600.0  # for another submission into the same folder to end
 POLL_SECONDS = 0.5
-RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # between the calls, while Slurm is away for a moment
+WRITERS = 16  # records at a time
 IMPOSSIBLE = "Requested node configuration is not available"
+# In the names of all limits on jobs in the queue: AssocMaxSubmitJobLimit, AssocGrpSubmitJobsLimit, …
+FULL = "SubmitJob"
 
 
 class SubmissionFailed(RuntimeError):
     """An array was not submitted, and nothing of it will run. The message says what Slurm said."""
+
+
+class QueueFull(SubmissionFailed):
+    """An array was not submitted because the site allows no so many jobs in the queue at present."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """Where runs are submitted and how.
+
+    Attributes:
+        say: is told each step in one sentence.
+        entry_point: what a job executes, see RunJob.
+        snapshot: the code that jobs run; None: what is there when they start.
+    """
+
+    folder: RunsFolder
+    sweep: SweepPaths
+    cluster: ClusterConfig
+    say: Say
+    entry_point: str = SCIENCE
+    snapshot: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -98,8 +117,11 @@ def submit_to_slurm(
     cluster: ClusterConfig,
     say: Say,
     entry_point: str = SCIENCE,
-) -> None:
+) -> int:
     """Submit all runs that are neither done nor in the queue, and return; nothing is waited for.
+
+    Where the site allows fewer jobs, the first ones are submitted. Returns how many runs are left, for the
+    same call again when others have ended.
 
     Args:
         runs: with their directories and frozen configurations in place.
@@ -111,28 +133,58 @@ def submit_to_slurm(
         RunFailed: when some arrays could not be submitted. The others were; the same command does the rest.
     """
     check_submission(runs, folder, sweep, cluster)
-    failures = []
     with _only_submitter(folder, say):
         sweep.jobs.mkdir(parents=True, exist_ok=True)
         sweep.jobs.chmod(0o700)  # jobs unpickle what lies here: nobody else may write it
         try:
             _take_back_unfinished(sweep, say)
             waiting = _not_in_the_queue(runs, folder, say)
-            limit = (cluster.max_array_size or _max_array_size(say)) if waiting else 1
+            if not waiting:
+                return 0
+            limits = site.limits(cluster, say)
+            now_allowed = _now_allowed(waiting, limits, say)
         except SlurmSilent as error:
             raise RunFailed(f"Slurm does not answer, so nothing was submitted: {error}") from error
-        for request, group in by_request(waiting):
-            for start in range(0, len(group), limit):
-                part = group[start : start + limit]
-                try:
-                    number = _submit_array(request, part, folder, sweep, cluster, say, entry_point)
-                except (SubmissionFailed, OSError) as error:  # a full disk is one
-                    failures.append(str(error))
-                    say(f"Not submitted ({request_text(request)}): {error}")
-                else:
-                    say(f"Job {number}: {_count(len(part))}, {request_text(request)}")
+        snapshot = take_snapshot(folder) if cluster.snapshot else None
+        order = Order(folder, sweep, cluster, say, entry_point, snapshot)
+        submitted, failures = _submit_arrays(now_allowed, limits.array, order)
     if failures:
         raise RunFailed(f"{failures[0]}; the same command submits what was not")
+    left = len(waiting) - submitted
+    if left:
+        say(f"{_count(left)} not submitted yet, because the site takes no more jobs of yours at present")
+    return left
+
+
+def _now_allowed(waiting: list[Run], limits: site.Limits, say: Say) -> list[Run]:
+    """The first of the waiting runs, as many as the site still takes. Raises SlurmSilent."""
+    if limits.jobs is None:
+        return waiting
+    return waiting[: max(0, limits.jobs - site.jobs_in_queue(say))]
+
+
+def _submit_arrays(runs: Sequence[Run], largest: int, order: Order) -> tuple[int, list[str]]:
+    """Submit the runs in arrays of at most `largest`; how many were submitted, and why others were not."""
+    submitted, failures = 0, []
+    for request, group in by_request(runs):
+        parts = [group[start : start + largest] for start in range(0, len(group), largest)]
+        while parts:
+            part = parts.pop(0)
+            try:
+                number = _submit_array(request, part, order)
+            except QueueFull:
+                # How many more the site takes is not said, so it is tried.
+                if len(part) == 1:
+                    break
+                half = len(part) // 2
+                parts[:0] = [part[:half], part[half:]]
+            except (SubmissionFailed, OSError) as error:  # a full disk is one
+                failures.append(str(error))
+                order.say(f"Not submitted ({request_text(request)}): {error}")
+            else:
+                submitted += len(part)
+                order.say(f"Job {number}: {_count(len(part))}, {request_text(request)}")
+    return submitted, failures
 
 
 def check_submission(
@@ -144,22 +196,15 @@ def check_submission(
         parameters(request, cluster, group, sweep.name, sweep.name)
 
 
-def _submit_array(
-    request: RequestConfig,
-    runs: Sequence[Run],
-    folder: RunsFolder,
-    sweep: SweepPaths,
-    cluster: ClusterConfig,
-    say: Say,
-    entry_point: str,
-) -> str:
+def _submit_array(request: RequestConfig, runs: Sequence[Run], order: Order) -> str:
     """Submit one array, write its runs' records and release it; its number. Raises SubmissionFailed."""
-    for delay in (*RETRY_SECONDS, None):
-        submission = _Submission(sweep.jobs / secrets.token_hex(4), sweep.name)
+    say = order.say
+    for delay in (*slurm_calls.RETRY_SECONDS, None):
+        submission = _Submission(order.sweep.jobs / secrets.token_hex(4), order.sweep.name)
         submission.folder.mkdir(mode=0o700)
         submission.write([run.run_id for run in runs], [], done=False)
         try:
-            jobs = _sbatch(request, runs, folder, cluster, submission, entry_point)
+            jobs = _sbatch(request, runs, order, submission)
             break
         except (FailedJobError, FailedSubmissionError, OSError) as error:
             # The call may have gone through all the same. Its array is on hold, and is taken back now, or by
@@ -167,18 +212,24 @@ def _submit_array(
             with contextlib.suppress(SlurmSilent, OSError):
                 submission.take_back()
             words = (str(error).strip().splitlines() or ["sbatch failed"])[-1]
+            if FULL in str(error):
+                raise QueueFull(words) from error
             if delay is None or not is_momentary(str(error)):
                 raise SubmissionFailed(words) from error
             say(f"{words}; trying again in {delay:.0f} s")
             time.sleep(delay)
     number = jobs[0].job_id.partition("_")[0]
     written: list[tuple[RunPaths, Status]] = []
+
+    def begin(run: Run, job: "submitit.Job[None]") -> None:
+        written.append(_write_pending(order.folder.run(run.run_id), job))
+
     try:
         _check_possible(jobs[0].paths.submission_file, say)
-        for run, job in zip(runs, jobs, strict=True):
-            written.append(_write_pending(folder.run(run.run_id), job))
+        with ThreadPoolExecutor(WRITERS) as pool:  # most of the time goes into waiting for the disk
+            list(pool.map(begin, runs, jobs))
         submission.write([run.run_id for run in runs], [job.job_id for job in jobs], done=False)
-        _patiently(lambda: run_command(["scontrol", "release", number]), say)
+        patiently(lambda: run_command(["scontrol", "release", number]), say)
     except BaseException as error:
         try:
             run_command(["scancel", number])
@@ -195,31 +246,29 @@ def _submit_array(
 
 
 def _sbatch(
-    request: RequestConfig,
-    runs: Sequence[Run],
-    folder: RunsFolder,
-    cluster: ClusterConfig,
-    submission: _Submission,
-    entry_point: str,
+    request: RequestConfig, runs: Sequence[Run], order: Order, submission: _Submission
 ) -> "list[submitit.Job[None]]":
     """The jobs of the array, in the order of `runs`. Raises submitit's errors with what sbatch said."""
     executor = submitit.SlurmExecutor(submission.folder)
-    executor.update_parameters(**parameters(request, cluster, runs, submission.sweep, submission.job_name))
+    name = submission.job_name
+    executor.update_parameters(
+        **parameters(request, order.cluster, runs, submission.sweep, name, order.snapshot)
+    )
     devices = None if request.gpus else ""  # a node may have GPUs that this run has not asked for
     jobs = []
     # submitit prints what sbatch says before it raises it.
     with contextlib.redirect_stderr(io.StringIO()), executor.batch():
         for run in runs:
-            root = str(folder.run(run.run_id).root.absolute())
-            jobs.append(executor.submit(RunJob(root, request.cores, devices, entry_point)))
+            root = str(order.folder.run(run.run_id).root.absolute())
+            jobs.append(executor.submit(RunJob(root, request.cores, devices, order.entry_point)))
     return jobs
 
 
 def _check_possible(script: Path, say: Say) -> None:
     """Raise SubmissionFailed when no node can ever run the job; sbatch does not ask that of a job on hold."""
-    for delay in (*RETRY_SECONDS[:4], None):
+    for delay in (*slurm_calls.RETRY_SECONDS[:4], None):
         try:
-            _patiently(lambda: run_command(["sbatch", "--test-only", str(script)]), say)
+            patiently(lambda: run_command(["sbatch", "--test-only", str(script)]), say)
         except SlurmSilent as error:
             if IMPOSSIBLE not in str(error):
                 return  # of this moment only, such as a node that is away
@@ -255,7 +304,7 @@ def _write_pending(paths: RunPaths, job: "submitit.Job[None]") -> tuple[RunPaths
 
 def _not_in_the_queue(runs: Sequence[Run], folder: RunsFolder, say: Say) -> list[Run]:
     """The runs that no job and no process works on. Raises SlurmSilent when that cannot be known."""
-    known = _patiently(lambda: _ask(folder, runs), say)
+    known = patiently(lambda: _ask(folder, runs), say)
     waiting, queued = [], 0
     for run in runs:
         paths, status = folder.run(run.run_id), known[run.run_id]
@@ -286,29 +335,7 @@ def _take_back_unfinished(sweep: SweepPaths, say: Say) -> None:
         except ValueError:
             done = False
         if not done:
-            _patiently(_Submission(record.parent, sweep.name).take_back, say)
-
-
-def _max_array_size(say: Say) -> int:
-    """How many tasks an array may have, from the site's configuration. Raises SlurmSilent."""
-    for line in _patiently(lambda: run_command(["scontrol", "show", "config"]), say).splitlines():
-        key, _, value = line.partition("=")
-        if key.strip() == "MaxArraySize" and value.strip().isdigit():
-            return max(1, int(value))
-    raise SlurmSilent("scontrol show config names no MaxArraySize; give cluster.max_array_size")
-
-
-def _patiently(call: Callable[[], Result], say: Say) -> Result:
-    """The result of a call to Slurm, again and again while it is away for a moment. Raises SlurmSilent."""
-    for delay in RETRY_SECONDS:
-        try:
-            return call()
-        except SlurmSilent as error:
-            if not is_momentary(str(error)):
-                raise
-            say(f"{error}; trying again in {delay:.0f} s")
-        time.sleep(delay)
-    return call()
+            patiently(_Submission(record.parent, sweep.name).take_back, say)
 
 
 @contextlib.contextmanager

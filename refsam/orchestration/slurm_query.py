@@ -264,6 +264,8 @@ def with_slurm(status: Status, answer: Answer) -> Status:
     if job is None:
         return _unknown(status, answer)
     words = f"Slurm job {job.job_id}: {job.words}"
+    if job.state == State.pending and not answer.queue and status.state == State.running:
+        return status  # the accounting is late, and cannot tell a job that waits again
     if job.state == State.pending:  # requeued, if the record says that it was running
         return status.changed(state=State.pending, message=words)
     if job.state == State.running:

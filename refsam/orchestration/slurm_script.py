@@ -9,14 +9,22 @@ from refsam.configuration.schema import ClusterConfig, RequestConfig
 from refsam.errors import BadInput, nearest
 from refsam.orchestration.job import thread_environment
 from refsam.orchestration.requests import Run, minutes
+from refsam.orchestration.snapshot import prologue_lines
 
 COMMENT_LENGTH = 1000  # characters; slurmctld refuses more than 1024
 
 
 def parameters(
-    request: RequestConfig, cluster: ClusterConfig, runs: Sequence[Run], sweep: str, job_name: str
+    request: RequestConfig,
+    cluster: ClusterConfig,
+    runs: Sequence[Run],
+    sweep: str,
+    job_name: str,
+    snapshot: Path | None = None,
 ) -> dict[str, Any]:
     """Parameters of submitit.SlurmExecutor for the array of `runs`, which is submitted on hold.
+
+    Jobs take their code from `snapshot`, where there is one, and not from where it is edited.
 
     Raises BadInput for a time that Slurm does not know, a template that is not there, and text that a job
     script cannot carry.
@@ -44,6 +52,7 @@ def parameters(
         # numpy fixes its number of threads when it is imported, which is before the run begins.
         "setup": [
             *(f"export {name}={value}" for name, value in threads.items()),
+            *([] if snapshot is None else prologue_lines(snapshot)),
             *prologue(cluster.template),
         ],
         # Since Slurm 22.05 srun no longer takes this over from the job.

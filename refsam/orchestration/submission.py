@@ -7,8 +7,8 @@ import os
 import shlex
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +22,11 @@ from refsam.configuration.schema import AUTO, RefsamConfig
 from refsam.errors import BadInput, RunFailed
 from refsam.orchestration import machine
 from refsam.orchestration.estimate import estimate
-from refsam.orchestration.plan import Plan, Standing
+from refsam.orchestration.plan import Plan, PlannedRun, Standing
 from refsam.orchestration.plan_view import print_expected, print_plan, summary
+from refsam.orchestration.preflight import Preflight, machine_problem, preflight
 from refsam.orchestration.requests import by_request
+from refsam.orchestration.slurm_query import read_record
 from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import State, Status, now, read_status, run_lock, write_status
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from refsam.orchestration.local import PlannedRun as QueuedRun
 
 MANIFEST_FORMAT = 1
+WRITERS = 16  # files at a time
 # Slurm's commands may be installed where no cluster is.
 SLURM_CONFIGURATIONS = (
     Path("/etc/slurm/slurm.conf"),
@@ -49,11 +52,14 @@ def submit(plan: Plan, console: Console, in_process: bool = False) -> dict[str, 
     """
     config = plan.runs[0].config
     on_slurm = not in_process and where(config) == "slurm"
+    found = preflight(plan, on_slurm)
     expected = estimate(by_request(plan.todo), plan.folder, on_slurm)
     if config.dry_run:
-        print_plan(plan, console, expected)
+        print_plan(plan, console, expected, found)
         return {}
-    check_ready(plan, on_slurm)
+    for note in found.notes:
+        say(console, note)
+    check_ready(plan, found, on_slurm)
     prepare_folders(plan)
     console.print(summary(plan), soft_wrap=True)
     print_expected(expected, console)
@@ -61,22 +67,10 @@ def submit(plan: Plan, console: Console, in_process: bool = False) -> dict[str, 
     if in_process:
         for run in todo:
             _run_in_this_process(plan.folder.run(run.run_id))
+    elif on_slurm and config.cluster.script_only:
+        _write_scripts(plan, console)
     elif on_slurm and plan.open:
-        from refsam.orchestration.slurm import submit_to_slurm
-
-        # Also those that wait there already: a submission that was killed has left them on hold.
-        submit_to_slurm(
-            plan.open,
-            plan.folder,
-            plan.folder.sweep(plan.name),
-            config.cluster,
-            lambda text: say(console, text),
-        )
-        console.print("The runs are Slurm's now; the same command continues what was stopped or has failed.")
-        say(
-            console,
-            f"Where they are: refsam status {_arguments(plan)}; live: refsam watch {_arguments(plan)}",
-        )
+        _submit_to_slurm(plan, console)
     elif todo and not on_slurm:
         run_here(plan.folder, todo, console)
     if plan.skipped:
@@ -88,26 +82,73 @@ def submit(plan: Plan, console: Console, in_process: bool = False) -> dict[str, 
     return statuses
 
 
-def check_ready(plan: Plan, on_slurm: bool) -> None:
+def _submit_to_slurm(plan: Plan, console: Console) -> None:
+    """Submit what is not in the queue, and with wait=true stay until everything has ended."""
+    from refsam.orchestration.slurm import submit_to_slurm
+
+    cluster, sweep = plan.runs[0].config.cluster, plan.folder.sweep(plan.name)
+    before = {run.run_id: read_record(plan.folder.run(run.run_id)).attempt for run in plan.open}
+    # Also those that wait there already: a submission that was killed has left them on hold.
+    left = submit_to_slurm(plan.open, plan.folder, sweep, cluster, lambda text: say(console, text))
+    if plan.runs[0].config.wait:
+        _wait(plan, before, console)
+    elif left:
+        console.print(
+            "The same command submits more of them when others have ended; with wait=true it stays."
+        )
+    else:
+        console.print("The runs are Slurm's now; the same command continues what was stopped or has failed.")
+        say(
+            console,
+            f"Where they are: refsam status {_arguments(plan)}; live: refsam watch {_arguments(plan)}",
+        )
+
+
+def _wait(plan: Plan, attempts_before: dict[str, int], console: Console) -> None:
+    from refsam.orchestration.display import make_display
+    from refsam.orchestration.slurm import submit_to_slurm
+    from refsam.orchestration.waiting import wait_for_runs
+
+    cluster, sweep = plan.runs[0].config.cluster, plan.folder.sweep(plan.name)
+    display = make_display(console)
+    try:
+        wait_for_runs(
+            plan.open,
+            plan.folder,
+            attempts_before,
+            display,
+            lambda runs: submit_to_slurm(runs, plan.folder, sweep, cluster, display.say),
+        )
+    except KeyboardInterrupt:
+        say(console, f"The jobs go on. To look at them: refsam status {_arguments(plan)}")
+        say(
+            console,
+            f"To wait for them again: the same command; to end them: refsam cancel {_arguments(plan)}",
+        )
+        raise
+
+
+def _write_scripts(plan: Plan, console: Console) -> None:
+    from refsam.orchestration.job_scripts import write_scripts
+
+    cluster, sweep = plan.runs[0].config.cluster, plan.folder.sweep(plan.name)
+    scripts = write_scripts(plan.todo, plan.folder, sweep, cluster, lambda text: say(console, text))
+    if scripts:
+        console.print("Nothing was submitted. To submit the runs to do, type once:")
+    for script in scripts:
+        say(console, f"  sbatch {shlex.quote(str(script.absolute()))}")
+
+
+def check_ready(plan: Plan, found: Preflight, on_slurm: bool) -> None:
     """Raise BadInput unless everything that the runs to do need is here."""
-    config = plan.runs[0].config
-    if plan.missing:
-        raise BadInput("; ".join(plan.missing))
+    found.check()
     if on_slurm:
-        if shutil.which("sbatch") is None:
-            raise BadInput(
-                f"cluster.kind: {config.cluster.kind} was given, but there is no sbatch on this machine; "
-                "allowed is cluster=local, or the same command on a login node"
-            )
         from refsam.orchestration.slurm import check_submission
 
-        check_submission(plan.todo, plan.folder, plan.folder.sweep(plan.name), config.cluster)
-    elif not config.cluster.explicit:
-        for run in plan.todo:
-            problem = machine.matches(run.config.resource)
-            if problem is not None:
-                raise BadInput(problem)
-    _check_writable(plan.folder)
+        cluster = plan.runs[0].config.cluster
+        check_submission(plan.todo, plan.folder, plan.folder.sweep(plan.name), cluster)
+    elif (problem := machine_problem(plan)) is not None:
+        raise BadInput(problem)
 
 
 def where(config: RefsamConfig) -> str:
@@ -120,23 +161,9 @@ def where(config: RefsamConfig) -> str:
 
 def prepare_folders(plan: Plan) -> None:
     """Write the manifest of the sweep, and a directory with the frozen configuration for every run to do."""
-    for run in plan.todo:
-        paths = plan.folder.run(run.run_id)
-        paths.root.mkdir(parents=True, exist_ok=True)
-        config = run.config
-        if paths.config.exists():
-            # What was frozen stays; only evaluation modes that nobody asked for before are added.
-            frozen = load(paths.config)
-            modes = [*frozen.evaluate.modes, *(set(config.evaluate.modes) - set(frozen.evaluate.modes))]
-            config = replace(frozen, evaluate=replace(frozen.evaluate, modes=modes))
-            if config == frozen:
-                continue
-        freeze(paths.config, config)
-        if run.standing == Standing.evaluate:
-            with run_lock(paths):
-                write_status(
-                    paths, read_status(paths).changed(state=State.planned, phase=None, ended_at=None)
-                )
+    # Most of the time goes into waiting for the disk.
+    with ThreadPoolExecutor(WRITERS) as pool:
+        list(pool.map(lambda run: _prepare_folder(plan.folder.run(run.run_id), run), plan.todo))
     sweep = plan.folder.sweep(plan.name)
     sweep.root.mkdir(parents=True, exist_ok=True)
     try:
@@ -150,6 +177,22 @@ def _arguments(plan: Plan) -> str:
     """The sweep as the commands take it at this prompt."""
     here = plan.folder.root == Path("runs").absolute()
     return plan.name if here else f"{plan.name} --runs {shlex.quote(str(plan.folder.root))}"
+
+
+def _prepare_folder(paths: RunPaths, run: PlannedRun) -> None:
+    paths.root.mkdir(parents=True, exist_ok=True)
+    config = run.config
+    if paths.config.exists():
+        # What was frozen stays; only evaluation modes that nobody asked for before are added.
+        frozen = load(paths.config)
+        modes = [*frozen.evaluate.modes, *(set(config.evaluate.modes) - set(frozen.evaluate.modes))]
+        config = replace(frozen, evaluate=replace(frozen.evaluate, modes=modes))
+        if config == frozen:
+            return
+    freeze(paths.config, config)
+    if run.standing == Standing.evaluate:
+        with run_lock(paths):
+            write_status(paths, read_status(paths).changed(state=State.planned, phase=None, ended_at=None))
 
 
 def _manifest(plan: Plan, known: dict[str, Any]) -> dict[str, Any]:
@@ -203,16 +246,12 @@ def run_here(folder: RunsFolder, todo: "Sequence[QueuedRun]", console: Console) 
     run_locally(todo, folder, parallel, machine.threads_per_run(parallel, cores), make_display(console))
 
 
-def _check_writable(folder: RunsFolder) -> None:
-    try:
-        folder.root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder.root):
-            pass
-    except OSError as error:
-        raise BadInput(
-            f"runs: {folder.root} was given, but it cannot be written ({error.strerror}); allowed is a "
-            "folder that can be"
-        ) from error
+def objective(paths: RunPaths, status: Status) -> float | None:
+    """The best validation metric of a completed run, lower is better; None for one that trained nothing."""
+    if status.best_metric is not None or not paths.training.exists():
+        return status.best_metric
+    best: float | None = read_json(paths.training).get("best_metric")  # only an evaluation was made up for
+    return best
 
 
 def failed(statuses: dict[str, Status]) -> list[str]:

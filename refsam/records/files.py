@@ -1,5 +1,6 @@
 """Writing files so that a reader sees the old content or the new one, never half of it."""
 
+import contextlib
 import json
 import os
 import re
@@ -11,8 +12,10 @@ from typing import Any, BinaryIO
 
 import yaml
 
-# The one in C is ten times faster, and not in every build of PyYAML.
+# Those in C are ten times faster, and not in every build of PyYAML.
 _SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_SAFE_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_MASK = re.compile(r"^Umask:\s*([0-7]+)$", re.MULTILINE)
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -47,7 +50,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_yaml(path: Path, value: Any) -> None:
     """Replace `path` by `value` as YAML, keys in their own order."""
-    write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+    write_text(path, yaml.dump(value, Dumper=_SAFE_DUMPER, sort_keys=False, allow_unicode=True))
 
 
 def read_json(path: Path) -> Any:
@@ -104,6 +107,11 @@ def _text(path: Path) -> str:
 
 
 def _umask() -> int:
+    # Asked of Linux without changing it: other threads make files meanwhile.
+    with contextlib.suppress(OSError):
+        known = _MASK.search(Path("/proc/self/status").read_text(encoding="utf-8"))
+        if known is not None:
+            return int(known[1], 8)
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -118,6 +118,11 @@ class SweepPaths:
         """Where submitit keeps scripts, pickles and logs: a folder for each array."""
         return self.root / "jobs"
 
+    @property
+    def scripts(self) -> Path:
+        """Job scripts that a person submits."""
+        return self.root / "scripts"
+
 
 @dataclass(frozen=True)
 class RunsFolder:
@@ -134,3 +139,7 @@ class RunsFolder:
 
     def sweep(self, name: str) -> SweepPaths:
         return SweepPaths(self.sweeps / name)
+
+    def snapshot(self, name: str) -> Path:
+        """A copy of the code, named by what is in it."""
+        return self.root / "snapshots" / name

@@ -11,6 +11,7 @@ import torch
 
 import refsam
 from refsam.configuration.schema import Kind, Precision, RefsamConfig
+from refsam.records.files import read_json
 from refsam.science.hardware import choose_precision, describe
 from refsam.science.models import weights_info
 
@@ -49,6 +50,9 @@ def _versions() -> dict[str, str]:
 def _commit() -> dict[str, Any]:
     """The commit of the source tree that refsam runs from, and whether it was changed; None without git."""
     tree = Path(refsam.__file__).resolve().parents[1]
+    if (tree / "commit.json").exists():  # a snapshot of the source tree
+        known: dict[str, Any] = read_json(tree / "commit.json")
+        return known
     commit = _git(tree, "rev-parse", "HEAD") if (tree / ".git").exists() else None
     if commit is None:
         return {"commit": None, "dirty": None}

@@ -51,6 +51,26 @@ def test_a_dry_run_writes_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == []
 
 
+def test_all_that_is_missing_is_one_list(capsys):
+    assert sweep("-m", "cluster=local", "dataset=synthetic", "model=vit_b,vit_t", "on_invalid=skip") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "refsam: 3 things are in the way:"
+    assert [line.rpartition("refsam prepare ")[2] for line in lines[1:]] == [
+        "dataset=synthetic",
+        "model=vit_b",
+        "model=vit_t",
+    ]
+
+
+def test_checkpoints_need_room(capsys, synthetic):
+    arguments = ["-m", "cluster=local", "model=vit_h", "model.weights=random", "peft=full", "n_objects=1"]
+    seeds = ",".join(map(str, range(400)))
+    data = f"dataset.root={synthetic.root}"
+    assert sweep(*arguments, "dataset=synthetic", data, f"seed={seeds}", "baseline=false") == 2
+    error = capsys.readouterr().err
+    assert "GB free, and the checkpoints of the runs to do take about 7296.8 GB" in error
+
+
 def test_a_named_sweep_takes_overrides_on_top(capsys):
     assert sweep("--config-name", "demo", "n_images=1", "dry_run=true") == 0
     assert "Sweep demo: 3 runs (2 finetunings, 1 baseline)" in capsys.readouterr().out
@@ -103,7 +123,7 @@ BAD_INPUT = [
     (["name=a/b"], "name: 'a/b' was given, allowed is letters"),
     (["resource=v100", "n_images=1,11", "on_invalid=error"], "n_images: 11 was given"),
     (["cluster=local", "model=vit_nano"], "refsam prepare dataset=nuclei"),
-    (["cluster=local", "dataset=synthetic"], "refsam prepare model=vit_b"),
+    (["cluster=local", "dataset=synthetic", "model.weights=random"], "refsam prepare dataset=synthetic"),
 ]
 
 

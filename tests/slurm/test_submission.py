@@ -1,22 +1,28 @@
 """Runs given to a real Slurm: every one with its own request, and none lost."""
 
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from rich.console import Console
 
 from refsam.configuration.schema import ClusterConfig, RefsamConfig, RequestConfig, ResourceConfig
 from refsam.errors import BadInput, RunFailed
-from refsam.orchestration import slurm, slurm_query
+from refsam.orchestration import slurm_calls, slurm_query, waiting
+from refsam.orchestration.display import PlainLines
+from refsam.orchestration.job_scripts import write_scripts
 from refsam.orchestration.slurm import submit_to_slurm
 from refsam.orchestration.slurm_query import SlurmQuery, with_slurm
+from refsam.orchestration.waiting import wait_for_runs
 from refsam.records.files import read_json
 from refsam.records.paths import RunsFolder
 from refsam.records.status import Reason, State, Status, read_status, run_lock, write_status
@@ -41,7 +47,7 @@ class Run:
 @pytest.fixture
 def folder(slurm_cluster, tmp_path, monkeypatch):
     """A runs folder with a name that a shell would misread, and the stand-in where the jobs find it."""
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setenv("PYTHONPATH", f"{HERE}:{HERE.parent.parent}")
     root = tmp_path / """my "runs" $(touch executed) `touch executed` für '1'; touch executed #"""
     root.mkdir()
     monkeypatch.chdir(tmp_path)
@@ -251,6 +257,11 @@ def small():
     return RefsamConfig(resource=ResourceConfig(name="any", request=SMALL))
 
 
+def with_cores(run_id, cores):
+    request = RequestConfig(partition="medium", cores=cores, memory_gb=1, time="0:10:00")
+    return Run(run_id, RefsamConfig(resource=ResourceConfig(name="any", request=request)))
+
+
 def other_shell(folder, before, *run_ids):
     command = [sys.executable, "-c", PROGRAM, str(HERE), str(folder.root), before, *run_ids]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -290,9 +301,33 @@ def test_a_submission_that_is_killed_is_taken_back_and_repeated(folder, moment):
     wait_until(lambda: queue("%i") == [])
 
 
+def test_a_submission_that_is_killed_between_two_arrays_is_completed_by_the_same_command(folder):
+    other = RequestConfig(partition="medium", cores=2, memory_gb=1, time="0:10:00")
+    runs = [add_run(folder, name, request=SMALL if name in "ab" else other) for name in "abcd"]
+    die = (
+        "import os; from refsam.orchestration import slurm; real = slurm._submit_array; calls = []\n"
+        "test_submission.small = lambda: None\n"
+        "runs = [test_submission.with_cores(name, 1 if name in 'ab' else 2) for name in 'abcd']\n"
+        "def kill(*arguments):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 2: os.kill(os.getpid(), 9)\n"
+        "    return real(*arguments)\n"
+        "slurm._submit_array = kill"
+    )
+    shell = other_shell(folder, die)
+    output = shell.communicate(timeout=PATIENCE)[0]
+    assert shell.returncode == -9, output
+    assert [read_status(folder.run(name)).job_id is not None for name in "abcd"] == [True, True, False, False]
+    said = submit(folder, runs)
+    assert said[-1].startswith("Job ")
+    assert "2 runs, partition medium, no GPU, 2 cores" in said[-1]
+    wait_for_state(folder, runs, State.completed)
+    assert [len(starts(folder, run)) for run in runs] == [1, 1, 1, 1]
+
+
 def test_a_moment_without_slurm_is_waited_out_and_nothing_runs_twice(folder, monkeypatch, tmp_path):
     runs = [add_run(folder, name) for name in "ab"]
-    monkeypatch.setattr(slurm, "RETRY_SECONDS", (0.1, 0.1, 0.1))
+    monkeypatch.setattr(slurm_calls, "RETRY_SECONDS", (0.1, 0.1, 0.1))
     real = subprocess.run(["which", "sbatch"], capture_output=True, text=True, check=True).stdout.strip()
     (tmp_path / "bin").mkdir()
     fake = tmp_path / "bin" / "sbatch"
@@ -374,7 +409,7 @@ def test_a_run_whose_node_dies_is_requeued_and_runs_elsewhere(folder, slurm_clus
 
 
 def test_what_slurm_refuses_is_said_and_the_others_are_submitted(folder, monkeypatch):
-    monkeypatch.setattr(slurm, "RETRY_SECONDS", (0.1, 0.1))
+    monkeypatch.setattr(slurm_calls, "RETRY_SECONDS", (0.1, 0.1))
     impossible = RequestConfig(partition="gpu", gpu="A100", gpus=1, cores=8, memory_gb=32, time="1:00:00")
     runs = [add_run(folder, "a", request=impossible), add_run(folder, "b")]
     with pytest.raises(RunFailed, match="Requested node configuration is not available"):
@@ -388,6 +423,135 @@ def test_a_group_that_is_larger_than_an_array_may_be_is_several(folder):
     said = submit(folder, runs, ClusterConfig(kind="slurm", max_array_size=2))
     assert [line.split(": ")[1].split(",")[0] for line in said] == ["2 runs", "2 runs", "1 run"]
     wait_for_state(folder, runs, State.completed)
+
+
+@pytest.fixture
+def limit(slurm_cluster):
+    """A function that lets users have `number` jobs in the queue, by what sacctmgr tells of them or not."""
+
+    def account(entity, *values):
+        command = ["sacctmgr", "--immediate", "modify", entity, "where", "name=root", "set", *values]
+        subprocess.run(command, check=True, capture_output=True)
+
+    yield account
+    account("user", "MaxSubmitJobs=-1")
+    account("account", "GrpSubmitJobs=-1")
+
+
+def test_more_runs_than_the_account_may_have_in_the_queue_are_topped_up(folder, limit):
+    runs = [add_run(folder, f"run{number}", "wait" if number < 2 else "complete") for number in range(3)]
+    wait_until(lambda: queue("%i") == [])  # what other tests have left counts as well
+    limit("user", "MaxSubmitJobs=2")
+    said = submit(folder, runs)
+    assert said[0].startswith("Job ")
+    assert said[1] == "1 run not submitted yet, because the site takes no more jobs of yours at present"
+    assert submit(folder, runs)[-1] == said[1]
+    assert read_status(folder.run("run2")).state is State.planned
+    (folder.root / "go").touch()
+    wait_for_state(folder, runs[:2], State.completed)
+    wait_until(lambda: queue("%i") == [])
+    submit(folder, runs)
+    wait_for_state(folder, runs, State.completed)
+    assert [len(starts(folder, run)) for run in runs] == [1, 1, 1]
+
+
+def test_a_limit_that_nobody_tells_is_found_by_trying(folder, limit, slurm_cluster):
+    configuration = slurm_cluster.root / "slurm.conf"
+    before = configuration.read_text()
+    wait_until(lambda: queue("%i") == [])
+    limit("account", "GrpSubmitJobs=3")
+    try:
+        restart_controller(slurm_cluster, before + "AccountingStorageEnforce=limits\n")
+        runs = [add_run(folder, f"run{number}", "wait") for number in range(4)]
+        said = submit(folder, runs)
+        assert [line.partition(": ")[2].split(",")[0] for line in said[:2]] == ["2 runs", "1 run"]
+        assert said[2].startswith("1 run not submitted yet")
+        assert len(queue("%i")) == 3
+        assert read_status(folder.run("run3")) == Status()
+    finally:
+        restart_controller(slurm_cluster, before)
+
+
+def restart_controller(slurm_cluster, configuration):
+    slurm_cluster.daemons.stop("slurmctld")
+    (slurm_cluster.root / "slurm.conf").write_text(configuration)
+    slurm_cluster.start("slurmctld")
+
+
+def test_what_a_person_submits_by_hand_runs_and_is_recorded(folder):
+    runs = [add_run(folder, name) for name in "ab"]
+    gpu = add_run(folder, "c", request=request_of("v100"))
+    sweep = folder.sweep("study")
+    scripts = write_scripts([*runs, gpu], folder, sweep, CLUSTER, pytest.fail, ENTRY_POINT)
+    assert [path.name for path in scripts] == ["1-medium.sh", "2-gpu-V100.sh"]
+    for path in scripts:
+        subprocess.run(["sbatch", str(path)], check=True, capture_output=True)
+    done = wait_for_state(folder, [*runs, gpu], State.completed)
+    assert [status.attempt for status in done.values()] == [1, 1, 1]
+    seen = read_json(folder.run("c").root / "seen.json")
+    assert (seen["OMP_NUM_THREADS"], seen["SLURM_CPUS_PER_TASK"]) == ("8", "8")
+    assert seen["CUDA_VISIBLE_DEVICES"] != ""
+    assert read_json(folder.run("a").root / "seen.json")["CUDA_VISIBLE_DEVICES"] == ""
+    assert {"gres/gpu:v100=1", "cpu=8", "mem=32G"} <= allocated(starts(folder, gpu)[0])
+    assert submit(folder, [*runs, gpu]) == []
+
+
+def test_jobs_run_the_code_of_their_submission_whatever_is_edited_meanwhile(folder, tmp_path, monkeypatch):
+    checkout = tmp_path / "the checkout"
+    for name in ("refsam", "hydra_plugins", "conf", "sweeps", "slurm_templates"):
+        shutil.copytree(CONF.parent / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setenv("PYTHONPATH", f"{HERE}:{checkout}")
+    monkeypatch.chdir(checkout)
+    runs = [add_run(folder, name) for name in "ab"]
+    snapshot = (
+        "from dataclasses import replace; from functools import partial\n"
+        "cluster = replace(test_submission.CLUSTER, snapshot=True)\n"
+        "test_submission.submit = partial(test_submission.submit, cluster=cluster)"
+    )
+    subprocess.run(["scontrol", "update", "partition=medium", "state=down"], check=True)
+    try:
+        for name in "ab":  # with the same code both times
+            shell = other_shell(folder, snapshot, name)
+            output = shell.communicate(timeout=PATIENCE)[0]
+            assert shell.returncode == 0, output
+        shutil.rmtree(checkout / "conf")
+        for path in (checkout / "refsam").rglob("*.py"):
+            path.write_text("raise RuntimeError('edited')")
+    finally:
+        subprocess.run(["scontrol", "update", "partition=medium", "state=up"], check=True)
+    wait_for_state(folder, runs, State.completed)
+    assert len(list((folder.root / "snapshots").iterdir())) == 1
+
+
+@dataclass(frozen=True)
+class Shown(Run):
+    """A run as the live table shows it."""
+
+    @property
+    def label(self):
+        return f"label of {self.run_id}"
+
+
+def test_who_waits_sees_every_run_end_and_what_did_not_fit_is_submitted_then(folder, limit, monkeypatch):
+    monkeypatch.setattr(waiting, "POLL_SECONDS", 0.5)
+    monkeypatch.setattr(slurm_query, "CACHE_SECONDS", 0.0)
+    runs = [Shown(run.run_id, run.config) for run in (add_run(folder, f"run{n}") for n in range(3))]
+    fails = add_run(folder, "fails", "fail")
+    wait_until(lambda: queue("%i") == [])
+    limit("user", "MaxSubmitJobs=2")
+    shown = StringIO()
+    runs.insert(0, Shown("fails", fails.config))
+    before = {run.run_id: 0 for run in runs}
+    submit(folder, runs)
+    wait_for_runs(
+        runs, folder, before, PlainLines(Console(file=shown)), lambda rest: len(submit(folder, rest))
+    )
+    assert [read_status(folder.run(run.run_id)).state for run in runs] == [State.failed] + [
+        State.completed
+    ] * 3
+    assert [len(starts(folder, run)) for run in runs] == [1, 1, 1, 1]
+    assert "label of run2: completed" in shown.getvalue()
+    assert "done 3, running 0, failed 1, waiting 0" in shown.getvalue()
 
 
 def test_a_run_that_a_local_process_works_on_is_left_to_it(folder):

@@ -1,10 +1,20 @@
 """The sweep as it is typed, on a real Slurm."""
 
+import csv
+import json
+import signal
 import subprocess
+import sys
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
 
+from refsam.orchestration.slurm_query import SlurmQuery
 from refsam.records.files import read_json
 from refsam.records.paths import RunsFolder
 from refsam.records.status import State, read_status
@@ -40,8 +50,8 @@ def sweep(*overrides):
     return 0
 
 
-def wait_until(condition):
-    deadline = time.monotonic() + PATIENCE
+def wait_until(condition, patience=PATIENCE):
+    deadline = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < deadline, "nothing happened"
         time.sleep(0.2)
@@ -58,6 +68,7 @@ def folder(slurm_cluster, synthetic, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REFSAM_DATA", synthetic.root.rpartition("/")[0])
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     yield RunsFolder(tmp_path / "runs")
     for partition in ("medium", "gpu"):
         subprocess.run(["scancel", f"--partition={partition}"], check=True)
@@ -83,7 +94,135 @@ def test_a_run_that_slurm_has_is_shown_so_and_not_started_here(closed, capsys):
     job_id = records(closed)[0].job_id
     assert f"pending (Slurm job {job_id})" in output
     subprocess.run(["scancel", job_id], check=True)
+    wait_until(lambda: SlurmQuery().ask([job_id]).jobs == {})
     assert sweep("cluster=local", "n_images=1,2", "dry_run=true") == 0
     output = capsys.readouterr().out
     assert "to continue (cancelled, nothing trained yet)" in output
     assert "1 to continue, 1 pending" in output
+
+
+def test_a_request_that_the_site_cannot_fulfil_is_refused_before_anything_is_written(folder, capsys):
+    assert sweep("cluster=scc", "resource.request.time=3-00:00:00", "model=vit_nano") == 2
+    sentence = "3-00:00:00 was given, allowed in partition medium is 2-00:00:00 at most"
+    assert capsys.readouterr().err == f"refsam: resource.request.time: {sentence}\n"
+    assert sweep("cluster=scc", "resource.request.partition=gpu", "resource.request.memory_gb=99") == 2
+    assert "resource.request.memory_gb: 99 was given" in capsys.readouterr().err
+    assert not folder.root.exists()
+    assert sweep("cluster=scc", "resource.request.partition=gpus", "dry_run=true") == 0
+    assert (
+        "Missing: resource.request.partition: gpus was given (did you mean gpu?)" in capsys.readouterr().out
+    )
+
+
+def command(*overrides):
+    return [sys.executable, "-m", "refsam.sweep", *TINY, *overrides]
+
+
+def test_ctrl_c_while_waiting_leaves_the_jobs_alone_and_says_what_to_type(closed):
+    with subprocess.Popen(
+        command("cluster=scc", "n_images=1", "wait=true"), stdout=subprocess.PIPE, text=True
+    ) as shell:
+        wait_until(
+            lambda: closed.sweep("tiny").manifest.exists() and records(closed)[0].state is State.pending
+        )
+        time.sleep(2)  # until it waits
+        shell.send_signal(signal.SIGINT)
+        output = shell.communicate(timeout=PATIENCE)[0]
+    assert shell.returncode == 130
+    assert "The jobs go on. To look at them: refsam status tiny" in output
+    job_id = records(closed)[0].job_id
+    assert SlurmQuery().ask([job_id]).jobs[job_id].state is State.pending
+
+
+def allocated(job_id):
+    arguments = ["--noheader", "--parsable2", "--allocations", "--format=AllocTRES", "--jobs", job_id]
+
+    def ask():
+        return subprocess.run(
+            ["sacct", *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    wait_until(ask)  # the accounting is some seconds late
+    return set(ask().split(","))
+
+
+@dataclass
+class DescentConf:
+    _target_: str = "test_sweep.Descent"
+
+
+class Descent(Sweeper):
+    """A sweeper that chooses the next job by the value of the last ones."""
+
+    def setup(self, *, hydra_context, task_function, config):
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments):
+        jobs = [[*arguments, f"n_images={number}"] for number in (1, 2)]
+        values = [result.return_value for result in self.launcher.launch(jobs, 0)]
+        best = jobs[values.index(min(values))]
+        (result,) = self.launcher.launch([best], 2)
+        Path("objectives.json").write_text(json.dumps([*values, result.return_value]))
+
+
+def test_a_sweep_over_three_resources_trains_on_what_each_asks_for(folder, monkeypatch):
+    """Real training, below names that a shell would misread, from settings that are edited meanwhile."""
+    site = Path("""a "site" für $(touch executed) 'x'""") / "train"
+    site.mkdir(parents=True)
+    settings = {"defaults": ["default"], "max_steps": 2, "min_samples": 2, "validation_samples": 1}
+    settings |= {"patch_shape": [128, 128], "n_sub_iterations": 2, "decoder": False, "epochs": 1}
+    (site / "few.yaml").write_text(json.dumps(settings))
+    runs = RunsFolder(Path("my runs; `touch executed` $(touch executed) ü'").absolute())
+    expected = {
+        "gtx1080": {"gres/gpu:gtx1080=1", "cpu=8", "mem=32G"},
+        "v100": {"gres/gpu:v100=1", "cpu=8", "mem=32G"},
+        "medium_8g": {"cpu=8", "mem=8G"},
+    }
+    asked = [
+        *(
+            "-m",
+            "name=three",
+            "cluster=scc",
+            "resource=gtx1080,v100,medium_8g",
+            "n_images=1,2",
+            "model=vit_nano",
+        ),
+        *("dataset=synthetic", "train=few", "n_objects=2", "evaluate.max_images=1", "evaluate.modes=[box]"),
+        *("baseline=false", "resource.device=cpu", f"runs={quoted(runs.root)}", "cluster.snapshot=true"),
+    ]
+    arguments = ["--config-dir", str(site.parent), *asked]
+    subprocess.run([sys.executable, "-m", "refsam.sweep", *arguments], check=True, stdout=subprocess.DEVNULL)
+    (site / "few.yaml").write_text(json.dumps({**settings, "max_steps": 9999, "epochs": 99}))
+    run_ids = [run["run_id"] for run in read_json(runs.sweep("three").manifest)["runs"]]
+    wait_until(lambda: all(read_status(runs.run(run)).ended_at for run in run_ids), 400)
+    done = {run: read_status(runs.run(run)) for run in run_ids}
+    assert [status.state for status in done.values()] == [State.completed] * 6, done
+    assert len({status.job_id.partition("_")[0] for status in done.values()}) == 3
+    for run, status in done.items():
+        resource = next(name for name in expected if f"-{name}-" in run)
+        assert expected[resource] <= allocated(status.job_id)
+    subprocess.run(
+        ["refsam", "collect", "three", "--runs", str(runs.root)], check=True, stdout=subprocess.DEVNULL
+    )
+    with runs.sweep("three").results.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6
+    assert all(row["state"] == "completed" and float(row["mIoU"]) >= 0 for row in rows)
+    assert not list(Path().rglob("executed"))
+
+    (site / "few.yaml").write_text(json.dumps(settings))
+    ConfigStore.instance().store(group="hydra/sweeper", name="descent", node=DescentConf)
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    without_n = [item for item in asked if not item.startswith("n_images")]
+    one = [item.replace("gtx1080,v100,medium_8g", "v100") for item in without_n]
+    main(["--config-dir", str(site.parent), *one, "hydra/sweeper=descent"])
+    objectives = json.loads(Path("objectives.json").read_text())
+    assert objectives[:2] == [done[run].best_metric for run in run_ids if "-v100-" in run]
+    assert objectives[2] == min(objectives[:2])
+
+
+def quoted(path):
+    """A path as a value of Hydra's override grammar."""
+    return "'" + str(path).replace("'", "\\'") + "'"

@@ -1,0 +1,123 @@
+"""Job scripts for sites where Python may not submit: a person reads them and hands them to sbatch."""
+
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from refsam.configuration.schema import ClusterConfig, RequestConfig
+from refsam.errors import SlurmSilent
+from refsam.orchestration import site
+from refsam.orchestration.job import SCIENCE
+from refsam.orchestration.requests import Run, by_request, request_text
+from refsam.orchestration.slurm_calls import Say
+from refsam.orchestration.slurm_script import check_folder, parameters
+from refsam.orchestration.snapshot import take_snapshot
+from refsam.records.files import write_text
+from refsam.records.paths import RunsFolder, SweepPaths
+
+USUAL_ARRAY_SIZE = 1000  # Slurm's own default of MaxArraySize is 1001
+# Parameters of submitit that are no options of sbatch.
+_NOT_OPTIONS = frozenset(
+    {
+        "additional_parameters",
+        "array_parallelism",
+        "setup",
+        "signal_delay_s",
+        "srun_args",
+        "stderr_to_stdout",
+    }
+)
+SIGNAL_SECONDS = 90  # before the time limit, where the parameters do not say
+
+
+def write_scripts(
+    runs: Sequence[Run],
+    folder: RunsFolder,
+    sweep: SweepPaths,
+    cluster: ClusterConfig,
+    say: Say,
+    entry_point: str = SCIENCE,
+) -> list[Path]:
+    """Write one job script per request (more where an array may not have so many tasks) and return them.
+
+    The scripts of an earlier call are replaced. Raises BadInput for what a job script cannot carry.
+    """
+    check_folder(folder.root)
+    largest = _largest_array(cluster, say)
+    snapshot = take_snapshot(folder) if cluster.snapshot else None
+    shutil.rmtree(sweep.scripts, ignore_errors=True)
+    logs = sweep.jobs / "scripts"
+    for path in (sweep.scripts, logs):
+        path.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    for request, group in by_request(runs):
+        for start in range(0, len(group), largest):
+            part = group[start : start + largest]
+            path = sweep.scripts / f"{len(written) + 1}-{_name(request)}.sh"
+            job_name = f"refsam-{sweep.name}-{path.stem}"
+            values = parameters(request, cluster, part, sweep.name, job_name, snapshot)
+            write_text(path, _script(request, values, part, folder, logs, entry_point))
+            written.append(path)
+    return written
+
+
+def _script(
+    request: RequestConfig,
+    values: dict[str, Any],
+    runs: Sequence[Run],
+    folder: RunsFolder,
+    logs: Path,
+    entry_point: str,
+) -> str:
+    """The text of one script: options, prologue, the list of run directories, and one line that runs one."""
+    options = {name: value for name, value in values.items() if name not in _NOT_OPTIONS}
+    options |= {name: value for name, value in values["additional_parameters"].items() if name != "hold"}
+    options["array"] = f"0-{len(runs) - 1}%{min(values['array_parallelism'], len(runs))}"
+    options["output"] = str(logs.absolute() / "%A_%a.out")
+    options["open_mode"] = "append"
+    options["signal"] = f"USR2@{values.get('signal_delay_s', SIGNAL_SECONDS)}"
+    directories = [shlex.quote(str(folder.run(run.run_id).root.absolute())) for run in runs]
+    python = f"{shlex.quote(sys.executable)} -u -m refsam.orchestration.run_job"
+    other = [] if entry_point == SCIENCE else [shlex.quote(entry_point)]
+    srun = shlex.join(["srun", "--unbuffered", *values["srun_args"]])
+    lines = [
+        "#!/bin/bash",
+        f"# {len(runs)} of refsam's runs, each a task of this array: {request_text(request)}",
+        *(_option(name, value) for name, value in sorted(options.items())),
+        "",
+        *values["setup"],
+        *([] if request.gpus else ["export CUDA_VISIBLE_DEVICES=  # nothing was asked for"]),
+        "",
+        "runs=(",
+        *(f"    {directory}" for directory in directories),
+        ")",
+        " ".join([srun, python, '"${runs[$SLURM_ARRAY_TASK_ID]}"', *other]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _option(name: str, value: Any) -> str:
+    option = name.replace("_", "-")
+    return f"#SBATCH --{option}" if value is True else f"#SBATCH --{option}={shlex.quote(str(value))}"
+
+
+def _name(request: RequestConfig) -> str:
+    """A file name that says what the script asks for: `gpu-V100`."""
+    words = [request.partition or "default", *([request.gpu or "gpu"] if request.gpus else [])]
+    return re.sub(r"[^\w.-]", "_", "-".join(words))
+
+
+def _largest_array(cluster: ClusterConfig, say: Say) -> int:
+    if cluster.max_array_size is not None:
+        return cluster.max_array_size
+    try:
+        return site.max_array_size(lambda words: None)
+    except SlurmSilent:
+        say(
+            f"scontrol does not answer: arrays have {USUAL_ARRAY_SIZE} runs at most; cluster.max_array_size=…"
+        )
+        return USUAL_ARRAY_SIZE

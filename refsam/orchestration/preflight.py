@@ -1,0 +1,114 @@
+"""Before anything is submitted: everything that is missing, in one list. Writes nothing but a probe."""
+
+import importlib.util
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from refsam.configuration.schema import RefsamConfig
+from refsam.errors import BadInput, SlurmSilent
+from refsam.orchestration import machine, site
+from refsam.orchestration.checkpoint_room import room_needed
+from refsam.orchestration.plan import Plan
+from refsam.orchestration.requests import by_request
+from refsam.records.paths import RunsFolder
+
+# Modules that every run imports, with the packages that bring them.
+MODULES = {
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "torch_em": "torch-em",
+    "micro_sam": "micro-sam",
+    "segment_anything": "segment-anything-py",
+    "elf": "python-elf",
+    "submitit": "submitit",
+}
+# Modules that an architecture needs besides.
+OF_ARCHITECTURES = {"vit_t": {"mobile_sam": "mobilesam-mirror"}}
+GB = 1000**3
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What was found: problems that have to be solved first, and notes on what could not be looked at."""
+
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def check(self) -> None:
+        """Raise BadInput that names all problems."""
+        if len(self.problems) == 1:
+            raise BadInput(self.problems[0])
+        if self.problems:
+            lines = "".join(f"\n  - {sentence}" for sentence in self.problems)
+            raise BadInput(f"{len(self.problems)} things are in the way:{lines}")
+
+
+def preflight(plan: Plan, on_slurm: bool) -> Preflight:
+    """Look at all that the runs to do need: data, weights, packages, room for checkpoints, and the site."""
+    todo = plan.todo
+    configs = [run.config for run in todo]
+    problems = [*plan.missing, *_missing_modules(configs)]
+    new = [run.config for run in todo if not plan.folder.run(run.run_id).latest.exists()]
+    problems += _folder_problems(plan.folder, room_needed(new))
+    notes: list[str] = []
+    submits = on_slurm and not plan.runs[0].config.cluster.script_only
+    if submits and shutil.which("sbatch") is None:
+        problems.append(
+            f"cluster.kind: {plan.runs[0].config.cluster.kind} was given, but there is no sbatch on this "
+            "machine; allowed is cluster=local, or the same command on a login node"
+        )
+    elif on_slurm:
+        of_site, notes = _request_problems(plan)
+        problems += of_site
+    return Preflight(tuple(dict.fromkeys(problems)), tuple(notes))
+
+
+def machine_problem(plan: Plan) -> str | None:
+    """Why this machine is not the resource that a run asks for, where that was not asked for explicitly."""
+    if plan.runs[0].config.cluster.explicit:
+        return None
+    problems = (machine.matches(run.config.resource) for run in plan.todo)
+    return next((problem for problem in problems if problem is not None), None)
+
+
+def _missing_modules(configs: Iterable[RefsamConfig]) -> list[str]:
+    """Jobs run in the Python that submits them, so what is not importable here is not there either."""
+    needed: dict[str, str] = {}
+    for config in configs:
+        needed |= {**MODULES, **OF_ARCHITECTURES.get(config.model.architecture, {})}
+    return [
+        f"{sys.executable} has no module {module}, which the runs import; install {package}"
+        for module, package in needed.items()
+        if importlib.util.find_spec(module) is None
+    ]
+
+
+def _folder_problems(folder: RunsFolder, needed: int) -> list[str]:
+    existing = next(parent for parent in (folder.root, *folder.root.parents) if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        return [
+            f"runs: {folder.root} was given, but it cannot be written ({error.strerror}); allowed is a "
+            "folder that can be"
+        ]
+    free = shutil.disk_usage(existing).free
+    if needed <= free:
+        return []
+    return [
+        f"runs: {folder.root} has {free / GB:.1f} GB free, and the checkpoints of the runs to do take about "
+        f"{needed / GB:.1f} GB"
+    ]
+
+
+def _request_problems(plan: Plan) -> tuple[list[str], list[str]]:
+    try:
+        partitions, nodes = site.partitions(), site.nodes()
+    except SlurmSilent as error:
+        return [], [f"scontrol does not answer ({error}): what is asked of Slurm is not checked"]
+    found = [site.request_problem(request, partitions, nodes) for request, _ in by_request(plan.todo)]
+    return [problem for problem in found if problem is not None], []

@@ -1,0 +1,211 @@
+"""What the site's Slurm has and allows: partitions, nodes, sizes of arrays, numbers of jobs. It is asked."""
+
+import getpass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from refsam.configuration.schema import ClusterConfig, RequestConfig
+from refsam.errors import SlurmSilent, nearest
+from refsam.orchestration.requests import minutes
+from refsam.orchestration.slurm_calls import Say, patiently
+from refsam.orchestration.slurm_query import run_command
+
+MIB_PER_GIB = 1024
+
+
+@dataclass(frozen=True)
+class Partition:
+    """`minutes` is the longest time that a job may ask for; None: any."""
+
+    name: str
+    default: bool
+    minutes: int | None
+    time: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one node has. `gpus` is the number by type in lower case; the empty type is one without a name."""
+
+    name: str
+    partitions: frozenset[str]
+    cores: int
+    memory_mib: int
+    gpus: dict[str, int]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Cores, and GiB of memory."""
+        return self.cores, self.memory_mib // MIB_PER_GIB
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of submissions: runs in one array, and jobs of this user in the queue (None: no limit is known)."""
+
+    array: int
+    jobs: int | None
+
+
+def partitions() -> list[Partition]:
+    """Raises SlurmSilent."""
+    return parse_partitions(run_command(["scontrol", "show", "partition", "--oneliner"]))
+
+
+def nodes() -> list[Node]:
+    """Raises SlurmSilent."""
+    return parse_nodes(run_command(["scontrol", "show", "node", "--oneliner"]))
+
+
+def parse_partitions(text: str) -> list[Partition]:
+    """From the lines of scontrol show partition --oneliner."""
+    found = []
+    for line in text.splitlines():
+        time = _value(line, "MaxTime")
+        limited = re.fullmatch(r"[\d:-]+", time) is not None  # not UNLIMITED
+        found.append(
+            Partition(
+                name=_value(line, "PartitionName"),
+                default=_value(line, "Default") == "YES",
+                minutes=minutes(time) if limited else None,
+                time=time,
+            )
+        )
+    return found
+
+
+def parse_nodes(text: str) -> list[Node]:
+    """From the lines of scontrol show node --oneliner."""
+    return [
+        Node(
+            name=_value(line, "NodeName"),
+            partitions=frozenset(_value(line, "Partitions").split(",")),
+            cores=int(_value(line, "CPUTot") or 0),
+            memory_mib=int(_value(line, "RealMemory") or 0),
+            gpus=_gpus(_value(line, "Gres")),
+        )
+        for line in text.splitlines()
+        if _value(line, "NodeName")
+    ]
+
+
+def request_problem(
+    request: RequestConfig, partitions: Sequence[Partition], nodes: Sequence[Node]
+) -> str | None:
+    """Why no node of the site can ever take a job with this request, in one sentence; None: one can."""
+    named = {partition.name: partition for partition in partitions}
+    default = next((partition.name for partition in partitions if partition.default), None)
+    name = request.partition or default
+    if name is None:
+        return "resource.request.partition: null was given, but the site has no default partition"
+    if name not in named:
+        return (
+            f"resource.request.partition: {name} was given{nearest(name, named)}, this Slurm has "
+            f"{', '.join(sorted(named))}"
+        )
+    partition = named[name]
+    if partition.minutes is not None and minutes(request.time) > partition.minutes:
+        return (
+            f"resource.request.time: {request.time} was given, allowed in partition {name} is "
+            f"{partition.time} at most"
+        )
+    members = [node for node in nodes if name in node.partitions]
+    if not members:
+        return None  # of nodes that scontrol does not show nobody knows
+    return _hardware_problem(request, name, members)
+
+
+def _hardware_problem(request: RequestConfig, partition: str, nodes: Sequence[Node]) -> str | None:
+    """What is asked for and on no node of the partition, narrowed down GPU first, then cores, then memory."""
+    if request.gpus:
+        word = f"{request.gpus} × {request.gpu or 'GPU'}"
+        kinds = sorted(
+            {f"{number} × {kind.upper() or 'GPU'}" for node in nodes for kind, number in node.gpus.items()}
+        )
+        nodes = [node for node in nodes if _gpus_of(node, request.gpu) >= request.gpus]
+        if not nodes:
+            there = f"its nodes have {', '.join(kinds)}" if kinds else "its nodes have no GPU"
+            return f"resource.request.gpu: {word} was given, but in partition {partition} {there}"
+    fields = (("cores", request.cores, "cores"), ("memory_gb", request.memory_gb, "GiB"))
+    for index, (field, wanted, unit) in enumerate(fields):
+        largest = max(node.size[index] for node in nodes)
+        if wanted > largest:
+            return (
+                f"resource.request.{field}: {wanted} was given, allowed in partition {partition}"
+                f"{f' with {request.gpu}' if request.gpu else ''} is {largest} {unit} at most"
+            )
+        nodes = [node for node in nodes if node.size[index] >= wanted]
+    return None
+
+
+def _gpus_of(node: Node, kind: str | None) -> int:
+    return sum(node.gpus.values()) if kind is None else node.gpus.get(kind.lower(), 0)
+
+
+def limits(cluster: ClusterConfig, say: Say) -> Limits:
+    """What may be submitted. Raises SlurmSilent where neither Slurm nor the configuration tells."""
+    known = [
+        number for number in (cluster.max_submit_jobs, _max_submit_jobs(cluster, say)) if number is not None
+    ]
+    return Limits(cluster.max_array_size or max_array_size(say), min(known, default=None))
+
+
+def jobs_in_queue(say: Say) -> int:
+    """How many jobs and array tasks this user has in the queue. Raises SlurmSilent."""
+    command = ["squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%i"]
+    return len(patiently(lambda: run_command(command), say).split())
+
+
+def max_array_size(say: Say) -> int:
+    """How many tasks an array may have. Raises SlurmSilent."""
+    for line in patiently(lambda: run_command(["scontrol", "show", "config"]), say).splitlines():
+        key, _, value = line.partition("=")
+        if key.strip() == "MaxArraySize" and value.strip().isdigit():
+            return max(1, int(value))
+    raise SlurmSilent("scontrol show config names no MaxArraySize; give cluster.max_array_size")
+
+
+def _max_submit_jobs(cluster: ClusterConfig, say: Say) -> int | None:
+    """How many jobs this user may have in the queue, of his account or QOS; None where there is no limit."""
+    fields = "format=DefaultAccount,Account,MaxSubmitJobs,DefaultQOS"
+    user = ["sacctmgr", "--noheader", "--parsable2", "show", "user", getpass.getuser(), "withassoc", fields]
+    qos = ["sacctmgr", "--noheader", "--parsable2", "show", "qos", "format=Name,MaxSubmitJobsPerUser"]
+    try:
+        return parse_max_submit_jobs(run_command(user), run_command(qos), cluster.account, cluster.qos)
+    except SlurmSilent as error:
+        say(f"sacctmgr does not answer ({error}): only cluster.max_submit_jobs limits the jobs")
+        return None
+
+
+def parse_max_submit_jobs(user: str, qos: str, account: str | None, quality: str | None) -> int | None:
+    """The smaller one of the association's and the QOS's limit.
+
+    Args:
+        user: lines of default account|account|limit|default QOS.
+        qos: lines of name|limit.
+        account: that is asked for; None: the user's default.
+        quality: QOS that is asked for; None: the association's default.
+    """
+    found = []
+    for line in user.splitlines():
+        default_account, of_account, limit, default_qos = line.split("|")
+        if of_account == (account or default_account):
+            found.append(limit)
+            quality = quality or default_qos or "normal"
+    found += [limit for name, limit in (line.split("|") for line in qos.splitlines()) if name == quality]
+    return min((int(limit) for limit in found if limit.isdigit()), default=None)
+
+
+def _value(line: str, key: str) -> str:
+    """The value of `key=value` in a line of scontrol; empty where it is not in it."""
+    match = re.search(rf"(?:^|\s){key}=(\S*)", line)
+    return match[1] if match else ""
+
+
+def _gpus(gres: str) -> dict[str, int]:
+    """Numbers by type of `gpu:V100:2(S:0-1),gpu:4`."""
+    counts: dict[str, int] = {}
+    for kind, number in re.findall(r"gpu(?::([^:,()]*[^:,()\d][^:,()]*))?:(\d+)", gres):
+        counts[kind.lower()] = counts.get(kind.lower(), 0) + int(number)
+    return counts

@@ -1,0 +1,36 @@
+"""Hydra's own suites for launchers, with applications that know nothing of refsam, on a real Slurm.
+
+Of the integration suite one test: the others differ in names only, which Hydra makes, and pass on
+this machine (tests/integration/test_hydra_launcher.py).
+"""
+
+from pathlib import Path
+
+import pytest
+from hydra.test_utils.launcher_common_tests import IntegrationTestSuite, LauncherTestSuite
+
+ON_SLURM = [
+    "hydra.launcher.kind=slurm",
+    "hydra.launcher.request.memory_gb=1",
+    "hydra.launcher.request.time=0:05:00",
+]
+
+
+@pytest.fixture(autouse=True)
+def importable(slurm_cluster, monkeypatch):
+    """Jobs find refsam and its plugin where these tests do."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+
+
+@pytest.mark.parametrize(("launcher_name", "overrides"), [("refsam", ON_SLURM)])
+class TestLauncher(LauncherTestSuite):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("task_launcher_cfg", "extra_flags"), [({}, ["-m", "hydra/launcher=refsam", *ON_SLURM])]
+)
+class TestIntegration:
+    test_get_orig_dir_multirun = IntegrationTestSuite.test_get_orig_dir_multirun
+    generate_custom_cmd = IntegrationTestSuite.generate_custom_cmd
+    get_test_scratch_dir = IntegrationTestSuite.get_test_scratch_dir

@@ -1,0 +1,88 @@
+"""What a site has and allows, read from Slurm's answers; these tests need no Slurm."""
+
+import pytest
+
+from refsam.configuration.schema import ModelConfig, PeftConfig, RefsamConfig, RequestConfig, TrainConfig
+from refsam.orchestration.checkpoint_room import checkpoint_bytes
+from refsam.orchestration.site import parse_max_submit_jobs, parse_nodes, parse_partitions, request_problem
+
+PARTITIONS = parse_partitions(
+    "PartitionName=medium AllowGroups=ALL Default=YES MaxTime=2-00:00:00 State=UP TotalNodes=4\n"
+    "PartitionName=gpu AllowGroups=ALL Default=NO DefaultTime=NONE MaxTime=UNLIMITED State=UP\n"
+)
+NODES = parse_nodes(
+    "NodeName=cpu1 CPUTot=8 Gres=(null) OS=Linux 6 #1 RealMemory=8000 Partitions=medium Owner=N/A\n"
+    "NodeName=v1 CPUTot=16 Gres=gpu:V100:2(S:0-1),tmp:9 RealMemory=65536 Partitions=gpu,medium\n"
+    "NodeName=g1 CPUTot=4 Gres=gpu:4 RealMemory=16384 Partitions=gpu Reason=away\n"
+)
+
+
+def request(**values):
+    return RequestConfig(**{"cores": 1, "memory_gb": 1, "time": "1:00:00", **values})
+
+
+@pytest.mark.parametrize(
+    "possible",
+    [
+        request(),
+        request(partition="medium", cores=16, memory_gb=64, time="2-00:00:00"),
+        request(partition="gpu", gpu="v100", gpus=2, time="99-00:00:00"),
+        request(partition="gpu", gpus=4),
+    ],
+)
+def test_what_some_node_has_can_be_asked_for(possible):
+    assert request_problem(possible, PARTITIONS, NODES) is None
+
+
+@pytest.mark.parametrize(
+    ("impossible", "sentence"),
+    [
+        (
+            request(partition="gpus"),
+            "resource.request.partition: gpus was given (did you mean gpu?), this Slurm has gpu, medium",
+        ),
+        (
+            request(time="2-00:00:01"),
+            "resource.request.time: 2-00:00:01 was given, allowed in partition medium is 2-00:00:00 at most",
+        ),
+        (
+            request(partition="gpu", gpu="A100", gpus=1),
+            "resource.request.gpu: 1 × A100 was given, but in partition gpu its nodes have 2 × V100, 4 × GPU",
+        ),
+        (
+            request(partition="gpu", gpu="V100", gpus=1, cores=17),
+            "resource.request.cores: 17 was given, allowed in partition gpu with V100 is 16 cores at most",
+        ),
+        (
+            request(cores=9, memory_gb=65),
+            "resource.request.memory_gb: 65 was given, allowed in partition medium is 64 GiB at most",
+        ),
+    ],
+)
+def test_what_no_node_has_is_one_sentence(impossible, sentence):
+    assert request_problem(impossible, PARTITIONS, NODES) == sentence
+
+
+def test_the_smaller_limit_of_account_and_qos_counts():
+    user = "main|main|100|normal\nmain|other||long\n"
+    qos = "normal|50\nlong|\nshort|3\n"
+    assert parse_max_submit_jobs(user, qos, None, None) == 50
+    assert parse_max_submit_jobs(user, qos, "other", None) is None
+    assert parse_max_submit_jobs(user, qos, "main", "short") == 3
+    assert parse_max_submit_jobs("", "", None, None) is None
+
+
+def test_the_room_for_checkpoints_follows_from_what_is_trained():
+    def size(freeze, rank=None, **model):
+        return checkpoint_bytes(
+            RefsamConfig(
+                model=ModelConfig(**{"architecture": "vit_b", **model}),
+                peft=PeftConfig(freeze=freeze, rank=rank),
+                train=TrainConfig(decoder=False),
+            )
+        )
+
+    # Weights in best.pt, and in each latest.pt besides them two values of Adam for each trained parameter.
+    assert size([]) == 4 * 93_735_728 * 7
+    assert size(["image_encoder"]) == size([], rank=4) == 4 * (3 * 93_735_728 + 2 * 2 * 4_064_816)
+    assert size([], architecture="vit_h") > 6 * size([])
