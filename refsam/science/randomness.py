@@ -25,5 +25,8 @@ def be_deterministic() -> None:
     """Choose deterministic kernels; where torch has none, it warns and takes the other."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # That would fill every new tensor with NaN before it is written, which costs a pass over all memory and
+    # helps only to find reads of what was never written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
