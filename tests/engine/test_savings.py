@@ -6,10 +6,14 @@ from segment_anything.modeling.image_encoder import Attention
 from steps import Case, model_of
 from torch import nn
 
+from refsam.configuration.compose import compose
+from refsam.science.engine import attention
 from refsam.science.engine.attention import FusedAttention, use_fused_attention
 from refsam.science.engine.checkpointing import checkpoint_encoder, encoder_blocks
 from refsam.science.engine.masks import use_linear_resizing
+from refsam.science.models import load_model
 
+CPU = torch.device("cpu")
 SIZES = [
     ((1024, 1024), (512, 512)),
     ((1024, 1024), (1024, 1024)),
@@ -39,8 +43,12 @@ def test_the_linear_map_is_both_resizings(
     torch.testing.assert_close(gradient, expected_gradient, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("block_bytes", [16 * 2**20, 3 * 5 * 8 * 8, 1], ids=["whole", "rows", "one row"])
 @pytest.mark.parametrize(("height", "width"), [(6, 6), (5, 8), (1, 3)])
-def test_fused_attention_is_the_attention(height: int, width: int) -> None:
+def test_fused_attention_is_the_attention(
+    height: int, width: int, block_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "BLOCK_BYTES", block_bytes)
     torch.manual_seed(0)
     eager = Attention(24, num_heads=3, use_rel_pos=True, input_size=(height, width)).double()
     for parameter in eager.parameters():
@@ -57,6 +65,33 @@ def test_fused_attention_is_the_attention(height: int, width: int) -> None:
     given = torch.autograd.grad(attended, [x, *fused.parameters()], cotangent)
     for ours, theirs in zip(given, wanted, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_attention_in_one_product_is_that_in_blocks() -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 15, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    by_row, by_column = (torch.randn(2, 15, n, dtype=torch.float64, requires_grad=True) for n in (3, 5))
+    given = (query, key, value, by_row, by_column)
+    in_blocks, in_one = attention._Blockwise.apply(*given), attention._with_one_product(*given)
+    torch.testing.assert_close(in_one, in_blocks)
+    cotangent = torch.randn_like(value)
+    for ours, theirs in zip(
+        torch.autograd.grad(in_one, given, cotangent),
+        torch.autograd.grad(in_blocks, given, cotangent),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_attention_of_the_published_vit_is_fused() -> None:
+    encoder = load_model(compose(["model=vit_b", "model.weights=random"]).model, 0, CPU).sam.image_encoder
+    use_fused_attention(encoder)
+    assert all(type(block.attn) is FusedAttention for block in encoder.blocks)
+
+
+def test_an_encoder_without_such_attention_is_refused() -> None:
+    with pytest.raises(TypeError, match="Linear has no attention"):
+        use_fused_attention(nn.Linear(2, 2))
 
 
 def test_savings_keep_the_names_of_the_parameters() -> None:

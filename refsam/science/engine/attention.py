@@ -1,62 +1,160 @@
-"""The image encoder's attention in a fused kernel, its relative positions included.
+"""The image encoder's attention without its scores in memory, relative positions included.
 
 Segment Anything adds to each score the product of the query with an embedding of the row distance and with
-one of the column distance, and for that holds all scores (4096 x 4096 for each head) in memory. The sum is
-itself one product: append to each query its products with the embeddings of all rows and columns (H + W
-numbers), and to each key the one-hot of its row and column. Then attention is plain, and
-scaled_dot_product_attention keeps no scores.
+one of the column distance, and for that holds all scores (4096 x 4096 for each head) in memory, several times
+over. Here they are never all there:
 
-It saves the scores of every block: vit_b's encoder forward and backward peaked at 5.7 instead of 9.9 GB. It
-costs H + W more columns in the two products.
+- On a GPU the sum is made one product: append to each query its products with the embeddings of all rows and
+  columns (H + W numbers), and to each key the one-hot of its row and column. Then attention is plain, and
+  scaled_dot_product_attention keeps no scores.
+- A CPU would pay for the H + W columns (its kernel wants values as wide as keys, so 192 instead of 64 in
+  every product). There, scores are computed for a block of queries at a time, and computed again in the
+  backward: the method of FlashAttention (Dao et al. 2022, arXiv:2205.14135), with whole rows of scores.
+
+It saves the scores of every block. It costs their second computation, less than writing and reading them.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
+import mobile_sam.modeling.image_encoder as mobile_sam
+import segment_anything.modeling.image_encoder as segment_anything
 import torch
-from segment_anything.modeling.image_encoder import Attention, get_rel_pos
+from mobile_sam.modeling import TinyViT
+from segment_anything.modeling.image_encoder import get_rel_pos
 from torch import nn
-from torch.nn.functional import one_hot, pad, scaled_dot_product_attention
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import one_hot, scaled_dot_product_attention
+
+# Bytes of the scores that are computed at a time: they are read some ten times and should stay in the cache.
+BLOCK_BYTES = 16 * 2**20
+
+# micro-sam builds the ViTs with mobile_sam's copy of the classes where that is installed.
+ATTENTIONS = (segment_anything.Attention, mobile_sam.Attention)
+
+Block = tuple[slice, slice]
 
 
-class FusedAttention(Attention):
+class FusedAttention(segment_anything.Attention):
     """segment_anything's attention with the same parameters, and the same result to rounding."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(batch, H, W, channels) to the same shape."""
         batch, height, width, _ = x.shape
+        shape = (3, batch * self.num_heads, height * width, -1)
         qkv = self.qkv(x).reshape(batch, height * width, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        query, key, value = qkv.unbind(0)  # (batch, heads, H * W, channels per head)
-        query = self._with_relative_positions(query, height, width)
-        key = _with_own_position(key, height, width)
-        channels = value.shape[-1]
-        if x.device.type == "cpu":
-            # The CPU's kernel asks for values as wide as queries and keys.
-            value = pad(value, (0, query.shape[-1] - channels))
-        attended = scaled_dot_product_attention(query, key, value, scale=1.0)[..., :channels]
-        attended = attended.transpose(1, 2).reshape(batch, height, width, -1)
-        return self.proj(attended)
-
-    def _with_relative_positions(self, query: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """(batch, heads, H * W, channels + H + W): scaled, and what each row and column adds to the score."""
-        rows = get_rel_pos(height, height, self.rel_pos_h)  # (H of the query, H of the key, channels)
-        columns = get_rel_pos(width, width, self.rel_pos_w)
-        grid = query.unflatten(2, (height, width))
-        by_row = torch.einsum("bnhwc,hkc->bnhwk", grid, rows)
-        by_column = torch.einsum("bnhwc,wkc->bnhwk", grid, columns)
-        parts = [query * self.scale, by_row.flatten(2, 3), by_column.flatten(2, 3)]
-        return torch.cat(parts, dim=-1)
+        query, key, value = qkv.reshape(shape).unbind(0)  # (batch * heads, H * W, channels per head)
+        grid = query.unflatten(1, (height, width))
+        by_row = torch.einsum("nhwc,hkc->nhwk", grid, get_rel_pos(height, height, self.rel_pos_h)).flatten(
+            1, 2
+        )
+        by_column = torch.einsum("nhwc,wkc->nhwk", grid, get_rel_pos(width, width, self.rel_pos_w)).flatten(
+            1, 2
+        )
+        attend = _Blockwise.apply if x.device.type == "cpu" else _with_one_product
+        attended = attend(query * self.scale, key, value, by_row, by_column)
+        heads_last = attended.view(batch, self.num_heads, height, width, -1).permute(0, 2, 3, 1, 4)
+        projected: torch.Tensor = self.proj(heads_last.reshape(batch, height, width, -1))
+        return projected
 
 
 def use_fused_attention(encoder: nn.Module) -> None:
     """Make the attention of an ImageEncoderViT fused, in place; parameters and their names stay.
 
     vit_t's encoder attends within windows of at most 14 x 14 with a learned bias, and is left as it is.
+
+    Raises:
+        TypeError: for an encoder in which there is no attention of Segment Anything.
     """
-    for module in encoder.modules():
-        if type(module) is Attention and module.use_rel_pos:
-            module.__class__ = FusedAttention
+    if isinstance(encoder, TinyViT):
+        return
+    found = [module for module in encoder.modules() if type(module) in ATTENTIONS and module.use_rel_pos]
+    if not found:
+        raise TypeError(f"{type(encoder).__name__} has no attention that could be fused")
+    for module in found:
+        module.__class__ = FusedAttention
 
 
-def _with_own_position(key: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """(batch, heads, H * W, channels + H + W): each key with the one-hot of its row and of its column."""
+def _with_one_product(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, by_row: torch.Tensor, by_column: torch.Tensor
+) -> torch.Tensor:
+    """What _Blockwise computes, with one call of a kernel for queries and keys of H + W more columns."""
+    height, width = by_row.shape[-1], by_column.shape[-1]
     index = torch.arange(height * width, device=key.device)
     position = torch.cat([one_hot(index // width, height), one_hot(index % width, width)], dim=-1)
-    return torch.cat([key, position.to(key.dtype).expand(*key.shape[:2], -1, -1)], dim=-1)
+    query = torch.cat([query, by_row, by_column], dim=-1)
+    key = torch.cat([key, position.to(key.dtype).expand(len(key), -1, -1)], dim=-1)
+    # The kernels that keep no scores ask for four dimensions.
+    attended = scaled_dot_product_attention(query[None], key[None], value[None], scale=1.0)
+    return attended[0]
+
+
+class _Blockwise(torch.autograd.Function):
+    """softmax(query keyᵀ + rows + columns) value for some queries at a time.
+
+    Args of apply:
+        query, key, value: (n, H * W, channels), the query scaled; n counts images, windows and heads.
+        by_row: (n, H * W, H), what a query adds to its scores with the keys of each row.
+        by_column: (n, H * W, W), the same for each column.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        by_row: torch.Tensor,
+        by_column: torch.Tensor,
+    ) -> torch.Tensor:
+        attended = torch.empty_like(value)
+        with torch.autocast(query.device.type, enabled=False):
+            for block in _blocks(query):
+                probabilities = _probabilities(query, key, by_row, by_column, block)
+                attended[block] = probabilities @ value[block[0]]
+        ctx.save_for_backward(query, key, value, by_row, by_column, attended)
+        return attended
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        query, key, value, by_row, by_column, attended = ctx.saved_tensors
+        gradients = [torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)]
+        gradients += [torch.empty_like(by_row), torch.empty_like(by_column)]
+        with torch.autocast(query.device.type, enabled=False):
+            # What the softmax's backward subtracts: the mean of its gradient, weighted by the probabilities.
+            means = (gradient * attended).sum(-1, keepdim=True)
+            for block in _blocks(query):
+                heads = block[0]
+                probabilities = _probabilities(query, key, by_row, by_column, block)
+                gradients[2][heads].baddbmm_(probabilities.mT, gradient[block])
+                by_score = gradient[block] @ value[heads].mT
+                by_score.sub_(means[block]).mul_(probabilities)
+                gradients[0][block] = by_score @ key[heads]
+                gradients[1][heads].baddbmm_(by_score.mT, query[block])
+                grid = by_score.unflatten(-1, (by_row.shape[-1], by_column.shape[-1]))
+                gradients[3][block] = grid.sum(-1)
+                gradients[4][block] = grid.sum(-2)
+        return tuple(gradients)
+
+
+def _probabilities(
+    query: torch.Tensor, key: torch.Tensor, by_row: torch.Tensor, by_column: torch.Tensor, block: Block
+) -> torch.Tensor:
+    """(heads of the block, queries of the block, H * W), in the type of the query."""
+    scores = query[block] @ key[block[0]].mT
+    grid = scores.unflatten(-1, (by_row.shape[-1], by_column.shape[-1]))
+    grid += by_row[block].unsqueeze(-1)
+    grid += by_column[block].unsqueeze(-2)
+    return scores.softmax(-1)
+
+
+def _blocks(query: torch.Tensor) -> Iterator[Block]:
+    """Heads and queries whose scores take BLOCK_BYTES: many small windows, or a part of one large image."""
+    n, length, _ = query.shape
+    row_bytes = length * query.element_size()
+    heads = max(1, BLOCK_BYTES // (length * row_bytes))
+    rows = max(1, min(length, BLOCK_BYTES // row_bytes))
+    for head in range(0, n, heads):
+        for row in range(0, length, rows):
+            yield slice(head, head + heads), slice(row, row + rows)
