@@ -11,7 +11,6 @@ can move one by a pixel; gradients are therefore compared with micro-sam's promp
 import argparse
 import csv
 import json
-import os
 import random
 import subprocess
 import sys
@@ -153,9 +152,7 @@ def run_step(
         command += [f"--{name.replace('_', '-')}", str(values[name])]
     if replay is not None:
         command += ["--replay", str(replay)]
-    # Large tensors go back to the system when they are freed, for both, so that the peak is of what is alive.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     row: dict[str, Any] = json.loads((output / "row.json").read_text())
     return row
 
@@ -200,9 +197,7 @@ def benchmark(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                     replayed = reference / "step.pt" if theirs and not arguments.own_prompts else None
                     ours = run_step(arguments, Path(folder) / "ours", replayed, **chosen, engine=REFSAM)
                     if theirs is not None:
-                        ours |= compare(
-                            ours, theirs, Path(folder) / "ours" / "step.pt", reference / "step.pt"
-                        )
+                        ours |= compare(ours, theirs, Path(folder) / "ours", reference)
                     rows.append(ours)
                     report(ours)
     return rows
