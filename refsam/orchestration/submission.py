@@ -112,6 +112,7 @@ def _wait(plan: Plan, attempts_before: dict[str, int], console: Console) -> None
     cluster, sweep = plan.runs[0].config.cluster, plan.folder.sweep(plan.name)
     display = make_display(console)
     try:
+        say(console, "Waiting until all runs have ended. Ctrl-C leaves the jobs alone.")
         wait_for_runs(
             plan.open,
             plan.folder,
