@@ -78,7 +78,7 @@ def submit(plan: Plan, console: Console, in_process: bool = False) -> dict[str, 
             f"{len(plan.skipped)} combinations were left out; dry_run=true lists them with the reasons."
         )
     statuses = {run.run_id: read_status(plan.folder.run(run.run_id)) for run in plan.runs}
-    console.print(f"The table: refsam collect {plan.name} --runs {plan.folder.root}", soft_wrap=True)
+    say(console, f"The table: refsam collect {_arguments(plan)}")
     return statuses
 
 
