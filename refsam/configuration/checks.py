@@ -84,6 +84,7 @@ _RULES = (
         lambda value: value in SWITCHES or _whole(1)(value),
         "auto, on, off, or a whole number from 1",
     ),
+    _Rule("train.checkpoint_decoder", _one_of(SWITCHES), "auto, on or off"),
     _Rule("train.attention", _one_of(ATTENTIONS), ", ".join(ATTENTIONS)),
     _Rule(
         "evaluate.modes",

@@ -13,7 +13,14 @@ from refsam.configuration.schema import Kind, RefsamConfig
 SCIENCE_VERSION = 1
 
 _NOT_IDENTITY = ("cluster", "runs", "data", "name", "baseline", "dry_run", "wait", "on_invalid")
-_NOT_RESULT_OF_TRAINING = ("workers", "engine", "object_chunk", "checkpoint_encoder", "attention")
+_NOT_RESULT_OF_TRAINING = (
+    "workers",
+    "engine",
+    "object_chunk",
+    "checkpoint_encoder",
+    "checkpoint_decoder",
+    "attention",
+)
 _NOT_RESULT_OF_EVALUATION = ("modes", "batch_size", "save_predictions")
 _WHERE_DATA_LIES = ("root", "images", "labels", "version", "n_files", "image_key", "label_key")
 # A baseline trains nothing, so it is the same one for every resource, strategy and number of images.

@@ -176,6 +176,9 @@ class TrainConfig:
     engine: str = MISSING  # refsam, or micro_sam for its own step; the same gradients
     object_chunk: Any = MISSING  # objects decoded at a time, or auto: as many as the memory allows
     checkpoint_encoder: Any = MISSING  # off, on, every how many blocks, or auto: where the memory asks for it
+    checkpoint_decoder: Any = (
+        MISSING  # of automatic segmentation: off, on, or auto: where the memory asks for it
+    )
     attention: str = MISSING  # of the image encoder: fused, eager (micro-sam's), or auto: fused
     workers: int = MISSING
 

@@ -34,7 +34,7 @@ class Gpu:
 def cores() -> int:
     """CPU cores that this process may use: its affinity, and the quota of its cgroup. At least 1."""
     usable = len(os.sched_getaffinity(0))
-    for folder in _cgroup_folders("cpu"):
+    for folder in cgroup_folders("cpu"):
         quota = _cpu_quota(folder)
         if quota is not None:
             usable = min(usable, int(quota))
@@ -44,7 +44,7 @@ def cores() -> int:
 def memory_available_gb() -> float:
     """GiB of main memory that new processes may take now: of the machine, and of a cgroup's limit."""
     available = psutil.virtual_memory().available
-    for folder in _cgroup_folders("memory"):
+    for folder in cgroup_folders("memory"):
         room = _memory_room(folder)
         if room is not None:
             available = min(available, room)
@@ -151,7 +151,7 @@ def out_of_memory_kills() -> int:
 
     Counted for this process's own cgroup where it tells, else for the whole machine; 0 where nothing is told.
     """
-    for folder in _cgroup_folders("memory"):
+    for folder in cgroup_folders("memory"):
         for name in ("memory.events", "memory.oom_control"):
             kills = _counter(folder / name, "oom_kill")
             if kills is not None:
@@ -159,7 +159,7 @@ def out_of_memory_kills() -> int:
     return _counter(KERNEL_COUNTERS, "oom_kill") or 0
 
 
-def _cgroup_folders(controller: str) -> Iterator[Path]:
+def cgroup_folders(controller: str) -> Iterator[Path]:
     """The folders of this process's cgroup and of all above it, for one `controller`, innermost first."""
     for line in _text(OWN_CGROUPS).splitlines():
         _, controllers, path = line.split(":", 2)

@@ -143,3 +143,8 @@ class RunsFolder:
     def snapshot(self, name: str) -> Path:
         """A copy of the code, named by what is in it."""
         return self.root / "snapshots" / name
+
+    @property
+    def fits(self) -> Path:
+        """What `refsam fit` has found, and below it every step that it measured."""
+        return self.root / "fits"

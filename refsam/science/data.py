@@ -28,11 +28,10 @@ SAMPLING_ATTEMPTS = 5000
 
 Sample = tuple[torch.Tensor, torch.Tensor]
 TorchLoader = DataLoader[Sample]
+Image = tuple[NDArray[np.uint8], NDArray[np.uint32]]  # an image and its labels
 
 
-def load_pairs(
-    dataset: DatasetConfig, pairs: Sequence[Pair]
-) -> list[tuple[NDArray[np.uint8], NDArray[np.uint32]]]:
+def load_pairs(dataset: DatasetConfig, pairs: Sequence[Pair]) -> list[Image]:
     """Images, (H, W) or (H, W, 3) uint8, and their labels, (H, W) uint32, in the order of `pairs`.
 
     Raises:
@@ -84,6 +83,18 @@ def training_loaders(config: RefsamConfig) -> tuple[TorchLoader, TorchLoader]:
         )
     training = load_pairs(config.dataset, [pairs[index] for index in split.pool[: config.n_images]])
     validation = load_pairs(config.dataset, [pairs[index] for index in split.validation])
+    return patch_loaders(config, training, validation)
+
+
+def patch_loaders(
+    config: RefsamConfig, training: Sequence[Image], validation: Sequence[Image]
+) -> tuple[TorchLoader, TorchLoader]:
+    """The loaders of `training_loaders` for images that are read already.
+
+    Args:
+        training: pairs of an image, (H, W) or (H, W, 3) uint8, and its labels, (H, W) uint32.
+        validation: the same.
+    """
     height, width = config.train.patch_shape
     # What torch-em counts as the length of an image, summed over the images.
     patches = sum(math.ceil(labels.shape[0] / height * labels.shape[1] / width) for _, labels in training)
@@ -176,9 +187,7 @@ def _split(config: RefsamConfig) -> tuple[list[Pair], Split]:
     return pairs, split
 
 
-def _patches(
-    config: RefsamConfig, images: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint32]]], n_samples: int
-) -> Any:
+def _patches(config: RefsamConfig, images: Sequence[Image], n_samples: int) -> Any:
     """micro-sam's data set of `n_samples` random patches of the images, with flips as augmentation."""
     from micro_sam.training import default_sam_dataset  # takes 15 s, which tests and test_images need not pay
 

@@ -105,6 +105,7 @@ def build_trainer(
     model = trainable_sam(apply_strategy(loaded.sam, config.peft)).to(device)
     parameters = list(model.parameters())
     arguments: dict[str, Any] = {}
+    unetr = None
     if settings.decoder:
         seed = derived_seed(config.seed, "decoder")
         unetr = build_unetr(loaded.sam, config.model, loaded.decoder_state, seed, device)
@@ -113,8 +114,8 @@ def build_trainer(
         arguments = {"unetr": unetr, "instance_loss": instance_loss, "instance_metric": instance_loss}
     savings = None
     if settings.engine == "refsam":
-        savings = choose_savings(config, loaded.sam, device)
-        apply_savings(loaded.sam, savings)
+        savings = choose_savings(config, loaded.sam, device, unetr)
+        apply_savings(loaded.sam, savings, unetr)
         arguments |= {"object_chunk": savings.object_chunk, "cache_gib": savings.cache_gib}
     precision = choose_precision(settings.precision, device)
     optimizer = _optimizer(settings, [parameter for parameter in parameters if parameter.requires_grad])

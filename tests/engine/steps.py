@@ -15,6 +15,7 @@ from micro_sam.training.util import ConvertToSamInputs
 from omegaconf import OmegaConf
 from segment_anything.modeling import Sam
 from torch_em.loss import DiceBasedDistanceLoss
+from torch_em.model import UNETR
 
 from refsam.configuration.schema import ModelConfig, PeftConfig
 from refsam.science.engine.step import LowMemoryJointStep, LowMemoryStep
@@ -72,6 +73,7 @@ class Step:
     gradients: list[Gradients]
     losses: list[float]
     model: torch.nn.Module
+    decoder: torch.nn.Module | None
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Case:
     dtype: torch.dtype = torch.float64
     mixed: str | None = None
     savings: tuple[Callable[[Sam], None], ...] = ()  # applied to the model
+    decoder_savings: tuple[Callable[[UNETR], None], ...] = ()
 
 
 def discs(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
@@ -150,8 +153,11 @@ def take_step(case: Case, object_chunk: int | None = None, validate: bool = Fals
     ours = object_chunk is not None
     arguments: dict[str, Any] = {"object_chunk": object_chunk} if ours else {}
     trainer_class = LowMemorySamTrainer if ours else SamTrainer
+    unetr = None
     if case.decoder:
         unetr = build_unetr(sam, model_config(case.architecture), None, 1, "cpu")
+        for save_decoder in case.decoder_savings:
+            save_decoder(unetr)
         named |= {name: value for name, value in unetr.named_parameters() if not name.startswith("encoder")}
         loss = DiceBasedDistanceLoss(mask_distances_in_bg=True)
         arguments |= {"unetr": unetr.to(case.dtype), "instance_loss": loss, "instance_metric": loss}
@@ -193,7 +199,7 @@ def take_step(case: Case, object_chunk: int | None = None, validate: bool = Fals
         epoch(progress=None)
     # Later draws are the same only where all earlier ones were.
     draws = [random.random(), float(np.random.rand())]
-    return Step(optimizer.recorded, trainer.logger.losses + draws, model)
+    return Step(optimizer.recorded, trainer.logger.losses + draws, model, unetr)
 
 
 @cache

@@ -12,9 +12,11 @@ import pytest
 import torch
 from segment_anything.modeling import Sam
 from steps import PEFTS, Case, assert_same_gradients, reference, take_step
+from torch_em.model import UNETR
 
 from refsam.science.engine.attention import use_fused_attention
 from refsam.science.engine.checkpointing import checkpoint_encoder
+from refsam.science.engine.decoder import checkpoint_decoder, use_late_upsampling
 from refsam.science.engine.masks import use_linear_resizing
 
 WHOLE = 5
@@ -35,6 +37,7 @@ def every_second_checkpointed(sam: Sam) -> None:
 
 
 ALL = (use_linear_resizing, fused, checkpointed)
+ALL_OF_DECODER = (use_late_upsampling, checkpoint_decoder)
 
 
 @pytest.mark.parametrize("peft", PEFTS)
@@ -67,9 +70,25 @@ def test_each_saving_leaves_the_gradients(save: Callable[[Sam], None], peft: str
 @pytest.mark.parametrize("peft", PEFTS)
 def test_all_savings_together_leave_the_gradients(peft: str) -> None:
     case = Case(peft=peft, decoder=True, batch_size=2, iteration=1)
-    step = take_step(replace(case, savings=ALL), 2)
+    step = take_step(replace(case, savings=ALL, decoder_savings=ALL_OF_DECODER), 2)
     assert_same_gradients(step, reference(case), FLOAT32_SUMS)
     assert step.losses == pytest.approx(reference(case).losses, rel=1e-6)
+
+
+@pytest.mark.parametrize("save", ALL_OF_DECODER)
+@pytest.mark.parametrize("peft", ["full", "frozen encoder"])
+def test_each_saving_of_the_decoder_leaves_gradients_and_statistics(
+    save: Callable[[UNETR], None], peft: str
+) -> None:
+    case = Case(peft=peft, decoder=True, n_sub_iterations=1)
+    step = take_step(replace(case, decoder_savings=(save,)), WHOLE)
+    # The bias before an instance normalization has no gradient but rounding.
+    assert_same_gradients(step, reference(case), FLOAT32_SUMS)
+    assert step.losses == pytest.approx(reference(case).losses, rel=1e-7)
+    assert reference(case).decoder is not None
+    expected = dict(reference(case).decoder.named_buffers())
+    for name, value in step.decoder.named_buffers():
+        torch.testing.assert_close(value, expected[name], msg=name)
 
 
 @pytest.mark.parametrize("peft", PEFTS)

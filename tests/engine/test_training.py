@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from steps import Case, model_of
+from torch_em.model import UNETR
 
 from refsam.configuration.compose import compose
 from refsam.configuration.schema import DatasetConfig, RefsamConfig
@@ -99,6 +100,20 @@ def test_auto_saves_only_where_the_memory_asks_for_it() -> None:
     assert choose_savings(small, vit_b, CPU).checkpoint_every == 1
     assert choose_savings(large, vit_b, CPU).checkpoint_every is None
     assert choose_savings(configured("resource.request.memory_gb=3"), vit_b, CPU).object_chunk == 1
+
+
+def test_a_decoder_that_does_not_fit_is_computed_again() -> None:
+    config = configured("model=vit_b", "model.weights=random")
+    with torch.device("meta"):
+        vit_b = load_model(config.model, 0, "meta").sam
+        unetr = UNETR(encoder=vit_b.image_encoder, out_channels=3, use_skip_connection=False)
+    savings = choose_savings(config, vit_b, CPU, unetr)
+    assert (savings.checkpoint_every, savings.checkpoint_decoder) == (1, True)
+    assert not choose_savings(
+        configured("resource.request.memory_gb=16"), vit_b, CPU, unetr
+    ).checkpoint_decoder
+    forced = configured("resource.request.memory_gb=16", "train.checkpoint_decoder=on")
+    assert choose_savings(forced, vit_b, CPU, unetr).checkpoint_decoder
 
 
 def test_memory_is_the_smallest_of_the_limits() -> None:

@@ -22,6 +22,7 @@ def name(*overrides, fingerprint="data", weights=None):
         "train.engine=micro_sam",
         "train.object_chunk=2",
         "train.checkpoint_encoder=on",
+        "train.checkpoint_decoder=on",
         "train.attention=eager",
         "resource.request.time=1:00:00",
         "resource.request.partition=other",

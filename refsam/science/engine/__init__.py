@@ -6,6 +6,7 @@ Each saving is one file, has one flag, is exact, and works with all others:
 - `masks`: the two resizings of every mask as one linear map;
 - `attention`: the encoder's relative positions inside a fused attention kernel (`train.attention`);
 - `checkpointing`: the encoder's blocks computed again in the backward (`train.checkpoint_encoder`);
+- `decoder`: the segmentation decoder, upsampling late and computed again (`train.checkpoint_decoder`);
 - `cache`: a frozen encoder's embeddings kept, of patches that come again (`train.patch_pool`).
 
 `setup` chooses what is `auto` and puts them together. `train.engine=micro_sam` leaves all of it out.

@@ -20,7 +20,7 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 def checkpoint_encoder(encoder: nn.Module, every: int) -> None:
     """Checkpoint every `every`-th block of an ImageEncoderViT or TinyViT, in place; parameter names stay."""
     for block in encoder_blocks(encoder)[::every]:
-        block.forward = partial(_checkpointed, block, block.forward)
+        block.forward = partial(checkpointed, block, block.forward)
 
 
 def encoder_blocks(encoder: nn.Module) -> list[nn.Module]:
@@ -37,7 +37,7 @@ def encoder_blocks(encoder: nn.Module) -> list[nn.Module]:
     return blocks
 
 
-def _checkpointed(block: nn.Module, forward: Forward, x: torch.Tensor) -> torch.Tensor:
+def checkpointed(block: nn.Module, forward: Forward, x: torch.Tensor) -> torch.Tensor:
     if not torch.is_grad_enabled():
         return forward(x)
     contexts = partial(_contexts, block)

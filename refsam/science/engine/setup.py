@@ -14,11 +14,13 @@ import psutil
 import torch
 from mobile_sam.modeling import TinyViT
 from segment_anything.modeling import Sam
+from torch_em.model import UNETR
 
 from refsam.configuration.schema import AUTO, RefsamConfig, TrainConfig
 from refsam.science.engine.allocator import keep_freed_memory
 from refsam.science.engine.attention import use_fused_attention
 from refsam.science.engine.checkpointing import checkpoint_encoder, encoder_blocks
+from refsam.science.engine.decoder import checkpoint_decoder, use_late_upsampling
 from refsam.science.engine.masks import use_linear_resizing
 from refsam.science.hardware import GIB
 
@@ -38,6 +40,9 @@ TINY_VIT_GIB = 2.6
 # patch of 512 x 512, autograd keeps 111 to 121 MiB, 28 of them; the rest is an allowance for what is computed
 # on the way.
 TENSORS_PER_OBJECT = 50
+# Tensors of the segmentation decoder's finest level (1024 x 1024 with 64 channels, 256 MiB each) that its
+# forward and backward hold at a time, and when its parts are checkpointed: they peaked at 4.8 and 3.2 GiB.
+DECODER_TENSORS, DECODER_TENSORS_CHECKPOINTED = 19.4, 12.8
 # Embedding tokens that are decoded at a time. On the CPU one object of vit_b: decoding four together took 1.2
 # times the time per object, because their tensors leave the processor's cache. A GPU wants more of them.
 TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 32768}
@@ -53,21 +58,28 @@ class Savings:
     object_chunk: int
     checkpoint_every: int | None
     fused_attention: bool
+    checkpoint_decoder: bool = False  # the segmentation decoder
     cache_gib: float = 0.0  # memory for the embeddings of a frozen encoder
 
 
-def choose_savings(config: RefsamConfig, sam: Sam, device: torch.device) -> Savings:
+def choose_savings(
+    config: RefsamConfig, sam: Sam, device: torch.device, unetr: UNETR | None = None
+) -> Savings:
     """The savings that the configuration asks for; `auto` by the memory of the machine.
 
     Blocks are checkpointed where the encoder's activations would take more than half of what the weights
-    leave. Of the objects, TOKENS_AT_ONCE are decoded at a time, and fewer where the rest does not hold them.
+    leave, or would not fit beside those of the segmentation decoder, whose parts are checkpointed where they
+    would not fit beside what the encoder keeps. Of the objects, TOKENS_AT_ONCE are decoded at a time, and
+    fewer where the rest does not hold them.
     Fused attention saves always.
     """
     settings = config.train
     left = usable_memory(config, device) - _weights_gib(sam)
     trained = any(parameter.requires_grad for parameter in sam.image_encoder.parameters())
     encoder_gib = settings.batch_size * _encoder_gib(sam) if trained else 0.0
-    every = _checkpoint_every(settings.checkpoint_encoder, needed=encoder_gib > left / 2)
+    decoder_gib, frugal_decoder_gib = _decoder_gib(unetr, settings.batch_size)
+    needed = encoder_gib > min(left / 2, left - frugal_decoder_gib)
+    every = _checkpoint_every(settings.checkpoint_encoder, needed)
     if every is not None:
         # What is kept is the input of every block, and one block at a time is computed again.
         encoder_gib *= 1 / TENSORS_PER_BLOCK + 1 / len(encoder_blocks(sam.image_encoder)) + (1 - 1 / every)
@@ -77,7 +89,9 @@ def choose_savings(config: RefsamConfig, sam: Sam, device: torch.device) -> Savi
         fitting = int((left - encoder_gib - cache_gib) / (settings.batch_size * _object_gib(sam)))
         rows, columns = sam.prompt_encoder.image_embedding_size
         chunk = max(1, min(fitting, TOKENS_AT_ONCE[device.type] // (rows * columns), config.n_objects))
-    return Savings(chunk, every, settings.attention != "eager", cache_gib)
+    no_room = encoder_gib + decoder_gib + cache_gib > left
+    checkpoints_decoder = _is_on(settings.checkpoint_decoder, needed=unetr is not None and no_room)
+    return Savings(chunk, every, settings.attention != "eager", checkpoints_decoder, cache_gib)
 
 
 def describe_savings(settings: TrainConfig, savings: Savings | None) -> dict[str, Any]:
@@ -86,6 +100,7 @@ def describe_savings(settings: TrainConfig, savings: Savings | None) -> dict[str
         savings_used: dict[str, Any] = {
             "object_chunk": None,
             "checkpoint_every": None,
+            "checkpoint_decoder": None,
             "attention": "eager",
             "cache_gib": 0.0,
         }
@@ -93,6 +108,7 @@ def describe_savings(settings: TrainConfig, savings: Savings | None) -> dict[str
         savings_used = {
             "object_chunk": savings.object_chunk,
             "checkpoint_every": savings.checkpoint_every,
+            "checkpoint_decoder": savings.checkpoint_decoder,
             "attention": "fused" if savings.fused_attention else "eager",
             "cache_gib": savings.cache_gib,
         }
@@ -105,7 +121,7 @@ def describe_savings(settings: TrainConfig, savings: Savings | None) -> dict[str
     }
 
 
-def apply_savings(sam: Sam, savings: Savings) -> None:
+def apply_savings(sam: Sam, savings: Savings, unetr: UNETR | None = None) -> None:
     """Put the savings that concern the model into it, in place. What it computes stays the same."""
     use_linear_resizing(sam)
     if next(sam.parameters()).device.type == "cpu":
@@ -114,6 +130,10 @@ def apply_savings(sam: Sam, savings: Savings) -> None:
         use_fused_attention(sam.image_encoder)
     if savings.checkpoint_every is not None:
         checkpoint_encoder(sam.image_encoder, savings.checkpoint_every)
+    if unetr is not None:
+        use_late_upsampling(unetr)
+        if savings.checkpoint_decoder:
+            checkpoint_decoder(unetr)
 
 
 def usable_memory(config: RefsamConfig, device: torch.device) -> float:
@@ -143,11 +163,13 @@ def _cgroup_limits() -> list[float]:
 
 
 def _checkpoint_every(setting: str | bool | int, needed: bool) -> int | None:
-    if setting == AUTO:
-        return 1 if needed else None
-    if setting in ("off", False):
-        return None
-    return 1 if setting in ("on", True) else int(setting)
+    if setting in (AUTO, "off", "on", False, True):
+        return 1 if _is_on(setting, needed) else None
+    return int(setting)
+
+
+def _is_on(setting: str | bool | int, needed: bool) -> bool:
+    return needed if setting == AUTO else setting in ("on", True)
 
 
 def _weights_gib(sam: Sam) -> float:
@@ -162,6 +184,14 @@ def _encoder_gib(sam: Sam) -> float:
         return TINY_VIT_GIB
     _, rows, columns, channels = encoder.pos_embed.shape
     return len(encoder.blocks) * TENSORS_PER_BLOCK * rows * columns * channels * FLOAT_BYTES / GIB
+
+
+def _decoder_gib(unetr: UNETR | None, batch_size: int) -> tuple[float, float]:
+    """What a forward and backward of the segmentation decoder hold, and when it is checkpointed."""
+    if unetr is None:
+        return 0.0, 0.0
+    finest = unetr.decoder_head.block[1].out_channels * unetr.encoder.img_size**2 * FLOAT_BYTES / GIB
+    return batch_size * DECODER_TENSORS * finest, batch_size * DECODER_TENSORS_CHECKPOINTED * finest
 
 
 def _object_gib(sam: Sam) -> float:

@@ -1,0 +1,51 @@
+"""The segmentation decoder (torch-em's UNETR) in less memory: late upsampling, and checkpointing.
+
+Its last level works on the encoder's 1024 x 1024 pixels with 64 channels, 256 MiB a tensor, so of a step that
+keeps little else it takes most.
+
+`use_late_upsampling`: every upsampling is bilinear and followed by a 1 x 1 convolution. Both are linear, one
+acts on pixels and one on channels, and the weights of an interpolation sum to one, so the convolution and its
+bias can come first. It saves the large input of every such convolution and three quarters of its arithmetic,
+and costs nothing.
+
+`checkpoint_decoder`: the parts of the decoder keep their input only and are computed again in the backward.
+It costs a second forward of the decoder.
+"""
+
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn.functional import interpolate
+from torch_em.model import UNETR
+from torch_em.model.unet import Upsampler, Upsampler2d
+
+from refsam.science.engine.checkpointing import checkpointed
+
+
+class LateUpsampler(Upsampler2d):
+    """torch-em's upsampler with the same parameters, and the same result to rounding."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, channels, H, W) to (batch, fewer channels, 2 H, 2 W)."""
+        return interpolate(self.conv(x), scale_factor=self.scale_factor, mode=self.mode, align_corners=False)
+
+
+def use_late_upsampling(unetr: UNETR) -> None:
+    """Replace every upsampling of the decoder, in place; parameters and their names stay."""
+    for part in decoder_parts(unetr):
+        for module in part.modules():
+            if isinstance(module, Upsampler) and module.mode == "bilinear":
+                module.__class__ = LateUpsampler
+
+
+def checkpoint_decoder(unetr: UNETR) -> None:
+    """Checkpoint every part of the decoder, in place; parameter names stay."""
+    for part in decoder_parts(unetr):
+        part.forward = partial(checkpointed, part, part.forward)
+
+
+def decoder_parts(unetr: UNETR) -> list[nn.Module]:
+    """What a UNETR has beside the encoder, each from one tensor to one tensor, without the output layer."""
+    parts = [unetr.deconv1, unetr.deconv2, unetr.deconv3, unetr.deconv4, unetr.base]
+    return [*parts, *unetr.decoder.samplers, *unetr.decoder.blocks, unetr.deconv_out, unetr.decoder_head]
