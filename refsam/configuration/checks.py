@@ -9,17 +9,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from refsam.configuration.schema import AUTO, Kind, RefsamConfig
+from refsam.configuration.patch_pool import encoder_is_frozen, is_patch_pool
+from refsam.configuration.schema import AUTO, Kind, Precision, RefsamConfig
 from refsam.configuration.split import split_images
 from refsam.configuration.strategies import strategy_problem
 from refsam.errors import BadInput
 
 MODES = ("point", "box")
-OPTIMIZERS = ("adam", "adamw")
+OPTIMIZERS = ("adam", "adamw", "adam8bit", "paged_adam8bit")
+JOINTS = ("separate", "summed")
 SPLITS = ("seeded", "ordered")
 CLUSTERS = ("auto", "local", "slurm")
 DEVICES = ("auto", "cpu", "cuda")
 ENGINES = ("refsam", "micro_sam")
+EMBEDDING_CACHES = ("memory", "disk", "off")
+EMBEDDING_DTYPES = ("float32", "float16")
 ATTENTIONS = ("auto", "fused", "eager")
 SWITCHES = ("auto", "on", "off", True, False)  # YAML reads a bare on as true
 PATCH_MULTIPLE = 32  # pixels; the segmentation decoder halves the patch five times
@@ -61,7 +65,7 @@ _RULES = (
     _Rule("train.min_samples", _whole(1), "a whole number from 1"),
     _Rule("train.validation_samples", _whole(1), "a whole number from 1"),
     _Rule("train.lr", lambda value: value > 0, "a number above 0"),
-    _Rule("train.optimizer", _one_of(OPTIMIZERS), " or ".join(OPTIMIZERS)),
+    _Rule("train.optimizer", _one_of(OPTIMIZERS), ", ".join(OPTIMIZERS)),
     _Rule("train.scheduler_factor", lambda value: 0 < value < 1, "a number between 0 and 1"),
     _Rule("train.scheduler_patience", _whole(0), "a whole number from 0"),
     _Rule("train.early_stopping", _optional(_whole(1)), "null, or a whole number from 1"),
@@ -75,8 +79,10 @@ _RULES = (
     _Rule("train.n_sub_iterations", _whole(1), "a whole number from 1"),
     _Rule("train.mask_prob", lambda value: 0 <= value <= 1, "a number from 0 to 1"),
     _Rule("train.box_distortion", lambda value: value >= 0, "a number from 0"),
-    _Rule("train.workers", _whole(0), "a whole number from 0"),
-    _Rule("train.patch_pool", _optional(_whole(1)), "null, or a whole number from 1"),
+    _Rule("train.workers", lambda value: value == AUTO or _whole(0)(value), "auto, or a whole number from 0"),
+    _Rule("train.patch_pool", is_patch_pool, "auto, null, a whole number from 1, or a multiple as 4x"),
+    _Rule("train.embedding_cache", _one_of(EMBEDDING_CACHES), ", ".join(EMBEDDING_CACHES)),
+    _Rule("train.embedding_dtype", _one_of(EMBEDDING_DTYPES), " or ".join(EMBEDDING_DTYPES)),
     _Rule("train.engine", _one_of(ENGINES), " or ".join(ENGINES)),
     _Rule("train.object_chunk", _positive_or_auto, "auto, or a whole number from 1"),
     _Rule(
@@ -84,7 +90,8 @@ _RULES = (
         lambda value: value in SWITCHES or _whole(1)(value),
         "auto, on, off, or a whole number from 1",
     ),
-    _Rule("train.checkpoint_decoder", _one_of(SWITCHES), "auto, on or off"),
+    _Rule("train.checkpoint_decoder", lambda value: value in SWITCHES, "auto, on or off"),
+    _Rule("train.joint", _one_of(JOINTS), " or ".join(JOINTS)),
     _Rule("train.attention", _one_of(ATTENTIONS), ", ".join(ATTENTIONS)),
     _Rule(
         "evaluate.modes",
@@ -168,7 +175,29 @@ def combination_problem(config: RefsamConfig, total_images: int) -> str | None:
             f"dataset={dataset.name} {len(split.pool)} are for training ({len(split.validation)} for "
             f"validation, {len(split.test)} for test)"
         )
-    return strategy_problem(config.model, config.peft)
+    return strategy_problem(config.model, config.peft) or _engine_problem(config)
+
+
+def _engine_problem(config: RefsamConfig) -> str | None:
+    """Why the choices for the training step do not go together."""
+    train = config.train
+    if train.embedding_dtype == "float16" and encoder_is_frozen(config.peft):
+        for field, value in (("embedding_cache", "off"), ("engine", "micro_sam")):
+            if getattr(train, field) == value:
+                return (
+                    f"train.embedding_dtype=float16 does not go with train.{field}={value}, which keeps no "
+                    "embeddings, allowed: float32"
+                )
+    if train.engine == "micro_sam" and train.joint == "summed" and train.decoder:
+        return "train.joint=summed does not go with train.engine=micro_sam, allowed: separate"
+    if train.engine == "micro_sam" and train.optimizer_in_backward:
+        return "train.optimizer_in_backward=true does not go with train.engine=micro_sam, allowed: false"
+    if train.precision == Precision.float16 and train.optimizer_in_backward:
+        return (
+            "train.optimizer_in_backward=true does not go with train.precision=float16, whose scaling needs "
+            "all gradients at once, allowed: float32, bfloat16"
+        )
+    return None
 
 
 def missing_setting(config: RefsamConfig) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from refsam.configuration.frozen import to_values
+from refsam.configuration.patch_pool import encoder_is_frozen
 from refsam.configuration.schema import Kind, RefsamConfig
 
 # Changed when the science changes in a way that makes older results another experiment.
@@ -20,6 +21,8 @@ _NOT_RESULT_OF_TRAINING = (
     "checkpoint_encoder",
     "checkpoint_decoder",
     "attention",
+    "embedding_cache",
+    "optimizer_in_backward",
 )
 _NOT_RESULT_OF_EVALUATION = ("modes", "batch_size", "save_predictions")
 _WHERE_DATA_LIES = ("root", "images", "labels", "version", "n_files", "image_key", "label_key")
@@ -34,7 +37,7 @@ def identity(config: RefsamConfig, data_fingerprint: str, weights_hash: str | No
     again.
 
     Args:
-        config: resolved (no `auto` strategy or number of objects).
+        config: resolved (no `auto` strategy, number of objects or pool of patches).
         data_fingerprint: identity of the images and labels, without their paths.
         weights_hash: of the checkpoint, where `model.weights` is a path.
     """
@@ -48,6 +51,10 @@ def identity(config: RefsamConfig, data_fingerprint: str, weights_hash: str | No
     ):
         for name in names:
             del values[section][name]
+    if config.train.embedding_dtype == "float32" or not encoder_is_frozen(config.peft):
+        del values["train"]["embedding_dtype"]  # nothing is rounded
+    if config.train.joint == "separate" or not config.train.decoder:
+        del values["train"]["joint"]  # micro-sam's step
     values["dataset"]["fingerprint"] = data_fingerprint
     values["resource"] = values["resource"]["name"]
     del values["model"]["memory_gb"]

@@ -162,7 +162,8 @@ class TrainConfig:
     min_samples: int = MISSING  # samples per epoch, oversampled where there are fewer patches
     validation_samples: int = MISSING
     lr: float = MISSING
-    optimizer: str = MISSING  # adam or adamw
+    optimizer: str = MISSING  # adam, adamw, adam8bit or paged_adam8bit
+    optimizer_in_backward: bool = MISSING  # step the encoder's parameters while their gradients are made
     scheduler_factor: float = MISSING
     scheduler_patience: int = MISSING
     early_stopping: int | None = MISSING
@@ -172,15 +173,18 @@ class TrainConfig:
     box_distortion: float = MISSING
     decoder: bool = MISSING  # with the automatic-segmentation decoder
     precision: Precision = Precision.auto
-    patch_pool: int | None = None  # patches that the epochs draw from; null: new ones in every epoch
+    patch_pool: Any = MISSING  # patches that the epochs draw from, see configuration/patch_pool.py
     engine: str = MISSING  # refsam, or micro_sam for its own step; the same gradients
     object_chunk: Any = MISSING  # objects decoded at a time, or auto: as many as the memory allows
+    joint: str = MISSING  # with the decoder: separate (micro-sam's two optimizer steps), or summed (one)
     checkpoint_encoder: Any = MISSING  # off, on, every how many blocks, or auto: where the memory asks for it
     checkpoint_decoder: Any = (
         MISSING  # of automatic segmentation: off, on, or auto: where the memory asks for it
     )
     attention: str = MISSING  # of the image encoder: fused, eager (micro-sam's), or auto: fused
-    workers: int = MISSING
+    embedding_cache: str = MISSING  # of a frozen encoder: memory, disk (shared by runs), or off
+    embedding_dtype: str = MISSING  # of what is kept: float32, or float16, which is not exact
+    workers: Any = MISSING  # processes that prepare samples, or auto: by the cores, and none on a CPU
 
 
 @dataclass

@@ -12,6 +12,7 @@ from pathlib import Path
 from refsam.configuration.checks import check_values, combination_problem, missing_setting
 from refsam.configuration.compose import Composer, typed
 from refsam.configuration.identity import file_hash, identity, run_id
+from refsam.configuration.patch_pool import with_patch_pool
 from refsam.configuration.schema import AUTO, DatasetConfig, Kind, RefsamConfig
 from refsam.datasets.index import check_images, fingerprint, inspect
 from refsam.datasets.listing import DataMissing, count_images, list_pairs
@@ -164,7 +165,7 @@ class Planner:
             config = typed(self.composer.values([*others, f"peft={setting.peft}"]))
         if setting is not None and config.n_objects == AUTO:
             config = replace(config, n_objects=setting.n_objects)
-        config = _absolute(config)
+        config = with_patch_pool(_absolute(config))
         if problem is None:
             data = self._data_of(config.dataset)
             problem = combination_problem(config, data.total) or self._image_problem(config)

@@ -87,6 +87,11 @@ class RunPaths:
     def per_image(self) -> Path:
         return self.results / "per_image.csv"
 
+    @property
+    def embeddings(self) -> Path:
+        """A frozen encoder's embeddings, where the data folder cannot be written."""
+        return self.root / "embeddings"
+
     def predictions(self, mode: str) -> Path:
         return self.results / "predictions" / mode
 

@@ -19,7 +19,10 @@ BASELINE = (
 
 METRICS = ("mSA", "SA50", "SA75", "precision", "recall", "F1", "mIoU", "mF1")
 TRAINING = ("best_epoch", "seconds_to_best", "seconds_total", "peak_memory_gib", "trainable_parameters")
-SAVINGS = ("engine", "object_chunk", "checkpoint_every", "attention", "optimizer")
+SAVINGS = (
+    *("engine", "joint", "optimizer", "object_chunk", "checkpoint_every", "attention", "embedding_cache"),
+    "embedding_dtype",
+)
 COSTS = ("elapsed_seconds", "queue_seconds", "gpu_hours", "max_rss_gib")  # of Slurm's jobs, summed
 INTEGERS = (
     "n_images",
@@ -179,12 +182,19 @@ def _from_config(config: dict[str, Any]) -> Row:
         "resource": config["resource"]["name"],
         "model": config["model"]["name"],
         "weights": config["model"]["weights"],
-        "strategy": BASELINE if is_baseline else config["peft"]["name"],
+        "strategy": BASELINE if is_baseline else _strategy(config),
         "n_images": 0 if is_baseline else int(config["n_images"]),
         "n_objects": None if is_baseline else _integer_or_none(config["n_objects"]),
         "seed": int(config["seed"]),
         "dataset": config["dataset"]["name"],
     }
+
+
+def _strategy(config: dict[str, Any]) -> str:
+    """The strategy's name; a joint step of another kind than micro-sam's is another strategy."""
+    train = config.get("train", {})
+    summed = train.get("decoder") and train.get("joint") == "summed"
+    return f"{config['peft']['name']}, summed" if summed else str(config["peft"]["name"])
 
 
 def _from_environment(environment: dict[str, Any]) -> Row:

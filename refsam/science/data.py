@@ -5,7 +5,9 @@ what the process did before, so a resumed run sees what an uninterrupted one wou
 """
 
 import math
+import os
 import random
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,14 +19,20 @@ from skimage.measure import label as connected_components
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch_em.data.sampler import MinInstanceSampler
 
-from refsam.configuration.schema import DatasetConfig, RefsamConfig
+from refsam.configuration.patch_pool import pool_size
+from refsam.configuration.schema import AUTO, DatasetConfig, RefsamConfig
 from refsam.configuration.split import Split, split_images
 from refsam.datasets.listing import Pair, list_pairs
 from refsam.datasets.reading import read_image, read_labels, to_8bit
 from refsam.errors import BadInput
+from refsam.science.hardware import GIB
 
 # torch-em's 500 would stop one run in five on an image of 4000 x 4000 pixels with a single object.
 SAMPLING_ATTEMPTS = 5000
+# More processes for samples than this have no GPU to wait for them. A choice that was not measured.
+MOST_WORKERS = 4
+# Memory for the samples of a pool and of the validation, which come again: 70 patches of 512 x 512.
+KEPT_SAMPLES_GIB = 0.5
 
 Sample = tuple[torch.Tensor, torch.Tensor]
 TorchLoader = DataLoader[Sample]
@@ -69,8 +77,8 @@ def training_loaders(config: RefsamConfig) -> tuple[TorchLoader, TorchLoader]:
     is on.
 
     An epoch of training has as many samples as patches fit into the images, and at least `train.min_samples`,
-    drawn from `train.patch_pool` patches or new in every epoch. The trainer sets `loader.sampler.epoch` when
-    an epoch starts. Validation has the same patches in every epoch.
+    drawn from a pool of patches (`train.patch_pool`) or new in every epoch. The trainer sets
+    `loader.sampler.epoch` when an epoch starts. Validation has the same patches in every epoch.
 
     Raises:
         BadInput: when `n_images` is more than the split has for training, or a file cannot be used.
@@ -98,18 +106,18 @@ def patch_loaders(
     height, width = config.train.patch_shape
     # What torch-em counts as the length of an image, summed over the images.
     patches = sum(math.ceil(labels.shape[0] / height * labels.shape[1] / width) for _, labels in training)
+    length = max(config.train.min_samples, patches)
+    pool = pool_size(config, length)
+    # Each worker would keep its own.
+    keep_gib = KEPT_SAMPLES_GIB / max(1, worker_count(config))
     train_samples = SeededSamples(
-        _patches(config, training, max(config.train.min_samples, patches)), config.seed
+        _patches(config, training, length), config.seed, keep_gib if pool is not None else 0.0
     )
     validation_samples = SeededSamples(
-        _patches(config, validation, config.train.validation_samples), config.seed
+        _patches(config, validation, config.train.validation_samples), config.seed, keep_gib
     )
-    return (
-        _loader(
-            config, train_samples, SeededSampler(len(train_samples), config.seed, config.train.patch_pool)
-        ),
-        _loader(config, validation_samples, None),
-    )
+    sampler = SeededSampler(length, config.seed, pool)
+    return _loader(config, train_samples, sampler), _loader(config, validation_samples, None)
 
 
 class SeededSamples(Dataset[Sample]):
@@ -117,27 +125,38 @@ class SeededSamples(Dataset[Sample]):
 
     `key` is epoch * length + index. Whatever the wrapped data set draws from the generators of random, numpy
     and torch (on the CPU), it draws from a seed derived from the run's seed, the epoch and the index.
+
+    Args:
+        keep_gib: memory for samples that come again, the first ones to come.
     """
 
-    def __init__(self, patches: Any, seed: int) -> None:
+    def __init__(self, patches: Any, seed: int, keep_gib: float = 0.0) -> None:
         self.patches = patches
         self.seed = seed
+        self._room = int(keep_gib * GIB)
+        self._kept: dict[int, Sample] = {}
 
     def __len__(self) -> int:
         return len(self.patches)
 
     def __getitem__(self, key: int) -> Sample:
+        if key in self._kept:
+            return self._kept[key]
         epoch, index = divmod(key, len(self))
         with _seeded(self.seed, epoch, index):
             image, target = self.patches[index]
+        size = image.nbytes + target.nbytes
+        if self._room >= size:
+            self._kept[key] = image, target
+            self._room -= size
         return image, target
 
 
 class SeededSampler(Sampler[int]):
     """The keys of one epoch of SeededSamples, in an order that depends on the seed and on `epoch` alone.
 
-    With a `pool` of n the keys are 0 to n-1 in every epoch: all of them as often as there is room for, and
-    some of them once more. Without, no key comes twice.
+    With a `pool` of n the keys are 0 to n-1, in an order that is shuffled anew each time that all of them
+    have come; an epoch goes on in it where the one before has ended. Without, no key comes twice.
 
     The trainer sets `epoch` (from 0) before it goes through the loader.
     """
@@ -152,14 +171,16 @@ class SeededSampler(Sampler[int]):
         return self.length
 
     def __iter__(self) -> Iterator[int]:
-        generator = np.random.default_rng((self.seed, self.epoch))
-        if self.pool is not None:
-            rounds = math.ceil(self.length / self.pool)
-            keys = np.concatenate([generator.permutation(self.pool) for _ in range(rounds)])
-            return iter(keys[: self.length].tolist())
-        order = generator.permutation(self.length)
         first = self.epoch * self.length
-        return iter([first + int(index) for index in order])
+        if self.pool is not None:
+            rounds = range(first // self.pool, math.ceil((first + self.length) / self.pool))
+            keys = np.concatenate([self._order(number, self.pool) for number in rounds])
+            start = first - rounds.start * self.pool
+            return iter(keys[start : start + self.length].tolist())
+        return iter((first + self._order(self.epoch, self.length)).tolist())
+
+    def _order(self, number: int, length: int) -> NDArray[Any]:
+        return np.random.default_rng((self.seed, number)).permutation(length)
 
 
 class EnoughObjects:
@@ -214,19 +235,45 @@ def _channels_first(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(image.transpose(2, 0, 1))
 
 
+def worker_count(config: RefsamConfig) -> int:
+    """Processes that prepare samples; `auto` leaves one core to the training, and takes none on a CPU.
+
+    A step on a CPU takes all cores and a hundred times as long as its sample; a GPU would wait for it.
+    """
+    if config.train.workers != AUTO:
+        return int(config.train.workers)
+    if not _on_gpu(config):
+        return 0
+    cores = min(config.resource.request.cores, len(os.sched_getaffinity(0)))
+    return min(cores - 1, MOST_WORKERS)
+
+
+def _on_gpu(config: RefsamConfig) -> bool:
+    return torch.cuda.is_available() and config.resource.device != "cpu"
+
+
 def _loader(config: RefsamConfig, samples: SeededSamples, sampler: SeededSampler | None) -> TorchLoader:
+    # Every worker would hold the validation's few samples a second time, for which one is enough.
+    workers = worker_count(config) if sampler is not None else min(1, worker_count(config))
     loader = DataLoader(
         samples,
         batch_size=config.train.batch_size,
         sampler=sampler,
-        num_workers=config.train.workers,
-        persistent_workers=config.train.workers > 0,
-        pin_memory=torch.cuda.is_available() and config.resource.device != "cpu",
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=_on_gpu(config),
+        worker_init_fn=_leave_signals_to_the_run,
         # Without a generator of its own, each pass through the loader would draw from the global one.
         generator=torch.Generator().manual_seed(config.seed),
     )
     loader.shuffle = sampler is not None  # asked for by torch-em's trainer
     return loader
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """Slurm signals all processes of a job, and the run answers; a worker ends when the run has ended."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

@@ -30,11 +30,13 @@ from micro_sam.util import (
 from numpy.typing import NDArray
 from segment_anything import SamPredictor
 
+from refsam.configuration.patch_pool import encoder_is_frozen
 from refsam.configuration.schema import Kind, RefsamConfig
 from refsam.datasets.listing import Pair
 from refsam.datasets.reading import read_image, read_labels, to_8bit
 from refsam.records.files import read_json, write_atomically, write_json, write_text
 from refsam.records.paths import RunPaths
+from refsam.science.engine.cache import DiskStore, pixel_hash, shared_store
 from refsam.science.metrics import METRICS, mask_metrics, segmentation_metrics
 
 COLUMNS = ("image", "mode", *METRICS, "n_objects", "seconds_embedding", "seconds_prompts", "weights")
@@ -102,12 +104,13 @@ def evaluate(
         (row["image"], row["mode"]): row for row in _read_rows(paths.per_image) if row["weights"] == weights
     }
     paths.results.mkdir(parents=True, exist_ok=True)
+    store = shared_embeddings(config, predictor, paths)
 
     report("evaluating", 0, len(pairs))
     for done, pair in enumerate(pairs, start=1):
         modes_left = [mode for mode in modes if (pair.name, mode) not in rows]
         if modes_left:
-            for row in _evaluate_image(config, predictor, pair, modes_left, paths):
+            for row in _evaluate_image(config, predictor, pair, modes_left, paths, store):
                 rows[pair.name, row["mode"]] = {**row, "weights": weights}
             _write_rows(paths.per_image, list(rows.values()))
         report("evaluating", done, len(pairs))
@@ -131,9 +134,40 @@ def missing_modes(config: RefsamConfig, paths: RunPaths) -> list[str]:
     return [mode for mode in config.evaluate.modes if mode not in recorded]
 
 
-def embed(predictor: SamPredictor, image: NDArray[Any]) -> None:
-    """Compute the embedding of an image, (H, W) or (H, W, channels) uint8, and set it in the predictor."""
-    set_precomputed(predictor, precompute_image_embeddings(predictor, image, ndim=2, verbose=False))
+def embed(predictor: SamPredictor, image: NDArray[Any], store: DiskStore | None = None) -> float:
+    """Set the embedding of an image, (H, W) or (H, W, channels) uint8, in the predictor.
+
+    Args:
+        store: where embeddings of the predictor's encoder are kept.
+
+    Returns:
+        Seconds that it took to compute, also where that was done by another run.
+    """
+    key = pixel_hash(torch.tensor(image))
+    kept = None if store is None else store.read(key)
+    if kept is None:
+        start = time.perf_counter()
+        computed = precompute_image_embeddings(predictor, image, ndim=2, verbose=False)
+        kept = {
+            "features": torch.from_numpy(computed["features"]),
+            "input_size": list(computed["input_size"]),
+            "original_size": list(computed["original_size"]),
+            "seconds": time.perf_counter() - start,
+        }
+        if store is not None:
+            store.write(key, kept)
+    set_precomputed(predictor, kept)
+    predictor.original_size, predictor.input_size = tuple(kept["original_size"]), tuple(kept["input_size"])
+    return float(kept["seconds"])
+
+
+def shared_embeddings(config: RefsamConfig, predictor: SamPredictor, paths: RunPaths) -> DiskStore | None:
+    """Where test images' embeddings are kept; None where no other run has the same encoder."""
+    is_initial = config.kind is Kind.baseline or encoder_is_frozen(config.peft)
+    if config.train.embedding_cache != "disk" or not is_initial:
+        return None
+    encoder = predictor.model.image_encoder
+    return shared_store(config, paths, encoder, predictor.device, "float32, images")
 
 
 def make_prompts(labels: NDArray[np.uint32], dilation: int) -> Prompts:
@@ -190,7 +224,12 @@ def _require_known(mode: str) -> None:
 
 
 def _evaluate_image(
-    config: RefsamConfig, predictor: SamPredictor, pair: Pair, modes: Sequence[str], paths: RunPaths
+    config: RefsamConfig,
+    predictor: SamPredictor,
+    pair: Pair,
+    modes: Sequence[str],
+    paths: RunPaths,
+    store: DiskStore | None,
 ) -> list[Row]:
     _seed(config.seed, pair.name)
     image = to_8bit(read_image(pair.image, config.dataset.image_key), config.dataset.normalize)
@@ -202,9 +241,7 @@ def _evaluate_image(
         nothing = dict.fromkeys((*METRICS, "seconds_embedding", "seconds_prompts"), math.nan)
         return [{"image": pair.name, "mode": mode, **nothing, "n_objects": 0} for mode in modes]
 
-    start = time.perf_counter()
-    embed(predictor, image)
-    seconds_embedding = time.perf_counter() - start
+    seconds_embedding = embed(predictor, image, store)
     prompts = make_prompts(labels, config.evaluate.dilation)
 
     rows = []

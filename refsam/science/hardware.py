@@ -86,6 +86,13 @@ def describe(device: torch.device) -> dict[str, Any]:
     return description
 
 
+def processor_name(device: torch.device) -> str:
+    """Name of the GPU, or of the CPU with its number of threads: what decides how sums are rounded."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_cpu_model()}, {torch.get_num_threads()} threads"
+
+
 def _cpu_flags() -> set[str]:
     return set(_cpu_field("flags").split())
 

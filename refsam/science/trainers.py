@@ -19,6 +19,7 @@ from micro_sam.training.sam_trainer import SamLogger, SamTrainer
 from refsam.records.paths import RunPaths
 from refsam.science.checkpoints import write_best, write_latest
 from refsam.science.engine.step import LowMemoryJointStep, LowMemoryStep
+from refsam.science.engine.summed import SummedJointStep
 from refsam.science.hardware import resident_memory
 from refsam.science.history import History
 from refsam.science.models import merge_lora
@@ -262,6 +263,10 @@ class LowMemorySamTrainer(RecordedTraining, LowMemoryStep, SamTrainer):
 
 class LowMemoryJointSamTrainer(RecordedTraining, LowMemoryJointStep, JointSamTrainer):
     """Interactive segmentation and the automatic-segmentation decoder, our step."""
+
+
+class SummedJointSamTrainer(RecordedTraining, SummedJointStep, JointSamTrainer):
+    """Interactive segmentation and the automatic-segmentation decoder, one step for both losses."""
 
 
 class RecordedSamLogger(SamLogger):

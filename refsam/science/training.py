@@ -8,15 +8,18 @@ import torch
 from micro_sam.training.util import ConvertToSamInputs
 from torch_em.loss import DiceBasedDistanceLoss
 
+from refsam.configuration.patch_pool import encoder_is_frozen, pool_size, with_patch_pool
 from refsam.configuration.schema import Precision, RefsamConfig, TrainConfig
 from refsam.errors import BadInput
 from refsam.records.files import write_json
 from refsam.records.paths import RunPaths
 from refsam.science.checkpoints import previous_latest, read_latest
-from refsam.science.data import TorchLoader
-from refsam.science.engine.setup import apply_savings, choose_savings, describe_savings
+from refsam.science.data import TorchLoader, worker_count
+from refsam.science.engine.cache import EmbeddingCache, MemoryStore, Store, shared_store
+from refsam.science.engine.setup import Savings, apply_savings, choose_savings, describe_savings
 from refsam.science.hardware import choose_device, choose_precision, peak_memory
 from refsam.science.models import apply_strategy, build_unetr, count_parameters, load_model, trainable_sam
+from refsam.science.optimizers import StepInBackward, build_optimizer
 from refsam.science.randomness import derived_seed, seed_everything
 from refsam.science.trainers import (
     LowMemoryJointSamTrainer,
@@ -27,16 +30,8 @@ from refsam.science.trainers import (
     RecordedSamLogger,
     RecordedSamTrainer,
     RecordedTraining,
+    SummedJointSamTrainer,
 )
-
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-# By engine, and by whether there is a segmentation decoder.
-TRAINERS: dict[tuple[str, bool], type[RecordedTraining]] = {
-    ("micro_sam", False): RecordedSamTrainer,
-    ("micro_sam", True): RecordedJointSamTrainer,
-    ("refsam", False): LowMemorySamTrainer,
-    ("refsam", True): LowMemoryJointSamTrainer,
-}
 
 
 @dataclass(frozen=True)
@@ -113,13 +108,25 @@ def build_trainer(
         instance_loss = DiceBasedDistanceLoss(mask_distances_in_bg=True)
         arguments = {"unetr": unetr, "instance_loss": instance_loss, "instance_metric": instance_loss}
     savings = None
+    precision = choose_precision(settings.precision, device)
     if settings.engine == "refsam":
         savings = choose_savings(config, loaded.sam, device, unetr)
         apply_savings(loaded.sam, savings, unetr)
-        arguments |= {"object_chunk": savings.object_chunk, "cache_gib": savings.cache_gib}
-    precision = choose_precision(settings.precision, device)
-    optimizer = _optimizer(settings, [parameter for parameter in parameters if parameter.requires_grad])
-    trainer: RecordedTraining = TRAINERS[settings.engine, settings.decoder](
+        arguments["object_chunk"] = savings.object_chunk
+        if encoder_is_frozen(config.peft):
+            arguments["embeddings"] = _embeddings(
+                config, paths, loaded.sam.image_encoder, savings, device, precision
+            )
+            arguments["pooled"] = with_patch_pool(config).train.patch_pool is not None
+    optimizer = build_optimizer(settings, parameters, device)
+    if settings.optimizer_in_backward:
+        if precision == Precision.float16:
+            raise BadInput(
+                f"train.optimizer_in_backward=true: on {device} the precision is float16, whose scaling "
+                "needs all gradients at once, allowed: train.precision=float32 or bfloat16"
+            )
+        StepInBackward(optimizer, loaded.sam.image_encoder.parameters())
+    trainer: RecordedTraining = _trainer_class(settings)(
         paths=paths,
         seed=config.seed,
         epochs=settings.epochs,
@@ -146,14 +153,38 @@ def build_trainer(
         **arguments,
     )
     trainer.parameter_counts = count_parameters(parameters)
-    trainer.savings = {**describe_savings(settings, savings), "precision": precision.value}
+    trainer.savings = {
+        **describe_savings(config, savings),
+        "patch_pool": pool_size(config, trainer.steps_per_epoch * settings.batch_size),
+        "precision": precision.value,
+        "workers": worker_count(config),
+    }
     return trainer
 
 
-def _optimizer(settings: TrainConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    if settings.optimizer not in OPTIMIZERS:
-        raise BadInput(f"train.optimizer={settings.optimizer}, allowed: {', '.join(OPTIMIZERS)}")
-    return OPTIMIZERS[settings.optimizer](parameters, lr=settings.lr)
+def _embeddings(
+    config: RefsamConfig,
+    paths: RunPaths,
+    encoder: torch.nn.Module,
+    savings: Savings,
+    device: torch.device,
+    precision: Precision,
+) -> EmbeddingCache:
+    settings = config.train
+    dtype = torch.float16 if settings.embedding_dtype == "float16" else torch.float32
+    store: Store = MemoryStore(savings.cache_gib)
+    if settings.embedding_cache == "disk":
+        arithmetic = f"{precision.value} kept as {settings.embedding_dtype}, patches"
+        store = shared_store(config, paths, encoder, device, arithmetic)
+    return EmbeddingCache(store, device, dtype)
+
+
+def _trainer_class(settings: TrainConfig) -> type[RecordedTraining]:
+    if not settings.decoder:
+        return LowMemorySamTrainer if settings.engine == "refsam" else RecordedSamTrainer
+    if settings.engine != "refsam":
+        return RecordedJointSamTrainer
+    return SummedJointSamTrainer if settings.joint == "summed" else LowMemoryJointSamTrainer
 
 
 def _precision_arguments(precision: Precision) -> dict[str, Any]:

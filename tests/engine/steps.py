@@ -19,6 +19,7 @@ from torch_em.model import UNETR
 
 from refsam.configuration.schema import ModelConfig, PeftConfig
 from refsam.science.engine.step import LowMemoryJointStep, LowMemoryStep
+from refsam.science.engine.summed import SummedJointStep
 from refsam.science.models import apply_strategy, build_unetr, load_model, trainable_sam
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -37,6 +38,10 @@ class LowMemorySamTrainer(LowMemoryStep, SamTrainer):
 
 class LowMemoryJointSamTrainer(LowMemoryJointStep, JointSamTrainer):
     """Our step with the automatic-segmentation decoder."""
+
+
+class SummedJointSamTrainer(SummedJointStep, JointSamTrainer):
+    """Our joint step with one optimizer step."""
 
 
 class RecordingOptimizer(torch.optim.SGD):
@@ -92,6 +97,7 @@ class Case:
     mixed: str | None = None
     savings: tuple[Callable[[Sam], None], ...] = ()  # applied to the model
     decoder_savings: tuple[Callable[[UNETR], None], ...] = ()
+    summed: bool = False  # our step: one for both losses
 
 
 def discs(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
@@ -162,6 +168,8 @@ def take_step(case: Case, object_chunk: int | None = None, validate: bool = Fals
         loss = DiceBasedDistanceLoss(mask_distances_in_bg=True)
         arguments |= {"unetr": unetr.to(case.dtype), "instance_loss": loss, "instance_metric": loss}
         trainer_class = LowMemoryJointSamTrainer if ours else JointSamTrainer
+        if case.summed:
+            trainer_class = SummedJointSamTrainer
     model.to(case.dtype)
     # UNETR has these constants in the precision of its input, a Sam has them in float32.
     sam.pixel_mean = torch.tensor([123.675, 116.28, 103.53], dtype=case.dtype).view(-1, 1, 1)

@@ -8,8 +8,10 @@ over chunks agree to its digits only.
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from micro_sam.prompt_generators import IterativePromptGenerator
 from segment_anything.modeling import Sam
 from steps import PEFTS, Case, assert_same_gradients, reference, take_step
 from torch_em.model import UNETR
@@ -18,6 +20,7 @@ from refsam.science.engine.attention import use_fused_attention
 from refsam.science.engine.checkpointing import checkpoint_encoder
 from refsam.science.engine.decoder import checkpoint_decoder, use_late_upsampling
 from refsam.science.engine.masks import use_linear_resizing
+from refsam.science.engine.prompts import BooleanPrompts
 
 WHOLE = 5
 EXACT = 1e-11
@@ -97,6 +100,48 @@ def test_float32_agrees_to_four_digits(peft: str, iteration: int) -> None:
     case = Case(architecture="vit_nano", peft=peft, iteration=iteration, dtype=torch.float32, n_objects=3)
     step = take_step(replace(case, savings=ALL), 2)
     assert_same_gradients(step, reference(case), 1e-4)
+
+
+def test_masks_of_one_byte_give_micro_sams_prompts() -> None:
+    torch.manual_seed(0)
+    objects = torch.zeros(4, 1, 40, 50)
+    objects[:, :, 10:30, 15:40] = 1
+    predicted = torch.rand(4, 1, 40, 50).round()
+    predicted[1] = objects[1]  # nothing is wrong: a point in the object, and one in its box
+    predicted[2] = 1 - objects[2]  # no pixel is right
+    predicted[3] = 0
+    objects[3, :, 5:] = 0
+    objects[3, :, :5, :5] = 1
+    results = []
+    for generator, kind in ((IterativePromptGenerator(), torch.float32), (BooleanPrompts(), torch.bool)):
+        np.random.seed(3)
+        results.append([generator(objects.to(kind), predicted.to(kind)) for _ in range(5)])
+    for theirs, ours in zip(*results, strict=True):
+        assert torch.equal(ours[0], theirs[0])
+        assert torch.equal(ours[1], theirs[1])
+
+
+@pytest.mark.parametrize("peft", PEFTS)
+def test_the_summed_step_has_the_sum_of_both_gradients(peft: str) -> None:
+    case = Case(peft=peft, decoder=True)
+    step = take_step(replace(case, summed=True, savings=ALL, decoder_savings=ALL_OF_DECODER), 2)
+    first, second = reference(case).gradients
+    both = {
+        name: sum((one[name] for one in (first, second) if name in one), start=torch.zeros(()))
+        for name in first | second
+    }
+    assert_same_gradients(step, replace(reference(case), gradients=[both]), FLOAT32_SUMS)
+    assert step.losses == pytest.approx(reference(case).losses, rel=1e-6)
+
+
+def test_the_summed_step_encodes_once() -> None:
+    calls = []
+
+    def count(sam: Sam) -> None:
+        sam.image_encoder.register_forward_hook(lambda *_: calls.append(1))
+
+    take_step(Case(decoder=True, summed=True, savings=(count,)), WHOLE)
+    assert len(calls) == 1
 
 
 def test_vit_t_agrees_and_keeps_its_batch_statistics() -> None:

@@ -1,20 +1,23 @@
 """A whole training with the engine, and what `auto` chooses."""
 
 import csv
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from segment_anything.modeling import ImageEncoderViT
 from steps import Case, model_of
 from torch_em.model import UNETR
 
 from refsam.configuration.compose import compose
 from refsam.configuration.schema import DatasetConfig, RefsamConfig
+from refsam.errors import BadInput
 from refsam.records.paths import RunPaths
 from refsam.science.data import training_loaders
 from refsam.science.engine.setup import Savings, choose_savings, usable_memory
 from refsam.science.models import load_model
-from refsam.science.training import train
+from refsam.science.training import build_trainer, train
 
 CPU = torch.device("cpu")
 SMALL = (
@@ -38,13 +41,18 @@ SMALL = (
     "train.max_steps=4",  # later steps may differ by a prompt, where rounding moved a mask by a pixel
     "train.precision=float32",
 )
-SAVINGS = ("train.object_chunk=2", "train.checkpoint_encoder=on", "train.attention=fused")
+SAVINGS = (
+    "train.object_chunk=2",
+    "train.checkpoint_encoder=on",
+    "train.checkpoint_decoder=on",
+    "train.attention=fused",
+)
 
 
 def history(dataset: DatasetConfig, root: Path, *overrides: str) -> list[dict[str, float]]:
     config = compose([*SMALL, *overrides])
     config.dataset = dataset
-    root.mkdir()
+    root.mkdir(exist_ok=True)
     paths = RunPaths(root)
     train(config, paths, training_loaders(config), lambda progress: None)
     with paths.history.open(newline="") as file:
@@ -69,6 +77,93 @@ def test_a_training_has_the_history_that_micro_sams_step_gives(
     assert len(ours) == len(theirs) > 0
     for row, expected in zip(ours, theirs, strict=True):
         assert row == pytest.approx(expected, rel=1e-3)
+
+
+def test_where_embeddings_are_kept_changes_no_number(
+    synthetic: DatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = []
+    forward = ImageEncoderViT.forward
+
+    def counted(encoder: ImageEncoderViT, x: torch.Tensor) -> torch.Tensor:
+        images.append(len(x))
+        return forward(encoder, x)
+
+    monkeypatch.setattr(ImageEncoderViT, "forward", counted)
+    frozen = ("peft=freeze_encoder", "train.patch_pool=3", f"data={tmp_path / 'data'}")
+    rows, encoded = [], []
+    for number, cache in enumerate(("off", "memory", "disk", "disk")):
+        images.clear()
+        rows.append(
+            history(synthetic, tmp_path / str(number), *frozen, f"train.embedding_cache={cache}", *SAVINGS)
+        )
+        encoded.append(sum(images))
+    assert rows[0] == rows[1] == rows[2] == rows[3]
+    # 4 steps and a validation of 2 samples; 3 patches of the pool and 2 of the validation; none.
+    assert encoded == [6, 5, 5, 0]
+
+
+@pytest.mark.parametrize("decoder", ["true", "false"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_stepping_in_the_backward_gives_the_same_weights(
+    synthetic: DatasetConfig, tmp_path: Path, decoder: str, optimizer: str
+) -> None:
+    chosen = (
+        f"train.optimizer={optimizer}",
+        f"train.decoder={decoder}",
+        "train.scheduler_patience=0",
+        *SAVINGS,
+    )
+    states = []
+    for in_backward in ("true", "false"):
+        root = tmp_path / in_backward
+        history(synthetic, root, *chosen, f"train.optimizer_in_backward={in_backward}")
+        states.append(torch.load(RunPaths(root).latest, weights_only=True))
+    for name, value in states[0]["model_state"].items():
+        assert torch.equal(value, states[1]["model_state"][name]), name
+    first, second = (state["optimizer_state"] for state in states)
+    assert first["param_groups"] == second["param_groups"]
+    assert first["state"].keys() == second["state"].keys()
+
+
+def test_stepping_in_the_backward_leaves_no_gradients_of_the_encoder(
+    synthetic: DatasetConfig, tmp_path: Path
+) -> None:
+    config = compose([*SMALL, "train.optimizer_in_backward=true"])
+    config.dataset = synthetic
+    loaders = training_loaders(config)
+    trainer = build_trainer(config, RunPaths(tmp_path), loaders, lambda progress: None)
+    trainer._interactive_train_iteration(*((x, y[:, :1]) for x, y in loaders[0]).__next__())
+    with_gradient = {name for name, value in trainer.model.named_parameters() if value.grad is not None}
+    assert any("mask_decoder" in name for name in with_gradient)
+    assert not any("image_encoder" in name for name in with_gradient)
+
+
+def test_8_bit_adam_trains_resumes_and_steps_in_the_backward(
+    synthetic: DatasetConfig, tmp_path: Path
+) -> None:
+    # Smaller tensors are kept in 32 bits by bitsandbytes.
+    chosen = ("train.optimizer=adam8bit", "model.custom.embed_dim=48", "train.optimizer_in_backward=true")
+    root = tmp_path / "run"
+    history(synthetic, root, *chosen, "train.max_steps=16")
+    state = torch.load(RunPaths(root).latest, weights_only=True)["optimizer_state"]["state"]
+    assert any("uint8" in str(values) for values in state.values())
+    assert [row["iteration"] for row in history(synthetic, root, *chosen, "train.max_steps=17")] == [16, 17]
+
+
+def test_a_paged_optimizer_is_refused_without_a_gpu(synthetic: DatasetConfig, tmp_path: Path) -> None:
+    with pytest.raises(
+        BadInput, match=r"paged_adam8bit needs a GPU, .* allowed there: adam, adamw, adam8bit"
+    ):
+        history(synthetic, tmp_path / "run", "train.optimizer=paged_adam8bit")
+
+
+def test_an_8_bit_optimizer_that_is_not_installed_is_refused(
+    synthetic: DatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(BadInput, match=r"adam8bit needs bitsandbytes, .*: pip install 'refsam\[8bit\]'"):
+        history(synthetic, tmp_path / "run", "train.optimizer=adam8bit")
 
 
 def configured(*overrides: str) -> RefsamConfig:

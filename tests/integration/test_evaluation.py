@@ -180,9 +180,9 @@ def _count_calls(monkeypatch: pytest.MonkeyPatch, name: str) -> list[object]:
     calls: list[object] = []
     original: Callable[..., object] = getattr(evaluation, name)
 
-    def counted(*arguments: object) -> object:
+    def counted(*arguments: object, **named: object) -> object:
         calls.append(arguments)
-        return original(*arguments)
+        return original(*arguments, **named)
 
     monkeypatch.setattr(evaluation, name, counted)
     return calls
@@ -209,6 +209,37 @@ def test_the_embedding_is_computed_once_per_image(baseline_config, nano, discs, 
     embedded = _count_calls(monkeypatch, "embed")
     evaluate(baseline_config, nano, discs, run, ignore)
     assert len(embedded) == len(discs)
+
+
+def test_runs_with_the_same_encoder_share_the_embeddings_on_the_disk(
+    baseline_config, nano, discs, run, tmp_path, monkeypatch
+):
+    baseline_config.data = str(tmp_path / "shared")
+    rows = []
+    for cache, expected in (("memory", 3), ("disk", 3), ("disk", 0)):
+        embedded = _count_calls(monkeypatch, "precompute_image_embeddings")
+        baseline_config.train.embedding_cache = cache
+        paths = RunPaths(run.root / str(len(rows)))
+        evaluate(baseline_config, nano, discs, paths, ignore)
+        assert len(embedded) == expected
+        rows.append(list(csv.DictReader(paths.per_image.open(newline=""))))
+        monkeypatch.undo()
+    computed, read = ([row.pop("seconds_embedding") for row in one] for one in rows[1:])
+    assert computed == read  # seconds of the computation, not of the reading
+    for one in rows:
+        for row in one:
+            row.pop("seconds_prompts")
+            row.pop("seconds_embedding", None)
+    assert rows[0] == rows[1] == rows[2]
+
+
+def test_only_an_encoder_that_other_runs_have_is_kept_on_the_disk(baseline_config, nano, run):
+    baseline_config.train.embedding_cache = "disk"
+    assert evaluation.shared_embeddings(baseline_config, nano, run) is not None
+    baseline_config.kind = Kind.finetuning
+    assert evaluation.shared_embeddings(baseline_config, nano, run) is None
+    baseline_config.peft.freeze = ["image_encoder"]
+    assert evaluation.shared_embeddings(baseline_config, nano, run) is not None
 
 
 def test_other_weights_are_measured_again(baseline_config, nano, discs, run, monkeypatch):

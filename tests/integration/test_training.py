@@ -159,7 +159,9 @@ def test_mixed_precision_trains_and_continues(synthetic: DatasetConfig, tmp_path
 
 
 def test_an_unknown_optimizer_is_refused(synthetic: DatasetConfig, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"train\.optimizer=sgd, allowed: adam, adamw"):
+    with pytest.raises(
+        BadInput, match=r"train\.optimizer=sgd, allowed: adam, adamw, adam8bit, paged_adam8bit"
+    ):
         run_training(small_config(synthetic, "train.optimizer=sgd"), tmp_path / "run")
 
 

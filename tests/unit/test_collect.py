@@ -65,6 +65,7 @@ def write_run(folder: RunsFolder, run_id: str, kind: str = "finetuning", **chang
         "n_images": changes.get("n_images", 5),
         "n_objects": 10,
         "seed": 0,
+        "train": {"decoder": True, "joint": changes.get("joint", "separate")},
     }
     write_yaml(paths.config, config)
     write_status(paths, Status(state=State.planned))
@@ -204,6 +205,13 @@ def test_a_damaged_record_is_named_and_the_others_are_read(folder, name, content
     assert len(damaged(frame)) == 1
     assert str(getattr(paths, name)) in damaged(frame)[0]
     assert frame.loc[frame["run_id"] == "whole", "SA50"].tolist() == [0.4, 0.8]
+
+
+def test_a_summed_joint_step_is_named_as_what_it_is(folder):
+    write_run(folder, "micro_sam")
+    write_run(folder, "summed", joint="summed")
+    frame = collect(write_sweep(folder, ["micro_sam", "summed"]), folder)
+    assert frame["strategy"].tolist() == ["full", "full, summed"]
 
 
 def test_how_a_run_trains_is_in_the_table_before_it_has_trained(folder):

@@ -1,11 +1,15 @@
 """The patches that a job trains and validates on."""
 
+import multiprocessing
+import os
 import random
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import tifffile
 import torch
@@ -87,6 +91,91 @@ def test_two_workers_and_none_give_the_same_patches(synthetic: DatasetConfig) ->
     for epoch in (0, 1):
         assert same(*(batches(train, epoch) for train, _ in loaders))
     assert same(*(batches(validation) for _, validation in loaders))
+
+
+class CountedPatches:
+    """Random samples, and how many were made."""
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> data.Sample:
+        self.made += 1
+        return torch.full((3, 8, 8), float(index)), torch.rand(1, 8, 8)
+
+
+@pytest.mark.parametrize(("keep_gib", "made"), [(1.0, 3), (0.0, 6)])
+def test_samples_that_come_again_are_made_once(keep_gib: float, made: int) -> None:
+    patches = CountedPatches()
+    samples = data.SeededSamples(patches, 0, keep_gib)
+    first, second = ([samples[key] for key in range(3)] for _ in range(2))
+    assert same(first, second)
+    assert patches.made == made
+
+
+@pytest.mark.parametrize(
+    ("workers", "cores", "gpu", "expected"),
+    [
+        ("auto", 8, True, 4),
+        ("auto", 2, True, 1),
+        ("auto", 1, True, 0),
+        ("auto", 8, False, 0),
+        (3, 1, False, 3),
+    ],
+)
+def test_workers_follow_the_cores_where_a_gpu_would_wait(
+    synthetic: DatasetConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: object,
+    cores: int,
+    gpu: bool,
+    expected: int,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)))
+    config = run_config(synthetic, workers=workers)
+    config.resource.device = "auto"
+    config.resource.request.cores = cores
+    assert data.worker_count(config) == expected
+
+
+def loader_with_workers(config: RefsamConfig) -> data.TorchLoader:
+    samples = data.SeededSamples(CountedPatches(), 0)
+    return data._loader(config, samples, data.SeededSampler(len(samples), 0))
+
+
+def test_a_signal_to_all_processes_of_a_job_leaves_the_workers_alone(synthetic: DatasetConfig) -> None:
+    loader = loader_with_workers(run_config(synthetic, workers=2))
+    first = batches(loader, 0)
+    workers = psutil.Process().children()
+    assert len(workers) == 2
+    for worker in workers:
+        worker.send_signal(signal.SIGTERM)
+        worker.send_signal(signal.SIGUSR2)
+    assert same(batches(loader, 0), first)
+
+
+def test_workers_end_when_their_run_is_killed(synthetic: DatasetConfig) -> None:
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+
+    def run() -> None:
+        loader = loader_with_workers(run_config(synthetic, workers=2))
+        batches(loader, 0)
+        there.send([worker.pid for worker in psutil.Process().children()])
+        signal.pause()
+
+    process = context.Process(target=run)
+    process.start()
+    workers = [psutil.Process(pid) for pid in here.recv()]
+    process.kill()
+    process.join()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert len(workers) == 2
+    assert not alive
 
 
 def test_a_resumed_run_sees_the_patches_that_it_would_have_seen(synthetic: DatasetConfig) -> None:

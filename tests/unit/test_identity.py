@@ -2,13 +2,16 @@ import dataclasses
 
 import pytest
 
+from refsam.configuration.checks import check_values, combination_problem
 from refsam.configuration.compose import compose
 from refsam.configuration.identity import file_hash, identity, run_id
+from refsam.configuration.patch_pool import pool_size, with_patch_pool
+from refsam.errors import BadInput
 
 
 def name(*overrides, fingerprint="data", weights=None):
     config = dataclasses.replace(compose(["peft=full", "n_objects=5", *overrides]))
-    return run_id(config, identity(config, fingerprint, weights))
+    return run_id(config, identity(with_patch_pool(config), fingerprint, weights))
 
 
 @pytest.mark.parametrize(
@@ -24,6 +27,8 @@ def name(*overrides, fingerprint="data", weights=None):
         "train.checkpoint_encoder=on",
         "train.checkpoint_decoder=on",
         "train.attention=eager",
+        "train.embedding_cache=disk",
+        "train.embedding_dtype=float16",  # there is none to keep: the encoder is trained
         "resource.request.time=1:00:00",
         "resource.request.partition=other",
         "evaluate.modes=[box]",
@@ -55,6 +60,42 @@ def test_what_does_not_change_the_result_does_not_change_the_run(override):
 )
 def test_what_changes_the_result_is_another_run(override):
     assert name(override) != name()
+
+
+def test_rounded_embeddings_of_a_frozen_encoder_are_another_run():
+    assert name("peft=freeze_encoder", "train.embedding_dtype=float16") != name("peft=freeze_encoder")
+
+
+def test_a_frozen_encoder_has_a_pool_of_patches_unless_another_is_given():
+    pools = [
+        with_patch_pool(compose(overrides)).train.patch_pool
+        for overrides in (
+            ["peft=freeze_encoder"],
+            ["peft=full"],
+            ["peft=lora"],
+            ["peft=freeze_encoder", "train.patch_pool=null"],
+            ["peft=full", "train.patch_pool=30"],
+        )
+    ]
+    assert pools == ["4x", None, None, None, 30]
+    assert pool_size(compose(["peft=freeze_encoder"]), samples=50) == 200
+    assert pool_size(compose(["peft=freeze_encoder", "train.patch_pool=7"]), samples=50) == 7
+
+
+@pytest.mark.parametrize("pool", ["0", "0x", "x", "many", "1.5", "true"])
+def test_a_pool_that_is_none_is_refused(pool):
+    config = compose(["n_objects=5", f"train.patch_pool={pool}"])
+    with pytest.raises(BadInput, match=r"train\.patch_pool: .* was given, allowed is auto, null"):
+        check_values(config)
+
+
+@pytest.mark.parametrize("other", ["train.embedding_cache=off", "train.engine=micro_sam"])
+def test_rounding_embeddings_that_are_not_kept_is_refused(other):
+    config = compose(["peft=freeze_encoder", "train.embedding_dtype=float16", other, "model.weights=random"])
+    problem = combination_problem(config, total_images=40)
+    assert problem == (
+        f"train.embedding_dtype=float16 does not go with {other}, which keeps no embeddings, allowed: float32"
+    )
 
 
 def test_other_images_are_another_run():

@@ -7,7 +7,12 @@ Each saving is one file, has one flag, is exact, and works with all others:
 - `attention`: the encoder's relative positions inside a fused attention kernel (`train.attention`);
 - `checkpointing`: the encoder's blocks computed again in the backward (`train.checkpoint_encoder`);
 - `decoder`: the segmentation decoder, upsampling late and computed again (`train.checkpoint_decoder`);
-- `cache`: a frozen encoder's embeddings kept, of patches that come again (`train.patch_pool`).
+- `prompts`: masks and targets between sub-iterations in one byte per pixel;
+- `cache`: a frozen encoder's embeddings kept (`train.embedding_cache`), of patches that come again
+  (`train.patch_pool`).
+
+`summed` is no saving of that kind but another training: one optimizer step for both losses of the joint step
+(`train.joint`). Two more are beside this package: `refsam.science.optimizers`, and the samples' workers.
 
 `setup` chooses what is `auto` and puts them together. `train.engine=micro_sam` leaves all of it out.
 """

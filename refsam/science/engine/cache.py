@@ -1,63 +1,198 @@
 """A frozen encoder's embeddings, computed once per patch and kept.
 
 With a frozen encoder the embedding of a patch is a constant, which micro-sam computes at every step, and once
-more for the segmentation decoder. Kept are as many as fit into a given memory, the first ones to come:
-patches of a pool (`train.patch_pool`) and of the validation come again in every epoch, and one that would
-push out another would in the end push out all. The latest batch is always kept, for the step's second branch.
+more for the segmentation decoder. Kept are the patches that come again: those of a pool (`train.patch_pool`),
+those of the validation, and on the disk the test images too. `train.embedding_cache` says where:
 
-It saves the encoder's forward for every patch that was seen before. It costs 4 MiB per patch (256 x 64 x 64).
+- `memory`: as many as fit into a given memory, the first ones to come, since one that would push out another
+  would in the end push out all;
+- `disk`: all, in files below the data folder that are mapped into memory, for all runs on the same kind of
+  hardware with the same weights;
+- `off`: none but the latest batch, for the step's second branch.
+
+It saves the encoder's forward for every patch that was seen before. It costs 4 MiB per patch (256 x 64 x 64),
+half of that with `train.embedding_dtype=float16`, which is not exact: training and validation then see
+embeddings of 11 bits, whether they come from the cache or not.
 """
 
-import hashlib
+import os
+import pickle
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
+import xxhash
+from torch import nn
 
-from refsam.science.hardware import GIB
+from refsam.configuration.schema import RefsamConfig
+from refsam.records.files import write_atomically
+from refsam.records.paths import RunPaths
+from refsam.science.hardware import GIB, processor_name
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
+# What torch.load raises for a file that is no whole checkpoint.
+DAMAGED = (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError)
+EMBEDDING = "embedding"
 
 
-class EmbeddingCache:
-    """Embeddings by the pixels of their patch, on the device that they were computed on.
+class Store(Protocol):
+    """Where embeddings (channels, rows, columns) are kept, by the hash of what they were computed from."""
 
-    It belongs to one frozen encoder, in one process, under one precision: weights are no part of the key.
+    def get(self, key: str) -> torch.Tensor | None: ...
+
+    def put(self, key: str, value: torch.Tensor) -> None: ...
+
+
+class MemoryStore:
+    """Embeddings on the device that they were computed on, the first ones to come.
 
     Args:
-        gib: how much memory the embeddings may take, besides those of the latest batch.
+        gib: how much memory they may take.
     """
 
     def __init__(self, gib: float) -> None:
         self._room = int(gib * GIB)
-        self._kept: dict[bytes, torch.Tensor] = {}
-        self._latest: dict[bytes, torch.Tensor] = {}
+        self._kept: dict[str, torch.Tensor] = {}
 
-    def embed(self, images: torch.Tensor, encode: Encode) -> torch.Tensor:
+    def get(self, key: str) -> torch.Tensor | None:
+        return self._kept.get(key)
+
+    def put(self, key: str, value: torch.Tensor) -> None:
+        if key not in self._kept and self._room >= value.nbytes:
+            # A row of a batch would keep the whole batch.
+            self._kept[key] = value.clone()
+            self._room -= value.nbytes
+
+
+class DiskStore:
+    """Files of tensors and plain values, mapped into memory when read.
+
+    Each is written beside its place and renamed, so that processes that compute the same one at the same time
+    replace each other's by an equal one. A file that cannot be read is computed again; where none can be
+    written (a full disk), that is said once, and nothing is kept any more.
+
+    Args:
+        folder: of one encoder on one kind of hardware; it is made with the first file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._writable = True
+
+    def read(self, key: str) -> dict[str, Any] | None:
+        """The values under a key; their tensors are on the CPU, in memory that the file backs."""
+        path = self._path(key)
+        if not path.exists():
+            return None
+        try:
+            values: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except DAMAGED as error:
+            print(f"{path} is damaged and is computed again: {error}", file=sys.stderr)
+            return None
+        return values
+
+    def write(self, key: str, values: dict[str, Any]) -> None:
+        """Keep tensors and plain values under a key."""
+        if not self._writable:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._path(key), lambda file: torch.save(values, file))
+        except OSError as error:
+            self._writable = False
+            print(f"{self.folder} takes no more embeddings: {error}", file=sys.stderr)
+
+    def get(self, key: str) -> torch.Tensor | None:
+        values = self.read(key)
+        return None if values is None else values[EMBEDDING]
+
+    def put(self, key: str, value: torch.Tensor) -> None:
+        self.write(key, {EMBEDDING: value.cpu().clone()})
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.pt"
+
+
+class EmbeddingCache:
+    """The embeddings of one frozen encoder under one precision; the latest batch is always kept.
+
+    Args:
+        store: for the others.
+        device: of the embeddings that are given.
+        dtype: of the embeddings that are kept. With float16 all embeddings are rounded to it, and given as
+            float32; with float32 they stay as they are computed.
+    """
+
+    def __init__(self, store: Store, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        self._store = store
+        self._device = device
+        self._rounded = dtype == torch.float16
+        self._latest: dict[str, torch.Tensor] = {}
+
+    def embed(self, images: torch.Tensor, encode: Encode, keep: bool = True) -> torch.Tensor:
         """The embeddings (batch, channels, rows, columns) of `images`, (batch, 3, H, W).
 
         Args:
             images: as they come from the loader.
             encode: computes the embeddings of a batch of images.
+            keep: whether these images will come again, later than in the next call.
         """
-        keys = [_key(image) for image in images]
-        unknown = [index for index, key in enumerate(keys) if self._find(key) is None]
+        keys = [pixel_hash(image) for image in images]
         known = {key: found for key in keys if (found := self._find(key)) is not None}
+        unknown = [index for index, key in enumerate(keys) if key not in known]
         if unknown:
             with torch.no_grad():
                 computed = encode(images[unknown])
+            computed = computed.half() if self._rounded else computed
             known |= {keys[index]: value for index, value in zip(unknown, computed, strict=True)}
+            if keep:
+                for index in unknown:
+                    self._store.put(keys[index], known[keys[index]])
         self._latest = known
-        for key, value in known.items():
-            if key not in self._kept and self._room >= value.nbytes:
-                # A row of a batch would keep the whole batch.
-                self._kept[key] = value.clone()
-                self._room -= value.nbytes
-        return torch.stack([known[key] for key in keys])
+        embeddings = torch.stack([known[key] for key in keys])
+        return embeddings.float() if self._rounded else embeddings
 
-    def _find(self, key: bytes) -> torch.Tensor | None:
-        return self._kept.get(key, self._latest.get(key))
+    def _find(self, key: str) -> torch.Tensor | None:
+        found = self._latest.get(key)
+        found = self._store.get(key) if found is None else found
+        return None if found is None else found.to(self._device)
 
 
-def _key(image: torch.Tensor) -> bytes:
-    pixels = image.detach().cpu().contiguous().numpy()
-    return hashlib.blake2b(f"{image.dtype} {tuple(image.shape)}".encode() + pixels.tobytes()).digest()
+def pixel_hash(image: torch.Tensor) -> str:
+    """Hash of an image's values, shape and type."""
+    digest = xxhash.xxh3_128(f"{image.dtype} {tuple(image.shape)}".encode())
+    digest.update(_bytes(image))
+    return digest.hexdigest()
+
+
+def encoder_hash(encoder: nn.Module) -> str:
+    """Hash of all that an encoder computes with: parameters and statistics, with their names."""
+    digest = xxhash.xxh3_128()
+    for name, value in encoder.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(_bytes(value))
+    return digest.hexdigest()
+
+
+def shared_store(
+    config: RefsamConfig, paths: RunPaths, encoder: nn.Module, device: torch.device, arithmetic: str
+) -> DiskStore:
+    """The store that all runs share whose embeddings would be the same to the bit.
+
+    That takes the same weights, arithmetic, version of torch, and processor. It lies below the data folder,
+    or in the run directory where that cannot be written.
+
+    Args:
+        arithmetic: precision, the type of what is kept, and what the images are, in words.
+    """
+    parts = (encoder_hash(encoder), arithmetic, torch.__version__, processor_name(device))
+    name = f"{config.model.name}-{xxhash.xxh3_64_hexdigest(' '.join(parts).encode())}"
+    shared = Path(config.data).expanduser() / "embeddings"
+    existing = next(parent for parent in (shared, *shared.parents) if parent.exists())
+    return DiskStore((shared if os.access(existing, os.W_OK) else paths.embeddings) / name)
+
+
+def _bytes(value: torch.Tensor) -> memoryview:
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -16,7 +16,8 @@ from mobile_sam.modeling import TinyViT
 from segment_anything.modeling import Sam
 from torch_em.model import UNETR
 
-from refsam.configuration.schema import AUTO, RefsamConfig, TrainConfig
+from refsam.configuration.patch_pool import encoder_is_frozen
+from refsam.configuration.schema import AUTO, RefsamConfig
 from refsam.science.engine.allocator import keep_freed_memory
 from refsam.science.engine.attention import use_fused_attention
 from refsam.science.engine.checkpointing import checkpoint_encoder, encoder_blocks
@@ -83,7 +84,7 @@ def choose_savings(
     if every is not None:
         # What is kept is the input of every block, and one block at a time is computed again.
         encoder_gib *= 1 / TENSORS_PER_BLOCK + 1 / len(encoder_blocks(sam.image_encoder)) + (1 - 1 / every)
-    cache_gib = 0.0 if trained else CACHE_SHARE * left
+    cache_gib = 0.0 if trained or settings.embedding_cache != "memory" else CACHE_SHARE * left
     chunk = settings.object_chunk
     if chunk == AUTO:
         fitting = int((left - encoder_gib - cache_gib) / (settings.batch_size * _object_gib(sam)))
@@ -94,15 +95,18 @@ def choose_savings(
     return Savings(chunk, every, settings.attention != "eager", checkpoints_decoder, cache_gib)
 
 
-def describe_savings(settings: TrainConfig, savings: Savings | None) -> dict[str, Any]:
-    """What results/savings.json and the summary say about how a run is trained; None for micro-sam's step."""
+def describe_savings(config: RefsamConfig, savings: Savings | None) -> dict[str, Any]:
+    """What results/savings.json and the summary say about how a run is trained; None for micro-sam's step.
+
+    What does not apply to a run is None.
+    """
+    settings = config.train
     if savings is None:
         savings_used: dict[str, Any] = {
             "object_chunk": None,
             "checkpoint_every": None,
             "checkpoint_decoder": None,
             "attention": "eager",
-            "cache_gib": 0.0,
         }
     else:
         savings_used = {
@@ -110,14 +114,16 @@ def describe_savings(settings: TrainConfig, savings: Savings | None) -> dict[str
             "checkpoint_every": savings.checkpoint_every,
             "checkpoint_decoder": savings.checkpoint_decoder,
             "attention": "fused" if savings.fused_attention else "eager",
-            "cache_gib": savings.cache_gib,
         }
+    cached = savings is not None and encoder_is_frozen(config.peft)
     return {
         "engine": settings.engine,
         **savings_used,
+        "embedding_cache": settings.embedding_cache if cached else None,
+        "embedding_dtype": settings.embedding_dtype if cached else None,
+        "joint": settings.joint if settings.decoder else None,
         "optimizer": settings.optimizer,
-        "patch_pool": settings.patch_pool,
-        "workers": settings.workers,
+        "optimizer_in_backward": settings.optimizer_in_backward,
     }
 
 

@@ -17,7 +17,8 @@ from micro_sam.training.joint_sam_trainer import JointSamTrainer
 from micro_sam.training.sam_trainer import SamTrainer
 from segment_anything.utils.transforms import ResizeLongestSide
 
-from refsam.science.engine.cache import EmbeddingCache
+from refsam.science.engine.cache import EmbeddingCache, MemoryStore
+from refsam.science.engine.prompts import BooleanPrompts
 
 BatchedInputs = list[dict[str, Any]]
 # What of a batched input has one row per object.
@@ -32,14 +33,36 @@ class LowMemoryStep(SamTrainer):
 
     Args:
         object_chunk: how many objects of an image are decoded at a time.
-        cache_gib: memory for the embeddings of a frozen encoder.
+        embeddings: of a frozen encoder; None keeps those of the latest batch.
+        pooled: whether the patches of the training come again.
         kwargs: those of the trainer.
     """
 
-    def __init__(self, *, object_chunk: int, cache_gib: float = 0.0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        object_chunk: int,
+        embeddings: EmbeddingCache | None = None,
+        pooled: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.object_chunk = object_chunk
-        self.embeddings = EmbeddingCache(cache_gib)
+        self.embeddings = embeddings or EmbeddingCache(MemoryStore(0.0), self.device)
+        self.pooled = pooled
+        self.prompt_generator = BooleanPrompts()
+
+    def _preprocess_batch(
+        self, batched_inputs: BatchedInputs, y: torch.Tensor, sampled_ids: list[Any]
+    ) -> tuple[BatchedInputs, torch.Tensor]:
+        """micro-sam's, with the targets in one byte: (batch, objects, 1, H, W) bool."""
+        batched_inputs, y_one_hot = super()._preprocess_batch(batched_inputs, y, sampled_ids)
+        return batched_inputs, y_one_hot.bool()
+
+    def _interactive_train_iteration(self, x: torch.Tensor, y: torch.Tensor) -> tuple[Any, ...]:
+        # TensorBoard would show a mask of 0 and 1 in one byte as nearly black.
+        *values, y_one_hot = super()._interactive_train_iteration(x, y)
+        return *values, y_one_hot.float()
 
     def _compute_iterative_loss(
         self, batched_inputs: BatchedInputs, y_one_hot: torch.Tensor, num_subiter: int, multimask_output: bool
@@ -48,7 +71,7 @@ class LowMemoryStep(SamTrainer):
 
         Args:
             batched_inputs: micro-sam's, one per image: the image and the first prompts.
-            y_one_hot: (batch, objects, 1, H, W) float, 0 or 1.
+            y_one_hot: (batch, objects, 1, H, W) bool.
             num_subiter: number of sub-iterations.
             multimask_output: whether the first sub-iteration predicts three masks for each object.
         """
@@ -66,12 +89,16 @@ class LowMemoryStep(SamTrainer):
                     batched_inputs = self._update_prompts(
                         batched_inputs, y_one_hot, masks, logits, use_mask_inputs
                     )
+        self._encoder_backward(embeddings, leaf)
+        loss, mask_loss, iou_loss, model_iou = (totals / num_subiter).float()
+        return loss, mask_loss, iou_loss, model_iou
+
+    def _encoder_backward(self, embeddings: torch.Tensor, leaf: torch.Tensor) -> None:
+        """Send the gradient that the detached `leaf` has collected through the encoder, if it is trained."""
         if embeddings.requires_grad:
             # The gradient is already scaled, where there is a scaler.
             with _full_precision(embeddings):
                 embeddings.backward(leaf.grad)
-        loss, mask_loss, iou_loss, model_iou = (totals / num_subiter).float()
-        return loss, mask_loss, iou_loss, model_iou
 
     def _image_embeddings(self, batched_inputs: BatchedInputs) -> tuple[torch.Tensor, BatchedInputs]:
         """(batch, channels, rows, columns), and the inputs with the size of the images that the encoder saw.
@@ -91,7 +118,7 @@ class LowMemoryStep(SamTrainer):
             embeddings, _ = self.model.image_embeddings_oft([{"image": image} for image in unknown])
             return embeddings
 
-        return self.embeddings.embed(images, encode)
+        return self.embeddings.embed(images, encode, keep=self.pooled or not self.model.training)
 
     def _input_size(self, image: torch.Tensor) -> tuple[int, int]:
         """Rows and columns of the encoder's input that an image (3, H, W) fills."""
@@ -116,13 +143,13 @@ class LowMemoryStep(SamTrainer):
         Args:
             batched_inputs: one per image, with the prompts of this sub-iteration.
             embeddings: (batch, channels, rows, columns), a leaf that collects the gradient.
-            y_one_hot: (batch, objects, 1, H, W) float.
+            y_one_hot: (batch, objects, 1, H, W) bool.
             multimask_output: whether there are three masks for each object.
             share: of this sub-iteration in the loss of the step.
 
         Returns:
             (4,) loss, mask loss, IoU loss and mean predicted IoU of this sub-iteration;
-            (batch, objects, 1, H, W) float, 0 or 1, the masks with the best predicted IoU;
+            (batch, objects, 1, H, W) bool, the masks with the best predicted IoU;
             (batch, objects, 1, h, w) float, their logits in the decoder's resolution.
         """
         n_objects = y_one_hot.shape[1]
@@ -130,7 +157,7 @@ class LowMemoryStep(SamTrainer):
         masks, logits = [], []
         for objects in _chunks(n_objects, self.object_chunk):
             outputs = self._decode(batched_inputs, embeddings, objects, multimask_output)
-            targets = y_one_hot[:, objects]
+            targets = y_one_hot[:, objects].float()
             losses = self._compute_loss(outputs, targets)
             # A chunk's loss is the mean over its own objects.
             weight = targets.shape[1] / n_objects
@@ -139,7 +166,7 @@ class LowMemoryStep(SamTrainer):
                 ious = torch.stack([output["iou_predictions"] for output in outputs])
                 totals += weight * torch.stack([*losses, ious.mean()])
                 chunk_masks, chunk_logits = self._get_best_masks(outputs, ious)
-            masks.append(chunk_masks)
+            masks.append(chunk_masks.bool())
             logits.append(chunk_logits)
         return totals, torch.cat(masks, dim=1), torch.cat(logits, dim=1)
 
@@ -186,12 +213,12 @@ class LowMemoryStep(SamTrainer):
         totals = torch.zeros(4, device=y_one_hot.device, dtype=torch.float64)
         for objects in _chunks(n_objects, self.object_chunk):
             outputs = self._decode(batched_inputs, embeddings, objects, multimask_output)
-            targets = y_one_hot[:, objects]
+            targets = y_one_hot[:, objects].float()
             model_iou = torch.stack([output["iou_predictions"] for output in outputs]).mean()
             values = torch.stack([*self._compute_loss(outputs, targets), model_iou])
             totals += targets.shape[1] / n_objects * values
         loss, mask_loss, iou_loss, model_iou = totals.float()
-        return loss, mask_loss, iou_loss, model_iou, y_one_hot, mask_loss
+        return loss, mask_loss, iou_loss, model_iou, y_one_hot.float(), mask_loss
 
 
 class LowMemoryJointStep(LowMemoryStep, JointSamTrainer):
