@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
         _show,
         "everything about one run: what it is, its attempts, its results",
         "Everything that the record of one run holds.\n\n"
-        "Fields of --json: run_id, path, status, attempts, metrics, training, environment,\n"
+        "Fields of --json: run_id, path, status, attempts, metrics, training, costs, environment,\n"
         "configuration; each as its file in the run directory has it, null where there is none.",
         "refsam show vit_b-lora-n5-v100",
     )
@@ -55,6 +55,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _show(options: argparse.Namespace) -> int:
+    from refsam.orchestration.accounting import record_costs
     from refsam.orchestration.run_details import details, print_details
     from refsam.orchestration.slurm_query import SlurmQuery, glance
     from refsam.orchestration.sweep_state import look
@@ -63,12 +64,13 @@ def _show(options: argparse.Namespace) -> int:
     folder = open_folder(options)
     paths = find_run(options.run_name, folder)
     state = look("", folder, [paths.run_id], SlurmQuery(glance))
+    problem = record_costs(folder, [paths.run_id])
     found = details(paths, state.runs[0])
     if options.json:
         print_json(found.values)
     else:
         print_details(found)
-    for note in (*state.notes, *found.problems):
+    for note in (*state.notes, *([problem] if problem else []), *found.problems):
         print(f"refsam: {note}", file=sys.stderr)
     return DAMAGED_RECORDS if found.problems else COMPLETED
 

@@ -52,6 +52,7 @@ def details(paths: RunPaths, run: RunState) -> Details:
         "attempts": [_attempt(paths, number, read) for number in attempt_numbers(paths)],
         "metrics": read(read_json, paths.metrics),
         "training": read(read_json, paths.training),
+        "costs": read(read_json, paths.costs),
         "environment": read(read_json, paths.environment),
         "configuration": read(read_yaml, paths.config),
     }
@@ -76,6 +77,7 @@ def print_details(found: Details, console: Console | None = None) -> None:
         ("attempts", {entry.pop("attempt"): entry for entry in map(dict, values["attempts"])}),
         ("metrics", values["metrics"]),
         ("training", values["training"]),
+        ("what its Slurm jobs have cost", values["costs"]),
         ("environment", values["environment"]),
         ("configuration", values["configuration"]),
     ):

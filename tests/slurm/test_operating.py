@@ -16,7 +16,7 @@ from refsam.configuration.schema import RequestConfig
 from refsam.orchestration import slurm
 from refsam.orchestration.resubmit import FrozenRun
 from refsam.orchestration.slurm import submit_to_slurm
-from refsam.records.files import write_json
+from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunsFolder
 from refsam.records.status import State, read_status
 
@@ -129,6 +129,14 @@ def test_every_state_is_shown_and_what_was_cancelled_outside_is_retried_alone(fo
     wait_until(lambda: states(refsam) == {"a": completed, "b": failed, "c": completed, "d": completed})
     assert attempts(folder) == {"a": 1, "b": 1, "c": 2, "d": 2}
     assert [starts(folder, name) for name in "abcd"] == [1, 1, 2, 1]
+
+    # The accounting is some seconds late with what they have cost.
+    wait_until(lambda: all(row["elapsed_seconds"] is not None for row in refsam("collect", "study")))
+    costs = read_json(folder.run("c-0").costs)
+    assert costs["jobs"][-1]["job_id"] == job_id(folder, "c")
+    assert costs["jobs"][-1]["state"] == "COMPLETED"
+    assert costs["cpu_hours"] == pytest.approx(costs["elapsed_seconds"] / 3600)  # on one core
+    assert (costs["gpu_hours"], costs["queue_seconds"] >= 0) == (0, True)
 
 
 def test_a_whole_array_is_cancelled_and_continued_and_nothing_twice(folder, config, refsam):

@@ -214,12 +214,20 @@ def test_show_tells_everything_that_the_record_holds(folder, capsys):
     paths.results.mkdir()
     write_json(paths.metrics, {"box": {"SA50": 0.5}})
     write_json(paths.environment, {"gpu": "Tesla V100"})
+    write_json(paths.costs, {"gpu_hours": 1.25})
     paths.attempt(1).mkdir(parents=True)
     (paths.attempt(1) / "7_0_log.out").write_text("it went well\n")
     write_json(paths.attempt(1) / "attempt.json", {"settings": {"train.object_chunk": 2}})
     assert call("show", "lora-n1", folder=folder) == 0
     output = capsys.readouterr().out
-    for words in ("state: completed", "SA50: 0.5", "gpu: Tesla V100", "7_0_log.out", "train.object_chunk: 2"):
+    for words in (
+        "state: completed",
+        "SA50: 0.5",
+        "gpu: Tesla V100",
+        "gpu_hours: 1.25",
+        "7_0_log.out",
+        "train.object_chunk: 2",
+    ):
         assert words in output
     assert call("show", "lora-n1", "--json", folder=folder) == 0
     value = json.loads(capsys.readouterr().out)
