@@ -12,6 +12,7 @@ import pytest
 from refsam import cli
 from refsam.errors import BadInput
 from refsam.orchestration import logs
+from refsam.orchestration.cancel import task_ranges
 from refsam.orchestration.slurm_query import SlurmQuery
 from refsam.orchestration.sweep_state import look
 from refsam.orchestration.sweep_view import lines
@@ -318,3 +319,8 @@ def test_of_more_runs_than_there_is_room_for_those_that_run_and_fail_are_shown(f
     assert [line.split()[0] for line in shown[2:6]] == ["done0", "done1", "failed", "running"]
     assert shown[6] == "and 28 more"
     assert len(lines(state, 80, 3)) == 3
+
+
+def test_tasks_are_named_as_scancel_takes_them():
+    assert task_ranges(["7_2", "7_0", "7_1", "7_5", "9", "8_3"]) == ["7_[0-2,5]", "8_[3]", "9"]
+    assert task_ranges([]) == []
