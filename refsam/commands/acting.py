@@ -153,7 +153,7 @@ def _again(
     from rich.console import Console
 
     state = _look(target, folder)
-    chosen = [run for run in state.runs if wanted(run)]
+    chosen, left = [run for run in state.runs if wanted(run)], 0
     unknown = [run.run_id for run in chosen if not folder.run(run.run_id).config.exists()]
     if unknown:
         raise BadInput(
@@ -166,7 +166,10 @@ def _again(
         from refsam.orchestration.resubmit import resubmit
 
         console.print(f"{target.words}: {_count(chosen)} again ({words})", markup=False, soft_wrap=True)
-        resubmit([run.run_id for run in chosen], folder, target.sweep, console)
+        left = resubmit([run.run_id for run in chosen], folder, target.sweep, console)
+        if left:
+            words = f"refsam continue {target.sweep.name} submits more when others have ended"
+            console.print(f"{left} of them wait outside of the queue; {words}", markup=False, soft_wrap=True)
     elif not options.json:
         print(f"Nothing of {target.words} is to be run again ({words}).")
     after = _look(target, folder) if chosen else state
@@ -188,7 +191,8 @@ def _again(
                 "notes": list(state.notes),
             }
         )
-    return FAILED if any(str(run.status.state) == "failed" for run in ended) else COMPLETED
+    failed = sum(str(run.status.state) == "failed" for run in ended)
+    return FAILED if failed > left else COMPLETED
 
 
 def _look(target: "Target", folder: "RunsFolder") -> "SweepState":

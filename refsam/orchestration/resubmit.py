@@ -27,10 +27,13 @@ class FrozenRun:
         return self.run_id.rsplit("-", 1)[0]
 
 
-def resubmit(run_ids: Sequence[str], folder: RunsFolder, sweep: SweepPaths, console: Console) -> None:
+def resubmit(run_ids: Sequence[str], folder: RunsFolder, sweep: SweepPaths, console: Console) -> int:
     """Give the runs to Slurm, or execute them here, as their configurations say. Each must have one.
 
     What is done, in the queue, or executed by another process is left alone.
+
+    Returns:
+        How many runs are left because the site allows no more jobs at a time.
 
     Raises:
         BadInput: when this machine is not what a run asks for, or a configuration is damaged.
@@ -44,7 +47,7 @@ def resubmit(run_ids: Sequence[str], folder: RunsFolder, sweep: SweepPaths, cons
     groups: dict[str, list[FrozenRun]] = {}
     for run in runs:
         groups.setdefault(repr(run.config.cluster), []).append(run)
-    here = []
+    here, left = [], 0
     for group in groups.values():
         cluster = group[0].config.cluster
         if where(group[0].config) == "local":
@@ -52,9 +55,10 @@ def resubmit(run_ids: Sequence[str], folder: RunsFolder, sweep: SweepPaths, cons
             continue
         from refsam.orchestration.slurm import submit_to_slurm
 
-        submit_to_slurm(group, folder, sweep, cluster, lambda sentence: say(console, sentence))
+        left += submit_to_slurm(group, folder, sweep, cluster, lambda sentence: say(console, sentence))
     if here:
         run_here(folder, here, console)
+    return left
 
 
 def _frozen(paths: RunPaths) -> RefsamConfig:
