@@ -103,6 +103,7 @@ def test_every_state_is_shown_and_what_was_cancelled_outside_is_retried_alone(fo
     submit(folder, config, parallel=1, c="wait", d="wait")
     completed, failed = ("completed", None), ("failed", "error")
     pending, running, cancelled = ("pending", None), ("running", None), ("failed", "cancelled")
+    wait_until(lambda: starts(folder, "c") == 1)  # and has said so itself
     wait_until(lambda: states(refsam) == {"a": completed, "b": failed, "c": running, "d": pending})
     status = refsam("status")
     assert status["states"] == {"completed": 1, "failed": 1, "running": 1, "pending": 1}
