@@ -21,7 +21,8 @@ _MASK = re.compile(r"^Umask:\s*([0-7]+)$", re.MULTILINE)
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Call `write` with a temporary file beside `path`, flush it to the disk and rename it into place.
 
-    On any error, a full disk included, the old `path` stays as it was and the temporary file is removed.
+    On any error, a full disk included, the old `path` stays as it was and the temporary file is removed; an
+    OSError names the file.
     """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     temporary = Path(name)
@@ -32,8 +33,10 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)
         raise
     _sync_directory(path.parent)
 

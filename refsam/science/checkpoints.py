@@ -1,20 +1,20 @@
-"""best.pt and latest.pt, in micro-sam's training format, written so that a crash costs one epoch at most.
+"""best.pt and latest.pt, in micro-sam's training format, written so that no crash leaves a run without one.
 
 best.pt is what the annotator opens: the weights, LoRA merged. latest.pt is what a run continues from: the
-weights as they are trained, optimizer, schedules and counters. Both hold tensors and plain values only.
+weights as they are trained, optimizer, schedules and counters, and in the middle of an epoch the position in
+it. Both hold tensors and plain values only.
 """
 
-import pickle
+import errno
 import sys
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from refsam.records.files import write_atomically
 from refsam.records.paths import RunPaths
-
-DAMAGED = (RuntimeError, EOFError, pickle.UnpicklingError)
 
 
 def previous_latest(paths: RunPaths) -> Path:
@@ -24,26 +24,54 @@ def previous_latest(paths: RunPaths) -> Path:
 
 def write_best(paths: RunPaths, values: dict[str, Any]) -> None:
     """Replace best.pt."""
-    write_atomically(paths.best, lambda file: torch.save(values, file))
+    write_atomically(paths.best, lambda file: _save(values, file))
 
 
 def write_latest(paths: RunPaths, values: dict[str, Any]) -> None:
     """Replace latest.pt and keep the one that was there as the previous one."""
     if paths.latest.exists():
         paths.latest.replace(previous_latest(paths))
-    write_atomically(paths.latest, lambda file: torch.save(values, file))
+    write_atomically(paths.latest, lambda file: _save(values, file))
 
 
 def read_latest(paths: RunPaths) -> dict[str, Any] | None:
-    """What a run continues from: latest.pt, the previous one where that is damaged, or None to start anew."""
+    """What a run continues from: latest.pt, the previous one where that is damaged, or None to start anew.
+
+    Raises OSError when a file that is there cannot be read now, which says nothing about what is in it.
+    """
     for path in (paths.latest, previous_latest(paths)):
         if not path.exists():
             continue
-        try:
-            values = torch.load(path, map_location="cpu", weights_only=True)
-        except DAMAGED as error:
-            print(f"{path} is damaged and is left out: {error}", file=sys.stderr)
+        damage = _damage(path)
+        if damage is not None:
+            print(f"{path} is damaged and is left out: {damage}", file=sys.stderr)
             continue
+        values = torch.load(path, map_location="cpu", weights_only=True)
         assert isinstance(values, dict)
         return values
     return None
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint: it is cut off, or a checksum does not fit (torch.load asks none)."""
+    with path.open("rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                part = archive.testzip()
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a place in the file that a cut-off file does not have
+                raise
+            return str(error)
+        except Exception as error:  # whatever a reader stumbles over in bytes that are not what was written
+            return f"{type(error).__name__}: {error}"
+    return None if part is None else f"the checksum of {part} does not fit"
+
+
+def _save(values: dict[str, Any], file: BinaryIO) -> None:
+    try:
+        torch.save(values, file)
+    except RuntimeError as error:
+        # Of a full disk torch's writer says only that its position is not the one that it expected.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise

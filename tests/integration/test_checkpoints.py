@@ -54,6 +54,42 @@ def test_a_damaged_latest_costs_one_epoch(
     assert rows(continued) == rows(whole)
 
 
+@pytest.mark.parametrize("part", [0.0, 1e-5, 1e-4, 0.01, 0.25, 0.5, 0.9, 0.99999])
+def test_wherever_latest_is_cut_off_the_previous_one_is_used(
+    damaged: RunPaths, interrupted: Path, part: float
+) -> None:
+    whole = RunPaths(interrupted).latest.read_bytes()
+    damaged.latest.write_bytes(whole[: int(part * len(whole))])
+    latest = read_latest(damaged)
+    assert latest is not None
+    assert latest["epoch"] == 0
+
+
+@pytest.mark.parametrize("size", [1, 3000, 100_000])
+def test_garbage_is_no_checkpoint(damaged: RunPaths, size: int) -> None:
+    damaged.latest.write_bytes(np.random.default_rng(0).bytes(size))
+    latest = read_latest(damaged)
+    assert latest is not None
+    assert latest["epoch"] == 0
+
+
+def test_a_single_wrong_byte_in_the_weights_is_noticed(damaged: RunPaths, interrupted: Path) -> None:
+    content = bytearray(RunPaths(interrupted).latest.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.latest.write_bytes(content)
+    assert torch.load(damaged.latest, weights_only=True)["epoch"] == 1  # torch does not see it
+    latest = read_latest(damaged)
+    assert latest is not None
+    assert latest["epoch"] == 0
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_given_up(damaged: RunPaths) -> None:
+    damaged.latest.unlink()
+    damaged.latest.symlink_to(damaged.root)  # in place of a disk that does not answer
+    with pytest.raises(OSError, match="directory"):
+        read_latest(damaged)
+
+
 def test_with_both_damaged_the_training_starts_anew(config: RefsamConfig, damaged: RunPaths) -> None:
     previous_latest(damaged).write_bytes(b"")
     assert read_latest(damaged) is None
