@@ -92,3 +92,12 @@ def load(path: Path) -> RefsamConfig:
 def freeze(path: Path, config: RefsamConfig) -> None:
     """Write the configuration to `path`, atomically."""
     write_yaml(path, to_values(config))
+
+
+def with_settings(config: RefsamConfig, settings: dict[str, Any]) -> RefsamConfig:
+    """The configuration with some values replaced, by their dotted names (`train.object_chunk`)."""
+    for name, value in settings.items():
+        section, _, key = name.partition(".")
+        values = dataclasses.replace(getattr(config, section), **{key: value})
+        config = dataclasses.replace(config, **{section: values})
+    return config

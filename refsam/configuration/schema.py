@@ -217,6 +217,8 @@ class ClusterConfig:
     snapshot: bool = (
         False  # jobs run a copy of the code as it is now instead of what is there when they start
     )
+    # From Slurm's signal to the time limit, in which a run saves what it has; a quarter of the limit at most.
+    signal_seconds: int = 120
     template: str | None = None  # what a job does first: a file of slurm_templates, without .sh, or a path
 
 

@@ -37,7 +37,7 @@ from refsam.records.status import (
 
 POLL_SECONDS = 0.2  # between two looks at the processes
 REFRESH_SECONDS = 1.0  # between two looks at the records
-GRACE_SECONDS = 20.0  # for a run to write its status, once it was asked to stop
+GRACE_SECONDS = 60.0  # for a run to save what it has, once it was asked to stop
 KILL_SECONDS = 10.0  # for the kernel to take away what was killed
 NO_TIMEOUT_MINUTES = 10 * 365 * 24 * 60  # submitit's own default ends a job after 5 minutes
 FINISHED = (State.completed, State.failed)

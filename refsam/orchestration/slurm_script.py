@@ -38,7 +38,8 @@ def parameters(
         "constraint": cluster.constraint,
         "exclude": cluster.exclude,
     }
-    extra: dict[str, Any] = {"hold": True}
+    # A job is put back into the queue when it is interrupted, also where the site's default is not to.
+    extra: dict[str, Any] = {"hold": True, "requeue": True}
     if request.gpus:
         extra["gpus"] = str(request.gpus) if request.gpu is None else f"{request.gpu}:{request.gpus}"
     values: dict[str, Any] = {
@@ -48,6 +49,7 @@ def parameters(
         "cpus_per_task": request.cores,
         "mem": f"{request.memory_gb}G",  # in units of 1024 for sbatch, so GiB
         "time": minutes(request.time),
+        "signal_delay_s": min(cluster.signal_seconds, minutes(request.time) * 60 // 4),
         "array_parallelism": cluster.array_parallelism or len(runs),
         # numpy fixes its number of threads when it is imported, which is before the run begins.
         "setup": [

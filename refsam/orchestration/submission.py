@@ -221,12 +221,14 @@ def say(console: Console, sentence: str) -> None:
 
 
 def _run_in_this_process(paths: RunPaths) -> None:
-    from refsam.orchestration.job import RunJob
+    from refsam.orchestration import child
+    from refsam.orchestration.attempts import attempt_here
+    from refsam.orchestration.job import SCIENCE
 
     try:
-        RunJob(str(paths.root))()
+        attempt_here(paths, lambda root: child.execute(SCIENCE, root))
     except Exception as error:
-        message = read_status(paths).message
+        message = read_status(paths).message or error
         raise RunFailed(f"{message} (HYDRA_FULL_ERROR=1 shows the traceback)") from error
 
 

@@ -18,8 +18,9 @@ class Attempt:
 
     Attributes:
         settings: values that replace those of config.yaml, by their dotted names.
-        used: the savings that the training really used, `auto` resolved; empty until it knows them.
+        used: the savings that were really used, by dotted names, `auto` resolved; empty until they are known.
         steps: training steps that latest.pt held at last.
+        measured: images times modes that were evaluated at last.
         state: completed or failed when the attempt has ended.
         message: one sentence for a person.
         peak_memory_gib: the largest main memory of one of its processes, without what the kernel shares.
@@ -27,7 +28,8 @@ class Attempt:
 
     settings: dict[str, Any] = field(default_factory=dict)
     used: dict[str, Any] = field(default_factory=dict)
-    steps: int | None = None
+    steps: int = 0
+    measured: int = 0
     job_id: str | None = None
     host: str | None = None
     started_at: str | None = None
@@ -36,6 +38,11 @@ class Attempt:
     reason: Reason | None = None
     message: str | None = None
     peak_memory_gib: float | None = None
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Grows with what is saved."""
+        return self.steps, self.measured
 
     def ended(self, status: Status, **changes: Any) -> "Attempt":
         """This attempt as it ended, by the last status of the run."""
@@ -70,13 +77,28 @@ def write_attempt(paths: RunPaths, number: int, attempt: Attempt) -> None:
     write_json(paths.attempt_record(number), asdict(attempt))
 
 
-def end_attempt(paths: RunPaths, status: Status, **changes: Any) -> None:
-    """Write how the attempt of `status` ended, unless that is written already."""
-    if status.attempt == 0:
-        return  # the run was never begun
-    attempt = read_attempt(paths, status.attempt)
-    if attempt.ended_at is None:
-        write_attempt(paths, status.attempt, attempt.ended(status, **changes))
+def end_attempt(paths: RunPaths, status: Status, **changes: Any) -> Attempt:
+    """Write how the attempt of `status` ended, unless that is written already, and return its record."""
+    number = status.attempt
+    attempt = read_attempt(paths, number)
+    if number > 0 and attempt.ended_at is None:  # 0: the run was never begun
+        steps = max(status.steps or 0, read_attempt(paths, number - 1).steps)
+        attempt = attempt.ended(status, steps=steps, measured=_measured(paths), **changes)
+        write_attempt(paths, number, attempt)
+    return attempt
+
+
+def _measured(paths: RunPaths) -> int:
+    """The rows of per_image.csv below its header."""
+    try:
+        return max(0, len(paths.per_image.read_text(encoding="utf-8").splitlines()) - 1)
+    except (FileNotFoundError, UnicodeDecodeError):
+        return 0
+
+
+def read_attempts(paths: RunPaths, last: int) -> list[Attempt]:
+    """The records of the attempts 1 to `last`."""
+    return [read_attempt(paths, number) for number in range(1, last + 1)]
 
 
 def requeued(status: Status, message: str) -> Status:

@@ -27,6 +27,11 @@ class RunPaths:
         return self.root / ".lock"
 
     @property
+    def reserve(self) -> Path:
+        """Room on the disk for the last word of a run, held while it works."""
+        return self.root / ".reserve"
+
+    @property
     def environment(self) -> Path:
         return self.root / "environment.json"
 

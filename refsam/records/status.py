@@ -3,6 +3,7 @@
 import fcntl
 import os
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -10,7 +11,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from refsam.records.files import read_json, write_json
+from refsam.records.files import read_json, write_atomically, write_json
 from refsam.records.paths import RunPaths
 
 
@@ -53,6 +54,7 @@ class Status:
     phase: str | None = None  # loading, training, evaluating
     epoch: int | None = None  # epochs finished
     epochs: int | None = None  # epochs at most
+    steps: int | None = None  # training steps that latest.pt holds
     best_epoch: int | None = None
     best_metric: float | None = None  # of the validation image, lower is better
     loss: float | None = None  # mean of the last epoch
@@ -66,6 +68,8 @@ class Status:
         return replace(self, updated_at=now(), **changes)
 
 
+# A few small files, in blocks of any file system; random, because zeros may be stored as nothing.
+RESERVE_BYTES = 64 * 1024
 _FLOCK = "hhqqi4x"  # struct flock: type, whence, start, length, process
 
 
@@ -99,18 +103,35 @@ def write_status(paths: RunPaths, status: Status) -> None:
     write_json(paths.status, asdict(status))
 
 
+def hold_reserve(paths: RunPaths) -> None:
+    """Take some room on the disk, so that a run which fills it can still say so. Raises OSError."""
+    write_atomically(paths.reserve, lambda file: file.write(os.urandom(RESERVE_BYTES)))
+
+
+def free_reserve(paths: RunPaths) -> None:
+    """Give the room back, just before the last word is written."""
+    paths.reserve.unlink(missing_ok=True)
+
+
 @contextmanager
-def run_lock(paths: RunPaths) -> Iterator[None]:
+def run_lock(paths: RunPaths, patience: float = 0.0) -> Iterator[None]:
     """Hold the run for this process; the kernel releases it however the process ends.
 
-    A POSIX record lock, which NFS and Lustre know too. Raises AlreadyRunning when another process holds it.
+    A POSIX record lock, which NFS and Lustre know too. Raises AlreadyRunning when another process holds it,
+    after `patience` seconds: whoever only corrects a record holds it for a moment.
     """
+    deadline = time.monotonic() + patience
     descriptor = os.open(paths.lock, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise AlreadyRunning(f"run {paths.run_id} is already running in another process") from error
+        while True:
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except (BlockingIOError, PermissionError) as error:
+                if time.monotonic() >= deadline:
+                    words = f"run {paths.run_id} is already running in another process"
+                    raise AlreadyRunning(words) from error
+            time.sleep(0.1)
         yield
     finally:
         os.close(descriptor)

@@ -10,6 +10,7 @@ import random
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -158,7 +159,8 @@ class SeededSampler(Sampler[int]):
     With a `pool` of n the keys are 0 to n-1, in an order that is shuffled anew each time that all of them
     have come; an epoch goes on in it where the one before has ended. Without, no key comes twice.
 
-    The trainer sets `epoch` (from 0) before it goes through the loader.
+    The trainer sets `epoch` (from 0) before it goes through the loader, and `first`: how many keys of the
+    epoch it has had before it was interrupted.
     """
 
     def __init__(self, length: int, seed: int, pool: int | None = None) -> None:
@@ -166,11 +168,15 @@ class SeededSampler(Sampler[int]):
         self.seed = seed
         self.pool = pool
         self.epoch = 0
+        self.first = 0
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[int]:
+        return islice(self._keys(), self.first, None)
+
+    def _keys(self) -> Iterator[int]:
         first = self.epoch * self.length
         if self.pool is not None:
             rounds = range(first // self.pool, math.ceil((first + self.length) / self.pool))

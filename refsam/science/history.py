@@ -2,8 +2,12 @@
 
 import csv
 import io
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from refsam.records.files import write_text
 
@@ -22,6 +26,24 @@ COLUMNS = (
     "train_time",  # seconds since the training began, over all attempts
     "best",  # 1 where the validation metric was the best so far
 )
+
+
+@dataclass
+class EpochMeans:
+    """Means over the training steps of one epoch, and the learning rate of the last one."""
+
+    steps: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    learning_rate: float = math.nan
+
+    def add(self, learning_rate: float, **values: torch.Tensor) -> None:
+        self.steps += 1
+        self.learning_rate = learning_rate
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.item()
+
+    def mean(self, name: str) -> float | None:
+        return self.sums[name] / self.steps if name in self.sums else None
 
 
 class History:

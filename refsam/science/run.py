@@ -4,22 +4,34 @@ This is what a job executes. It holds the run's lock, keeps status.json up to da
 says is missing, and leaves the reason in the record when it fails.
 """
 
+import errno
 import os
 import signal
 import sys
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 
-from refsam.configuration.frozen import load
+from refsam import interruption
+from refsam.configuration.frozen import load, with_settings
 from refsam.configuration.schema import Kind, RefsamConfig
 from refsam.errors import BadInput
+from refsam.records.attempts import read_attempt
 from refsam.records.files import write_json
 from refsam.records.paths import RunPaths
-from refsam.records.status import Reason, State, Status, now, read_status, run_lock, write_status
+from refsam.records.status import (
+    Reason,
+    State,
+    Status,
+    free_reserve,
+    hold_reserve,
+    now,
+    read_status,
+    run_lock,
+    write_status,
+)
 from refsam.science.data import test_images, training_loaders
 from refsam.science.environment import describe_environment
 from refsam.science.evaluation import evaluate, missing_modes
@@ -30,7 +42,9 @@ from refsam.science.trainers import Progress
 from refsam.science.training import train
 
 SECONDS_BETWEEN_WRITES = 1.0
+LOCK_SECONDS = 10.0  # for whoever corrects the record at this moment
 MESSAGE_LENGTH = 300
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What torch's allocators for main memory say, in a plain RuntimeError.
 ALLOCATION_FAILURES = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
 
@@ -59,6 +73,10 @@ class StatusWriter:
         self._written = 0.0
         self.transition()
 
+    @property
+    def attempt(self) -> int:
+        return self._status.attempt
+
     def transition(self, **changes: Any) -> None:
         """Change the status and write it now."""
         self._status = self._status.changed(**changes)
@@ -77,6 +95,7 @@ class StatusWriter:
             phase=progress.phase,
             epoch=progress.epoch,
             epochs=progress.epochs,
+            steps=progress.saved,
             best_epoch=progress.best_epoch,
             best_metric=progress.best_metric,
             loss=progress.loss,
@@ -93,9 +112,11 @@ class StatusWriter:
             self.update(seconds_left=seconds * (total - done))
 
     def completed(self) -> None:
+        free_reserve(self._paths)
         self.transition(state=State.completed, phase=None, seconds_left=None, ended_at=now())
 
     def failed(self, reason: Reason, message: str) -> None:
+        free_reserve(self._paths)
         self.transition(state=State.failed, reason=reason, message=message, seconds_left=None, ended_at=now())
 
 
@@ -110,10 +131,12 @@ def execute(root: Path) -> None:
         KeyboardInterrupt: when the process was asked to stop; the run can be continued.
     """
     paths = RunPaths(root)
-    with run_lock(paths):
+    with interruption.listening(), run_lock(paths, LOCK_SECONDS):
         status = StatusWriter(paths)
         try:
-            _execute(load(paths.config), paths, status)
+            hold_reserve(paths)
+            settings = read_attempt(paths, status.attempt).settings
+            _execute(with_settings(load(paths.config), settings), paths, status)
         except BaseException as error:
             status.failed(*_reason_and_message(error))
             raise
@@ -143,12 +166,19 @@ def _execute(config: RefsamConfig, paths: RunPaths, status: StatusWriter) -> Non
 
 
 def _reason_and_message(error: BaseException) -> tuple[Reason, str]:
-    if isinstance(error, KeyboardInterrupt):
+    asked = interruption.received()
+    if asked in (signal.SIGUSR1, signal.SIGUSR2):
+        return Reason.timeout, "The time limit came."
+    # Whatever went wrong after it was asked to stop, such as helpers that were asked as well, that is why.
+    if asked is not None or isinstance(error, KeyboardInterrupt):
         return Reason.cancelled, "The run was stopped; the same command continues it."
     if _is_out_of_memory(error):
         return Reason.out_of_memory, f"The memory did not suffice: {_first_line(error)}"
     if isinstance(error, BadInput):
         return Reason.error, str(error)
+    if isinstance(error, OSError) and error.errno in FULL:
+        where = f"{error.filename} could not be written" if error.filename else "something was not written"
+        return Reason.error, f"The disk is full or a quota is used up: {where}."
     return Reason.error, f"{type(error).__name__}: {_first_line(error)}"
 
 
@@ -168,17 +198,10 @@ def _job_id() -> str | None:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    # Only the first one interrupts: a second must not break into the writing of the last status.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt("SIGTERM")
-
-
 def main() -> None:
-    """The command line: one argument, the run directory. Without submitit, SIGTERM is answered here."""
+    """The command line: one argument, the run directory."""
     if len(sys.argv) != 2:
         sys.exit("usage: python -m refsam.science.run RUN_DIRECTORY")
-    signal.signal(signal.SIGTERM, _interrupt)
     execute(Path(sys.argv[1]))
 
 

@@ -157,6 +157,7 @@ def build_trainer(
         **describe_savings(config, savings),
         "patch_pool": pool_size(config, trainer.steps_per_epoch * settings.batch_size),
         "precision": precision.value,
+        "hardware_precision": choose_precision(Precision.auto, device).value,
         "workers": worker_count(config),
     }
     return trainer

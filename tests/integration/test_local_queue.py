@@ -140,16 +140,6 @@ def test_failures_are_recorded_with_their_reason_and_stop_no_other_run(runs_fold
     assert d.state is State.completed
 
 
-def test_a_kill_for_lack_of_memory_is_told_from_other_kills(runs_folder, monkeypatch):
-    from refsam.orchestration import machine
-
-    # The kernel's counter, raised by one while the run is at work.
-    counter = lambda: 8 if science.starts(runs_folder.root) else 7  # noqa: E731
-    monkeypatch.setattr(machine, "out_of_memory_kills", counter)
-    (status,), _ = execute(runs_folder, add_runs(runs_folder, a="crash"))
-    assert (status.state, status.reason) == (State.failed, Reason.out_of_memory)
-
-
 def test_a_failed_run_is_tried_again_as_a_new_attempt_and_a_completed_one_is_not(runs_folder):
     runs = add_runs(runs_folder, a="fail", b="complete")
     execute(runs_folder, runs)

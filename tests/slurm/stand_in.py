@@ -4,6 +4,7 @@ import os
 import time
 from pathlib import Path
 
+from refsam.records.attempts import read_attempt
 from refsam.records.files import write_json
 from refsam.records.paths import RunPaths
 from refsam.records.status import Reason, State, now, read_status, run_lock, write_status
@@ -35,6 +36,13 @@ def execute(root: Path) -> None:
 
 def behave(root: Path) -> None:
     behaviour = (root / "behaviour.txt").read_text()
+    if behaviour == "hungry by the chunk":  # 0.4 GiB for each object at a time
+        paths = RunPaths(root)
+        settings = read_attempt(paths, read_status(paths).attempt).settings
+        chunk = settings.get("train.object_chunk", 5)
+        paths.results.mkdir(exist_ok=True)
+        write_json(paths.savings, {"object_chunk": chunk, "checkpoint_every": None, "precision": "float32"})
+        print(len(bytearray(chunk * 2 * GIB // 5)))
     if behaviour == "hungry":  # for more than the 1 GiB of its request
         print(len(bytearray(3 * GIB // 2)))
     if behaviour == "fail":

@@ -1,0 +1,213 @@
+"""How an attempt begins and ends in the records, by the job's own process, which holds the run meanwhile."""
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from refsam.orchestration import own_job, retries
+from refsam.orchestration.reconcile import REQUEUED
+from refsam.orchestration.slurm_query import read_record
+from refsam.records.attempts import (
+    Attempt,
+    end_attempt,
+    read_attempt,
+    read_attempts,
+    requeued,
+    write_attempt,
+)
+from refsam.records.files import read_json
+from refsam.records.paths import RunPaths
+from refsam.records.status import Reason, State, Status, free_reserve, now, run_lock, write_status
+
+LOCK_SECONDS = 10.0  # for whoever corrects the record at this moment
+SAVINGS = {
+    "object_chunk": retries.CHUNK,
+    "checkpoint_every": retries.CHECKPOINTING,
+    "precision": retries.PRECISION,
+    "hardware_precision": retries.HARDWARE_PRECISION,
+}
+STOPPED = {
+    Reason.cancelled: "The run was stopped; the same command continues it.",
+    Reason.timeout: "The time limit came.",
+    Reason.preempted: "Slurm took the resources for another job.",
+    Reason.node_failure: "The node failed.",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the process of an attempt ended, seen from outside.
+
+    Attributes:
+        exit_status: negative for a signal.
+        memory_kills: of processes by the kernel, meanwhile.
+        peak_memory_gib: the largest resident main memory of one of its processes.
+        stopped: why it was asked to stop, if it was.
+        trained: whether it has written results/savings.json, so its training had begun.
+    """
+
+    exit_status: int
+    memory_kills: int
+    peak_memory_gib: float
+    stopped: Reason | None
+    trained: bool
+
+
+def begin_attempt(paths: RunPaths) -> bool:
+    """Write the record of the next attempt, with its settings; False when the run is completed already.
+
+    Raises AlreadyRunning when another process holds the run.
+    """
+    with run_lock(paths, LOCK_SECONDS):
+        status = read_record(paths)
+        if status.state is State.completed:
+            return False
+        # Who submits counts the attempt when it writes `pending`.
+        number = status.attempt if status.state is State.pending else status.attempt + 1
+        _end_the_silent(paths, status, number - 1)
+        attempt = Attempt(
+            settings=retries.settings_of_next(read_attempts(paths, number - 1)),
+            job_id=own_job.job_id() or status.job_id,
+            host=os.uname().nodename,
+            started_at=now(),
+        )
+        write_attempt(paths, number, attempt)
+        _link_log(paths, number)
+        pending = Status(
+            State.pending, attempt=number, job_id=attempt.job_id, submitted_at=status.submitted_at
+        )
+        write_status(paths, pending.changed())
+        return True
+
+
+def end_of_attempt(paths: RunPaths, outcome: Outcome) -> Status:
+    """Write how the attempt ended; the status is pending when another one follows by itself.
+
+    What the process has written about itself wins, but for the reason of a stop, which only Slurm knows, and
+    for helpers of it that were killed for their memory, which it takes for an error.
+    """
+    with run_lock(paths, LOCK_SECONDS):
+        free_reserve(paths)
+        before = read_record(paths)
+        status = _last_word(paths, before, outcome)
+        used = _used(paths, status, outcome.trained)
+        peak = round(outcome.peak_memory_gib, 3)
+        end_attempt(paths, status, used=used, peak_memory_gib=peak)
+        if status.state is State.failed and status.reason in retries.TABLE:
+            status = _after_failure(paths, status)
+        elif status.reason is Reason.cancelled and before.state is State.pending and not own_job.job_id():
+            # A queue that was stopped before the run had begun.
+            status = before.changed(state=State.planned)
+        write_status(paths, status)
+        return status
+
+
+def not_requeued(paths: RunPaths, status: Status, complaint: str) -> Status:
+    """The last status of a run that Slurm did not take back into its queue."""
+    with run_lock(paths, LOCK_SECONDS):
+        number = status.attempt - 1
+        attempt = read_attempt(paths, number)
+        message = f"{attempt.message} Slurm did not requeue the job: {complaint}."
+        failed = status.changed(
+            state=State.failed,
+            reason=attempt.reason,
+            message=message,
+            attempt=number,
+            ended_at=attempt.ended_at,
+        )
+        write_status(paths, failed)
+        return failed
+
+
+def attempt_here(paths: RunPaths, execute: Callable[[Path], None]) -> None:
+    """Attempt a run in this process, once. Raises what `execute` raises, and AlreadyRunning."""
+    if not begin_attempt(paths):
+        return
+    try:
+        execute(paths.root)
+    finally:
+        with run_lock(paths, LOCK_SECONDS):
+            end_attempt(paths, read_record(paths))
+
+
+def _after_failure(paths: RunPaths, status: Status) -> Status:
+    decision = retries.decide(read_attempts(paths, status.attempt))
+    message = (status.message or "").rstrip(".")
+    if not decision.again:
+        return replace(status, message=f"{message}. Not tried again: {decision.words}.")
+    # Out of memory is tried again here and now, whatever else waits for a later job.
+    if status.reason is Reason.out_of_memory or own_job.job_id() is not None:
+        return requeued(status, f"{message}. Next attempt: {decision.words}.")
+    return status
+
+
+def _last_word(paths: RunPaths, status: Status, outcome: Outcome) -> Status:
+    if status.state is State.completed:
+        return status
+    own = status.state is State.failed
+    log = f"see {paths.attempt(status.attempt)}"
+    if own and status.reason is outcome.stopped:
+        return status
+    if outcome.stopped is not None:
+        reason, message = outcome.stopped, STOPPED[outcome.stopped]
+    elif outcome.memory_kills > 0 and (not own or status.reason in (Reason.error, Reason.lost)):
+        reason, message = Reason.out_of_memory, "The kernel killed the run because memory was short."
+    elif own:
+        return status
+    elif outcome.exit_status < 0:
+        name = signal.Signals(-outcome.exit_status).name
+        reason = Reason.lost
+        message = f"The run's process was killed from outside, or its interpreter crashed ({name}); {log}"
+    else:
+        reason = Reason.error
+        message = f"The run ended with exit status {outcome.exit_status} and without a result; {log}"
+    return status.changed(state=State.failed, reason=reason, message=message, ended_at=now())
+
+
+def _used(paths: RunPaths, status: Status, trained: bool) -> dict[str, Any]:
+    """The savings of this attempt: what its training wrote down, or the batch of its evaluation."""
+    if status.reason is Reason.out_of_memory and paths.config.exists():
+        from refsam.configuration.frozen import (
+            load,
+            with_settings,
+        )  # bring OmegaConf, which few attempts need
+        from refsam.configuration.schema import Kind
+
+        config = with_settings(load(paths.config), read_attempt(paths, status.attempt).settings)
+        if paths.training.exists() or config.kind is Kind.baseline:
+            return {retries.BATCH: config.evaluate.batch_size}
+    if not trained:
+        return {}
+    values = read_json(paths.savings)
+    return {name: values[key] for key, name in SAVINGS.items() if key in values}
+
+
+def _end_the_silent(paths: RunPaths, status: Status, number: int) -> None:
+    """End an attempt whose process was killed together with the one that should have written that down."""
+    attempt = read_attempt(paths, number)
+    if attempt.started_at is None or attempt.ended_at is not None:
+        return
+    if status.state is State.failed and status.attempt == number:
+        reason, message = status.reason, status.message
+    elif own_job.restarts() > 0:
+        reason, message = Reason.node_failure, REQUEUED
+    else:
+        reason, message = Reason.lost, "The job was killed, and its process left no word."
+    last = replace(status, state=State.failed, reason=reason, message=message, attempt=number)
+    end_attempt(paths, last.changed(ended_at=now()))
+
+
+def _link_log(paths: RunPaths, number: int) -> None:
+    """A link to the job's log in the folder of an attempt that the submitter did not make."""
+    if "SUBMITIT_FOLDER" not in os.environ:
+        return
+    log = Path(submitit.JobEnvironment().paths.stdout)
+    folder = paths.attempt(number).absolute()
+    link = folder / log.name
+    if log.parent != folder and not link.is_symlink():
+        link.symlink_to(os.path.relpath(log, folder))

@@ -1,0 +1,48 @@
+"""The process that computes a run. The supervisor starts it.
+
+It listens to signals before it loads anything heavy, and leaves a last word in the record where the function
+could not: when its module cannot be imported, for instance.
+"""
+
+import faulthandler
+import importlib
+from contextlib import suppress
+from pathlib import Path
+
+from refsam import interruption
+from refsam.records.paths import RunPaths
+from refsam.records.status import AlreadyRunning, Reason, State, now, read_status, run_lock, write_status
+
+LOCK_SECONDS = 10.0
+
+
+def execute(entry_point: str, root: Path) -> None:
+    """Call the entry point with the run directory. Raises what it raises."""
+    module, function = entry_point.split(":")
+    try:
+        with interruption.listening():
+            getattr(importlib.import_module(module), function)(root)
+    except AlreadyRunning:
+        raise
+    except BaseException as error:
+        _leave_word(RunPaths(root), error)
+        raise
+
+
+def _leave_word(paths: RunPaths, error: BaseException) -> None:
+    with run_lock(paths, LOCK_SECONDS):
+        status = read_status(paths)
+        if status.state not in (State.pending, State.running) or isinstance(error, KeyboardInterrupt):
+            return  # it has said so itself; or it was asked to stop, which who asked it knows
+        words = (str(error).strip().splitlines() or [""])[0]
+        message = f"{type(error).__name__}: {words}; see {paths.attempt(status.attempt)}"
+        failed = status.changed(state=State.failed, reason=Reason.error, message=message, ended_at=now())
+        write_status(paths, failed)
+
+
+def main(entry_point: str, root: str) -> None:
+    """Execute the run in the directory `root` by `module:function`."""
+    faulthandler.enable()  # a crash of the interpreter leaves its stack in the log
+    with suppress(OSError):  # when memory is short the kernel is to kill this process, not its supervisor
+        Path("/proc/self/oom_score_adj").write_text("500")
+    execute(entry_point, Path(root))

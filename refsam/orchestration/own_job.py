@@ -1,0 +1,77 @@
+"""What a job asks Slurm about itself, and tells it. Outside of a job there is nobody to ask."""
+
+import os
+import re
+import signal
+import time
+
+from refsam.orchestration.slurm_query import SlurmSilent, parse_sacct, run_command, sacct_command
+from refsam.records.status import Reason
+
+TIME_LIMIT_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
+REQUEUE_DELAYS = (1.0, 4.0)  # seconds between the attempts to requeue; the job has not much time left
+
+
+def job_id() -> str | None:
+    """The job as sacct and scancel name it, `123_4` in an array; None outside of Slurm.
+
+    A local queue in somebody's interactive job is outside: that job is not the run's.
+    """
+    if os.environ.get("SUBMITIT_EXECUTOR") == "local":
+        return None
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def restarts() -> int:
+    """How often Slurm has started this job again."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def why_ended(number: signal.Signals) -> tuple[Reason, bool]:
+    """Why this process was asked to stop, and whether Slurm starts the job again by itself.
+
+    Slurm sends SIGTERM when a job is cancelled, preempted, requeued, and at its time limit. Where it does not
+    tell which, the run counts as cancelled, which is never undone by itself.
+    """
+    if job_id() is None:
+        return Reason.timeout if number in TIME_LIMIT_SIGNALS else Reason.cancelled, False
+    facts = _facts(os.environ["SLURM_JOB_ID"])
+    if int(facts.get("Restarts", "0")) > restarts():
+        return Reason.preempted, True
+    if facts.get("PreemptTime", "None") != "None":
+        return Reason.preempted, False
+    if number in TIME_LIMIT_SIGNALS:
+        return Reason.timeout, False
+    return _accounted_reason() or Reason.cancelled, False
+
+
+def requeue() -> None:
+    """Send this job back into the queue; Slurm ends it then. Raises SlurmSilent."""
+    command = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
+    for delay in REQUEUE_DELAYS:
+        try:
+            run_command(command)
+            return
+        except SlurmSilent:
+            time.sleep(delay)
+    run_command(command)
+
+
+def _facts(number: str) -> dict[str, str]:
+    try:
+        text = run_command(["scontrol", "show", "job", "--oneliner", number])
+    except SlurmSilent:
+        return {}
+    return dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", text))
+
+
+def _accounted_reason() -> Reason | None:
+    own = job_id()
+    assert own is not None
+    try:
+        job = parse_sacct(run_command(sacct_command(own))).get(own)
+    except SlurmSilent:
+        return None
+    stopped = (Reason.cancelled, Reason.preempted, Reason.timeout, Reason.node_failure)
+    return job.reason if job is not None and job.reason in stopped else None

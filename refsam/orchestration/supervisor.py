@@ -1,0 +1,156 @@
+"""The job's own process: executes the attempts of a run, each in a child process, until nothing more follows.
+
+It is small, so when memory is short the kernel kills the child and not it. It can then begin the next attempt
+in the same allocation, and it sends a job that was interrupted back into Slurm's queue.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from refsam.errors import RunFailed
+from refsam.interruption import SIGNALS
+from refsam.orchestration import machine, own_job
+from refsam.orchestration.attempts import Outcome, begin_attempt, end_of_attempt, not_requeued
+from refsam.orchestration.slurm_query import SlurmSilent
+from refsam.records.paths import RunPaths
+from refsam.records.status import State, Status
+
+POLL_SECONDS = 0.1
+# For a run to save what it has, once it was asked to: less than lies between Slurm's signal and its limit.
+STOP_SECONDS = 75.0
+KIB_PER_GIB = 1024**2
+# The child finds modules where this process does, whatever folder it is started in.
+START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from refsam.orchestration.child import main; main(*sys.argv[2:])"
+)
+
+
+def supervise(paths: RunPaths, entry_point: str) -> None:
+    """Attempt a run, again where the table of retries says so.
+
+    Raises:
+        RunFailed: when it has failed.
+        AlreadyRunning: when another process holds the run.
+        SystemExit: when it was asked to stop, whether it goes on in a later job or not.
+    """
+    child = _Child(paths, entry_point)
+    with _handling(child):
+        while begin_attempt(paths):
+            outcome, requeued_by_slurm = child.execute()
+            status = end_of_attempt(paths, outcome)
+            if status.state is State.completed:
+                return
+            if outcome.stopped is not None:
+                _leave(paths, status, requeued_by_slurm)
+            if status.state is State.failed:
+                raise RunFailed(status.message)
+            print(f"refsam: {status.message}", flush=True)
+
+
+def _leave(paths: RunPaths, status: Status, requeued_by_slurm: bool) -> None:
+    """End this process, and see to it that the job comes again if the run is to go on."""
+    if status.state is State.pending and not requeued_by_slurm:
+        try:
+            own_job.requeue()
+        except SlurmSilent as error:
+            status = not_requeued(paths, status, str(error))
+    sys.exit(f"refsam: {status.message}")
+
+
+class _Child:
+    """The process of one attempt at a time, and the signals that are meant for it."""
+
+    def __init__(self, paths: RunPaths, entry_point: str) -> None:
+        self._paths = paths
+        self._command = [
+            sys.executable,
+            "-u",
+            "-c",
+            START,
+            json.dumps(sys.path),
+            entry_point,
+            str(paths.root),
+        ]
+        self._number: int | None = None  # of the living process
+        self._asked: signal.Signals | None = None
+        self._asked_at = float("inf")
+
+    def ask(self, number: int, frame: FrameType | None) -> None:
+        """Pass a signal on, and stop after this attempt."""
+        if self._asked is None:
+            self._asked = signal.Signals(number)
+            self._asked_at = time.monotonic()
+        self._pass_on(number)
+
+    def execute(self) -> tuple[Outcome, bool]:
+        """Execute the run to the process's end; the second value as own_job.why_ended has it."""
+        kills = machine.out_of_memory_kills()
+        savings = _version(self._paths.savings)
+        # Blocked until it listens: else a signal that comes while it starts would kill it, or be lost.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, set(SIGNALS) - {signal.SIGINT})
+        try:
+            process = subprocess.Popen(self._command, process_group=0 if own_job.job_id() else None)
+            self._number = process.pid
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if self._asked is not None:
+            self._pass_on(self._asked)
+        exit_status, peak = self._wait(process)
+        stopped, requeued_by_slurm = (None, False) if self._asked is None else own_job.why_ended(self._asked)
+        kills = machine.out_of_memory_kills() - kills
+        trained = _version(self._paths.savings) != savings
+        return Outcome(exit_status, kills, peak / KIB_PER_GIB, stopped, trained), requeued_by_slurm
+
+    def _pass_on(self, number: int) -> None:
+        # Not through Popen, which would look for the exit status that os.wait4 is to find.
+        if self._number is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self._number, number)
+
+    def _wait(self, process: "subprocess.Popen[bytes]") -> tuple[int, int]:
+        """Exit status and peak resident memory in KiB, when the process has ended."""
+        while True:
+            ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if ended:
+                break
+            if time.monotonic() - self._asked_at > STOP_SECONDS:
+                self._pass_on(signal.SIGKILL)
+            time.sleep(POLL_SECONDS)
+        self._number = None
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if own_job.job_id():  # helpers that have outlived it, and their memory
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        return process.returncode, usage.ru_maxrss
+
+
+@contextmanager
+def _handling(child: _Child) -> Iterator[None]:
+    """Python lets only the main thread handle signals; in another one nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, child.ask) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """What changes whenever a file is replaced."""
+    with suppress(FileNotFoundError):
+        facts = path.stat()
+        return facts.st_ino, facts.st_mtime_ns
+    return None

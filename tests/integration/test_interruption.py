@@ -1,0 +1,187 @@
+"""A training that is asked to stop at any moment goes on from there with the same numbers."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_runs import rows, run_training, small_config
+
+from refsam import interruption
+from refsam.configuration.schema import DatasetConfig
+from refsam.records.paths import RunPaths
+from refsam.science import trainers
+from refsam.science.checkpoints import read_latest
+from refsam.science.positions import position, random_states, restore_random_states, running_statistics
+
+# torch.optim hides the module behind the class of the same name.
+ADAM = sys.modules[torch.optim.Adam.__module__]
+
+
+@dataclass
+class Moment:
+    """Sends the signal when `function` of `owner` is called for the n-th time, from within the call."""
+
+    owner: Any
+    function: str
+    calls: int
+    number: signal.Signals = signal.SIGTERM
+    seen: int = field(default=0, init=False)
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        original = getattr(self.owner, self.function)
+
+        def called(*arguments: Any, **options: Any) -> Any:
+            self.seen += 1
+            if self.seen == self.calls:
+                os.kill(os.getpid(), self.number)
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(self.owner, self.function, called)
+
+
+def everything(paths: RunPaths) -> dict[str, torch.Tensor]:
+    """All weights, of both models, the optimizer's moments, and both checkpoints' counters, as tensors."""
+    found = {}
+    for path in (paths.best, paths.latest):
+        values = torch.load(path, weights_only=True)
+        for part in ("model_state", "decoder_state"):
+            found |= {f"{path.name} {part} {key}": item for key, item in values.get(part, {}).items()}
+        for key in ("iteration", "epoch", "best_epoch", "best_metric"):
+            found[f"{path.name} {key}"] = torch.tensor(values[key])
+    for number, state in values["optimizer_state"]["state"].items():
+        found |= {f"optimizer {number} {key}": item for key, item in state.items()}
+    return found
+
+
+def assert_same(one: RunPaths, other: RunPaths) -> None:
+    assert rows(one) == rows(other)
+    expected = everything(other)
+    found = everything(one)
+    assert found.keys() == expected.keys()
+    assert [name for name, value in expected.items() if not torch.equal(value, found[name])] == []
+
+
+def moments(engine: str, decoder: str) -> list[Moment]:
+    """One for each kind of moment; two trainings of the same run never pass the same one."""
+    joint = decoder == "true"
+    owner = {
+        ("refsam", True): trainers.LowMemoryJointSamTrainer,
+        ("refsam", False): trainers.LowMemorySamTrainer,
+        ("micro_sam", True): trainers.RecordedJointSamTrainer,
+    }[engine, joint]
+    found = [
+        Moment(owner, "_compute_loss", 1),  # in the very first step
+        Moment(owner, "_compute_loss", 4),  # in a later step
+        Moment(ADAM, "adam", 2),  # while parameters change
+        Moment(owner, "_interactive_val_iteration", 2, signal.SIGUSR2),
+        Moment(trainers, "write_best", 1),  # of the first epoch, which always is the best so far
+        Moment(owner, "_report", 1),  # when a step is done
+        Moment(trainers, "write_latest", 1, signal.SIGINT),
+        Moment(owner, "_compute_loss", 2),
+    ]
+    if joint:
+        found += [
+            Moment(owner, "_instance_iteration", 1),  # between the two steps of the optimizer
+            Moment(owner, "_instance_iteration", 1),  # once more at the same place
+            Moment(owner, "_instance_iteration", 3),
+        ]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("engine", "decoder", "peft"),
+    [("refsam", "true", "full"), ("refsam", "false", "lora"), ("micro_sam", "true", "full")],
+)
+def test_a_training_that_is_interrupted_at_every_kind_of_moment_is_the_same_training(
+    synthetic: DatasetConfig, tmp_path: Path, engine: str, decoder: str, peft: str
+) -> None:
+    config = small_config(
+        synthetic,
+        "train.epochs=5",
+        f"train.engine={engine}",
+        f"train.decoder={decoder}",
+        f"peft={peft}",
+    )
+    whole, summary = run_training(config, tmp_path / "whole")
+    for moment in moments(engine, decoder):
+        before = read_latest(RunPaths(tmp_path / "stopped"))
+        with pytest.MonkeyPatch.context() as monkeypatch, interruption.listening():
+            moment.install(monkeypatch)
+            with pytest.raises(KeyboardInterrupt, match=moment.number.name):
+                run_training(config, tmp_path / "stopped")
+        assert moment.seen >= moment.calls
+        latest = read_latest(RunPaths(tmp_path / "stopped"))
+        if before is not None:
+            assert latest is not None
+            assert latest["iteration"] >= before["iteration"]
+    continued, resumed = run_training(config, tmp_path / "stopped")
+    assert_same(continued, whole)
+    assert (resumed.best_epoch, resumed.best_metric) == (summary.best_epoch, summary.best_metric)
+    assert (resumed.epochs, resumed.iterations) == (summary.epochs, summary.iterations)
+
+
+def test_no_more_than_the_step_at_hand_is_computed_again(synthetic: DatasetConfig, tmp_path: Path) -> None:
+    config = small_config(synthetic, "train.epochs=1", "train.min_samples=6")
+    steps: list[int] = []
+
+    def stop_at(iteration: int) -> Callable[[trainers.Progress], None]:
+        def report(progress: trainers.Progress) -> None:
+            if not steps or progress.iteration > steps[-1]:
+                steps.append(progress.iteration)
+            if progress.iteration == iteration and interruption.received() is None:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        return report
+
+    with interruption.listening(), pytest.raises(KeyboardInterrupt):
+        run_training(config, tmp_path / "run", stop_at(4))
+    latest = read_latest(RunPaths(tmp_path / "run"))
+    assert latest is not None
+    assert (latest["iteration"], latest["epoch"]) == (4, -1)
+    assert not (tmp_path / "run" / "history.csv").exists()
+    run_training(config, tmp_path / "run", stop_at(99))
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_long_epoch_is_saved_on_the_way(
+    synthetic: DatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainers, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    config = small_config(synthetic, "train.epochs=1")
+    saved: list[int] = []
+    run_training(config, tmp_path / "run", lambda progress: saved.append(progress.saved))
+    assert saved == [1, 2, 3, 3]
+
+
+def test_statistics_of_batch_normalization_go_back_to_the_position() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+    statistics = running_statistics([model, model[1]])
+    assert len(statistics) == 3  # mean, variance and number of batches, each once
+    means = trainers.EpochMeans()
+    here = position(1, means, None, torch.device("cpu"), statistics, None)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model(torch.rand(2, 1, 8, 8))
+    assert not torch.equal(model[1].running_mean, before["1.running_mean"])
+    here.restore(statistics, None)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_random_states_survive_a_checkpoint(tmp_path: Path) -> None:
+    import random
+
+    import numpy as np
+
+    def draw() -> list[float]:
+        return [random.gauss(0, 1), float(np.random.normal()), torch.randn(1).item()]
+
+    draw()  # the second number of a pair is kept by two of the generators
+    torch.save(random_states(torch.device("cpu")), tmp_path / "states.pt")
+    expected = [draw() for _ in range(3)]
+    restore_random_states(torch.load(tmp_path / "states.pt", weights_only=True), torch.device("cpu"))
+    assert [draw() for _ in range(3)] == expected

@@ -1,0 +1,189 @@
+"""The process around a run: attempts, their records, and what it does when the run dies or has to stop."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from refsam.errors import RunFailed
+from refsam.orchestration import machine
+from refsam.orchestration.attempts import begin_attempt
+from refsam.orchestration.job import RunJob
+from refsam.records.attempts import Attempt, read_attempt, write_attempt
+from refsam.records.files import write_json
+from refsam.records.paths import RunPaths
+from refsam.records.status import AlreadyRunning, Reason, State, Status, read_status, run_lock, write_status
+
+HERE = Path(__file__).parent
+PATIENCE = 60
+
+specification = importlib.util.spec_from_file_location("fake_science", HERE / "fake_science.py")
+science = importlib.util.module_from_spec(specification)
+sys.modules["fake_science"] = science
+specification.loader.exec_module(science)
+
+
+@pytest.fixture
+def paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parent.parent)]))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for name in ("SLURM_JOB_ID", "SUBMITIT_FOLDER"):
+        monkeypatch.delenv(name, raising=False)
+    paths = RunPaths(tmp_path / "run")
+    paths.root.mkdir()
+    return paths
+
+
+def job(paths, behaviour, entry_point=science.ENTRY_POINT):
+    (paths.root / "behaviour.txt").write_text(behaviour)
+    return RunJob(str(paths.root), 1, "", entry_point)
+
+
+def test_a_completed_attempt_has_a_record_and_is_not_repeated(paths):
+    job(paths, "complete")()
+    attempt = read_attempt(paths, 1)
+    assert (attempt.state, attempt.reason, attempt.settings) == (State.completed, None, {})
+    assert attempt.host == os.uname().nodename
+    assert attempt.started_at <= attempt.ended_at
+    assert 0 < attempt.peak_memory_gib < 10
+    job(paths, "complete")()
+    assert science.starts(paths.root.parent) == ["run"]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason", "words"),
+    [
+        ("fail", Reason.error, "ValueError: the [bold]data[/bold] is not there"),
+        ("fail silently", Reason.error, "ValueError: without a word; see "),
+        ("crash", Reason.lost, "killed from outside, or its interpreter crashed (SIGKILL)"),
+    ],
+)
+def test_a_failed_attempt_says_why_and_is_not_repeated_by_itself(paths, behaviour, reason, words):
+    with pytest.raises(RunFailed):
+        job(paths, behaviour)()
+    status = read_status(paths)
+    assert (status.state, status.reason, status.attempt) == (State.failed, reason, 1)
+    assert words in status.message
+    attempt = read_attempt(paths, 1)
+    assert (attempt.reason, attempt.message, attempt.ended_at) == (reason, status.message, status.ended_at)
+    with pytest.raises(RunFailed):
+        job(paths, behaviour)()
+    assert read_status(paths).attempt == 2
+
+
+def test_a_science_that_cannot_be_imported_is_an_error_with_its_words(paths):
+    with pytest.raises(RunFailed, match="No module named 'no_such_science'"):
+        job(paths, "complete", "no_such_science:execute")()
+    assert read_status(paths).reason is Reason.error
+
+
+def test_a_kill_for_lack_of_memory_is_told_from_other_kills(paths, monkeypatch):
+    # The kernel's counter, raised by one while the run is at work.
+    counter = lambda: 8 if science.starts(paths.root.parent) else 7  # noqa: E731
+    monkeypatch.setattr(machine, "out_of_memory_kills", counter)
+    with pytest.raises(RunFailed):
+        job(paths, "crash")()
+    status = read_status(paths)
+    assert (status.state, status.reason, status.attempt) == (State.failed, Reason.out_of_memory, 1)
+    # Nothing is known that a next attempt could save.
+    assert status.message == (
+        "The kernel killed the run because memory was short. "
+        "Not tried again: nothing is left that would save memory."
+    )
+
+
+def test_the_next_attempt_takes_what_the_failed_one_has_taught(paths):
+    used = {"train.object_chunk": 5, "train.checkpoint_encoder": None, "train.precision": "float32"}
+    write_attempt(paths, 1, Attempt(used=used, state=State.failed, reason=Reason.out_of_memory, ended_at="x"))
+    write_status(paths, Status(State.failed, reason=Reason.out_of_memory, attempt=1))
+    assert begin_attempt(paths)
+    assert read_attempt(paths, 2).settings == {"train.object_chunk": 2}
+    assert read_status(paths).state is State.pending
+
+
+def test_savings_of_an_earlier_attempt_are_not_taken_for_those_of_this_one(paths, monkeypatch):
+    """It would be tried with the same chunk for ever."""
+    paths.results.mkdir()
+    write_json(paths.savings, {"object_chunk": 4, "checkpoint_every": None, "precision": "float32"})
+    counter = lambda: len(science.starts(paths.root.parent))  # noqa: E731
+    monkeypatch.setattr(machine, "out_of_memory_kills", counter)
+    with pytest.raises(RunFailed):
+        job(paths, "crash")()
+    assert read_attempt(paths, 1).used == {}
+    assert read_status(paths).attempt == 1
+
+
+def test_an_attempt_that_died_with_its_supervisor_is_ended_by_the_next(paths):
+    write_attempt(paths, 1, Attempt(started_at="2026-01-01T00:00:00+00:00"))
+    write_status(paths, Status(State.running, attempt=1))
+    job(paths, "complete")()
+    assert (read_attempt(paths, 1).state, read_attempt(paths, 1).reason) == (State.failed, Reason.lost)
+    assert (read_status(paths).state, read_status(paths).attempt) == (State.completed, 2)
+
+
+def test_a_run_that_another_process_holds_is_left_alone(paths, monkeypatch):
+    monkeypatch.setattr("refsam.orchestration.attempts.LOCK_SECONDS", 0.0)
+    program = (
+        "import sys; from pathlib import Path; from refsam.records.paths import RunPaths\n"
+        "from refsam.records.status import run_lock\n"
+        "with run_lock(RunPaths(Path(sys.argv[1]))): print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(paths.root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(AlreadyRunning):
+            job(paths, "complete")()
+        holder.communicate("")
+    assert not paths.status.exists()
+
+
+PROGRAM = "import sys; from refsam.orchestration.job import RunJob; RunJob(sys.argv[1], 1, '', sys.argv[2])()"
+
+
+def start(paths, behaviour):
+    (paths.root / "behaviour.txt").write_text(behaviour)
+    command = [sys.executable, "-c", PROGRAM, str(paths.root), science.ENTRY_POINT]
+    process = subprocess.Popen(command)
+    deadline = time.monotonic() + PATIENCE
+    while not (paths.root / "ready").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (signal.SIGTERM, Reason.cancelled),
+        (signal.SIGINT, Reason.cancelled),
+        (signal.SIGUSR1, Reason.timeout),
+        (signal.SIGUSR2, Reason.timeout),
+    ],
+)
+def test_a_signal_reaches_the_run_and_nothing_of_it_stays(paths, number, reason):
+    process = start(paths, "wait")
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    assert process.wait(PATIENCE) == 1
+    status = read_status(paths)
+    assert (status.state, status.reason, status.attempt) == (State.failed, reason, 1)
+    assert read_attempt(paths, 1).reason is reason
+    assert [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE] == []
+    with run_lock(paths):
+        pass
+
+
+def test_the_job_s_own_process_imports_nothing_heavy(paths):
+    program = (
+        "import sys, refsam.orchestration.job\n"
+        "names = ('torch', 'torch_em', 'micro_sam', 'pandas', 'refsam.science')\n"
+        "print([name for name in names if name in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert answer.stdout == "[]\n"
