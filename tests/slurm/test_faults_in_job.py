@@ -1,0 +1,253 @@
+"""What can happen to a job on a real Slurm, and that the run survives it."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from refsam.configuration.compose import compose
+from refsam.configuration.frozen import freeze, load
+from refsam.configuration.schema import ClusterConfig, RefsamConfig, RequestConfig, ResourceConfig
+from refsam.orchestration.job import SCIENCE
+from refsam.orchestration.reconcile import reconcile
+from refsam.orchestration.slurm import submit_to_slurm
+from refsam.orchestration.slurm_query import SlurmQuery
+from refsam.records.attempts import read_attempt
+from refsam.records.paths import RunsFolder
+from refsam.records.status import Reason, State, read_status
+from refsam.test_cluster.jobs import job_processes
+
+HERE = Path(__file__).parent
+PATIENCE = 120  # seconds until a wait is given up; no assertion depends on it
+STAND_IN = "stand_in:execute"
+CLUSTER = ClusterConfig(kind="slurm", explicit=False, parallel="auto", template="default")
+SMALL = RequestConfig(partition="medium", cores=1, memory_gb=1, time="0:10:00")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A planned run as the submission sees it."""
+
+    run_id: str
+    config: RefsamConfig
+
+
+@pytest.fixture
+def folder(slurm_cluster, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parent.parent)]))
+    yield RunsFolder(tmp_path)
+    subprocess.run(["scancel", "--partition=medium"], check=True)
+
+
+def add_run(folder, run_id, behaviour):
+    paths = folder.run(run_id)
+    paths.root.mkdir()
+    (paths.root / "behaviour.txt").write_text(behaviour)
+    return Run(run_id, RefsamConfig(resource=ResourceConfig(name="any", request=SMALL)))
+
+
+def submit(folder, runs, entry_point=STAND_IN):
+    submit_to_slurm(runs, folder, folder.sweep("study"), CLUSTER, lambda said: None, entry_point)
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.2)
+
+
+def wait_for(folder, run_id, *states):
+    """The record of a run, when it says one of the states and its attempt has ended; Slurm is not asked."""
+    paths = folder.run(run_id)
+
+    def ended():
+        status = read_status(paths)
+        number = status.attempt - 1 if status.state is State.pending else status.attempt
+        return status.state in states and read_attempt(paths, number).ended_at is not None
+
+    wait_until(ended)
+    return read_status(paths)
+
+
+def starts(folder, run_id):
+    path = folder.run(run_id).root / "starts.txt"
+    return path.read_text().split() if path.exists() else []
+
+
+def slurm(*command):
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def start_again_now(folder, run_id):
+    """Slurm lets a requeued job wait for two minutes."""
+    job_id = read_status(folder.run(run_id)).job_id
+    wait_until(lambda: "PENDING" in slurm("squeue", "--noheader", f"--jobs={job_id}", "--format=%T"))
+    slurm("scontrol", "update", f"JobId={job_id}", "StartTime=now")
+
+
+def test_a_job_that_outgrows_its_memory_goes_on_with_a_smaller_chunk_without_queueing_again(folder):
+    run = add_run(folder, "a", "hungry by the chunk")
+    submit(folder, [run])
+    status = wait_for(folder, "a", State.completed, State.failed)
+    assert (status.state, status.attempt) == (State.completed, 2), status
+    first, second = (read_attempt(folder.run("a"), number) for number in (1, 2))
+    assert (first.reason, first.used["train.object_chunk"], first.settings) == (Reason.out_of_memory, 5, {})
+    assert "The kernel killed the run" in first.message
+    assert (second.state, second.settings) == (State.completed, {"train.object_chunk": 2})
+    assert len(set(starts(folder, "a"))) == 1  # one job
+    assert len(starts(folder, "a")) == 2
+    for number in (1, 2):
+        (log,) = folder.run("a").attempt(number).glob("*.out")
+        assert "Next attempt: train.object_chunk=2" in log.read_text()
+
+
+def test_a_run_that_no_setting_makes_fit_is_out_of_memory(folder):
+    run = add_run(folder, "a", "hungry")
+    submit(folder, [run])
+    status = wait_for(folder, "a", State.failed)
+    assert (status.reason, status.attempt) == (Reason.out_of_memory, 1)
+    assert status.message.endswith("Not tried again: nothing is left that would save memory.")
+
+
+@pytest.mark.parametrize("who", ["scancel", "scontrol requeue"])
+def test_a_job_that_slurm_ends_says_why(folder, who):
+    """Slurm requeues a job in the same way when it takes the resources for another one."""
+    run = add_run(folder, "a", "wait")
+    submit(folder, [run])
+    wait_until(lambda: starts(folder, "a"))
+    job_id = read_status(folder.run("a")).job_id
+    slurm(*who.split(), job_id)
+    if who == "scancel":
+        status = wait_for(folder, "a", State.failed)
+        assert (status.reason, status.attempt) == (Reason.cancelled, 1)
+        assert read_attempt(folder.run("a"), 1).reason is Reason.cancelled
+        return
+    status = wait_for(folder, "a", State.pending)
+    assert (status.attempt, read_attempt(folder.run("a"), 1).reason) == (2, Reason.preempted)
+    start_again_now(folder, "a")
+    wait_until(lambda: len(starts(folder, "a")) == 2)
+    (folder.root / "go").touch()
+    assert wait_for(folder, "a", State.completed).attempt == 2
+
+
+def test_a_time_limit_that_saves_nothing_is_not_tried_for_ever(folder):
+    run = add_run(folder, "a", "wait")
+    submit(folder, [run])
+    wait_until(lambda: starts(folder, "a"))
+    slurm("scancel", "--signal=USR2", read_status(folder.run("a")).job_id)
+    status = wait_for(folder, "a", State.failed)
+    assert (status.reason, status.attempt) == (Reason.timeout, 1)
+    assert status.message == (
+        "The time limit came. Not tried again: nothing new was saved since the attempt before."
+    )
+
+
+def test_a_job_that_is_killed_whole_is_written_down_by_whoever_looks(folder, slurm_cluster):
+    run = add_run(folder, "a", "wait")
+    submit(folder, [run])
+    wait_until(lambda: starts(folder, "a"))
+    for number in job_processes(slurm_cluster.settings):
+        if "slurmstepd" not in psutil.Process(number).name():
+            os.kill(number, signal.SIGKILL)
+
+    def look():
+        return reconcile(folder, ["a"], SlurmQuery())[0]["a"]
+
+    wait_until(lambda: look().state is State.failed)
+    status = read_status(folder.run("a"))
+    assert (status.state, status.reason) == (State.failed, Reason.error)
+    assert status.message.startswith(f"Slurm job {status.job_id}: ")
+    assert read_attempt(folder.run("a"), 1).message == status.message
+
+
+def test_a_run_whose_node_dies_is_resumed_on_another_one(folder, slurm_cluster):
+    run = add_run(folder, "a", "wait")
+    submit(folder, [run])
+    wait_until(lambda: starts(folder, "a"))
+    node = slurm("squeue", "--noheader", "--format=%N").strip()
+    slurm_cluster.daemons.find(f"slurmd-{node}").kill()
+    for number in job_processes(slurm_cluster.settings):
+        os.kill(number, signal.SIGKILL)
+    try:
+
+        def look():
+            return reconcile(folder, ["a"], SlurmQuery())[0]["a"]
+
+        wait_until(lambda: look().state is State.pending)
+        assert read_status(folder.run("a")).attempt == 2
+        assert read_attempt(folder.run("a"), 1).reason is Reason.node_failure
+        start_again_now(folder, "a")
+        wait_until(lambda: len(starts(folder, "a")) == 2)
+        assert slurm("squeue", "--noheader", "--format=%N").strip() != node
+        (folder.root / "go").touch()
+        assert wait_for(folder, "a", State.completed).attempt == 2
+    finally:
+        slurm_cluster.start(f"slurmd-{node}")
+        wait_until(lambda: slurm_cluster.nodes()[node] == "idle")
+
+
+TRAINING = (
+    *("model=vit_nano", "model.custom.image_size=64", "model.custom.patch_size=8"),
+    *("model.custom.embed_dim=16", "model.custom.depth=2", "model.custom.num_heads=2"),
+    *("model.custom.global_attn_indexes=[1]", "model.custom.window_size=4", "model.custom.unetr_features=2"),
+    *("model.custom.prompt_embed_dim=16", "model.custom.decoder_mlp_dim=16"),
+    *(
+        "model.custom.decoder_num_heads=2",
+        "resource=local",
+        "resource.device=cpu",
+        "n_objects=2",
+        "n_images=1",
+    ),
+    *("train.patch_shape=[160,160]", "train.min_samples=5", "train.validation_samples=1", "train.lr=1e-3"),
+    *("train.n_sub_iterations=2", "train.precision=float32", "train.epochs=30", "train.early_stopping=null"),
+    *("evaluate.max_images=1", "evaluate.modes=[box]"),
+)
+
+
+def add_training(folder, run_id, dataset):
+    config = replace(compose(list(TRAINING)), dataset=dataset)
+    request = replace(SMALL, memory_gb=4)
+    paths = folder.run(run_id)
+    paths.root.mkdir()
+    freeze(paths.config, replace(config, resource=replace(config.resource, request=request)))
+    return Run(run_id, load(paths.config))
+
+
+def history(folder, run_id):
+    with folder.run(run_id).history.open(newline="") as file:
+        return [
+            {key: value for key, value in row.items() if key not in ("seconds", "train_time")}
+            for row in csv.DictReader(file)
+        ]
+
+
+def test_a_training_that_meets_its_time_limit_twice_is_the_training_without_one(folder, synthetic):
+    """The signal is Slurm's before the limit, sent here by scancel: no limit is below a minute."""
+    stopped = add_training(folder, "stopped", synthetic)
+    whole = add_training(folder, "whole", synthetic)
+    submit(folder, [stopped], SCIENCE)
+    for epochs in (1, 6):
+        wait_until(lambda epochs=epochs: (read_status(folder.run("stopped")).epoch or 0) >= epochs)
+        attempt = read_status(folder.run("stopped")).attempt
+        slurm("scancel", "--signal=USR2", read_status(folder.run("stopped")).job_id)
+        status = wait_for(folder, "stopped", State.pending, State.failed, State.completed)
+        assert (status.state, status.attempt) == (State.pending, attempt + 1), status
+        start_again_now(folder, "stopped")
+    command = [sys.executable, "-m", "refsam.science.run", str(folder.run(whole.run_id).root)]
+    subprocess.run(command, check=True, capture_output=True)
+    status = wait_for(folder, "stopped", State.completed, State.failed)
+    assert (status.state, status.attempt) == (State.completed, 3), status
+    reasons = [read_attempt(folder.run("stopped"), number).reason for number in (1, 2, 3)]
+    assert reasons == [Reason.timeout, Reason.timeout, None]
+    steps = [read_attempt(folder.run("stopped"), number).steps for number in (1, 2, 3)]
+    assert 0 < steps[0] < steps[1] < steps[2] == 150
+    assert len(history(folder, "stopped")) == 30
+    assert history(folder, "stopped") == history(folder, "whole")
