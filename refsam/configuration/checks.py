@@ -120,6 +120,10 @@ _RULES = (
     *(
         _Rule(f"cluster.{name}", _optional(_whole(1)), "null, or a whole number from 1")
         for name in ("array_parallelism", "max_array_size", "max_submit_jobs")
+    _Rule(
+        "cluster.signal_seconds",
+        lambda value: _whole(1)(value) and value <= 65535,  # Slurm's own limit
+        "a whole number of seconds from 1 to 65535",
     ),
     _Rule("resource.device", _one_of(DEVICES), " or ".join(DEVICES)),
     _Rule("resource.request.cores", _whole(1), "a whole number from 1"),
