@@ -30,7 +30,7 @@ class _Listener:
             self.check()
 
     def check(self) -> None:
-        if self.received is not None and not self.held:
+        if self.active and self.received is not None and not self.held:
             raise KeyboardInterrupt(self.received.name)
 
 
