@@ -120,6 +120,7 @@ _RULES = (
     *(
         _Rule(f"cluster.{name}", _optional(_whole(1)), "null, or a whole number from 1")
         for name in ("array_parallelism", "max_array_size", "max_submit_jobs")
+    ),
     _Rule(
         "cluster.signal_seconds",
         lambda value: _whole(1)(value) and value <= 65535,  # Slurm's own limit
