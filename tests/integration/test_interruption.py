@@ -91,7 +91,7 @@ def moments(engine: str, decoder: str) -> list[Moment]:
             Moment(owner, "_instance_iteration", 1),  # once more at the same place
             Moment(owner, "_instance_iteration", 3),
         ]
-    return found
+    return found[-4:] if engine == "micro_sam" else found  # what differs is between the two steps
 
 
 @pytest.mark.parametrize(
