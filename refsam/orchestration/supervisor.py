@@ -16,11 +16,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from refsam.errors import RunFailed
+from refsam.errors import RunFailed, SlurmSilent
 from refsam.interruption import SIGNALS
 from refsam.orchestration import machine, own_job
 from refsam.orchestration.attempts import Outcome, begin_attempt, end_of_attempt, not_requeued
-from refsam.orchestration.slurm_query import SlurmSilent
 from refsam.records.paths import RunPaths
 from refsam.records.status import State, Status
 
