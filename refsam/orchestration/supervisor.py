@@ -19,9 +19,9 @@ from types import FrameType
 from refsam.errors import RunFailed, SlurmSilent
 from refsam.interruption import SIGNALS
 from refsam.orchestration import machine, own_job
-from refsam.orchestration.attempts import Outcome, begin_attempt, end_of_attempt, not_requeued
+from refsam.orchestration.attempts import LOCK_SECONDS, Outcome, begin_attempt, end_of_attempt, not_requeued
 from refsam.records.paths import RunPaths
-from refsam.records.status import State, Status
+from refsam.records.status import State, Status, run_lock
 
 POLL_SECONDS = 0.1
 # For a run to save what it has, once it was asked to: less than lies between Slurm's signal and its limit.
@@ -43,7 +43,7 @@ def supervise(paths: RunPaths, entry_point: str) -> None:
         SystemExit: when it was asked to stop, whether it goes on in a later job or not.
     """
     child = _Child(paths, entry_point)
-    with _handling(child):
+    with _claim(paths), _handling(child):
         while begin_attempt(paths):
             outcome, requeued_by_slurm = child.execute()
             status = end_of_attempt(paths, outcome)
@@ -131,6 +131,20 @@ class _Child:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         return process.returncode, usage.ru_maxrss
+
+
+@contextmanager
+def _claim(paths: RunPaths) -> Iterator[None]:
+    """Hold the run between the child's last word and this process's own, against who submits meanwhile.
+
+    A local queue holds the same lock itself.
+    """
+    if own_job.job_id() is None:
+        yield
+        return
+    paths.attempts.mkdir(exist_ok=True)
+    with run_lock(RunPaths(paths.attempts), LOCK_SECONDS):
+        yield
 
 
 @contextmanager

@@ -238,8 +238,8 @@ def test_a_training_that_meets_its_time_limit_twice_is_the_training_without_one(
         wait_until(lambda epochs=epochs: (read_status(folder.run("stopped")).epoch or 0) >= epochs)
         attempt = read_status(folder.run("stopped")).attempt
         slurm("scancel", "--signal=USR2", read_status(folder.run("stopped")).job_id)
-        status = wait_for(folder, "stopped", State.pending, State.failed, State.completed)
-        assert (status.state, status.attempt) == (State.pending, attempt + 1), status
+        status = wait_for(folder, "stopped", State.pending)
+        assert status.attempt == attempt + 1
         start_again_now(folder, "stopped")
     command = [sys.executable, "-m", "refsam.science.run", str(folder.run(whole.run_id).root)]
     subprocess.run(command, check=True, capture_output=True)
