@@ -1,4 +1,4 @@
-"""How long planned runs are expected to take: by finished runs of the same kind, else by published times.
+"""How long planned runs are expected to take: by finished runs of the same kind, a fit, or published times.
 
 Early stopping decides how many epochs a run has. Expected are as many as such runs had until their best one,
 and the patience of early stopping; the upper limit is all of them.
@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from refsam.configuration.schema import Kind, RefsamConfig, RequestConfig
 from refsam.orchestration.finished_runs import FinishedRun, Key, finished_runs, key_of
 from refsam.records.files import read_yaml
+from refsam.records.fits import Fit, known_fits, seconds_per_step
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import read_status
 
@@ -26,6 +27,7 @@ class Source(StrEnum):
     """Where an expected time comes from."""
 
     runs = "runs"
+    fit = "fit"
     published = "published"
 
 
@@ -82,7 +84,8 @@ def estimate(
     """
     keys = {run.run_id: key_of(run.config, on_slurm) for _, runs in groups for run in runs}
     finished = finished_runs(folder, keys.values())
-    return [_group(request, runs, keys, finished, folder) for request, runs in groups]
+    fits = known_fits(folder.root)
+    return [_group(request, runs, keys, finished, fits, folder) for request, runs in groups]
 
 
 def _group(
@@ -90,6 +93,7 @@ def _group(
     runs: Sequence[PlannedRun],
     keys: dict[str, Key],
     finished: dict[Key, list[FinishedRun]],
+    fits: Sequence[Fit],
     folder: RunsFolder,
 ) -> GroupEstimate:
     known = []
@@ -98,7 +102,7 @@ def _group(
         trained = paths.training.exists()  # and an evaluation is made up for
         expected = by_finished_runs(run.config, finished[keys[run.run_id]], trained)
         if expected is None and not trained:
-            expected = by_published_times(run.config)
+            expected = by_fit(run.config, fits) or by_published_times(run.config)
         if expected is not None:
             known.append(expected if trained else _left(expected, paths))
     return GroupEstimate(
@@ -134,6 +138,18 @@ def by_finished_runs(
     best = median(run.best_epoch for run in alike if run.best_epoch is not None)
     steps, most = _steps(config, best, per_epoch)
     return Expected(per_step * steps + other, per_step * most + other, Source.runs)
+
+
+def by_fit(config: RefsamConfig, fits: Sequence[Fit]) -> Expected | None:
+    """The time of a training by what `refsam fit` measured on its resource; None where it did not.
+
+    Nothing is known of the best epoch, so early stopping is not counted on; the evaluation is not in it.
+    """
+    per_step = seconds_per_step(fits, config) if config.kind != Kind.baseline else None
+    if per_step is None:
+        return None
+    _, most = _steps(config, 0, config.train.min_samples / config.train.batch_size)
+    return Expected(per_step * most, per_step * most, Source.fit)
 
 
 def by_published_times(config: RefsamConfig) -> Expected | None:
@@ -177,6 +193,8 @@ def group_words(group: GroupEstimate) -> str:
     if Source.runs in group.sources:
         runs = "1 finished run" if group.finished == 1 else f"{group.finished} finished runs"
         origin.append(f"{runs} of the same kind")
+    if Source.fit in group.sources:
+        origin.append("the steps that refsam fit measured, without the evaluation")
     if Source.published in group.sources:
         origin.append(f"the times of {_published()['source']}, without the evaluation")
     text = f"Expected: {_hours(group.seconds)}, at most {_hours(group.at_most)}, by {' and '.join(origin)}"

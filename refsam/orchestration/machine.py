@@ -4,6 +4,7 @@ Limits of a container or a login session (cgroups, version 1 and 2) count as the
 """
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ GIB = 1024**3
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 KERNEL_COUNTERS = Path("/proc/vmstat")
+CPU_INFORMATION = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,22 @@ class Gpu:
     index: int
     name: str
     memory_gb: float
+
+
+def processor() -> str:
+    """The processor's name, from /proc/cpuinfo where there is one."""
+    found = re.search(r"^model name\s*:\s*(.+)$", _text(CPU_INFORMATION), re.MULTILINE)
+    return found.group(1).strip() if found else platform.processor() or platform.machine()
+
+
+def memory_gb() -> float:
+    """GiB of main memory of this machine, or of the smallest cgroup around this process."""
+    limits = [float(psutil.virtual_memory().total)]
+    for folder in cgroup_folders("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            text = _text(folder / name).strip()
+            limits += [float(text)] if text.isdigit() else []
+    return min(limits) / GIB
 
 
 def cores() -> int:
@@ -152,11 +170,19 @@ def out_of_memory_kills() -> int:
     Counted for this process's own cgroup where it tells, else for the whole machine; 0 where nothing is told.
     """
     for folder in cgroup_folders("memory"):
-        for name in ("memory.events", "memory.oom_control"):
-            kills = _counter(folder / name, "oom_kill")
-            if kills is not None:
-                return kills
+        kills = out_of_memory_kills_in(folder)
+        if kills is not None:
+            return kills
     return _counter(KERNEL_COUNTERS, "oom_kill") or 0
+
+
+def out_of_memory_kills_in(folder: Path) -> int | None:
+    """The same for the memory cgroup in `folder`; None where it does not tell."""
+    for name in ("memory.events", "memory.oom_control"):
+        kills = _counter(folder / name, "oom_kill")
+        if kills is not None:
+            return kills
+    return None
 
 
 def cgroup_folders(controller: str) -> Iterator[Path]:

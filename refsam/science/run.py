@@ -172,7 +172,7 @@ def _reason_and_message(error: BaseException) -> tuple[Reason, str]:
     # Whatever went wrong after it was asked to stop, such as helpers that were asked as well, that is why.
     if asked is not None or isinstance(error, KeyboardInterrupt):
         return Reason.cancelled, "The run was stopped; the same command continues it."
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return Reason.out_of_memory, f"The memory did not suffice: {_first_line(error)}"
     if isinstance(error, BadInput):
         return Reason.error, str(error)
@@ -182,7 +182,8 @@ def _reason_and_message(error: BaseException) -> tuple[Reason, str]:
     return Reason.error, f"{type(error).__name__}: {_first_line(error)}"
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator refused memory; the kernel, which kills, is not heard here."""
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in ALLOCATION_FAILURES)

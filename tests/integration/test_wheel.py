@@ -50,7 +50,7 @@ def installed(wheel, tmp_path_factory):
 def test_the_wheel_carries_configurations_sweeps_and_templates(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     tracked = subprocess.run(
-        ["git", "-C", str(SOURCE), "ls-files", "conf", "sweeps", "slurm_templates"],
+        ["git", "-C", str(SOURCE), "ls-files", "conf", "sweeps", "slurm_templates", "fits"],
         capture_output=True,
         text=True,
         check=True,

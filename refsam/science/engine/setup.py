@@ -1,12 +1,12 @@
 """Which savings a run uses, and putting them into its model.
 
 `auto` follows the size of the machine, not the memory that happens to be free: the same run on the same
-resource computes its sums in the same order every time. The estimates are of what autograd keeps, and
-deliberately rough; `train.object_chunk` and `train.checkpoint_encoder` take exact values from whoever has
-measured them.
+resource computes its sums in the same order every time. What `refsam fit` has measured wins; without it there
+are estimates of what autograd keeps, deliberately rough. `train.object_chunk`, `train.checkpoint_encoder` and
+`train.checkpoint_decoder` take exact values from whoever knows better.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from torch_em.model import UNETR
 
 from refsam.configuration.patch_pool import encoder_is_frozen
 from refsam.configuration.schema import AUTO, RefsamConfig
+from refsam.records.fits import Setup, fit_for, known_fits
 from refsam.science.engine.allocator import keep_freed_memory
 from refsam.science.engine.attention import use_fused_attention
 from refsam.science.engine.checkpointing import checkpoint_encoder, encoder_blocks
 from refsam.science.engine.decoder import checkpoint_decoder, use_late_upsampling
 from refsam.science.engine.masks import use_linear_resizing
-from refsam.science.hardware import GIB
+from refsam.science.hardware import GIB, choose_precision
 
 FLOAT_BYTES = 4
 # Of the memory that is there: the rest is for the allocator, the data loader and the system.
@@ -61,12 +62,33 @@ class Savings:
     fused_attention: bool
     checkpoint_decoder: bool = False  # the segmentation decoder
     cache_gib: float = 0.0  # memory for the embeddings of a frozen encoder
+    auto_from: str = "estimate"  # what chose for `auto`: the estimate, or which fit
 
 
 def choose_savings(
     config: RefsamConfig, sam: Sam, device: torch.device, unetr: UNETR | None = None
 ) -> Savings:
-    """The savings that the configuration asks for; `auto` by the memory of the machine.
+    """The savings that the configuration asks for; `auto` by a fit, or else by the memory of the machine."""
+    estimated = _estimate(config, sam, device, unetr)
+    settings = config.train
+    if settings.object_chunk != AUTO:
+        return estimated
+    setup = Setup.of(config, device.type)
+    precision = choose_precision(settings.precision, device).value
+    memory = memory_gib(config, device)
+    fit = fit_for(known_fits(Path(config.runs)), setup, precision, memory, config.n_objects)
+    if fit is None or fit.refsam is None or fit.refsam.object_chunk is None:
+        return estimated
+    changes: dict[str, Any] = {"object_chunk": min(fit.refsam.object_chunk, config.n_objects)}
+    if settings.checkpoint_encoder == AUTO:
+        changes["checkpoint_every"] = 1 if fit.refsam.checkpoint_encoder else None
+    if settings.checkpoint_decoder == AUTO:
+        changes["checkpoint_decoder"] = bool(fit.refsam.checkpoint_decoder)
+    return replace(estimated, **changes, auto_from=f"fit {fit.name}")
+
+
+def _estimate(config: RefsamConfig, sam: Sam, device: torch.device, unetr: UNETR | None) -> Savings:
+    """`auto` by the memory of the machine.
 
     Blocks are checkpointed where the encoder's activations would take more than half of what the weights
     leave, or would not fit beside those of the segmentation decoder, whose parts are checkpointed where they
@@ -107,6 +129,7 @@ def describe_savings(config: RefsamConfig, savings: Savings | None) -> dict[str,
             "checkpoint_every": None,
             "checkpoint_decoder": None,
             "attention": "eager",
+            "auto_from": None,
         }
     else:
         savings_used = {
@@ -114,6 +137,7 @@ def describe_savings(config: RefsamConfig, savings: Savings | None) -> dict[str,
             "checkpoint_every": savings.checkpoint_every,
             "checkpoint_decoder": savings.checkpoint_decoder,
             "attention": "fused" if savings.fused_attention else "eager",
+            "auto_from": savings.auto_from,
         }
     cached = savings is not None and encoder_is_frozen(config.peft)
     return {
@@ -143,12 +167,17 @@ def apply_savings(sam: Sam, savings: Savings, unetr: UNETR | None = None) -> Non
 
 
 def usable_memory(config: RefsamConfig, device: torch.device) -> float:
-    """What a step may take, in GiB: of the GPU, or of main memory by request, cgroup and size."""
+    """What a step may take of the memory, in GiB."""
+    usable = USABLE_SHARE * memory_gib(config, device)
+    return usable if device.type == "cuda" else usable - PROCESS_GIB
+
+
+def memory_gib(config: RefsamConfig, device: torch.device) -> float:
+    """The memory that a run has, in GiB: of the GPU, or main memory by request, cgroup and size."""
     if device.type == "cuda":
         fraction = torch.cuda.get_per_process_memory_fraction(device)
-        return USABLE_SHARE * fraction * torch.cuda.get_device_properties(device).total_memory / GIB
-    limits = [config.resource.request.memory_gb, psutil.virtual_memory().total / GIB, *_cgroup_limits()]
-    return USABLE_SHARE * min(limits) - PROCESS_GIB
+        return fraction * torch.cuda.get_device_properties(device).total_memory / GIB
+    return min(config.resource.request.memory_gb, psutil.virtual_memory().total / GIB, *_cgroup_limits())
 
 
 def _cgroup_limits() -> list[float]:

@@ -1,0 +1,142 @@
+"""`refsam fit`: every combination in turn, what was found written at once, and the table at the end."""
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from refsam.configuration.schema import AUTO, RefsamConfig
+from refsam.errors import BadInput
+from refsam.orchestration.fit.limits import CUDA
+from refsam.orchestration.fit.measure import Measurer, Say
+from refsam.orchestration.fit.requests import LeftOut, Request, place
+from refsam.orchestration.fit.search import Goal, search_micro_sam, search_refsam
+from refsam.records.fits import SAFETY_MARGIN, Fit, FitsFolder, Largest, Measurement
+
+MICRO_SAM, REFSAM = "micro_sam", "refsam"
+ENGINES = (REFSAM, MICRO_SAM)
+PATCH_PIXELS = 512 * 512
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says besides the overrides."""
+
+    limit_gib: float | None = None
+    most_objects: int = 45
+    minutes: float | None = None
+    engines: tuple[str, ...] = ENGINES
+    again: bool = False  # measure also what was measured before
+
+
+def requests_of(
+    combinations: Sequence[tuple[tuple[str, ...], RefsamConfig]], options: Options, on_the_resource: bool
+) -> tuple[list[Request], list[LeftOut]]:
+    """What can be fitted on this machine, and what cannot. Raises BadInput where that is everything."""
+    placed = [
+        place(overrides, config, options.limit_gib, on_the_resource) for overrides, config in combinations
+    ]
+    left_out = [item for item in placed if isinstance(item, LeftOut)]
+    requests = [item for item in placed if isinstance(item, Request)]
+    if not requests:
+        more = f" (and {len(left_out) - 1} more combinations)" if len(left_out) > 1 else ""
+        raise BadInput(left_out[0].reason + more)
+    return requests, left_out
+
+
+def fit_all(requests: Sequence[Request], options: Options, folder: FitsFolder, say: Say) -> list[Fit]:
+    """The fits of all requests, each written when it is known.
+
+    Raises KeyboardInterrupt on Ctrl-C, SIGTERM and a closed terminal, with every process and cgroup gone and
+    every finished measurement kept; and RunFailed as Measurer does.
+    """
+    deadline = float("inf") if options.minutes is None else time.monotonic() + 60 * options.minutes
+    known = [] if options.again else folder.read_measurements()
+    fits = []
+    with _stoppable():
+        for request in requests:
+            fit = _fit(request, options, Measurer(request, known, folder, say, deadline))
+            fits.append(folder.add_fit(fit))
+    return fits
+
+
+def _fit(request: Request, options: Options, measure: Measurer) -> Fit:
+    config = request.config
+    rows, columns = config.train.patch_shape
+    goal = Goal(
+        n_objects=config.n_objects,
+        most_objects=max(options.most_objects, config.n_objects),
+        n_sub_iterations=config.train.n_sub_iterations,
+        usable_gib=request.memory_gib * (1 - SAFETY_MARGIN),
+        area=config.train.batch_size * rows * columns / PATCH_PIXELS,
+        architecture=config.model.architecture,
+        trains_encoder="image_encoder" not in config.peft.freeze,
+        has_decoder=config.train.decoder,
+        on_cpu=request.setup.device != CUDA,
+        object_chunk=None if config.train.object_chunk == AUTO else int(config.train.object_chunk),
+    )
+    found: dict[str, Largest] = {}
+    for engine, search in ((REFSAM, search_refsam), (MICRO_SAM, search_micro_sam)):
+        if engine in options.engines:
+            found[engine] = search(goal, measure)
+    one = _first_that_fits(measure.used)
+    return Fit(
+        resource=config.resource.name,
+        model=config.model.name,
+        peft=config.peft.name,
+        setup=request.setup,
+        memory_gib=request.memory_gib,
+        simulated=request.simulated,
+        limited_by=CUDA if request.setup.device == CUDA else (one.limited_by if one else "cgroup"),
+        hardware=request.hardware,
+        threads=measure.threads,
+        precision=one.precision if one else None,
+        n_objects=goal.n_objects,
+        n_sub_iterations=goal.n_sub_iterations,
+        most_objects=goal.most_objects,
+        micro_sam=found.get(MICRO_SAM),
+        refsam=found.get(REFSAM),
+        versions=one.versions if one else {},
+    )
+
+
+def _first_that_fits(measured: Sequence[Measurement]) -> Measurement | None:
+    return next((item for item in measured if item.seconds is not None), None)
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM and a closed terminal end the fit as Ctrl-C does: with its process and its cgroup."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before: dict[signal.Signals, Any] = {}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        before[number] = signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def plan_lines(requests: Sequence[Request], left_out: Sequence[LeftOut], folder: FitsFolder) -> list[str]:
+    """What a fit would do, for a dry run."""
+    known = len(folder.read_measurements())
+    lines = [f"{known} steps are measured already in {folder.measurements}"]
+    for request in requests:
+        how = "simulated by a limit on" if request.simulated else "on"
+        lines.append(
+            f"{request.label}: {request.memory_gib:g} GiB, {how} {request.hardware}; "
+            f"{request.config.n_objects} objects asked for"
+        )
+    return [*lines, *(f"left out: {item.reason}" for item in left_out)]
+
+
+def folder_of(runs: Path) -> FitsFolder:
+    return FitsFolder(runs / "fits")

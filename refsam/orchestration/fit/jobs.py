@@ -1,0 +1,83 @@
+"""A fit on the resource itself: one Slurm job for each resource, which runs the same fit there.
+
+What it measures lies in the runs folder as if it had been measured here, so the same command shows it later.
+"""
+
+import contextlib
+import hashlib
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from refsam.configuration.schema import RefsamConfig
+from refsam.errors import RunFailed
+from refsam.orchestration.fit.command import Options, fit_all, folder_of, requests_of
+from refsam.orchestration.fit.measure import Say
+from refsam.orchestration.fit.requests import resolve
+from refsam.orchestration.requests import request_text
+from refsam.orchestration.slurm_query import run_command
+from refsam.orchestration.slurm_script import check_folder, parameters
+
+SPARE_MINUTES = 30  # after the time for the search: for the step that is being measured when it is over
+
+Combination = tuple[tuple[str, ...], RefsamConfig]
+
+
+@dataclass(frozen=True)
+class FitJob:
+    """The fit of some combinations on the machine that it is called on; picklable, called by submitit."""
+
+    combinations: tuple[tuple[str, ...], ...]
+    options: Options
+    runs: str
+
+    def __call__(self) -> None:
+        resolved = [combination for job in self.combinations for combination in resolve(job)]
+        requests, _ = requests_of(resolved, self.options, on_the_resource=True)
+        fit_all(requests, self.options, folder_of(Path(self.runs)), lambda line: print(line, flush=True))
+
+
+def submit_fits(combinations: Sequence[Combination], options: Options, runs: Path, say: Say) -> None:
+    """Submit a job for each resource unless it is in the queue, and return.
+
+    Raises BadInput for what cannot be a job script, SlurmSilent where Slurm does not answer, and RunFailed
+    with what sbatch said.
+    """
+    check_folder(runs)
+    for resource in dict.fromkeys(config.resource.name for _, config in combinations):
+        own = [(job, config) for job, config in combinations if config.resource.name == resource]
+        fit = FitJob(tuple(job for job, _ in own), options, str(runs))
+        config = own[0][1]
+        name = f"refsam-fit-{resource}-{hashlib.sha256(repr(fit).encode()).hexdigest()[:8]}"
+        waiting = run_command(["squeue", "--noheader", f"--name={name}", "--format=%A"]).split()
+        if waiting:
+            say(f"{resource}: job {waiting[0]} is in the queue or running already")
+            continue
+        number = _submit(fit, config, name, runs)
+        say(f"{resource}: job {number}, {request_text(config.resource.request)}; the same command shows it")
+
+
+def _submit(fit: FitJob, config: RefsamConfig, name: str, runs: Path) -> str:
+    request = config.resource.request
+    if fit.options.minutes is not None:
+        request = replace(request, time=str(int(fit.options.minutes) + SPARE_MINUTES))
+    values = parameters(request, config.cluster, [], "fit", name)
+    del values["array_parallelism"], values["additional_parameters"]["hold"]  # it is one job
+    values["comment"] = f"refsam fit {config.resource.name}"
+    jobs = folder_of(runs).root / "jobs"
+    jobs.mkdir(parents=True, exist_ok=True)
+    jobs.chmod(0o700)  # jobs unpickle what lies here: nobody else may write it
+    executor = submitit.SlurmExecutor(jobs, python=sys.executable)
+    executor.update_parameters(**values)
+    try:
+        with contextlib.redirect_stderr(
+            io.StringIO()
+        ):  # submitit prints what sbatch says before it raises it
+            return str(executor.submit(fit).job_id)
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise RunFailed((str(error).strip().splitlines() or ["sbatch failed"])[-1]) from error

@@ -1,0 +1,151 @@
+"""From overrides to what is to be fitted: every combination, where it is measured, and what cannot be."""
+
+import contextlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from refsam.configuration.checks import check_values, missing_setting
+from refsam.configuration.compose import quote_numbers, without_hydra
+from refsam.configuration.composition_errors import explain
+from refsam.configuration.frozen import to_config
+from refsam.configuration.resources import folder
+from refsam.configuration.schema import AUTO, RefsamConfig, register
+from refsam.configuration.strategies import strategy_problem
+from refsam.errors import BadInput
+from refsam.orchestration import machine
+from refsam.records.fits import Setup
+
+CPU, CUDA = "cpu", "cuda"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One row to be: a resolved configuration and the memory that it is fitted into, in GiB."""
+
+    config: RefsamConfig
+    overrides: tuple[str, ...]
+    setup: Setup
+    memory_gib: float
+    simulated: bool
+    hardware: str
+
+    @property
+    def label(self) -> str:
+        config = self.config
+        return f"{config.resource.name}, {config.model.name}, {config.peft.name}"
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A combination that cannot be fitted here, and why in one sentence."""
+
+    overrides: tuple[str, ...]
+    reason: str
+
+
+def resolve(overrides: Sequence[str]) -> list[tuple[tuple[str, ...], RefsamConfig]]:
+    """Every combination of the values that are separated by commas, with `auto` strategies replaced.
+
+    Raises BadInput for what cannot be composed and for values that no run can have.
+    """
+    register()
+    try:
+        parsed = OverridesParser.create().parse_overrides(quote_numbers(overrides))
+        (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+        with (
+            contextlib.redirect_stderr(io.StringIO()),
+            initialize_config_dir(str(folder("conf")), version_base="1.3"),
+        ):
+            return [(tuple(job), _with_strategy(list(job))) for job in jobs]
+    except (HydraException, OmegaConfBaseException) as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        raise BadInput(sentence) from error
+
+
+def _with_strategy(job: list[str]) -> RefsamConfig:
+    config = _compose(job)
+    check_values(config)
+    setting = config.resource.settings.get(config.model.architecture)
+    if setting is not None and config.peft.name == AUTO:
+        others = [override for override in job if override.partition("=")[0] != "peft"]
+        config = _compose([*others, f"peft={setting.peft}"])
+    if setting is not None and config.n_objects == AUTO:
+        config = replace(config, n_objects=setting.n_objects)
+    # Memory and time do not depend on the weights, and those of a run may not be here.
+    return replace(config, model=replace(config.model, weights="random"))
+
+
+def _compose(job: list[str]) -> RefsamConfig:
+    return to_config(without_hydra(compose("config", overrides=quote_numbers(job))))
+
+
+def place(
+    overrides: tuple[str, ...], config: RefsamConfig, limit_gib: float | None, on_the_resource: bool
+) -> Request | LeftOut:
+    """Where a combination is measured on this machine.
+
+    Args:
+        limit_gib: in place of the resource's memory; None takes that.
+        on_the_resource: whether this process is a job on the resource itself.
+    """
+    problem = _problem(config)
+    if problem is not None:
+        return LeftOut(overrides, problem)
+    gpus = machine.gpus() if config.resource.device != CPU else []
+    device = CUDA if gpus else CPU
+    if config.resource.device == CUDA and not gpus:
+        return LeftOut(
+            overrides,
+            f"resource={config.resource.name}: memory of a GPU is measured on a GPU, and this machine has "
+            "none; submit it with cluster=slurm, or measure on a machine with a larger one",
+        )
+    there = gpus[0].memory_gb if gpus else machine.memory_gb()
+    memory = limit_gib or _memory(config, device) or there
+    if memory > there * 1.02:
+        return LeftOut(
+            overrides,
+            f"resource={config.resource.name}: {memory:g} GiB are to be fitted into, and this machine has "
+            f"{there:.1f} GiB; a smaller machine cannot stand for a larger one",
+        )
+    return Request(
+        config=config,
+        overrides=overrides,
+        setup=Setup.of(config, device),
+        memory_gib=float(memory),
+        simulated=limit_gib is not None or not (on_the_resource or _is_this_machine(config)),
+        hardware=gpus[0].name if gpus else machine.processor(),
+    )
+
+
+def _problem(config: RefsamConfig) -> str | None:
+    if AUTO in (config.peft.name, config.n_objects):
+        return missing_setting(config)
+    return strategy_problem(config.model, config.peft)
+
+
+def _memory(config: RefsamConfig, device: str) -> float | None:
+    """GiB of the resource; None where it is whatever the machine has."""
+    if device == CUDA:
+        return config.resource.device_memory_gb
+    asked = config.resource.request.memory_gb
+    return min(asked, machine.memory_gb()) if _is_local(config) else asked
+
+
+def _is_local(config: RefsamConfig) -> bool:
+    return config.resource.name == "local"
+
+
+def _is_this_machine(config: RefsamConfig) -> bool:
+    """This machine as it is, or a GPU of the resource's type in it; a laptop is not another laptop."""
+    return _is_local(config) or (
+        config.resource.request.gpu is not None and machine.matches(config.resource) is None
+    )

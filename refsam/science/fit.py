@@ -1,0 +1,153 @@
+"""One training step, measured: `python -m refsam.science.fit CONFIG RESULT [--gpu-gib GIB]`.
+
+`refsam fit` starts it once for each step, under a limit of memory that may kill it. The model, the trainer,
+its optimizer and the savings are those of a run with the same configuration; the patch is synthetic, so that
+it has as many objects as are asked for. Weights are random: memory and time do not depend on them.
+"""
+
+import argparse
+import importlib.metadata
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+import refsam
+from refsam.configuration.frozen import load
+from refsam.configuration.schema import RefsamConfig
+from refsam.records.files import write_json
+from refsam.records.fits import Outcome
+from refsam.records.paths import RunPaths
+from refsam.science.data import Image, patch_loaders
+from refsam.science.hardware import GIB, choose_device, peak_memory, resident_memory
+from refsam.science.randomness import be_deterministic, seed_everything
+from refsam.science.run import is_out_of_memory
+from refsam.science.trainers import RecordedTraining
+from refsam.science.training import build_trainer
+
+VERSIONS = ("torch", "micro_sam")
+DISC = 0.35  # radius by the distance of two discs
+# An even step of micro-sam's starts with a point and three masks per object: the one that takes more memory.
+EVEN_ITERATION = 2
+
+
+def measure(config: RefsamConfig) -> dict[str, Any]:
+    """Seconds and memory (GiB) of one step, with the state that the optimizer has after its first one."""
+    be_deterministic()
+    seed_everything(config.seed, "fit")
+    with tempfile.TemporaryDirectory() as folder:
+        paths = RunPaths(Path(folder))
+        for path in (paths.checkpoints, paths.tensorboard, paths.results):
+            path.mkdir(parents=True)
+        image = discs(config.n_objects, tuple(config.train.patch_shape))
+        trainer = build_trainer(config, paths, patch_loaders(config, [image], [image]), lambda progress: None)
+        trainer._initialize(None, None, epochs=2)
+        base = resident_memory(trainer.device)
+        _make_optimizer_state(trainer)
+        if trainer.device.type == "cuda":
+            _warm_up(trainer)  # on a CPU it would take as long as the step, and tell little
+        trainer._epoch, trainer._iteration = 1, EVEN_ITERATION
+        trainer.max_iteration = EVEN_ITERATION + 1
+        seconds = _step(trainer)
+    return {
+        "seconds": seconds,
+        "peak_gib": _peak(trainer.device),
+        "base_gib": base,
+        "precision": trainer.mixed_precision_dtype if trainer.mixed_precision else "float32",
+        "n_objects": config.n_objects,
+    }
+
+
+def discs(number: int, shape: tuple[int, ...]) -> Image:
+    """An image (H, W) uint8 with at least `number` bright discs, and its labels (H, W) uint32."""
+    side = math.ceil(math.sqrt(max(number, 4)))
+    rows, columns = np.indices(shape)
+    heights, widths = shape[0] / side, shape[1] / side
+    labels = (rows // heights * side + columns // widths + 1).astype(np.uint32)
+    distance = np.hypot(rows % heights - heights / 2, columns % widths - widths / 2)
+    labels[distance > DISC * min(heights, widths)] = 0
+    noise = np.random.default_rng(0).integers(0, 80, shape, dtype=np.uint8)
+    return noise + np.uint8(120) * (labels > 0).astype(np.uint8), labels
+
+
+def _make_optimizer_state(trainer: RecordedTraining) -> None:
+    """What the optimizer keeps from its first step on, made by a step without gradients."""
+    for group in trainer.optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad()
+
+
+def _warm_up(trainer: RecordedTraining) -> None:
+    """A small step, of one object and one sub-iteration: a GPU chooses its kernels and loads them."""
+    whole = trainer.n_objects_per_batch, trainer.n_sub_iteration
+    trainer.n_objects_per_batch, trainer.n_sub_iteration = 1, 1
+    _step(trainer)
+    trainer.n_objects_per_batch, trainer.n_sub_iteration = whole
+
+
+def _step(trainer: RecordedTraining) -> float:
+    """An epoch, which is one step here; its seconds, loading of the patch included."""
+    epoch: Callable[[Any], Any] = (
+        trainer._train_epoch_mixed if trainer.mixed_precision else trainer._train_epoch
+    )
+    started = time.perf_counter()
+    epoch(SimpleNamespace(update=lambda count: None))
+    if trainer.device.type == "cuda":
+        torch.cuda.synchronize(trainer.device)
+    return time.perf_counter() - started
+
+
+def _peak(device: torch.device) -> float:
+    """What counts against the limit: on a GPU all that torch's allocator has reserved.
+
+    In main memory all but the pages of files (libraries above all), which the kernel gives back when it gets
+    short; as many as there are now.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / GIB
+    return peak_memory(device) - psutil.Process().memory_info().shared / GIB
+
+
+def _limit_gpu(gib: float) -> None:
+    device = torch.device("cuda")
+    total = torch.cuda.get_device_properties(device).total_memory / GIB
+    torch.cuda.set_per_process_memory_fraction(min(1.0, gib / total), device)
+
+
+def main() -> None:
+    """Write what was measured to RESULT, running out of memory included; any other error goes to the log."""
+    parser = argparse.ArgumentParser(prog="python -m refsam.science.fit")
+    parser.add_argument("config", type=Path)
+    parser.add_argument("result", type=Path)
+    parser.add_argument("--gpu-gib", type=float, default=None)
+    arguments = parser.parse_args()
+    config = load(arguments.config)
+    train = replace(config.train, min_samples=1, validation_samples=1, workers=0, embedding_cache="memory")
+    config = replace(config, train=train)
+    if "REFSAM_THREADS" in os.environ:
+        torch.set_num_threads(int(os.environ["REFSAM_THREADS"]))
+    if arguments.gpu_gib is not None and choose_device(config).type == "cuda":
+        _limit_gpu(arguments.gpu_gib)
+    try:
+        result = {"outcome": Outcome.fits, **measure(config)}
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        result = {"outcome": Outcome.out_of_memory, "message": str(error).strip().splitlines()[0]}
+    versions = {name: importlib.metadata.version(name) for name in VERSIONS}
+    write_json(arguments.result, {**result, "versions": {"refsam": refsam.__version__, **versions}})
+
+
+if __name__ == "__main__":
+    main()
