@@ -15,17 +15,15 @@ import random
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
+
+from benchmarks.memory import PeakMemory
 
 RESULTS = Path(__file__).parent / "results"
-MIB = 2**20
-SECONDS_BETWEEN_SAMPLES = 0.01
 MICRO_SAM, REFSAM = "micro_sam", "refsam"
 COLUMNS = (
     "model", "peft", "n_objects", "engine", "object_chunk", "checkpoint_encoder", "attention", "precision",
@@ -43,30 +41,6 @@ STEP = (
 )
 # What is added to all scores of a softmax has no gradient but rounding.
 NO_GRADIENT = "k_proj.bias"
-
-
-class PeakMemory:
-    """The largest resident memory of this process while the context is open, in MiB, and that before it."""
-
-    def __enter__(self) -> "PeakMemory":
-        self._process = psutil.Process()
-        self.base = self.peak = self._resident()
-        self._open = True
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open = False
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while self._open:
-            self.peak = max(self.peak, self._resident())
-            time.sleep(SECONDS_BETWEEN_SAMPLES)
-
-    def _resident(self) -> float:
-        return float(self._process.memory_info().rss) / MIB
 
 
 class ReplayedPrompts:

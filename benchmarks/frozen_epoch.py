@@ -1,0 +1,184 @@
+"""Epochs with a frozen encoder, micro-sam's trainer and ours, each in a process of its own.
+
+`python -m benchmarks.frozen_epoch`: the same weights (random, seeded), real nuclei (`refsam prepare
+dataset=nuclei`, REFSAM_DATA), the segmentation decoder included, and `--samples` patches in place of the
+study's 50. Written are, for every epoch, the seconds of training, those that its encoder took, and how often
+it was called. micro-sam embeds every patch twice in every step; our first epoch embeds each once, and the
+later ones none. Validation is timed apart.
+"""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.memory import PeakMemory
+
+RESULTS = Path(__file__).parent / "results"
+ENGINES = ("micro_sam", "refsam")
+COLUMNS = (
+    "model", "n_objects", "engine", "epoch", "samples", "seconds_per_sample", "encoder_seconds_per_sample",
+    "encoder_calls", "above_base_mib", "ratio",
+)  # fmt: skip
+
+
+class TimedCalls:
+    """Calls of a module and the seconds that they took."""
+
+    def __init__(self, module: Any) -> None:
+        self.calls, self.seconds = 0, 0.0
+        module.register_forward_pre_hook(self._before)
+        module.register_forward_hook(self._after)
+
+    def _before(self, *_: Any) -> None:
+        self._started = time.perf_counter()
+
+    def _after(self, *_: Any) -> None:
+        self.calls += 1
+        self.seconds += time.perf_counter() - self._started
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Train in this process; one row per epoch goes to `arguments.output`."""
+    import torch
+
+    from refsam.configuration.compose import compose
+    from refsam.records.paths import RunPaths
+    from refsam.science.data import training_loaders
+    from refsam.science.training import build_trainer
+
+    output = Path(arguments.output)
+    config = compose(
+        [
+            f"model={arguments.model}",
+            "model.weights=random",
+            "dataset=nuclei",
+            "n_images=1",
+            "peft=freeze_encoder",
+            f"n_objects={arguments.n_objects}",
+            f"train.engine={arguments.engine}",
+            f"train.epochs={arguments.epochs}",
+            f"train.min_samples={arguments.samples}",
+            f"train.max_steps={arguments.epochs * arguments.samples}",
+            f"train.patch_pool={arguments.samples}",
+            "train.validation_samples=1",
+            "train.precision=float32",
+        ]
+    )
+    marks: list[tuple[int, float, float, int]] = []
+    trainer = build_trainer(
+        config,
+        RunPaths(output),
+        training_loaders(config),
+        lambda progress: marks.append(
+            (progress.iteration, time.perf_counter(), encoder.seconds, encoder.calls)
+        ),
+    )
+    trainer.steps_per_epoch = arguments.samples
+    encoder = TimedCalls(trainer.model.sam.image_encoder)
+    for folder in (trainer.paths.checkpoints, trainer.paths.tensorboard, trainer.paths.results):
+        folder.mkdir(parents=True, exist_ok=True)
+    started_epochs = []
+    begin = trainer._train_epoch_impl
+
+    def begin_epoch(*given: Any) -> float:
+        started_epochs.append((time.perf_counter(), encoder.seconds, encoder.calls))
+        return float(begin(*given))
+
+    trainer._train_epoch_impl = begin_epoch
+    torch.manual_seed(0)
+    with PeakMemory() as memory:
+        trainer.run(None)
+    rows = []
+    for epoch, (started, encoded, calls) in enumerate(started_epochs, 1):
+        # The last report of a step of this epoch: what is saved afterwards reports the same iteration again.
+        last = next(mark for mark in marks if mark[0] == epoch * arguments.samples)
+        rows.append(
+            {
+                "model": arguments.model,
+                "n_objects": arguments.n_objects,
+                "engine": arguments.engine,
+                "epoch": epoch,
+                "samples": arguments.samples,
+                "seconds_per_sample": round((last[1] - started) / arguments.samples, 2),
+                "encoder_seconds_per_sample": round((last[2] - encoded) / arguments.samples, 2),
+                "encoder_calls": last[3] - calls,
+                "above_base_mib": round(memory.peak - memory.base),
+            }
+        )
+    (output / "rows.json").write_text(json.dumps(rows))
+
+
+def benchmark(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of both engines; the ratio is to the mean of micro-sam's epochs."""
+    rows: list[dict[str, Any]] = []
+    for engine in ENGINES:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "benchmarks.frozen_epoch", "--measure", "--engine", engine]
+            for name in ("model", "n_objects", "samples"):
+                command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
+            epochs = 1 if engine == "micro_sam" else arguments.epochs  # micro-sam's are all alike
+            command += ["--epochs", str(epochs), "--output", folder]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            rows += json.loads((Path(folder) / "rows.json").read_text())
+    theirs = next(row["seconds_per_sample"] for row in rows if row["engine"] == "micro_sam")
+    for row in rows:
+        row["ratio"] = round(row["seconds_per_sample"] / theirs, 3)
+    return rows
+
+
+def write(rows: list[dict[str, Any]], name: str) -> None:
+    """The rows as CSV, and as a figure: the encoder's share and the rest of every epoch."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / f"{name}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    figure, axis = pyplot.subplots(figsize=(7, 0.5 * len(rows) + 1.2))
+    encoder = [row["encoder_seconds_per_sample"] for row in rows]
+    rest = [row["seconds_per_sample"] - share for row, share in zip(rows, encoder, strict=True)]
+    axis.barh(range(len(rows)), encoder, color="tab:orange", label="encoder")
+    bars = axis.barh(range(len(rows)), rest, left=encoder, color="tab:blue", label="the rest of the step")
+    axis.bar_label(bars, [f"{row['seconds_per_sample']:.1f}" for row in rows], padding=2)
+    axis.set_yticks(range(len(rows)), [f"{row['engine']}, epoch {row['epoch']}" for row in rows])
+    axis.set_xlabel(f"seconds per sample ({rows[0]['model']}, {rows[0]['n_objects']} objects)")
+    axis.invert_yaxis()
+    axis.margins(x=0.12)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(RESULTS / f"{name}.png", dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.frozen_epoch", description=__doc__)
+    parser.add_argument("--model", default="vit_b")
+    parser.add_argument("--n-objects", type=int, default=10)
+    parser.add_argument("--samples", type=int, default=2, help="patches of an epoch; the study has 50")
+    parser.add_argument("--epochs", type=int, default=2, help="of ours; micro-sam's are all alike")
+    parser.add_argument("--name", default="frozen_epoch", help="of the CSV and the figure")
+    parser.add_argument("--engine", help=argparse.SUPPRESS)
+    parser.add_argument("--output", help=argparse.SUPPRESS)
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        measure(arguments)
+    else:
+        rows = benchmark(arguments)
+        write(rows, arguments.name)
+        for row in rows:
+            print(", ".join(f"{name} {row[name]}" for name in COLUMNS))
+
+
+if __name__ == "__main__":
+    main()
