@@ -4,7 +4,7 @@
 dataset=nuclei`, REFSAM_DATA), the segmentation decoder included, and `--samples` patches in place of the
 study's 50. Written are, for every epoch, the seconds of training, those that its encoder took, and how often
 it was called. micro-sam embeds every patch twice in every step; our first epoch embeds each once, and the
-later ones none. Validation is timed apart.
+later ones none (`train.patch_pool` is the samples of one epoch). Validation is timed apart.
 """
 
 import argparse
@@ -70,16 +70,17 @@ def measure(arguments: argparse.Namespace) -> None:
             "train.precision=float32",
         ]
     )
+    loaders = training_loaders(config)
+    next(iter(loaders[0]))  # what the first sample imports belongs to no epoch
     marks: list[tuple[int, float, float, int]] = []
     trainer = build_trainer(
         config,
         RunPaths(output),
-        training_loaders(config),
+        loaders,
         lambda progress: marks.append(
             (progress.iteration, time.perf_counter(), encoder.seconds, encoder.calls)
         ),
     )
-    trainer.steps_per_epoch = arguments.samples
     encoder = TimedCalls(trainer.model.sam.image_encoder)
     for folder in (trainer.paths.checkpoints, trainer.paths.tensorboard, trainer.paths.results):
         folder.mkdir(parents=True, exist_ok=True)
