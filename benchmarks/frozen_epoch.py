@@ -8,7 +8,6 @@ later ones none (`train.patch_pool` is the samples of one epoch). Validation is 
 """
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
@@ -18,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.memory import PeakMemory
+from benchmarks.rows import save_figure, write_csv
 
-RESULTS = Path(__file__).parent / "results"
 ENGINES = ("micro_sam", "refsam")
 COLUMNS = (
     "model", "n_objects", "engine", "epoch", "samples", "seconds_per_sample", "encoder_seconds_per_sample",
@@ -140,11 +139,7 @@ def write(rows: list[dict[str, Any]], name: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / f"{name}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(name, COLUMNS, rows)
     figure, axis = pyplot.subplots(figsize=(7, 0.5 * len(rows) + 1.2))
     encoder = [row["encoder_seconds_per_sample"] for row in rows]
     rest = [row["seconds_per_sample"] - share for row, share in zip(rows, encoder, strict=True)]
@@ -157,8 +152,7 @@ def write(rows: list[dict[str, Any]], name: str) -> None:
     axis.margins(x=0.12)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, loc="lower right")
-    figure.tight_layout()
-    figure.savefig(RESULTS / f"{name}.png", dpi=150)
+    save_figure(name, figure)
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ can move one by a pixel; gradients are therefore compared with micro-sam's promp
 """
 
 import argparse
-import csv
 import json
 import random
 import subprocess
@@ -22,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.memory import PeakMemory
+from benchmarks.rows import save_figure, write_csv
 
-RESULTS = Path(__file__).parent / "results"
 MICRO_SAM, REFSAM = "micro_sam", "refsam"
 COLUMNS = (
     "model", "peft", "n_objects", "engine", "object_chunk", "checkpoint_encoder", "attention", "precision",
@@ -188,11 +187,7 @@ def write(rows: list[dict[str, Any]], name: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / f"{name}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(name, COLUMNS, rows)
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 0.5 * len(rows) + 1.5), sharey=True)
     labels = [f"{row['model']}, {row['peft']}, {row['n_objects']} objects: {row['engine']}" for row in rows]
     colors = ["0.6" if row["engine"] == MICRO_SAM else "tab:blue" for row in rows]
@@ -208,8 +203,7 @@ def write(rows: list[dict[str, Any]], name: str) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks(range(len(rows)), labels)
     axes[0].invert_yaxis()
-    figure.tight_layout()
-    figure.savefig(RESULTS / f"{name}.png", dpi=150)
+    save_figure(name, figure)
 
 
 def main() -> None:
