@@ -2,12 +2,24 @@
 
 import pytest
 from hydra.core.plugins import Plugins
+from hydra.core.singleton import Singleton
 from hydra.plugins.launcher import Launcher
 from hydra.test_utils.launcher_common_tests import (
     BatchedSweeperTestSuite,
     IntegrationTestSuite,
     LauncherTestSuite,
 )
+from hydra.version import VersionBase
+
+
+@pytest.fixture(autouse=True)
+def no_version():
+    """As in a new process: composing tells Hydra a version, and these applications name none."""
+    before = Singleton._instances.pop(VersionBase, None)
+    yield
+    Singleton._instances.pop(VersionBase, None)
+    if before is not None:
+        VersionBase.set_instance(before)
 
 
 def test_hydra_finds_the_launcher():

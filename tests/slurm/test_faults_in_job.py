@@ -15,7 +15,7 @@ import pytest
 from refsam.configuration.compose import compose
 from refsam.configuration.frozen import freeze, load
 from refsam.configuration.schema import ClusterConfig, RefsamConfig, RequestConfig, ResourceConfig
-from refsam.orchestration.job import SCIENCE
+from refsam.orchestration.job import SCIENCE, thread_environment
 from refsam.orchestration.reconcile import reconcile
 from refsam.orchestration.slurm import submit_to_slurm
 from refsam.orchestration.slurm_query import SlurmQuery
@@ -242,7 +242,8 @@ def test_a_training_that_meets_its_time_limit_twice_is_the_training_without_one(
         assert status.attempt == attempt + 1
         start_again_now(folder, "stopped")
     command = [sys.executable, "-m", "refsam.science.run", str(folder.run(whole.run_id).root)]
-    subprocess.run(command, check=True, capture_output=True)
+    threads = thread_environment(SMALL.cores)  # their number decides the order of sums
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, **threads})
     status = wait_for(folder, "stopped", State.completed, State.failed)
     assert (status.state, status.attempt) == (State.completed, 3), status
     reasons = [read_attempt(folder.run("stopped"), number).reason for number in (1, 2, 3)]

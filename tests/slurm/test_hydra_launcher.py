@@ -7,13 +7,25 @@ this machine (tests/integration/test_hydra_launcher.py).
 from pathlib import Path
 
 import pytest
+from hydra.core.singleton import Singleton
 from hydra.test_utils.launcher_common_tests import IntegrationTestSuite, LauncherTestSuite
+from hydra.version import VersionBase
 
 ON_SLURM = [
     "hydra.launcher.kind=slurm",
     "hydra.launcher.request.memory_gb=1",
     "hydra.launcher.request.time=0:05:00",
 ]
+
+
+@pytest.fixture(autouse=True)
+def no_version():
+    """As in a new process: composing tells Hydra a version, and these applications name none."""
+    before = Singleton._instances.pop(VersionBase, None)
+    yield
+    Singleton._instances.pop(VersionBase, None)
+    if before is not None:
+        VersionBase.set_instance(before)
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from refsam.records.status import Reason, State, Status
 from refsam.sweep import main
 
 PATIENCE = 240  # seconds until a wait is given up; no assertion depends on it
-# 30 objects in 8 sub-iterations on patches of 512 x 512: micro-sam's step keeps the masks of all of them.
+# 30 objects in 16 sub-iterations on patches of 512 x 512: micro-sam's step keeps the masks of all of them.
 RUN = [
     "-m",
     "cluster=scc",
@@ -27,6 +27,7 @@ RUN = [
     "n_images=1",
     "n_objects=30",
     "train.decoder=false",
+    "train.n_sub_iterations=16",
     "train.max_steps=1",
     "train.min_samples=1",
     "train.validation_samples=1",

@@ -176,9 +176,8 @@ def test_a_sweep_over_three_resources_trains_on_what_each_asks_for(folder, monke
     for run, status in done.items():
         resource = next(name for name in expected if f"-{name}-" in run)
         assert expected[resource] <= allocated(status.job_id)
-    subprocess.run(
-        ["refsam", "collect", "three", "--runs", str(runs.root)], check=True, stdout=subprocess.DEVNULL
-    )
+    command = [sys.executable, "-m", "refsam.cli", "collect", "three", "--runs", str(runs.root)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     with runs.sweep("three").results.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 6

@@ -23,20 +23,6 @@ from refsam.records.status import Reason, State, Status, now, read_status, write
 
 HERE = os.uname().nodename
 REQUEST = {"partition": "gpu", "gpu": "V100", "gpus": 1, "cores": 8, "memory_gb": 32, "time": "2-00:00:00"}
-TRAINING = Status(
-    State.running,
-    attempt=2,
-    host="some_node",
-    job_id="7_3",
-    phase="training",
-    epoch=3,
-    epochs=100,
-    best_epoch=2,
-    best_metric=0.25,
-    seconds_left=3600.0,
-    started_at=now(),
-    updated_at=now(),
-)
 LOST = Status(State.running, attempt=1, host=HERE, pid=1, started_at=now(), updated_at=now())
 
 
@@ -45,6 +31,24 @@ def folder(tmp_path: Path) -> RunsFolder:
     folder = RunsFolder(tmp_path / "runs")
     folder.sweeps.mkdir(parents=True)
     return folder
+
+
+def training():
+    """A run that has just said how far it is."""
+    return Status(
+        State.running,
+        attempt=2,
+        host="some_node",
+        job_id="7_3",
+        phase="training",
+        epoch=3,
+        epochs=100,
+        best_epoch=2,
+        best_metric=0.25,
+        seconds_left=3600.0,
+        started_at=now(),
+        updated_at=now(),
+    )
 
 
 def add_run(folder: RunsFolder, run_id: str, status: Status, request=REQUEST) -> RunPaths:
@@ -120,7 +124,7 @@ def test_status_as_json_has_the_fields_that_its_help_names(folder, capsys):
 
 
 def test_a_run_tells_its_progress_with_what_has_passed_since(folder):
-    add_run(folder, "a-1", TRAINING)
+    add_run(folder, "a-1", training())
     squeue = {"squeue": "7_3|RUNNING|gpu7|None\n", "sacct": "7_3|RUNNING|0:0|gpu7\n"}
     time.sleep(1.1)
     state = look("study", folder, ["a-1"], SlurmQuery(lambda command: squeue[command[0]]))
@@ -142,7 +146,7 @@ def test_no_line_is_wider_than_the_terminal(folder, width):
 
 def test_slurm_that_is_not_there_is_one_sentence(folder, capsys, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    add_run(folder, "a-1", TRAINING)
+    add_run(folder, "a-1", training())
     add_sweep(folder, "study", "a-1")
     assert call("status", folder=folder) == 0
     output = capsys.readouterr()
