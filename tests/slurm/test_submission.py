@@ -555,6 +555,7 @@ def test_a_run_that_ends_before_it_is_looked_at_keeps_what_its_record_says(folde
     run = add_run(folder, "a")
     submit(folder, [run])
     wait_for_state(folder, [run], State.completed)
+    wait_until(nothing_counts)  # the job's own process looks at the record last
     with run_lock(folder.run("a")):
         status = read_status(folder.run("a"))
         write_status(folder.run("a"), status.changed(state=State.running))  # as if it had died in silence

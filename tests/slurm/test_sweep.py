@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from hydra.core.plugins import Plugins
 
 from refsam.orchestration.slurm_query import SlurmQuery
 from refsam.records.files import read_json
@@ -186,7 +187,8 @@ def test_a_sweep_over_three_resources_trains_on_what_each_asks_for(folder, monke
 
     (site / "few.yaml").write_text(json.dumps(settings))
     monkeypatch.syspath_prepend(Path(__file__).parent)
-    import_module("hydra_plugins.descent")
+    # Hydra looks for plugins once in a process, and another test may have made it look.
+    Plugins.instance().register(import_module("hydra_plugins.descent").Descent)
     without_n = [item for item in asked if not item.startswith("n_images")]
     one = [item.replace("gtx1080,v100,medium_8g", "v100") for item in without_n]
     main(["--config-dir", str(site.parent), *one, "hydra/sweeper=descent"])
