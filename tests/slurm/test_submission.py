@@ -123,6 +123,16 @@ def nothing_counts():
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout == ""
 
 
+def every_gpu_can_be_asked_for():
+    """Not for some seconds after a controller has started, which another test may have made it do."""
+    command = ["sbatch", "--test-only", "--partition=gpu", "--wrap=true"]
+    asked = [
+        subprocess.run([*command, f"--gpus={name}:1"], capture_output=True, check=False)
+        for name in ("GTX1080", "V100")
+    ]
+    return all(answer.returncode == 0 for answer in asked)
+
+
 def test_three_resources_are_three_arrays_and_every_run_gets_what_its_resource_asks_for(folder):
     expected = {
         "gtx1080": {"gres/gpu:gtx1080=1", "cpu=8", "mem=32G"},
@@ -134,7 +144,8 @@ def test_three_resources_are_three_arrays_and_every_run_gets_what_its_resource_a
         for n in (1, 2)
         for resource in expected
     ]
-    said = [line for line in submit(folder, runs) if line.startswith("Job ")]
+    wait_until(every_gpu_can_be_asked_for)
+    said = submit(folder, runs)
     assert [line.partition(": ")[2] for line in said] == [
         "2 runs, partition gpu, 1 × GTX1080, 8 cores, 32 GiB, 2-00:00:00",
         "2 runs, partition gpu, 1 × V100, 8 cores, 32 GiB, 2-00:00:00",
