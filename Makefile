@@ -15,7 +15,7 @@ demo: install  ## the sample data, a small sweep on it, its table and figure
 	$(BIN)/refsam plot demo --runs .demo/runs
 
 test: install-dev check  ## linters, types, import contracts, all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 check: install-dev
 	$(BIN)/ruff check .

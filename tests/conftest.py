@@ -1,5 +1,6 @@
 """Fixtures that several test files share: data sets on the disk, and their configuration."""
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,10 @@ from omegaconf import OmegaConf
 from refsam.configuration.schema import DatasetConfig
 from refsam.datasets.prepare import prepare
 
-CONF = Path(__file__).parents[1] / "conf"
+TESTS = Path(__file__).parent
+CONF = TESTS.parent / "conf"
+# Longest first, so that no worker is left alone with them at the end.
+FOLDERS = ("slurm", "integration", "engine", "unit")
 
 
 def dataset_config(name: str, root: Path, **values: object) -> DatasetConfig:
@@ -57,3 +61,20 @@ def pytest_configure() -> None:
     ):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+def pytest_sessionstart() -> None:
+    """Let threads that wait leave the core to others: the workers of pytest-xdist share them."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Decide which tests one worker runs in a row: those of a file, and all that speak with the one Slurm."""
+
+    def folder(item: pytest.Item) -> str:
+        return item.path.relative_to(TESTS).parts[0]
+
+    items.sort(key=lambda item: FOLDERS.index(folder(item)))
+    for item in items:
+        group = "slurm" if folder(item) == "slurm" else str(item.path.relative_to(TESTS))
+        item.add_marker(pytest.mark.xdist_group(group))
