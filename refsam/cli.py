@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given[:1] == ["sweep"]:  # Hydra has its own --help, -m and overrides
             return _sweep(given[1:])
-        options = _parser().parse_args(given)
+        options = _options(given)
         status: int = options.run(options)
         sys.stdout.flush()
         return status
@@ -62,6 +62,18 @@ def _parser() -> argparse.ArgumentParser:
     fit.add(commands)
     commands.add_parser("sweep", help="run a sweep: the same as python -m refsam.sweep", add_help=False)
     return parser
+
+
+def _options(given: Sequence[str]) -> argparse.Namespace:
+    """What was typed. Overrides may stand before and after options; argparse takes one group of them only."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(given)
+    unknown = [word for word in rest if word.startswith("-") or "=" not in word]
+    if unknown or (rest and not hasattr(options, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def _sweep(arguments: list[str]) -> int:

@@ -175,6 +175,25 @@ def test_prepare_refuses_an_unknown_choice_in_one_sentence(fetched, capsys):
     assert fetched == []
 
 
+def test_overrides_may_stand_on_either_side_of_an_option(monkeypatch):
+    options = cli._options(["fit", "model=vit_t", "--engine", "refsam", "resource=local", "peft=full"])
+    assert (options.overrides, options.engine) == (["model=vit_t", "resource=local", "peft=full"], "refsam")
+
+
+@pytest.mark.parametrize(
+    ("given", "unknown"),
+    [
+        (["fit", "model=vit_t", "--engines", "refsam"], "--engines refsam"),
+        (["list", "model=vit_t"], "model=vit_t"),
+    ],
+)
+def test_what_no_command_takes_is_named(given, unknown, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli._options(given)
+    assert ended.value.code == 2
+    assert f"unrecognized arguments: {unknown}" in capsys.readouterr().err
+
+
 def test_bad_input_anywhere_is_one_sentence(capsys, monkeypatch):
     def refuse(dataset: object) -> None:
         raise BadInput("dataset.root is not there")
