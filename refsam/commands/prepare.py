@@ -29,6 +29,7 @@ def _prepare(options: argparse.Namespace) -> int:
 
     from refsam.configuration.compose import compose
     from refsam.configuration.composition_errors import explain
+    from refsam.configuration.families import HUGGING_FACE, model_problem
 
     try:
         config = compose(options.overrides)
@@ -43,6 +44,11 @@ def _prepare(options: argparse.Namespace) -> int:
     if both or "dataset" in named:
         import_module("refsam.datasets.prepare").prepare(config.dataset)
     if config.model.weights == "pretrained" and (both or "model" in named):
-        path = import_module("refsam.science.fetch").fetch_weights(config.model.name)
+        if problem := model_problem(config.model):
+            raise BadInput(problem)
+        if config.model.family == HUGGING_FACE:
+            path = import_module("refsam.datasets.hub_download").download(config.model)
+        else:
+            path = import_module("refsam.science.fetch").fetch_weights(config.model.name)
         print(f"weights {config.model.name} are ready: {path}")
     return COMPLETED

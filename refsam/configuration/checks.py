@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from refsam.configuration.families import FAMILIES, attention_problem, model_problem
 from refsam.configuration.patch_pool import encoder_is_frozen, is_patch_pool
 from refsam.configuration.schema import AUTO, Kind, Precision, RefsamConfig
 from refsam.configuration.split import split_images
@@ -24,7 +25,7 @@ DEVICES = ("auto", "cpu", "cuda")
 ENGINES = ("refsam", "micro_sam")
 EMBEDDING_CACHES = ("memory", "disk", "off")
 EMBEDDING_DTYPES = ("float32", "float16")
-ATTENTIONS = ("auto", "fused", "eager")
+ATTENTIONS = ("auto", "fused", "sdpa", "eager")
 SWITCHES = ("auto", "on", "off", True, False)  # YAML reads a bare on as true
 PATCH_MULTIPLE = 32  # pixels; the segmentation decoder halves the patch five times
 
@@ -59,6 +60,7 @@ _RULES = (
     _Rule(
         "name", _optional(lambda name: re.fullmatch(r"[\w.-]+", name) is not None), "letters, digits, _ . -"
     ),
+    _Rule("model.family", _one_of(FAMILIES), " or ".join(FAMILIES)),
     _Rule("train.epochs", _whole(1), "a whole number from 1"),
     _Rule("train.max_steps", _optional(_whole(1)), "null, or a whole number from 1"),
     _Rule("train.batch_size", _whole(1), "a whole number from 1"),
@@ -156,11 +158,8 @@ def combination_problem(config: RefsamConfig, total_images: int) -> str | None:
         total_images: images of the data set.
     """
     dataset = config.dataset
-    if config.model.weights == "pretrained" and config.model.custom is not None:
-        return (
-            f"model.weights: pretrained was given, but nobody publishes weights of {config.model.name}; "
-            "allowed are random and the path of a checkpoint"
-        )
+    if problem := model_problem(config.model):
+        return problem
     try:
         split = split_images(
             [str(index) for index in range(total_images)],
@@ -180,7 +179,11 @@ def combination_problem(config: RefsamConfig, total_images: int) -> str | None:
             f"dataset={dataset.name} {len(split.pool)} are for training ({len(split.validation)} for "
             f"validation, {len(split.test)} for test)"
         )
-    return strategy_problem(config.model, config.peft) or _engine_problem(config)
+    return (
+        strategy_problem(config.model, config.peft)
+        or attention_problem(config.model, config.train.attention)
+        or _engine_problem(config)
+    )
 
 
 def _engine_problem(config: RefsamConfig) -> str | None:

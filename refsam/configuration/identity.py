@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from refsam.configuration.families import MICRO_SAM
 from refsam.configuration.frozen import to_values
 from refsam.configuration.patch_pool import encoder_is_frozen
 from refsam.configuration.schema import Kind, RefsamConfig
@@ -58,6 +59,8 @@ def identity(config: RefsamConfig, data_fingerprint: str, weights_hash: str | No
     values["dataset"]["fingerprint"] = data_fingerprint
     values["resource"] = values["resource"]["name"]
     del values["model"]["memory_gb"]
+    if config.model.family == MICRO_SAM:  # as it was before there was another one
+        del values["model"]["family"], values["model"]["hub_id"]
     if weights_hash is not None:
         values["model"]["weights"] = weights_hash
     if config.kind == Kind.baseline:

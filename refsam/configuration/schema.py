@@ -107,13 +107,18 @@ class ArchitectureConfig:
 
 @dataclass
 class ModelConfig:
-    """A Segment Anything model. `name` is micro-sam's name of the weights, `architecture` of the network."""
+    """A Segment Anything model.
+
+    `name` is the model's name in tables, and for micro-sam that of its weights.
+    """
 
     name: str = MISSING
-    architecture: str = MISSING  # vit_t, vit_b, vit_l, vit_h, or vit_nano
-    weights: str = MISSING  # pretrained, random, or the path of a checkpoint
+    architecture: str = MISSING  # vit_t, vit_b, vit_l, vit_h, vit_nano, or what the hub's model says
+    weights: str = MISSING  # pretrained, random, or the path of a checkpoint (hf: of a folder, too)
     memory_gb: float = MISSING  # main memory that one local training process is planned with
     custom: ArchitectureConfig | None = None
+    family: str = "micro_sam"  # or hf: transformers' SamModel
+    hub_id: str | None = None  # what `pretrained` means for a model of family hf
 
 
 @dataclass
@@ -181,7 +186,7 @@ class TrainConfig:
     checkpoint_decoder: Any = (
         MISSING  # of automatic segmentation: off, on, or auto: where the memory asks for it
     )
-    attention: str = MISSING  # of the image encoder: fused, eager (micro-sam's), or auto: fused
+    attention: str = MISSING  # fused, eager, sdpa (of family hf), or auto: fused, and for family hf sdpa
     embedding_cache: str = MISSING  # of a frozen encoder: memory, disk (shared by runs), or off
     embedding_dtype: str = MISSING  # of what is kept: float32, or float16, which is not exact
     workers: Any = MISSING  # processes that prepare samples, or auto: by the cores, and none on a CPU

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from refsam.configuration.checks import check_values, combination_problem, missing_setting
 from refsam.configuration.compose import Composer, typed
+from refsam.configuration.families import HUGGING_FACE
 from refsam.configuration.identity import file_hash, identity, run_id
 from refsam.configuration.patch_pool import with_patch_pool
-from refsam.configuration.schema import AUTO, DatasetConfig, Kind, RefsamConfig
+from refsam.configuration.schema import AUTO, DatasetConfig, Kind, ModelConfig, RefsamConfig
+from refsam.datasets import hub_cache
 from refsam.datasets.index import check_images, fingerprint, inspect
 from refsam.datasets.listing import DataMissing, count_images, list_pairs
 from refsam.datasets.weights_cache import weights_present
@@ -104,6 +106,7 @@ class Planner:
     query: SlurmQuery = field(default_factory=SlurmQuery)
     _data: dict[str, "_Data"] = field(default_factory=dict)
     _hashes: dict[Path, str] = field(default_factory=dict)
+    _snapshots: dict[str | None, bool] = field(default_factory=dict)
     _image_problems: dict[tuple[object, ...], str | None] = field(default_factory=dict)
 
     def plan(self, jobs: Sequence[Sequence[str]], command: Sequence[str], name: str | None) -> Plan:
@@ -202,12 +205,13 @@ class Planner:
             return None
         path = Path(config.model.weights)
         if path not in self._hashes:
-            if not path.is_file():
-                raise BadInput(
-                    f"model.weights: {config.model.weights} is no file; allowed are pretrained, random "
-                    "and the path of a checkpoint"
-                )
-            self._hashes[path] = file_hash(path)
+            if config.model.family == HUGGING_FACE and path.is_dir():
+                hub_cache.require_model(path)
+                self._hashes[path] = hub_cache.folder_hash(path)
+            elif path.is_file():
+                self._hashes[path] = file_hash(path)
+            else:
+                raise BadInput(_no_weights(config.model))
         return self._hashes[path]
 
     def _run_id(self, config: RefsamConfig) -> str:
@@ -219,11 +223,20 @@ class Planner:
             data = self._data_of(config.dataset)
             if data.missing is not None:
                 yield data.missing
-            if config.model.weights == "pretrained" and not weights_present(config.model.name):
-                yield (
-                    f"model.weights: the pretrained weights of {config.model.name} are not in micro-sam's "
-                    f"cache; fetch them with: refsam prepare model={config.model.name}"
-                )
+            if config.model.weights == "pretrained" and (sentence := self._not_cached(config.model)):
+                yield sentence
+
+    def _not_cached(self, model: ModelConfig) -> str | None:
+        if model.family == HUGGING_FACE:
+            if model.hub_id not in self._snapshots:
+                self._snapshots[model.hub_id] = hub_cache.snapshot(str(model.hub_id)) is not None
+            return None if self._snapshots[model.hub_id] else hub_cache.missing(model.name, model.hub_id)
+        if weights_present(model.name):
+            return None
+        return (
+            f"model.weights: the pretrained weights of {model.name} are not in micro-sam's cache; fetch them "
+            f"with: refsam prepare model={model.name}"
+        )
 
 
 @dataclass(frozen=True)
@@ -279,6 +292,16 @@ def _folder(path: str) -> Path:
     if not existing.is_dir():
         raise BadInput(f"runs: {path} was given, but {existing} is a file; allowed is a folder")
     return root
+
+
+def _no_weights(model: ModelConfig) -> str:
+    if model.family == HUGGING_FACE:
+        return (
+            f"model.weights: {model.weights} is neither a folder nor a file; allowed are pretrained (with "
+            "model.hub_id=OWNER/NAME), random, and the path of a folder of save_pretrained or of a checkpoint"
+        )
+    allowed = "allowed are pretrained, random and the path of a checkpoint"
+    return f"model.weights: {model.weights} is no file; {allowed}"
 
 
 def _absolute(config: RefsamConfig) -> RefsamConfig:

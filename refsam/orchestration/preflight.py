@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from refsam.configuration.families import HUGGING_FACE
 from refsam.configuration.schema import RefsamConfig
 from refsam.errors import BadInput, SlurmSilent
 from refsam.orchestration import machine, site
@@ -27,6 +28,8 @@ MODULES = {
 }
 # Modules that an architecture needs besides.
 OF_ARCHITECTURES = {"vit_t": {"mobile_sam": "mobilesam-mirror"}}
+# Modules that a family needs besides.
+OF_FAMILIES = {HUGGING_FACE: {"transformers": "transformers", "huggingface_hub": "huggingface-hub"}}
 GB = 1000**3
 
 
@@ -78,7 +81,8 @@ def _missing_modules(configs: Iterable[RefsamConfig]) -> list[str]:
     """Jobs run in the Python that submits them, so what is not importable here is not there either."""
     needed: dict[str, str] = {}
     for config in configs:
-        needed |= {**MODULES, **OF_ARCHITECTURES.get(config.model.architecture, {})}
+        model = config.model
+        needed |= MODULES | OF_ARCHITECTURES.get(model.architecture, {}) | OF_FAMILIES.get(model.family, {})
     return [
         f"{sys.executable} has no module {module}, which the runs import; install {package}"
         for module, package in needed.items()

@@ -12,6 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
+from refsam.configuration.families import HUGGING_FACE
 from refsam.configuration.resources import folder
 from refsam.configuration.schema import AUTO, RefsamConfig
 from refsam.records.files import read_json, write_json
@@ -56,6 +57,8 @@ class Setup:
         """The setup of a run whose strategy is resolved, on `cpu` or `cuda`."""
         model, peft, train = config.model, config.peft, config.train
         shape = None if model.custom is None else _digest(asdict(model.custom))
+        if model.family == HUGGING_FACE:  # the same architecture, computed by other code
+            shape = f"{HUGGING_FACE} {shape or model.hub_id or model.name}"
         strategy = [peft.name, *peft.freeze]
         if peft.rank is not None:
             strategy += [f"rank {peft.rank}", *peft.update_matrices]

@@ -38,6 +38,7 @@ from refsam.records.files import read_json, write_atomically, write_json, write_
 from refsam.records.paths import RunPaths
 from refsam.science.engine.cache import DiskStore, pixel_hash, shared_store
 from refsam.science.metrics import METRICS, mask_metrics, segmentation_metrics
+from refsam.science.models import prompt_frame
 
 COLUMNS = ("image", "mode", *METRICS, "n_objects", "seconds_embedding", "seconds_prompts", "weights")
 
@@ -196,7 +197,7 @@ def segment(predictor: SamPredictor, prompts: Prompts, mode: str, batch_size: in
         ValueError: when the mode is unknown, or the model expects prompts in another frame than micro-sam's.
     """
     _require_known(mode)
-    frame = tuple(predictor.model.prompt_encoder.input_image_size)
+    frame = prompt_frame(predictor.model)
     if frame != _PROMPT_FRAME:
         raise ValueError(
             f"the model takes prompts in {frame} pixels, micro-sam gives them in {_PROMPT_FRAME}"

@@ -1,6 +1,7 @@
 """Segment Anything models: built or loaded, made trainable by a finetuning strategy, opened for prediction.
 
 The models are micro-sam's; only vit_nano, which no registry knows, is put together here, of the same classes.
+Those of family hf are transformers', behind the interface of the others (hugging_face.py).
 """
 
 import pickle
@@ -22,7 +23,9 @@ from segment_anything.modeling.prompt_encoder import PositionEmbeddingRandom
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch_em.model import UNETR
 
+from refsam.configuration.families import HUGGING_FACE
 from refsam.configuration.schema import ArchitectureConfig, ModelConfig, PeftConfig
+from refsam.datasets import hub_cache
 from refsam.errors import BadInput
 
 StateDict = Mapping[str, torch.Tensor]
@@ -33,6 +36,7 @@ RANDOM = "random"
 # micro_sam.inference.batched_inference puts prompts into this frame whatever size the encoder's input has.
 PROMPT_FRAME = 1024
 SAM_PREFIX = "sam."
+SAM_CONFIG = "sam_config"  # in a checkpoint's `init`: the shape of a model of family hf
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,15 @@ def load_model(model: ModelConfig, seed: int, device: torch.device | str) -> Loa
 
     `model.weights` is `pretrained` (micro-sam's registry, by model.name), `random` (seeded by `seed`), or the
     path of a checkpoint in micro-sam's training format, of an exported model, or of a plain SAM state dict.
+    For family hf, `pretrained` is what the hub's cache has of model.hub_id, and a path is a folder that
+    save_pretrained has written, or a checkpoint of refsam.
 
     Raises:
         BadInput: when the weights are not there or belong to another architecture.
     """
     weights = weights_info(model, seed)
+    if model.family == HUGGING_FACE:
+        return LoadedModel(_load_hugging_face(model, seed).to(device), None, weights)
     if model.weights == RANDOM:
         sam = _seeded(seed, partial(_build, model))
         return LoadedModel(sam.to(device), None, weights)
@@ -97,6 +105,8 @@ def weights_info(model: ModelConfig, seed: int) -> WeightsInfo:
     """
     if model.weights == RANDOM:
         return WeightsInfo(f"random, seed {seed}", None)
+    if model.family == HUGGING_FACE:
+        return _hugging_face_info(model)
     if model.weights == PRETRAINED:
         published = micro_sam.util.models().registry
         if model.name not in published:
@@ -108,6 +118,57 @@ def weights_info(model: ModelConfig, seed: int) -> WeightsInfo:
     if not path.is_file():
         raise BadInput(f"model.weights={path} is not there, allowed: pretrained, random, or a checkpoint")
     return WeightsInfo(path.name, micro_sam.util._compute_hash(path))
+
+
+def _hugging_face_info(model: ModelConfig) -> WeightsInfo:
+    if model.weights == PRETRAINED:
+        # A snapshot is named by the hash of its commit.
+        return WeightsInfo(f"pretrained {model.hub_id}", _cached(model).name)
+    path = Path(model.weights).expanduser()
+    if path.is_dir():
+        hub_cache.require_model(path)
+        return WeightsInfo(path.name, hub_cache.folder_hash(path))
+    if not path.is_file():
+        raise BadInput(
+            f"model.weights={model.weights} is neither a folder nor a file, allowed: pretrained (with "
+            "model.hub_id), random, a folder of save_pretrained, or a checkpoint of refsam"
+        )
+    return WeightsInfo(path.name, micro_sam.util._compute_hash(path))
+
+
+def _cached(model: ModelConfig) -> Path:
+    found = None if model.hub_id is None else hub_cache.snapshot(model.hub_id)
+    if found is None:
+        raise BadInput(hub_cache.missing(model.name, model.hub_id))
+    return found
+
+
+def _load_hugging_face(model: ModelConfig, seed: int) -> Sam:
+    from refsam.science import hugging_face  # transformers takes seconds, for this family only
+
+    if model.weights == RANDOM:
+        # transformers' own initialization leaves an encoder that answers nothing (a deviation of 1e-10).
+        plain = _seeded(seed, partial(_build, model))
+        return hugging_face.HuggingFaceSam(hugging_face.from_segment_anything(plain), PROMPT_FRAME)
+    if model.weights == PRETRAINED:
+        return hugging_face.open_model(_cached(model), PROMPT_FRAME)
+    path = Path(model.weights).expanduser()
+    return hugging_face.open_model(path, PROMPT_FRAME) if path.is_dir() else _hugging_face_of_run(path)
+
+
+def _hugging_face_of_run(checkpoint: Path) -> Sam:
+    """The model of a checkpoint that refsam has written, which says itself what shape it has."""
+    from refsam.science import hugging_face
+
+    try:
+        init = torch.load(checkpoint, map_location="cpu", weights_only=True)["init"]
+        shape = init[SAM_CONFIG]
+    except (KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise BadInput(
+            f"model.weights={checkpoint} is no checkpoint of refsam of a model of family hf; allowed are "
+            "those and folders of save_pretrained"
+        ) from error
+    return hugging_face.build_model(shape, read_checkpoint(checkpoint)[0], PROMPT_FRAME)
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], StateDict | None]:
@@ -134,6 +195,13 @@ def apply_strategy(sam: Sam, peft: PeftConfig) -> Sam:
         module.requires_grad_(False)
         _keep_in_evaluation_mode(module)
     return sam
+
+
+def prompt_frame(sam: Sam) -> tuple[int, int]:
+    """Height and width in pixels of the frame in which `sam` takes prompts."""
+    size = sam.prompt_encoder.input_image_size  # transformers has one number
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 def trainable_sam(sam: Sam) -> TrainableSAM:
@@ -205,6 +273,10 @@ def load_predictor(
 
     Published architectures are opened by micro-sam itself, as its annotator does.
     """
+    if model.family == HUGGING_FACE:
+        hugging_face = _hugging_face_of_run(checkpoint).to(device)
+        decoder = read_checkpoint(checkpoint)[1]
+        return _predictor(hugging_face, model, micro_sam.util._compute_hash(checkpoint)), decoder
     if model.custom is None:
         predictor, state = micro_sam.util.get_sam_model(
             model_type=model.architecture, checkpoint_path=checkpoint, device=device, return_state=True

@@ -23,7 +23,7 @@ from refsam.science.engine.step import LowMemoryJointStep, LowMemoryStep
 from refsam.science.engine.summed import SummedJointStep
 from refsam.science.hardware import resident_memory
 from refsam.science.history import EpochMeans, History
-from refsam.science.models import merge_lora
+from refsam.science.models import SAM_CONFIG, merge_lora
 from refsam.science.positions import Position, position, restore_random_states, running_statistics
 from refsam.science.randomness import seed_everything
 
@@ -153,7 +153,8 @@ class RecordedTraining(SamTrainer):
 
     def _build_init(self) -> dict[str, Any]:
         # torch-em would pickle the data sets here; the run is described by its config.yaml.
-        return {"run_id": self.paths.run_id}
+        config = getattr(self.model.sam, "config", None)  # a model of family hf has its shape in one
+        return {"run_id": self.paths.run_id, **({} if config is None else {SAM_CONFIG: config.to_dict()})}
 
     def _train_epoch_impl(self, progress: Any, forward_context: Any, backprop: Any) -> float:
         self._begin_epoch()

@@ -20,7 +20,9 @@ from torch_em.model import UNETR
 from refsam.configuration.schema import ModelConfig, PeftConfig
 from refsam.science.engine.step import LowMemoryJointStep, LowMemoryStep
 from refsam.science.engine.summed import SummedJointStep
-from refsam.science.models import apply_strategy, build_unetr, load_model, trainable_sam
+from refsam.science.hugging_face import HuggingFaceSam, from_segment_anything, state_from_transformers
+from refsam.science.models import PROMPT_FRAME, apply_strategy, build_unetr, load_model, trainable_sam
+from refsam.science.state_names import to_transformers
 
 CONF = Path(__file__).parents[2] / "conf"
 PEFTS = {
@@ -98,6 +100,7 @@ class Case:
     savings: tuple[Callable[[Sam], None], ...] = ()  # applied to the model
     decoder_savings: tuple[Callable[[UNETR], None], ...] = ()
     summed: bool = False  # our step: one for both losses
+    hugging_face: bool = False  # transformers' implementation with the same weights
 
 
 def discs(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,7 +149,15 @@ def model_of(case: Case) -> Sam:
         for name, parameter in sam.named_parameters():
             if any(part in name for part in ("rel_pos", "pos_embed", "w_b_linear", "attention_biases")):
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return sam
+    return hugging_face_twin(sam, case) if case.hugging_face else sam
+
+
+def hugging_face_twin(sam: Sam, case: Case) -> Sam:
+    """transformers' model with the strategy of the case and all weights of `sam`."""
+    plain = load_model(model_config(case.architecture), 0, "cpu").sam
+    twin = apply_strategy(HuggingFaceSam(from_segment_anything(plain), PROMPT_FRAME), PEFTS[case.peft])
+    twin.load_state_dict(state_from_transformers(to_transformers(sam.state_dict())))
+    return twin
 
 
 def take_step(case: Case, object_chunk: int | None = None, validate: bool = False) -> Step:
@@ -175,7 +186,10 @@ def take_step(case: Case, object_chunk: int | None = None, validate: bool = Fals
     sam.pixel_mean = torch.tensor([123.675, 116.28, 103.53], dtype=case.dtype).view(-1, 1, 1)
     sam.pixel_std = torch.tensor([58.395, 57.12, 57.375], dtype=case.dtype).view(-1, 1, 1)
     # It casts coordinates to float32 itself.
-    sam.prompt_encoder.pe_layer.float()
+    if case.hugging_face:
+        sam.prompt_encoder.shared_embedding.float()
+    else:
+        sam.prompt_encoder.pe_layer.float()
     optimizer = RecordingOptimizer({name: value for name, value in named.items() if value.requires_grad})
     x, y = discs(case)
     batches = [(x, y if case.decoder else y[:, :1])]

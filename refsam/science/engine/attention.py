@@ -40,22 +40,32 @@ class FusedAttention(segment_anything.Attention):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(batch, H, W, channels) to the same shape."""
-        batch, height, width, _ = x.shape
-        shape = (3, batch * self.num_heads, height * width, -1)
-        qkv = self.qkv(x).reshape(batch, height * width, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        query, key, value = qkv.reshape(shape).unbind(0)  # (batch * heads, H * W, channels per head)
-        grid = query.unflatten(1, (height, width))
-        by_row = torch.einsum("nhwc,hkc->nhwk", grid, get_rel_pos(height, height, self.rel_pos_h)).flatten(
-            1, 2
-        )
-        by_column = torch.einsum("nhwc,wkc->nhwk", grid, get_rel_pos(width, width, self.rel_pos_w)).flatten(
-            1, 2
-        )
-        attend = _Blockwise.apply if x.device.type == "cpu" else _with_one_product
-        attended = attend(query * self.scale, key, value, by_row, by_column)
-        heads_last = attended.view(batch, self.num_heads, height, width, -1).permute(0, 2, 3, 1, 4)
-        projected: torch.Tensor = self.proj(heads_last.reshape(batch, height, width, -1))
-        return projected
+        return fused_attention(self, x, self.num_heads)
+
+
+def fused_attention(attention: Any, x: torch.Tensor, heads: int) -> torch.Tensor:
+    """What an attention with decomposed relative positions computes from x, (batch, H, W, channels).
+
+    Args:
+        attention: a module with qkv, proj, scale, rel_pos_h and rel_pos_w.
+        heads: the number of its heads.
+    """
+    batch, height, width, _ = x.shape
+    shape = (3, batch * heads, height * width, -1)
+    qkv = attention.qkv(x).reshape(batch, height * width, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    query, key, value = qkv.reshape(shape).unbind(0)  # (batch * heads, H * W, channels per head)
+    grid = query.unflatten(1, (height, width))
+    rows, columns = (
+        get_rel_pos(height, height, attention.rel_pos_h),
+        get_rel_pos(width, width, attention.rel_pos_w),
+    )
+    by_row = torch.einsum("nhwc,hkc->nhwk", grid, rows).flatten(1, 2)
+    by_column = torch.einsum("nhwc,wkc->nhwk", grid, columns).flatten(1, 2)
+    attend = _Blockwise.apply if x.device.type == "cpu" else _with_one_product
+    attended = attend(query * attention.scale, key, value, by_row, by_column)
+    heads_last = attended.view(batch, heads, height, width, -1).permute(0, 2, 3, 1, 4)
+    projected: torch.Tensor = attention.proj(heads_last.reshape(batch, height, width, -1))
+    return projected
 
 
 def use_fused_attention(encoder: nn.Module) -> None:

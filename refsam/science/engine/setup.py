@@ -6,6 +6,7 @@ are estimates of what autograd keeps, deliberately rough. `train.object_chunk`, 
 `train.checkpoint_decoder` take exact values from whoever knows better.
 """
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mobile_sam.modeling import TinyViT
 from segment_anything.modeling import Sam
 from torch_em.model import UNETR
 
+from refsam.configuration.families import HUGGING_FACE, attention_of
 from refsam.configuration.patch_pool import encoder_is_frozen
 from refsam.configuration.schema import AUTO, RefsamConfig
 from refsam.records.fits import Setup, fit_for, known_fits
@@ -36,6 +38,9 @@ COPIES_TRAINED = 4
 # Tensors of (tokens, channels) that a block of an ImageEncoderViT with fused attention keeps for its
 # backward: vit_b's encoder peaked at 3.7 GiB above its weights, 12 blocks of 4096 tokens with 768 channels.
 TENSORS_PER_BLOCK = 26
+# Attention with its scores in memory keeps them, and works on more: vit_b's encoder peaked 4.2 GB higher than
+# with fused attention, and all of its scores are 3.6 GB.
+SCORES_KEPT = 1.2
 # What vit_t's encoder keeps for one image: an estimate from whole steps, not measured by itself.
 TINY_VIT_GIB = 2.6
 # Tensors of (embedding tokens, channels) per object that mask decoder, masks and losses hold at a time: for a
@@ -59,7 +64,7 @@ class Savings:
 
     object_chunk: int
     checkpoint_every: int | None
-    fused_attention: bool
+    attention: str  # fused, sdpa or eager
     checkpoint_decoder: bool = False  # the segmentation decoder
     cache_gib: float = 0.0  # memory for the embeddings of a frozen encoder
     auto_from: str = "estimate"  # what chose for `auto`: the estimate, or which fit
@@ -99,7 +104,8 @@ def _estimate(config: RefsamConfig, sam: Sam, device: torch.device, unetr: UNETR
     settings = config.train
     left = usable_memory(config, device) - _weights_gib(sam)
     trained = any(parameter.requires_grad for parameter in sam.image_encoder.parameters())
-    encoder_gib = settings.batch_size * _encoder_gib(sam) if trained else 0.0
+    attention = attention_of(config.model, settings.attention)
+    encoder_gib = settings.batch_size * _encoder_gib(sam, attention) if trained else 0.0
     decoder_gib, frugal_decoder_gib = _decoder_gib(unetr, settings.batch_size)
     needed = encoder_gib > min(left / 2, left - frugal_decoder_gib)
     every = _checkpoint_every(settings.checkpoint_encoder, needed)
@@ -114,7 +120,7 @@ def _estimate(config: RefsamConfig, sam: Sam, device: torch.device, unetr: UNETR
         chunk = max(1, min(fitting, TOKENS_AT_ONCE[device.type] // (rows * columns), config.n_objects))
     no_room = encoder_gib + decoder_gib + cache_gib > left
     checkpoints_decoder = _is_on(settings.checkpoint_decoder, needed=unetr is not None and no_room)
-    return Savings(chunk, every, settings.attention != "eager", checkpoints_decoder, cache_gib)
+    return Savings(chunk, every, attention, checkpoints_decoder, cache_gib)
 
 
 def describe_savings(config: RefsamConfig, savings: Savings | None) -> dict[str, Any]:
@@ -128,7 +134,7 @@ def describe_savings(config: RefsamConfig, savings: Savings | None) -> dict[str,
             "object_chunk": None,
             "checkpoint_every": None,
             "checkpoint_decoder": None,
-            "attention": "eager",
+            "attention": "sdpa" if config.model.family == HUGGING_FACE else "eager",
             "auto_from": None,
         }
     else:
@@ -136,7 +142,7 @@ def describe_savings(config: RefsamConfig, savings: Savings | None) -> dict[str,
             "object_chunk": savings.object_chunk,
             "checkpoint_every": savings.checkpoint_every,
             "checkpoint_decoder": savings.checkpoint_decoder,
-            "attention": "fused" if savings.fused_attention else "eager",
+            "attention": savings.attention,
             "auto_from": savings.auto_from,
         }
     cached = savings is not None and encoder_is_frozen(config.peft)
@@ -156,14 +162,21 @@ def apply_savings(sam: Sam, savings: Savings, unetr: UNETR | None = None) -> Non
     use_linear_resizing(sam)
     if next(sam.parameters()).device.type == "cpu":
         keep_freed_memory()
-    if savings.fused_attention:
-        use_fused_attention(sam.image_encoder)
+    _use_attention(sam, savings.attention)
     if savings.checkpoint_every is not None:
         checkpoint_encoder(sam.image_encoder, savings.checkpoint_every)
     if unetr is not None:
         use_late_upsampling(unetr)
         if savings.checkpoint_decoder:
             checkpoint_decoder(unetr)
+
+
+def _use_attention(sam: Sam, kind: str) -> None:
+    switch = getattr(sam, "use_attention", None)  # a model of family hf has three ways itself
+    if switch is not None:
+        switch(kind)
+    elif kind == "fused":
+        use_fused_attention(sam.image_encoder)
 
 
 def usable_memory(config: RefsamConfig, device: torch.device) -> float:
@@ -212,13 +225,25 @@ def _weights_gib(sam: Sam) -> float:
     return FLOAT_BYTES * sum(copies) / GIB
 
 
-def _encoder_gib(sam: Sam) -> float:
+def _encoder_gib(sam: Sam, attention: str) -> float:
     """What the encoder keeps for one image when nothing is checkpointed."""
     encoder = sam.image_encoder
     if isinstance(encoder, TinyViT):
         return TINY_VIT_GIB
     _, rows, columns, channels = encoder.pos_embed.shape
-    return len(encoder.blocks) * TENSORS_PER_BLOCK * rows * columns * channels * FLOAT_BYTES / GIB
+    values = len(encoder.blocks) * TENSORS_PER_BLOCK * rows * columns * channels
+    if attention != "fused":
+        values += SCORES_KEPT * sum(_scores(block, rows, columns) for block in encoder.blocks)
+    return values * FLOAT_BYTES / GIB
+
+
+def _scores(block: Any, rows: int, columns: int) -> int:
+    """How many scores the attention of one block has for one image."""
+    heads = getattr(block.attn, "num_heads", None) or block.attn.num_attention_heads
+    if block.window_size == 0:
+        return int(heads * (rows * columns) ** 2)
+    windows = math.ceil(rows / block.window_size) * math.ceil(columns / block.window_size)
+    return int(heads * windows * block.window_size**4)
 
 
 def _decoder_gib(unetr: UNETR | None, batch_size: int) -> tuple[float, float]:

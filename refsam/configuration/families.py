@@ -1,0 +1,57 @@
+"""The two implementations of Segment Anything that a model can come in, and what each of them has."""
+
+from refsam.configuration.schema import AUTO, ModelConfig
+
+MICRO_SAM = "micro_sam"  # segment_anything's and MobileSAM's classes, as micro-sam builds them
+HUGGING_FACE = "hf"  # transformers.SamModel
+FAMILIES = (MICRO_SAM, HUGGING_FACE)
+
+# Architectures that can be built without a configuration from the hub.
+KNOWN_SHAPES = ("vit_b", "vit_l", "vit_h")
+ATTENTIONS = {MICRO_SAM: ("fused", "eager"), HUGGING_FACE: ("sdpa", "fused", "eager")}
+
+
+def attention_of(model: ModelConfig, given: str) -> str:
+    """How attention is computed for a value of train.attention: for `auto`, the first that the family has."""
+    return ATTENTIONS[model.family][0] if given == AUTO else given
+
+
+def attention_problem(model: ModelConfig, given: str) -> str | None:
+    """Why a value of train.attention does not go with a model; None where it does."""
+    allowed = ATTENTIONS[model.family]
+    if given in (AUTO, *allowed):
+        return None
+    choices = ", ".join((AUTO, *allowed))
+    return f"train.attention={given} does not go with model.family={model.family}, allowed: {choices}"
+
+
+def model_problem(model: ModelConfig) -> str | None:
+    """Why the values of a model do not go together, in one sentence; None where they do."""
+    if model.family == MICRO_SAM and model.hub_id is not None:
+        return (
+            f"model.hub_id: {model.hub_id} was given, but model={model.name} is not of the Hugging Face hub; "
+            "allowed is null, or model=hf"
+        )
+    if model.weights == "pretrained":
+        return _pretrained_problem(model)
+    shape_is_known = model.custom is not None or model.architecture in KNOWN_SHAPES
+    if model.weights == "random" and model.family == HUGGING_FACE and not shape_is_known:
+        return (
+            f"model.weights: random was given, but the shape of {model.name} is known only with its weights; "
+            "allowed are pretrained and the path of a folder"
+        )
+    return None
+
+
+def _pretrained_problem(model: ModelConfig) -> str | None:
+    if model.custom is not None:
+        return (
+            f"model.weights: pretrained was given, but nobody publishes weights of {model.name}; "
+            "allowed are random and the path of a checkpoint"
+        )
+    if model.family == HUGGING_FACE and model.hub_id is None:
+        return (
+            f"model.hub_id: nothing was given for model={model.name}; give the id of a model on the Hugging "
+            "Face hub as model.hub_id=OWNER/NAME, or a folder as model.weights=FOLDER"
+        )
+    return None
