@@ -6,8 +6,15 @@ from refsam.configuration.schema import Kind, RefsamConfig
 
 BYTES = 4  # of a parameter in float32
 ADAM_STATES = 2  # values that Adam keeps for each trained parameter
-# Parameters of the image encoders, counted in segment_anything's and MobileSAM's models.
-ENCODERS = {"vit_t": 6_065_276, "vit_b": 89_670_912, "vit_l": 308_278_272, "vit_h": 637_026_048}
+# Parameters of the image encoders, counted in the models of segment_anything, MobileSAM and transformers.
+ENCODERS = {
+    "vit_t": 6_065_276,
+    "vit_b": 89_670_912,
+    "vit_l": 308_278_272,
+    "vit_h": 637_026_048,
+    "slimsam_50": 23_897_216,
+    "slimsam_77": 5_658_968,
+}
 PROMPT_EMBED_DIM = 256  # of all of them
 PROMPTS_AND_MASKS = 4_064_816  # parameters of prompt encoder and mask decoder
 SEGMENTATION_DECODER = 9_593_159  # parameters of micro-sam's UNETR decoder
