@@ -4,6 +4,7 @@ Two kinds: `check_values` looks at single fields, and what it finds is a mistake
 `combination_problem` looks at values together, and in a sweep such runs are left out while the others run.
 """
 
+import importlib.util
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,12 +14,14 @@ from refsam.configuration.families import FAMILIES, attention_problem, model_pro
 from refsam.configuration.patch_pool import encoder_is_frozen, is_patch_pool
 from refsam.configuration.schema import AUTO, Kind, Precision, RefsamConfig
 from refsam.configuration.split import split_images
-from refsam.configuration.strategies import strategy_problem
+from refsam.configuration.strategies import is_quantized, strategy_problem
 from refsam.errors import BadInput
 
 MODES = ("point", "box")
 OPTIMIZERS = ("adam", "adamw", "adam8bit", "paged_adam8bit")
 JOINTS = ("separate", "summed")
+LOSSES = ("dice", "dice_focal")
+SAVED = ("all", "adapter")
 SPLITS = ("seeded", "ordered")
 CLUSTERS = ("auto", "local", "slurm")
 DEVICES = ("auto", "cpu", "cuda")
@@ -93,6 +96,8 @@ _RULES = (
         "auto, on, off, or a whole number from 1",
     ),
     _Rule("train.checkpoint_decoder", lambda value: value in SWITCHES, "auto, on or off"),
+    _Rule("train.loss", _one_of(LOSSES), " or ".join(LOSSES)),
+    _Rule("train.save", _one_of(SAVED), " or ".join(SAVED)),
     _Rule("train.joint", _one_of(JOINTS), " or ".join(JOINTS)),
     _Rule("train.attention", _one_of(ATTENTIONS), ", ".join(ATTENTIONS)),
     _Rule(
@@ -182,7 +187,18 @@ def combination_problem(config: RefsamConfig, total_images: int) -> str | None:
     return (
         strategy_problem(config.model, config.peft)
         or attention_problem(config.model, config.train.attention)
+        or _missing_extra(config)
         or _engine_problem(config)
+    )
+
+
+def _missing_extra(config: RefsamConfig) -> str | None:
+    """Which optional package a strategy needs that is not installed where the sweep is planned."""
+    if not is_quantized(config.peft) or importlib.util.find_spec("bitsandbytes") is not None:
+        return None
+    return (
+        f"peft.name={config.peft.name} keeps weights in 4 bits and needs bitsandbytes, which is not "
+        "installed here: pip install 'refsam[quantized]'"
     )
 
 

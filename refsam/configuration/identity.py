@@ -24,7 +24,9 @@ _NOT_RESULT_OF_TRAINING = (
     "attention",
     "embedding_cache",
     "optimizer_in_backward",
+    "save",
 )
+_ALWAYS_OF_STRATEGY = ("name", "freeze", "rank", "update_matrices")
 _NOT_RESULT_OF_EVALUATION = ("modes", "batch_size", "save_predictions")
 _WHERE_DATA_LIES = ("root", "images", "labels", "version", "n_files", "image_key", "label_key")
 # A baseline trains nothing, so it is the same one for every resource, strategy and number of images.
@@ -54,6 +56,14 @@ def identity(config: RefsamConfig, data_fingerprint: str, weights_hash: str | No
             del values[section][name]
     if config.train.embedding_dtype == "float32" or not encoder_is_frozen(config.peft):
         del values["train"]["embedding_dtype"]  # nothing is rounded
+    if config.train.loss == "dice":
+        del values["train"]["loss"]  # micro-sam's
+    # What a strategy has not been given is not part of it: a new setting leaves older runs as they are.
+    values["peft"] = {
+        name: value
+        for name, value in values["peft"].items()
+        if name in _ALWAYS_OF_STRATEGY or value not in (None, [], {})
+    }
     if config.train.joint == "separate" or not config.train.decoder:
         del values["train"]["joint"]  # micro-sam's step
     values["dataset"]["fingerprint"] = data_fingerprint

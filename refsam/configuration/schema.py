@@ -123,12 +123,25 @@ class ModelConfig:
 
 @dataclass
 class PeftConfig:
-    """A finetuning strategy: which parts are frozen, and the low-rank update if there is one."""
+    """A finetuning strategy: which parts are frozen, and what is put into the image encoder, if anything.
 
-    name: str = MISSING  # auto, full, freeze_encoder, lora
+    `name` is one of configuration/strategies.py, whose table says which of the other fields it takes. A field
+    that is null or empty is not given.
+    """
+
+    name: str = MISSING  # auto, full, freeze_encoder, lora, dora, …
     freeze: list[str] = field(default_factory=list)  # of image_encoder, prompt_encoder, mask_decoder
     rank: int | None = None
     update_matrices: list[str] = field(default_factory=list)  # of q, k, v, mlp
+    alpha: Any = None  # a number, or learnable_scalar for adaptformer
+    dropout: float | None = None
+    projection: int | None = None  # channels of adaptformer's bottleneck
+    share: float | None = None  # percent of the encoder's blocks, the last ones, that are adapted; null: all
+    # Regular expressions for the full names of linear layers, as image_encoder.blocks.0.attn.qkv.
+    targets: list[str] = field(default_factory=list)
+    quantization: str | None = None  # of the frozen weights: nf4 or fp4
+    double_quantization: bool | None = None  # whether the constants of the quantization are quantized too
+    options: dict[str, Any] = field(default_factory=dict)  # further arguments of peft's configuration
 
 
 @dataclass
@@ -181,6 +194,8 @@ class TrainConfig:
     patch_pool: Any = MISSING  # patches that the epochs draw from, see configuration/patch_pool.py
     engine: str = MISSING  # refsam, or micro_sam for its own step; the same gradients
     object_chunk: Any = MISSING  # objects decoded at a time, or auto: as many as the memory allows
+    loss: str = "dice"  # dice (micro-sam's), or dice_focal; with the regression of the IoU
+    save: str = "all"  # what checkpoints hold: all weights, or adapter (only what is trained)
     joint: str = MISSING  # with the decoder: separate (micro-sam's two optimizer steps), or summed (one)
     checkpoint_encoder: Any = MISSING  # off, on, every how many blocks, or auto: where the memory asks for it
     checkpoint_decoder: Any = (

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from refsam.configuration.schema import Kind, RefsamConfig
+from refsam.configuration.strategies import trained_share
 
 BYTES = 4  # of a parameter in float32
 ADAM_STATES = 2  # values that Adam keeps for each trained parameter
@@ -25,9 +26,8 @@ def checkpoint_bytes(config: RefsamConfig) -> int:
     if config.kind == Kind.baseline:
         return 0
     encoder, rest = _parameters(config)
-    frozen = config.peft.rank is not None or "image_encoder" in config.peft.freeze
-    trained = rest if frozen else encoder + rest
-    best = BYTES * (encoder + rest)
+    trained = round(trained_share(config.peft) * encoder) + rest
+    best = BYTES * (trained if config.train.save == "adapter" else encoder + rest)
     latest = best + BYTES * ADAM_STATES * trained
     return best + 2 * latest
 

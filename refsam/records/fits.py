@@ -62,6 +62,17 @@ class Setup:
         strategy = [peft.name, *peft.freeze]
         if peft.rank is not None:
             strategy += [f"rank {peft.rank}", *peft.update_matrices]
+        strategy += [
+            f"{name} {value}"
+            for name, value in (
+                ("projection", peft.projection),
+                ("share", peft.share),
+                ("targets", peft.targets),
+                ("quantization", peft.quantization),
+                ("options", peft.options),
+            )
+            if value
+        ]
         rows, columns = train.patch_shape
         return cls(
             architecture=model.architecture,

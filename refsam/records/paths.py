@@ -62,6 +62,11 @@ class RunPaths:
         return self.checkpoints / "latest.pt"
 
     @property
+    def adapter(self) -> Path:
+        """What was trained, as peft opens it: adapter_config.json and adapter_model.safetensors."""
+        return self.checkpoints / "adapter"
+
+    @property
     def tensorboard(self) -> Path:
         return self.root / "logs"
 

@@ -1,11 +1,11 @@
-"""Segment Anything models: built or loaded, made trainable by a finetuning strategy, opened for prediction.
+"""Segment Anything models: built or loaded, wrapped for training, opened for prediction.
 
 The models are micro-sam's; only vit_nano, which no registry knows, is put together here, of the same classes.
 Those of family hf are transformers', behind the interface of the others (hugging_face.py).
 """
 
 import pickle
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,6 @@ import micro_sam.util
 import numpy as np
 import torch
 from micro_sam.instance_segmentation import get_unetr
-from micro_sam.models.peft_sam import PEFT_Sam
 from micro_sam.training.trainable_sam import TrainableSAM
 from segment_anything import SamPredictor
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
@@ -24,7 +23,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch_em.model import UNETR
 
 from refsam.configuration.families import HUGGING_FACE
-from refsam.configuration.schema import ArchitectureConfig, ModelConfig, PeftConfig
+from refsam.configuration.schema import ArchitectureConfig, ModelConfig
 from refsam.datasets import hub_cache
 from refsam.errors import BadInput
 
@@ -81,7 +80,7 @@ def load_model(model: ModelConfig, seed: int, device: torch.device | str) -> Loa
     if model.family == HUGGING_FACE:
         return LoadedModel(_load_hugging_face(model, seed).to(device), None, weights)
     if model.weights == RANDOM:
-        sam = _seeded(seed, partial(_build, model))
+        sam = _seeded(seed, partial(build_model, model))
         return LoadedModel(sam.to(device), None, weights)
     if model.weights == PRETRAINED:
         _, sam, state = micro_sam.util.get_sam_model(
@@ -89,7 +88,7 @@ def load_model(model: ModelConfig, seed: int, device: torch.device | str) -> Loa
         )
         return LoadedModel(sam, state.get("decoder_state"), weights)
     state_dict, decoder_state = read_checkpoint(Path(model.weights).expanduser())
-    sam = _build(model)
+    sam = build_model(model)
     try:
         sam.load_state_dict(state_dict)
     except RuntimeError as error:
@@ -148,7 +147,7 @@ def _load_hugging_face(model: ModelConfig, seed: int) -> Sam:
 
     if model.weights == RANDOM:
         # transformers' own initialization leaves an encoder that answers nothing (a deviation of 1e-10).
-        plain = _seeded(seed, partial(_build, model))
+        plain = _seeded(seed, partial(build_model, model))
         return hugging_face.HuggingFaceSam(hugging_face.from_segment_anything(plain), PROMPT_FRAME)
     if model.weights == PRETRAINED:
         return hugging_face.open_model(_cached(model), PROMPT_FRAME)
@@ -183,20 +182,6 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], StateDict | No
     return merge_lora(plain), state.get("decoder_state")
 
 
-def apply_strategy(sam: Sam, peft: PeftConfig) -> Sam:
-    """Freeze parts of `sam` and put low-rank updates into its encoder, in place, as `peft` says.
-
-    Frozen parts also stay in evaluation mode, so that the batch statistics of vit_t's encoder do not move.
-    """
-    if peft.rank is not None:
-        sam = PEFT_Sam(sam, rank=peft.rank, update_matrices=list(peft.update_matrices)).sam
-    for part in peft.freeze:
-        module = getattr(sam, part)
-        module.requires_grad_(False)
-        _keep_in_evaluation_mode(module)
-    return sam
-
-
 def prompt_frame(sam: Sam) -> tuple[int, int]:
     """Height and width in pixels of the frame in which `sam` takes prompts."""
     size = sam.prompt_encoder.input_image_size  # transformers has one number
@@ -228,12 +213,6 @@ def build_unetr(
     # The range of the values is the data set's business; a dark patch is no error.
     unetr.perform_range_checks = False
     return unetr.to(device)
-
-
-def count_parameters(parameters: Iterable[torch.nn.Parameter]) -> tuple[int, int]:
-    """Numbers of trainable and of all parameters."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in parameters]
-    return sum(size for size, trainable in sizes if trainable), sum(size for size, _ in sizes)
 
 
 def merge_lora(model_state: StateDict) -> dict[str, torch.Tensor]:
@@ -276,7 +255,7 @@ def load_predictor(
     if model.family == HUGGING_FACE:
         hugging_face = _hugging_face_of_run(checkpoint).to(device)
         decoder = read_checkpoint(checkpoint)[1]
-        return _predictor(hugging_face, model, micro_sam.util._compute_hash(checkpoint)), decoder
+        return predictor_of(hugging_face, model, micro_sam.util._compute_hash(checkpoint)), decoder
     if model.custom is None:
         predictor, state = micro_sam.util.get_sam_model(
             model_type=model.architecture, checkpoint_path=checkpoint, device=device, return_state=True
@@ -285,9 +264,9 @@ def load_predictor(
         predictor.model.eval()
         return predictor, state.get("decoder_state")
     state_dict, decoder_state = read_checkpoint(checkpoint)
-    sam = _build(model)
+    sam = build_model(model)
     sam.load_state_dict(state_dict)
-    return _predictor(sam.to(device), model, micro_sam.util._compute_hash(checkpoint)), decoder_state
+    return predictor_of(sam.to(device), model, micro_sam.util._compute_hash(checkpoint)), decoder_state
 
 
 def initial_predictor(
@@ -296,10 +275,10 @@ def initial_predictor(
     """The predictor of the model that a run starts from, for baselines."""
     loaded = load_model(model, seed, device)
     weights = loaded.weights
-    return _predictor(loaded.sam, model, weights.hash or weights.source), loaded.decoder_state, weights
+    return predictor_of(loaded.sam, model, weights.hash or weights.source), loaded.decoder_state, weights
 
 
-def _predictor(sam: Sam, model: ModelConfig, weights_hash: str) -> SamPredictor:
+def predictor_of(sam: Sam, model: ModelConfig, weights_hash: str) -> SamPredictor:
     """A predictor with the attributes that micro-sam's functions read."""
     sam.eval()
     predictor = micro_sam.util.SamPredictor(sam)
@@ -310,12 +289,6 @@ def _predictor(sam: Sam, model: ModelConfig, weights_hash: str) -> SamPredictor:
     return predictor
 
 
-def _keep_in_evaluation_mode(module: torch.nn.Module) -> None:
-    """Make `module` ignore the switches to training mode that reach it from the modules it is part of."""
-    module.eval()
-    module.__dict__["train"] = lambda mode=True: module
-
-
 def _seeded(seed: int, build: Callable[[], Built]) -> Built:
     """What `build` makes with torch's generator at `seed`; the generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
@@ -323,7 +296,8 @@ def _seeded(seed: int, build: Callable[[], Built]) -> Built:
         return build()
 
 
-def _build(model: ModelConfig) -> Sam:
+def build_model(model: ModelConfig) -> Sam:
+    """The model with weights that mean nothing yet."""
     if model.custom is None:
         return micro_sam.util.sam_model_registry[model.architecture]()
     return _build_custom(model.custom)

@@ -36,8 +36,9 @@ from refsam.science.data import test_images, training_loaders
 from refsam.science.environment import describe_environment
 from refsam.science.evaluation import evaluate, missing_modes
 from refsam.science.hardware import choose_device
-from refsam.science.models import initial_predictor, load_predictor
+from refsam.science.models import initial_predictor
 from refsam.science.randomness import be_deterministic, seed_everything
+from refsam.science.strategies.opening import finished_predictor
 from refsam.science.trainers import Progress
 from refsam.science.training import train
 
@@ -161,7 +162,7 @@ def _execute(config: RefsamConfig, paths: RunPaths, status: StatusWriter) -> Non
         if config.kind is Kind.baseline:
             predictor = initial_predictor(config.model, config.seed, device)[0]
         else:
-            predictor = load_predictor(paths.best, config.model, device)[0]
+            predictor = finished_predictor(config, paths, device)
         evaluate(config, predictor, test_images(config), paths, status.evaluation)
 
 

@@ -23,9 +23,12 @@ from refsam.science.engine.step import LowMemoryJointStep, LowMemoryStep
 from refsam.science.engine.summed import SummedJointStep
 from refsam.science.hardware import resident_memory
 from refsam.science.history import EpochMeans, History
-from refsam.science.models import SAM_CONFIG, merge_lora
+from refsam.science.losses import dice_focal_loss
+from refsam.science.models import SAM_CONFIG
 from refsam.science.positions import Position, position, restore_random_states, running_statistics
 from refsam.science.randomness import seed_everything
+from refsam.science.strategies.adapter_files import write_adapter
+from refsam.science.strategies.state import Keeping
 
 OUT_OF_MEMORY = (MemoryError, torch.cuda.OutOfMemoryError)
 # Between two checkpoints in a long epoch, so that what cannot be told to stop costs no more than this.
@@ -61,6 +64,8 @@ class RecordedTraining(SamTrainer):
         epochs: at most, over all attempts.
         max_steps: optimizer steps at most, over all attempts; None for no limit.
         report: called after every step.
+        keeping: which weights the checkpoints hold.
+        loss: of predicted masks, a value of train.loss.
         kwargs: those of the micro-sam trainer.
 
     Attributes:
@@ -77,12 +82,16 @@ class RecordedTraining(SamTrainer):
         epochs: int,
         max_steps: int | None,
         report: Callable[[Progress], None],
+        keeping: Keeping,
+        loss: str,
         **kwargs: Any,
     ) -> None:
         super().__init__(name=paths.run_id, save_root=str(paths.root), **kwargs)
         self.paths = paths
         self.seed = seed
         self.report = report
+        self.keeping = keeping
+        self.loss_name = loss
         self.steps_per_epoch = len(self.train_loader)
         self.max_iteration = epochs * self.steps_per_epoch
         if max_steps is not None:
@@ -241,7 +250,7 @@ class RecordedTraining(SamTrainer):
                 "iteration": found.iteration,
                 "epoch": self._epoch - 1,  # the last one that is finished
                 "current_metric": self.best_metric,
-                "model_state": self.model.state_dict(),
+                **self.keeping.latest(self.model),
                 **self._optimization_state(),
                 "position": found.to_values(epoch_seconds=now - self._epoch_started),
             },
@@ -249,6 +258,11 @@ class RecordedTraining(SamTrainer):
         self.saved_iteration = found.iteration
         self._saved = now
         self._report(iteration=found.iteration)
+
+    def _compute_loss(self, batched_outputs: list[dict[str, Any]], y_one_hot: torch.Tensor) -> Any:
+        if self.loss_name == "dice_focal":
+            return dice_focal_loss(batched_outputs, y_one_hot)
+        return super()._compute_loss(batched_outputs, y_one_hot)
 
     def _validate_impl(self, forward_context: Any) -> float:
         # The same objects and prompts in every epoch, so that the epochs can be compared.
@@ -279,12 +293,13 @@ class RecordedTraining(SamTrainer):
         """Write best.pt, or history.csv and latest.pt. torch-em calls it with `best` before `latest`."""
         self.best_metric = best_metric
         values = {**self._values(best_metric, train_time), "current_metric": current_metric}
-        model_state = self.model.state_dict()
         if name == "best":
-            write_best(self.paths, {**values, "model_state": merge_lora(model_state)})
+            write_best(self.paths, {**values, **self.keeping.best(self.model)})
+            if self.keeping.has_adapter:
+                write_adapter(self.model.sam, self.keeping.peft, self.paths.adapter)
             return
         self.history.append(self._history_row(current_metric, train_time))
-        write_latest(self.paths, {**values, "model_state": model_state, **self._optimization_state()})
+        write_latest(self.paths, {**values, **self.keeping.latest(self.model), **self._optimization_state()})
         self.saved_iteration = self._iteration
         self.epochs_finished = self._epoch + 1
         self._loss = self.means.mean("train_loss")
@@ -308,7 +323,8 @@ class RecordedTraining(SamTrainer):
 
     def load_checkpoint(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
         """Take over the values of a latest.pt, and the rows of history.csv up to it."""
-        values: dict[str, Any] = super().load_checkpoint(checkpoint)
+        restored = self.keeping.restored(self.model, checkpoint)
+        values: dict[str, Any] = super().load_checkpoint(restored)
         self.epochs_finished = self._epoch
         self.saved_iteration = self._iteration
         self.step_seconds = values["step_seconds"]

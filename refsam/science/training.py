@@ -18,9 +18,13 @@ from refsam.science.data import TorchLoader, worker_count
 from refsam.science.engine.cache import EmbeddingCache, MemoryStore, Store, shared_store
 from refsam.science.engine.setup import Savings, apply_savings, choose_savings, describe_savings
 from refsam.science.hardware import choose_device, choose_precision, peak_memory
-from refsam.science.models import apply_strategy, build_unetr, count_parameters, load_model, trainable_sam
+from refsam.science.models import build_unetr, load_model, trainable_sam
 from refsam.science.optimizers import StepInBackward, build_optimizer
 from refsam.science.randomness import derived_seed, seed_everything
+from refsam.science.strategies.injection import apply_strategy
+from refsam.science.strategies.parts import count_parameters
+from refsam.science.strategies.quantization import weights_bytes
+from refsam.science.strategies.state import Keeping, state_bytes, trained_state
 from refsam.science.trainers import (
     LowMemoryJointSamTrainer,
     LowMemorySamTrainer,
@@ -49,6 +53,8 @@ class TrainingSummary:
     base_memory_gib: float  # before the first step
     trainable_parameters: int
     total_parameters: int
+    saved_bytes: int  # of the values that were trained, which is what has to be kept
+    weights_bytes: int  # of the model in memory, quantized weights as they lie there
     precision: str
     early_stopped: bool
     savings: dict[str, Any]  # as in results/savings.json
@@ -132,6 +138,8 @@ def build_trainer(
         epochs=settings.epochs,
         max_steps=settings.max_steps,
         report=report,
+        keeping=Keeping(config.peft, adapter_only=settings.save == "adapter"),
+        loss=settings.loss,
         train_loader=loaders[0],
         val_loader=loaders[1],
         model=model,
@@ -153,6 +161,7 @@ def build_trainer(
         **arguments,
     )
     trainer.parameter_counts = count_parameters(parameters)
+    trainer.weights_bytes = weights_bytes(model)
     trainer.savings = {
         **describe_savings(config, savings),
         "patch_pool": pool_size(config, trainer.steps_per_epoch * settings.batch_size),
@@ -197,6 +206,7 @@ def _precision_arguments(precision: Precision) -> dict[str, Any]:
 def _summarize(trainer: RecordedTraining) -> TrainingSummary:
     trainable, total = trainer.parameter_counts
     mixed = trainer.mixed_precision
+    decoder = trainer._decoder_state().get("decoder_state", {})
     return TrainingSummary(
         best_epoch=trainer._best_epoch,
         best_metric=trainer.best_metric,
@@ -209,6 +219,8 @@ def _summarize(trainer: RecordedTraining) -> TrainingSummary:
         base_memory_gib=trainer.base_memory_gib,
         trainable_parameters=trainable,
         total_parameters=total,
+        saved_bytes=state_bytes({**trained_state(trainer.model), **decoder}),
+        weights_bytes=trainer.weights_bytes,
         precision=trainer.mixed_precision_dtype if mixed else Precision.float32.value,
         early_stopped=trainer.stopped_early,
         savings=trainer.savings,

@@ -21,6 +21,7 @@ from refsam.science.training import build_trainer, train
 
 CPU = torch.device("cpu")
 SMALL = (
+    "peft=full",
     "resource.device=cpu",
     "model=vit_nano",
     "model.custom.image_size=64",

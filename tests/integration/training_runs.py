@@ -30,6 +30,7 @@ TINY = (
     "model.custom.unetr_features=2",
 )
 SHORT = (
+    "peft=full",
     "resource=local",
     "resource.device=cpu",
     "n_objects=2",

@@ -14,9 +14,7 @@ from segment_anything.modeling import Sam
 from refsam.configuration.schema import ArchitectureConfig, ModelConfig, PeftConfig
 from refsam.errors import BadInput
 from refsam.science.models import (
-    apply_strategy,
     build_unetr,
-    count_parameters,
     initial_predictor,
     load_model,
     load_predictor,
@@ -24,6 +22,8 @@ from refsam.science.models import (
     trainable_sam,
     weights_info,
 )
+from refsam.science.strategies.injection import apply_strategy
+from refsam.science.strategies.parts import count_parameters
 
 CONF = Path(__file__).parents[2] / "conf"
 LORA = PeftConfig(name="lora", rank=2, update_matrices=["q", "k", "v", "mlp"])

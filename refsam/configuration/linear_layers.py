@@ -1,0 +1,59 @@
+"""The linear layers of the image encoders, by name and size, known without building a model.
+
+So that a pattern that matches nothing, or a rank that is too large, is refused before anything is submitted.
+Tests hold these names against the models themselves.
+"""
+
+from refsam.configuration.schema import ModelConfig
+
+# Inputs and outputs of each linear layer.
+Layers = dict[str, tuple[int, int]]
+
+ENCODER = "image_encoder"
+# Depth and channels of segment_anything's encoders.
+VISION_TRANSFORMERS = {"vit_b": (12, 768), "vit_l": (24, 1024), "vit_h": (32, 1280)}
+# Depth and channels of the stages of MobileSAM's TinyViT that attend; the stage before them convolves.
+TINY_STAGES = ((2, 128), (6, 160), (2, 320))
+TINY_HEAD = 1000  # outputs of its classifier, which is never asked
+MLP_RATIO = 4
+
+
+def linear_layers(model: ModelConfig) -> Layers | None:
+    """Names, inputs and outputs of the linear layers in `model`'s image encoder; None where nobody knows."""
+    if model.family != "micro_sam":
+        return None
+    if model.architecture == "vit_t":
+        return _tiny()
+    if model.custom is not None:
+        return _vision_transformer(model.custom.depth, model.custom.embed_dim)
+    if model.architecture not in VISION_TRANSFORMERS:
+        return None
+    return _vision_transformer(*VISION_TRANSFORMERS[model.architecture])
+
+
+def _vision_transformer(depth: int, channels: int) -> Layers:
+    return {
+        f"{ENCODER}.blocks.{block}.{name}": size
+        for block in range(depth)
+        for name, size in (
+            ("attn.qkv", (channels, 3 * channels)),
+            ("attn.proj", (channels, channels)),
+            ("mlp.lin1", (channels, MLP_RATIO * channels)),
+            ("mlp.lin2", (MLP_RATIO * channels, channels)),
+        )
+    }
+
+
+def _tiny() -> Layers:
+    layers = {
+        f"{ENCODER}.layers.{stage}.blocks.{block}.{name}": size
+        for stage, (depth, channels) in enumerate(TINY_STAGES, start=1)
+        for block in range(depth)
+        for name, size in (
+            ("attn.qkv", (channels, 3 * channels)),
+            ("attn.proj", (channels, channels)),
+            ("mlp.fc1", (channels, MLP_RATIO * channels)),
+            ("mlp.fc2", (MLP_RATIO * channels, channels)),
+        )
+    }
+    return {**layers, f"{ENCODER}.head": (TINY_STAGES[-1][1], TINY_HEAD)}

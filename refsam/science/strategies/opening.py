@@ -1,0 +1,62 @@
+"""What a finished run has trained, opened from its best.pt, whichever weights that holds."""
+
+from dataclasses import dataclass
+
+import micro_sam.util
+import torch
+from segment_anything import SamPredictor
+from segment_anything.modeling import Sam
+
+from refsam.configuration.schema import RefsamConfig
+from refsam.configuration.strategies import STRATEGIES
+from refsam.records.paths import RunPaths
+from refsam.science.models import (
+    SAM_PREFIX,
+    StateDict,
+    load_model,
+    load_predictor,
+    predictor_of,
+)
+from refsam.science.strategies.injection import apply_strategy
+from refsam.science.strategies.merging import plain_state
+from refsam.science.strategies.state import HOLDS, TRAINED, load_trained
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finetuned model: the weights of a plain one, or the module where no plain one is the same."""
+
+    sam: Sam
+    decoder_state: StateDict | None
+
+
+def finished_model(config: RefsamConfig, paths: RunPaths, device: torch.device | str) -> Finished:
+    """The model of a finished run without its strategy, except for what cannot be merged.
+
+    Raises:
+        BadInput: when best.pt holds only what was trained, and what the run started from is not there.
+    """
+    values = torch.load(paths.best, map_location="cpu", weights_only=True, mmap=True)
+    if values.get(HOLDS) != TRAINED:
+        predictor, decoder_state = load_predictor(paths.best, config.model, device)
+        return Finished(predictor.model, decoder_state)
+    sam = apply_strategy(load_model(config.model, config.seed, "cpu").sam, config.peft)
+    load_trained(sam, _of_sam(values["model_state"]))
+    if STRATEGIES[config.peft.name].mergeable:
+        state = plain_state(sam)
+        sam = load_model(config.model, config.seed, "cpu").sam
+        sam.load_state_dict(state)
+    return Finished(sam.to(device).eval(), values.get("decoder_state"))
+
+
+def finished_predictor(config: RefsamConfig, paths: RunPaths, device: torch.device | str) -> SamPredictor:
+    """The predictor of a finished run; where best.pt is micro-sam's, opened as its annotator does."""
+    values = torch.load(paths.best, map_location="cpu", weights_only=True, mmap=True)
+    if values.get(HOLDS) != TRAINED:
+        return load_predictor(paths.best, config.model, device)[0]
+    sam = finished_model(config, paths, device).sam
+    return predictor_of(sam, config.model, micro_sam.util._compute_hash(paths.best))
+
+
+def _of_sam(state: StateDict) -> StateDict:
+    return {name.removeprefix(SAM_PREFIX): value for name, value in state.items()}

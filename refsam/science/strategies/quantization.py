@@ -1,0 +1,92 @@
+"""Frozen weights in 4 bits (bitsandbytes): half a byte and a share of a constant instead of four bytes each.
+
+nf4 has its 16 values where a normal distribution has its sixteenths (QLoRA, Dettmers et al. 2023,
+arXiv:2305.14314); each block of 64 weights has one constant, which double quantization keeps in 8 bits. It
+saves seven eighths of the linear layers' weights. It costs the way back to 32 bits at each use, and the
+weights are rounded: this is another model, and results name it by its strategy.
+"""
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from refsam.configuration.schema import PeftConfig
+from refsam.errors import BadInput
+from refsam.science.strategies.parts import keep_mode, linear_layers, part, replace_module
+
+
+def quantize_encoder(model: nn.Module, peft: PeftConfig) -> None:
+    """Put the linear layers of the image encoder into 4 bits, in place.
+
+    Raises:
+        BadInput: when bitsandbytes is not installed.
+    """
+    library = _library(peft)
+    encoder = part(model, "image_encoder")
+    for name, layer in linear_layers(encoder).items():
+        replace_module(encoder, name, _quantized(library, layer, peft))
+
+
+def is_quantized_layer(module: nn.Module) -> bool:
+    """Whether a layer's weight is in 4 bits."""
+    return getattr(getattr(module, "weight", None), "quant_state", None) is not None
+
+
+def dequantized(layer: nn.Module) -> torch.Tensor:
+    """The weight (outputs, inputs) of a layer in 4 bits, float32."""
+    library = importlib.import_module("bitsandbytes.functional")
+    weight: Any = layer.weight
+    values: torch.Tensor = library.dequantize_4bit(weight.data, weight.quant_state)
+    return values.float()
+
+
+def weights_bytes(model: nn.Module) -> int:
+    """Bytes that the parameters of `model` take in memory, constants of their quantization included."""
+    return sum(_bytes(parameter) for parameter in model.parameters())
+
+
+def _bytes(parameter: nn.Parameter) -> int:
+    size = parameter.untyped_storage().nbytes()
+    state = getattr(parameter, "quant_state", None)
+    if state is None:
+        return size
+    tensors = [value for value in state.as_dict(packed=True).values() if isinstance(value, torch.Tensor)]
+    return size + sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+
+def _quantized(library: ModuleType, layer: nn.Linear, peft: PeftConfig) -> nn.Module:
+    device = layer.weight.device
+    quantized: nn.Module = library.nn.Linear4bit(
+        layer.in_features,
+        layer.out_features,
+        bias=layer.bias is not None,
+        compute_dtype=torch.float32,
+        compress_statistics=bool(peft.double_quantization),
+        quant_type=peft.quantization,
+        device="meta",
+    )
+    quantized.weight = library.nn.Params4bit(
+        layer.weight.data,
+        requires_grad=False,
+        compress_statistics=bool(peft.double_quantization),
+        quant_type=peft.quantization,
+        module=quantized,
+    )
+    quantized.bias = layer.bias
+    quantized.to(device)  # this is what quantizes
+    # In evaluation mode it would keep another layout on processors with bfloat16, and round once more.
+    keep_mode(quantized, training=True)
+    return quantized
+
+
+def _library(peft: PeftConfig) -> ModuleType:
+    try:
+        return importlib.import_module("bitsandbytes")
+    except ImportError as error:
+        raise BadInput(
+            f"peft.name={peft.name} keeps weights in 4 bits and needs bitsandbytes, which is not installed "
+            "here: pip install 'refsam[quantized]'"
+        ) from error
