@@ -6,7 +6,7 @@ Two kinds: `check_values` looks at single fields, and what it finds is a mistake
 
 import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ JOINTS = ("separate", "summed")
 LOSSES = ("dice", "dice_focal")
 SAVED = ("all", "adapter")
 SPLITS = ("seeded", "ordered")
+FORMATS = ("label_images", "coco")
+REACTIONS = ("skip", "refuse")
 CLUSTERS = ("auto", "local", "slurm")
 DEVICES = ("auto", "cpu", "cuda")
 ENGINES = ("refsam", "micro_sam")
@@ -114,6 +116,9 @@ _RULES = (
     _Rule("evaluate.batch_size", _whole(1), "a whole number from 1"),
     _Rule("evaluate.dilation", _whole(0), "a whole number of pixels from 0"),
     _Rule("dataset.split", _one_of(SPLITS), " or ".join(SPLITS)),
+    _Rule("dataset.format", _one_of(FORMATS), " or ".join(FORMATS)),
+    _Rule("dataset.on_problem", _one_of(REACTIONS), " or ".join(REACTIONS)),
+    _Rule("dataset.empty_images", _one_of(REACTIONS), " or ".join(REACTIONS)),
     _Rule("dataset.train_pool", _whole(1), "a whole number from 1"),
     _Rule("dataset.n_validation", _whole(1), "a whole number from 1"),
     _Rule("dataset.n_unused", _whole(0), "a whole number from 0"),
@@ -155,24 +160,28 @@ def check_values(config: RefsamConfig) -> None:
             raise BadInput(f"{rule.field}: {value!r} was given, allowed is {rule.allowed}")
 
 
-def combination_problem(config: RefsamConfig, total_images: int) -> str | None:
+def combination_problem(
+    config: RefsamConfig, total_images: int, names: Sequence[str] | None = None
+) -> str | None:
     """Why a resolved run cannot be trained although each value is fine; None where it can.
 
     Args:
         config: with a resolved strategy and number of objects.
         total_images: images of the data set.
+        names: of them, where they are known; without, a published split is not checked.
     """
     dataset = config.dataset
     if problem := model_problem(config.model):
         return problem
     try:
         split = split_images(
-            [str(index) for index in range(total_images)],
+            names or [str(index) for index in range(total_images)],
             "ordered",
             config.seed,
             dataset.train_pool,
             dataset.n_validation,
             dataset.n_unused,
+            None if names is None else dataset.test,
         )
     except ValueError as error:
         return f"dataset={dataset.name}: {error}"

@@ -28,7 +28,11 @@ _NOT_RESULT_OF_TRAINING = (
 )
 _ALWAYS_OF_STRATEGY = ("name", "freeze", "rank", "update_matrices")
 _NOT_RESULT_OF_EVALUATION = ("modes", "batch_size", "save_predictions")
-_WHERE_DATA_LIES = ("root", "images", "labels", "version", "n_files", "image_key", "label_key")
+_WHERE_DATA_LIES = (
+    *("root", "images", "labels", "version", "n_files", "image_key", "label_key", "format", "archive"),
+    # What they leave out is not in the fingerprint's pixels, or is in the number of images.
+    *("on_problem", "empty_images"),
+)
 # A baseline trains nothing, so it is the same one for every resource, strategy and number of images.
 _NOT_BASELINE = ("resource", "peft", "train", "n_images", "n_objects")
 
@@ -66,6 +70,9 @@ def identity(config: RefsamConfig, data_fingerprint: str, weights_hash: str | No
     }
     if config.train.joint == "separate" or not config.train.decoder:
         del values["train"]["joint"]  # micro-sam's step
+    for name in ("categories", "test"):
+        if not values["dataset"][name]:  # as it was before there was such a choice
+            del values["dataset"][name]
     values["dataset"]["fingerprint"] = data_fingerprint
     values["resource"] = values["resource"]["name"]
     del values["model"]["memory_gb"]

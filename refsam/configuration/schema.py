@@ -168,6 +168,12 @@ class DatasetConfig:
     normalize: Normalization = Normalization.auto
     padding: bool = MISSING
     min_object_size: int = MISSING  # pixels; smaller objects are ignored in training
+    format: str = "label_images"  # or coco: `images` is a folder and `labels` an annotation file below `root`
+    categories: list[str] = field(default_factory=list)  # of COCO's, by name; none: all
+    on_problem: str = "refuse"  # annotations that cannot be used, or skip, which leaves them out
+    empty_images: str = "skip"  # images without annotations, or refuse
+    test: str | None = None  # pattern of the names that test, where they are published; null: by `split`
+    archive: str | None = None  # what `refsam prepare` makes the data set of, where a person has to fetch it
 
 
 @dataclass

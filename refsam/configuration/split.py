@@ -5,6 +5,7 @@ science.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,13 @@ class Split:
 
 
 def split_images(
-    names: Sequence[str], mode: str, seed: int, train_pool: int, n_validation: int, n_unused: int = 0
+    names: Sequence[str],
+    mode: str,
+    seed: int,
+    train_pool: int,
+    n_validation: int,
+    n_unused: int = 0,
+    test: str | None = None,
 ) -> Split:
     """Split `names` (sorted, unique) into training pool, validation and test.
 
@@ -25,22 +32,25 @@ def split_images(
     the smaller training sets are contained in the larger ones, and neither validation nor test depends on
     n_images. With `ordered`, it is the given one, as the resource study takes its files.
 
-    A data set too small for the whole pool keeps at least a quarter of its images (and one) for testing.
+    A data set too small for the whole pool keeps at least a quarter of its images (and one) for testing. With
+    `test`, a pattern of names as the shell has them, these images test, and the others are for the rest.
 
     Raises:
         ValueError: when not even one image for each of the three is there.
     """
     total = len(names)
-    n_test = max(1, total // 4)
+    published = [index for index in range(total) if test is not None and fnmatchcase(names[index], test)]
+    if test is not None and not published:
+        raise ValueError(f"no image for testing has a name like {test}")
+    n_test = len(published) or max(1, total // 4)
     pool = min(train_pool, total - n_validation - n_unused - n_test)
     if pool < 1:
         raise ValueError(
             f"{total} images cannot be split into training, {n_validation} for validation and test"
         )
-    order = list(range(total))
+    order = sorted(set(range(total)) - set(published))
     if mode == "seeded":
         order.sort(key=lambda index: hashlib.sha256(f"{seed}:{names[index]}".encode()).digest())
     validation_stop = pool + n_validation
-    return Split(
-        tuple(order[:pool]), tuple(order[pool:validation_stop]), tuple(order[validation_stop + n_unused :])
-    )
+    rest = order[validation_stop + n_unused :]
+    return Split(tuple(order[:pool]), tuple(order[pool:validation_stop]), tuple(published or rest))

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 
 from refsam.datasets.listing import Pair, list_pairs
-from refsam.datasets.reading import read_image, read_labels
+from refsam.datasets.pairs import read_pair_labels
+from refsam.datasets.reading import read_image
 from refsam.errors import BadInput
 from refsam.records.files import read_json, write_json
 
@@ -131,7 +132,7 @@ def _size(shape: tuple[int, int]) -> str:
 
 def _identity(pair: Pair, dataset: DatasetConfig) -> str:
     image, label = pair.image.stat(), pair.label.stat()
-    parts = (
+    parts: tuple[object, ...] = (
         pair.image.resolve(),
         image.st_size,
         image.st_mtime_ns,
@@ -141,6 +142,8 @@ def _identity(pair: Pair, dataset: DatasetConfig) -> str:
         label.st_mtime_ns,
         dataset.label_key,
     )
+    if pair.item is not None:
+        parts = (*parts, pair.item, *dataset.categories)
     return "\n".join(str(part) for part in parts)
 
 
@@ -162,7 +165,7 @@ def _inspect_pair(pair: Pair, dataset: DatasetConfig) -> ImageFacts:
     import numpy as np
 
     image = read_image(pair.image, dataset.image_key)
-    labels = read_labels(pair.label, dataset.label_key)
+    labels = read_pair_labels(pair, dataset)
     ids, sizes = np.unique(labels, return_counts=True)
     sizes = sizes[ids > 0]
     return ImageFacts(

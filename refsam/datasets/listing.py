@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from refsam.configuration.schema import DatasetConfig  # importing Hydra takes a third of a second
 
 LABEL_SUFFIXES = ("", "_mask", "_masks", "_label", "_labels", "_seg")
-PREPARED = ("nuclei", "covid_if", "synthetic")  # data sets that `refsam prepare` fetches or makes
+# Data sets that `refsam prepare` fetches or makes, with what it has to be told besides.
+PREPARED = {
+    "nuclei": "",
+    "nuclei_coco": "",
+    "covid_if": "",
+    "synthetic": "",
+    "trashcan": " dataset.archive=ARCHIVE, the dataset.zip of TrashCan 1.0 (https://hdl.handle.net/11299/214865)",
+}
+COCO = "coco"  # the format of annotations in one file; the other one is label_images
 WILDCARDS = frozenset("*?[")
 
 
@@ -22,12 +30,14 @@ WILDCARDS = frozenset("*?[")
 class Pair:
     """An image and its label image; both are the same path where one HDF5 file holds both.
 
-    `name` is the image's path below the data set's root, with slashes and without suffix.
+    `name` is the image's path below the data set's root, with slashes and without suffix. `item` is the
+    image's id in `label` where that is the annotation file of all images.
     """
 
     name: str
     image: Path
     label: Path
+    item: int | str | None = None
 
 
 class DataMissing(BadInput):
@@ -43,8 +53,12 @@ def list_pairs(dataset: DatasetConfig) -> list[Pair]:
 
     Raises:
         DataMissing: when `dataset.root` is not a folder.
-        BadInput: when a pattern finds nothing, or images and labels do not pair.
+        BadInput: when a pattern finds nothing, images and labels do not pair, or annotations cannot be used.
     """
+    if dataset.format == COCO:
+        from refsam.datasets.coco import list_coco_pairs  # which needs this module
+
+        return list_coco_pairs(dataset)
     root = _root(dataset)
     labels = _matches(root, dataset.labels, "dataset.labels")
     if dataset.images == dataset.labels:
@@ -80,11 +94,16 @@ def _root(dataset: DatasetConfig) -> Path:
     root = Path(dataset.root)
     if root.is_dir():
         return root
+    raise DataMissing(missing_data(dataset))
+
+
+def missing_data(dataset: DatasetConfig) -> str:
+    """Sentence for a data set whose folder is not there."""
     if dataset.name in PREPARED:
-        remedy = f"fetch it with: refsam prepare dataset={dataset.name}"
+        remedy = f"fetch it with: refsam prepare dataset={dataset.name}{PREPARED[dataset.name]}"
     else:
         remedy = "give the folder of your images with dataset.root=FOLDER"
-    raise DataMissing(f"dataset.root {dataset.root} is not a folder; {remedy}")
+    return f"dataset.root {dataset.root} is not a folder; {remedy}"
 
 
 def _matches(root: Path, pattern: str, field: str) -> list[Path]:

@@ -9,7 +9,9 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,7 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refsam.datasets.listing import Pair, list_pairs
+from refsam.datasets.listing import COCO, PREPARED, Pair, list_pairs
+from refsam.datasets.trashcan import trashcan_archive, write_trashcan
 from refsam.errors import BadInput
 
 if TYPE_CHECKING:
@@ -47,21 +50,32 @@ def prepare(dataset: DatasetConfig, say: Say = print) -> None:
         BadInput: when the data cannot be fetched or written, or the folder holds something else.
     """
     root = Path(dataset.root)
-    if dataset.name == "folder":
-        say(f"dataset folder needs no preparation: {_summary(list_pairs(dataset), root)}")
+    if dataset.name in ("folder", "coco"):
+        say(f"dataset {dataset.name} needs no preparation: {_summary(list_pairs(dataset), root)}")
+        _say_what_is_left_out(dataset, say)
         return
     if root.is_dir() and any(root.iterdir()):
         pairs = list_pairs(dataset)
-        if dataset.n_files is not None and len(pairs) != dataset.n_files:
+        # What cannot be used of annotations is left out, and said.
+        whole = dataset.format != COCO
+        if whole and dataset.n_files is not None and len(pairs) != dataset.n_files:
             raise BadInput(
                 f"dataset.root {root} holds {len(pairs)} of the {dataset.n_files} images of {dataset.name}; "
                 "remove the folder and prepare it again, or give another dataset.root"
             )
         say(f"dataset {dataset.name} is there already: {_summary(pairs, root)}")
+        _say_what_is_left_out(dataset, say)
         return
     if dataset.name == "nuclei":
         with _complete_folder(root) as folder:
             _write_nuclei(folder, say)
+    elif dataset.name == "nuclei_coco":
+        with _complete_folder(root) as folder:
+            _write_nuclei(folder, say)
+            _annotate(folder)
+    elif dataset.name == "trashcan":
+        with trashcan_archive(dataset.archive) as archive, _complete_folder(root) as folder:
+            write_trashcan(archive, folder, say)
     elif dataset.name == "synthetic":
         with _complete_folder(root) as folder:
             _write_synthetic(folder)
@@ -72,10 +86,19 @@ def prepare(dataset: DatasetConfig, say: Say = print) -> None:
             science.fetch_covid_if(folder)
     else:
         raise BadInput(
-            f"dataset.name {dataset.name!r} has no preparation, and allowed are nuclei, covid_if, synthetic "
-            "and folder"
+            f"dataset.name {dataset.name!r} has no preparation, and allowed are folder, coco, "
+            f"{', '.join(PREPARED)}"
         )
     say(f"dataset {dataset.name} is ready: {_summary(list_pairs(dataset), root)}")
+    _say_what_is_left_out(dataset, say)
+
+
+def _say_what_is_left_out(dataset: DatasetConfig, say: Say) -> None:
+    if dataset.format == COCO:
+        from refsam.datasets.coco import left_out
+
+        if sentence := left_out(dataset):
+            say(sentence)
 
 
 def _summary(pairs: list[Pair], root: Path) -> str:
@@ -168,6 +191,18 @@ def _labels_of_drawing(drawing: NDArray[np.uint8]) -> NDArray[np.uint16]:
 def _plain(stem: str) -> str:
     """A stem without the characters that shells, globs and suffix rules trip over."""
     return re.sub(r"[^A-Za-z0-9_]+", "-", stem).strip("-")
+
+
+def _annotate(folder: Path) -> None:
+    """Put annotations.json in the place of the label images below `folder`."""
+    import tifffile
+
+    from refsam.datasets.coco import labels_to_coco
+
+    paths = sorted((folder / "labels").glob("*.tif"))
+    described = labels_to_coco(((path.name, tifffile.imread(path)) for path in paths), category="nucleus")
+    (folder / "annotations.json").write_text(json.dumps(described), encoding="utf-8")
+    shutil.rmtree(folder / "labels")
 
 
 @contextmanager

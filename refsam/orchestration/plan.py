@@ -171,20 +171,21 @@ class Planner:
         config = with_patch_pool(_absolute(config))
         if problem is None:
             data = self._data_of(config.dataset)
-            problem = combination_problem(config, data.total) or self._image_problem(config)
+            problem = combination_problem(config, data.total, data.names) or self._image_problem(config)
         return config, problem
 
     def _data_of(self, dataset: DatasetConfig) -> "_Data":
         key = repr(dataset)
         if key not in self._data:
+            names = missing = None
             try:
-                list_pairs(dataset)
-                missing = None
+                names = tuple(pair.name for pair in list_pairs(dataset))
             except DataMissing as error:
                 if dataset.version is None:
                     raise
                 missing = str(error)
-            self._data[key] = _Data(count_images(dataset), fingerprint(dataset, self.cache), missing)
+            total = count_images(dataset) if names is None else len(names)
+            self._data[key] = _Data(total, fingerprint(dataset, self.cache), missing, names)
         return self._data[key]
 
     def _image_problem(self, config: RefsamConfig) -> str | None:
@@ -244,6 +245,7 @@ class _Data:
     total: int
     fingerprint: str
     missing: str | None
+    names: tuple[str, ...] | None  # of its images, where they are there
 
 
 def _baselines(valid: Iterable[_Asked]) -> Iterator[_Asked]:

@@ -6,9 +6,11 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from refsam.configuration.families import HUGGING_FACE
 from refsam.configuration.schema import RefsamConfig
+from refsam.datasets.listing import COCO
 from refsam.errors import BadInput, SlurmSilent
 from refsam.orchestration import machine, site
 from refsam.orchestration.checkpoint_room import room_needed
@@ -57,6 +59,7 @@ def preflight(plan: Plan, on_slurm: bool) -> Preflight:
     new = [run.config for run in todo if not plan.folder.run(run.run_id).latest.exists()]
     problems += _folder_problems(plan.folder, room_needed(new))
     notes: list[str] = []
+    left = _left_out(plan)
     submits = on_slurm and not plan.runs[0].config.cluster.script_only
     if submits and shutil.which("sbatch") is None:
         problems.append(
@@ -66,7 +69,7 @@ def preflight(plan: Plan, on_slurm: bool) -> Preflight:
     elif on_slurm:
         of_site, notes = _request_problems(plan)
         problems += of_site
-    return Preflight(tuple(dict.fromkeys(problems)), tuple(notes))
+    return Preflight(tuple(dict.fromkeys(problems)), (*left, *notes))
 
 
 def machine_problem(plan: Plan) -> str | None:
@@ -75,6 +78,21 @@ def machine_problem(plan: Plan) -> str | None:
         return None
     problems = (machine.matches(run.config.resource) for run in plan.todo)
     return next((problem for problem in problems if problem is not None), None)
+
+
+def _left_out(plan: Plan) -> list[str]:
+    """What of annotated data sets that are there cannot be used, a sentence for each data set."""
+    annotated = {
+        repr(run.config.dataset): run.config.dataset
+        for run in plan.runs
+        if run.config.dataset.format == COCO and Path(run.config.dataset.root).is_dir()
+    }
+    if not annotated:
+        return []
+    from refsam.datasets.coco import left_out
+
+    sentences = (left_out(dataset) for dataset in annotated.values())
+    return [sentence for sentence in sentences if sentence is not None]
 
 
 def _missing_modules(configs: Iterable[RefsamConfig]) -> list[str]:

@@ -24,7 +24,8 @@ from refsam.configuration.patch_pool import pool_size
 from refsam.configuration.schema import AUTO, DatasetConfig, RefsamConfig
 from refsam.configuration.split import Split, split_images
 from refsam.datasets.listing import Pair, list_pairs
-from refsam.datasets.reading import read_image, read_labels, to_8bit
+from refsam.datasets.pairs import read_pair_labels
+from refsam.datasets.reading import read_image, to_8bit
 from refsam.errors import BadInput
 from refsam.science.hardware import GIB
 
@@ -49,7 +50,7 @@ def load_pairs(dataset: DatasetConfig, pairs: Sequence[Pair]) -> list[Image]:
     loaded = []
     for pair in pairs:
         image = to_8bit(read_image(pair.image, dataset.image_key), dataset.normalize)
-        labels = read_labels(pair.label, dataset.label_key)
+        labels = read_pair_labels(pair, dataset)
         if image.shape[:2] != labels.shape:
             raise BadInput(
                 f"dataset.labels: the label image of {pair.name} has shape {labels.shape} and its image "
@@ -209,7 +210,13 @@ def _split(config: RefsamConfig) -> tuple[list[Pair], Split]:
     pairs = list_pairs(dataset)
     names = [pair.name for pair in pairs]
     split = split_images(
-        names, dataset.split, config.seed, dataset.train_pool, dataset.n_validation, dataset.n_unused
+        names,
+        dataset.split,
+        config.seed,
+        dataset.train_pool,
+        dataset.n_validation,
+        dataset.n_unused,
+        dataset.test,
     )
     return pairs, split
 

@@ -33,7 +33,8 @@ from segment_anything import SamPredictor
 from refsam.configuration.patch_pool import encoder_is_frozen
 from refsam.configuration.schema import Kind, RefsamConfig
 from refsam.datasets.listing import Pair
-from refsam.datasets.reading import read_image, read_labels, to_8bit
+from refsam.datasets.pairs import read_pair_labels
+from refsam.datasets.reading import read_image, to_8bit
 from refsam.records.files import read_json, write_atomically, write_json, write_text
 from refsam.records.paths import RunPaths
 from refsam.science.engine.cache import DiskStore, pixel_hash, shared_store
@@ -234,7 +235,7 @@ def _evaluate_image(
 ) -> list[Row]:
     _seed(config.seed, pair.name)
     image = to_8bit(read_image(pair.image, config.dataset.image_key), config.dataset.normalize)
-    labels = read_labels(pair.label, config.dataset.label_key).astype("uint32")
+    labels = read_pair_labels(pair, config.dataset).astype("uint32")
     center = _center(image.shape, config.evaluate.crop)
     image, labels = image[center], relabel_sequential(labels[center])[0]
     n_objects = int(labels.max())
