@@ -107,6 +107,12 @@ _RULES = (
         lambda modes: bool(modes) and set(modes) <= set(MODES) and len(set(modes)) == len(modes),
         f"a list of {' and '.join(MODES)}",
     ),
+    _Rule("evaluate.rounds", _whole(0), "a whole number from 0"),
+    _Rule(
+        "evaluate.mask_input",
+        lambda given: bool(given) and set(given) <= {True, False} and len(set(given)) == len(given),
+        "a list of true and false",
+    ),
     _Rule("evaluate.max_images", _optional(_whole(1)), "null, or a whole number from 1"),
     _Rule(
         "evaluate.crop",

@@ -27,7 +27,7 @@ _NOT_RESULT_OF_TRAINING = (
     "save",
 )
 _ALWAYS_OF_STRATEGY = ("name", "freeze", "rank", "update_matrices")
-_NOT_RESULT_OF_EVALUATION = ("modes", "batch_size", "save_predictions")
+_NOT_RESULT_OF_EVALUATION = ("modes", "rounds", "mask_input", "batch_size", "save_predictions")
 _WHERE_DATA_LIES = (
     *("root", "images", "labels", "version", "n_files", "image_key", "label_key", "format", "archive"),
     # What they leave out is not in the fingerprint's pixels, or is in the number of images.

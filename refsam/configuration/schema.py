@@ -215,9 +215,12 @@ class TrainConfig:
 
 @dataclass
 class EvaluateConfig:
-    """How the result is measured. `modes` are first prompts: point, box."""
+    """How the result is measured, see docs/evaluation.md."""
 
-    modes: list[str] = MISSING
+    modes: list[str] = MISSING  # point, box
+    rounds: int = 0  # of correcting prompts after the first one, for point and box
+    # Whether the mask of the round before is an input of the next one; with both, each is measured.
+    mask_input: list[bool] = field(default_factory=lambda: [False, True])
     max_images: int | None = None  # of the test images, in the split's order
     crop: list[int] | None = None  # (H, W) pixels from the middle of each test image; null: the whole image
     batch_size: int = MISSING  # prompts that are decoded at a time

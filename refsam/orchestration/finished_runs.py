@@ -9,6 +9,7 @@ from typing import Any
 
 from refsam.configuration.schema import Kind, RefsamConfig
 from refsam.records.files import read_json, read_yaml_sections
+from refsam.records.metrics import read_metrics
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import State, read_status
 
@@ -108,7 +109,7 @@ def _read(paths: RunPaths) -> tuple[Key, FinishedRun] | None:
             return None
         sections = ("kind", "model", "peft", "resource", "train", "n_objects", "n_images")
         kind, model, peft, resource, train, n_objects, n_images = read_yaml_sections(paths.config, *sections)
-        metrics = read_json(paths.metrics)
+        metrics = read_metrics(paths.metrics)
         training = None if kind == Kind.baseline else read_json(paths.training)
         key = _key(
             kind=kind,
@@ -119,8 +120,11 @@ def _read(paths: RunPaths) -> tuple[Key, FinishedRun] | None:
             n_objects=n_objects,
             training=train,
         )
-        per_image = {mode: float(values["seconds_per_image"]) for mode, values in metrics.items()}
-        n_test_images = max((int(values["n_images"]) for values in metrics.values()), default=0)
+        per_image: dict[str, float] = {}
+        for row in metrics:
+            if row["seconds_per_image"] is not None:
+                per_image[row["mode"]] = per_image.get(row["mode"], 0.0) + float(row["seconds_per_image"])
+        n_test_images = max((int(row["n_images"]) for row in metrics), default=0)
         spent = sum(per_image.values()) * n_test_images + (training["seconds_total"] if training else 0.0)
         overhead = None
         if status.attempt == 1 and status.started_at is not None and status.ended_at is not None:

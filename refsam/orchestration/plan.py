@@ -13,15 +13,23 @@ from refsam.configuration.checks import check_values, combination_problem, missi
 from refsam.configuration.compose import Composer, typed
 from refsam.configuration.families import HUGGING_FACE
 from refsam.configuration.identity import file_hash, identity, run_id
+from refsam.configuration.measurements import missing
 from refsam.configuration.patch_pool import with_patch_pool
-from refsam.configuration.schema import AUTO, DatasetConfig, Kind, ModelConfig, RefsamConfig
+from refsam.configuration.schema import (
+    AUTO,
+    DatasetConfig,
+    EvaluateConfig,
+    Kind,
+    ModelConfig,
+    RefsamConfig,
+)
 from refsam.datasets import hub_cache
 from refsam.datasets.index import check_images, fingerprint, inspect
 from refsam.datasets.listing import DataMissing, count_images, list_pairs
 from refsam.datasets.weights_cache import weights_present
 from refsam.errors import BadInput
 from refsam.orchestration.slurm_query import SlurmQuery, statuses
-from refsam.records.files import read_json
+from refsam.records.metrics import MetricsRow, read_metrics
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import State, Status, is_locked
 
@@ -142,9 +150,7 @@ class Planner:
             name=name or first.name or _sweep_name(runs),
             command=tuple(command),
             runs=tuple(
-                PlannedRun(
-                    run, config, overrides, *standing_of(folder.run(run), config.evaluate.modes, known[run])
-                )
+                PlannedRun(run, config, overrides, *standing_of(folder.run(run), config.evaluate, known[run]))
                 for run, (config, overrides) in runs.items()
             ),
             skipped=tuple(skipped),
@@ -255,7 +261,7 @@ def _baselines(valid: Iterable[_Asked]) -> Iterator[_Asked]:
             yield replace(config, kind=Kind.baseline), {}
 
 
-def standing_of(paths: RunPaths, modes: Sequence[str], status: Status) -> tuple[Standing, str]:
+def standing_of(paths: RunPaths, evaluate: EvaluateConfig, status: Status) -> tuple[Standing, str]:
     """What a run still needs, and a note for the plan.
 
     Args:
@@ -266,8 +272,7 @@ def standing_of(paths: RunPaths, modes: Sequence[str], status: Status) -> tuple[
             return Standing.resume, "its status.json is damaged and will be written anew"
         return Standing.new, ""
     if status.state == State.completed:
-        measured = _measured_modes(paths)
-        absent = [mode for mode in modes if mode not in measured]
+        absent = list(dict.fromkeys(wanted.mode for wanted in missing(evaluate, _measured(paths))))
         return (Standing.evaluate, f"mode {', '.join(absent)}") if absent else (Standing.done, "")
     if status.state in (State.pending, State.running) and status.job_id is not None:
         standing = Standing.pending if status.state == State.pending else Standing.running
@@ -281,11 +286,11 @@ def standing_of(paths: RunPaths, modes: Sequence[str], status: Status) -> tuple[
     return Standing.resume, f"{reason}{progress}"
 
 
-def _measured_modes(paths: RunPaths) -> set[str]:
+def _measured(paths: RunPaths) -> list[MetricsRow]:
     try:
-        return set(read_json(paths.metrics))
+        return read_metrics(paths.metrics)
     except (FileNotFoundError, ValueError):
-        return set()  # no usable metrics: they are measured again
+        return []  # no usable metrics: they are measured again
 
 
 def _folder(path: str) -> Path:

@@ -18,6 +18,7 @@ from rich.markup import escape
 
 import refsam
 from refsam.configuration.frozen import freeze, load
+from refsam.configuration.measurements import extended
 from refsam.configuration.schema import AUTO, RefsamConfig
 from refsam.errors import BadInput, RunFailed
 from refsam.orchestration import machine
@@ -184,10 +185,9 @@ def _prepare_folder(paths: RunPaths, run: PlannedRun) -> None:
     paths.root.mkdir(parents=True, exist_ok=True)
     config = run.config
     if paths.config.exists():
-        # What was frozen stays; only evaluation modes that nobody asked for before are added.
+        # What was frozen stays; only what nobody asked to measure before is added.
         frozen = load(paths.config)
-        modes = [*frozen.evaluate.modes, *(set(config.evaluate.modes) - set(frozen.evaluate.modes))]
-        config = replace(frozen, evaluate=replace(frozen.evaluate, modes=modes))
+        config = replace(frozen, evaluate=extended(frozen.evaluate, config.evaluate))
         if config == frozen:
             return
     freeze(paths.config, config)

@@ -102,8 +102,10 @@ class RunPaths:
         """A frozen encoder's embeddings, where the data folder cannot be written."""
         return self.root / "embeddings"
 
-    def predictions(self, mode: str) -> Path:
-        return self.results / "predictions" / mode
+    def predictions(self, mode: str, round: int = 0, mask_input: bool = False) -> Path:
+        """Segmentations of the test images: predictions/box, and predictions/box-round03-mask."""
+        correction = f"-round{round:02}{'-mask' if mask_input else ''}" if round else ""
+        return self.results / "predictions" / f"{mode}{correction}"
 
 
 @dataclass(frozen=True)

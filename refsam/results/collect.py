@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from refsam.records.files import read_json, read_yaml, write_text
+from refsam.records.metrics import measurement, rows_of
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
 from refsam.records.status import read_status
 from refsam.results.sweeps import DAMAGED, PlannedRun, SkippedRun, read_manifest
@@ -117,7 +118,12 @@ def _run_rows(paths: RunPaths, run: PlannedRun) -> list[Row]:
     row |= _guarded(_from_training, read(read_json, paths.training), paths.training, problems)
     row |= _guarded(_from_savings, read(read_json, paths.savings), paths.savings, problems)
     row |= _guarded(_from_costs, read(read_json, paths.costs), paths.costs, problems)
-    metrics = _guarded(_from_metrics, read(read_json, paths.metrics), paths.metrics, problems)
+    metrics = _guarded(
+        lambda values: _from_metrics(values, paths.metrics),
+        read(read_json, paths.metrics),
+        paths.metrics,
+        problems,
+    )
     try:
         status = read_status(paths)
         row |= {"attempts": status.attempt, "status": str(status.state), "message": status.message}
@@ -233,11 +239,13 @@ def _from_costs(costs: dict[str, Any]) -> Row:
     return {name: _number_or_none(costs[name]) for name in COSTS}
 
 
-def _from_metrics(metrics: dict[str, Any]) -> dict[str, Row]:
+def _from_metrics(metrics: dict[str, Any], path: Path) -> dict[str, Row]:
+    """The values of each mode with its first prompt."""
     rows = {}
-    for mode, values in metrics.items():
-        row: Row = {name: _number_or_none(values[name]) for name in (*METRICS, "seconds_per_image")}
-        rows[mode] = row | {"n_test_images": int(values["n_images"])}
+    for values in rows_of(metrics, path):
+        if measurement(values).round == 0:
+            row: Row = {name: _number_or_none(values[name]) for name in (*METRICS, "seconds_per_image")}
+            rows[str(values["mode"])] = row | {"n_test_images": int(values["n_images"])}
     return rows
 
 

@@ -34,7 +34,7 @@ from refsam.records.status import (
 )
 from refsam.science.data import test_images, training_loaders
 from refsam.science.environment import describe_environment
-from refsam.science.evaluation import evaluate, missing_modes
+from refsam.science.evaluation import evaluate, unmeasured
 from refsam.science.hardware import choose_device
 from refsam.science.models import initial_predictor
 from refsam.science.randomness import be_deterministic, seed_everything
@@ -158,7 +158,7 @@ def _execute(config: RefsamConfig, paths: RunPaths, status: StatusWriter) -> Non
         write_json(paths.environment, describe_environment(config, device))
     if not trained:
         train(config, paths, training_loaders(config), status.training)
-    if missing_modes(config, paths):
+    if unmeasured(config, paths):
         if config.kind is Kind.baseline:
             predictor = initial_predictor(config.model, config.seed, device)[0]
         else:

@@ -14,8 +14,9 @@ from refsam.configuration.schema import DatasetConfig, RefsamConfig
 from refsam.orchestration.attempts import Outcome, begin_attempt, end_of_attempt
 from refsam.records.paths import RunPaths
 from refsam.records.status import Reason, State, hold_reserve, read_status
-from refsam.science import evaluation, run, trainers, training
+from refsam.science import run, trainers, training
 from refsam.science.checkpoints import read_latest
+from refsam.science.evaluation import single_pass
 
 PAGE = 4096
 
@@ -73,7 +74,7 @@ def whole(config: RefsamConfig, tmp_path_factory: pytest.TempPathFactory) -> Run
         (trainers, "write_latest", 2, 0, "latest.pt"),
         (trainers, "write_latest", 2, 100_000, "latest.pt"),
         (training, "write_json", 2, 0, "training.json"),
-        (evaluation, "write_json", 1, 0, "metrics.json"),
+        (single_pass, "write_metrics", 1, 0, "metrics.json"),
     ],
     ids=["best", "latest, not a byte", "latest, a part of it", "summary", "metrics"],
 )

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from refsam.datasets.prepare import prepare
+from refsam.records.metrics import read_metrics
 
 TINY = [
     "cluster=local",
@@ -101,7 +102,7 @@ def test_another_evaluation_mode_trains_nothing_again(folder):
     more = sweep(folder, "name=modes", "baseline=false", "evaluate.modes=[box,point]")
     assert more.returncode == 0, more.stdout + more.stderr
     assert "1 to evaluate" in more.stdout
-    assert set(json.loads((run / "results" / "metrics.json").read_text())) == {"box", "point"}
+    assert {row["mode"] for row in read_metrics(run / "results" / "metrics.json")} == {"box", "point"}
     assert (run / "checkpoints" / "best.pt").stat().st_mtime_ns == checkpoint
 
 
@@ -158,7 +159,7 @@ def test_an_interrupted_sweep_goes_on_and_gives_the_numbers_of_an_uninterrupted_
         assert {key: row[key] for key in row if key not in timing} == {
             key: expected[key] for key in expected if key not in timing
         }
-    metrics = [json.loads((path / "results" / "metrics.json").read_text())["box"] for path in (run, other)]
+    metrics = [read_metrics(path / "results" / "metrics.json")[0] for path in (run, other)]
     assert metrics[0]["mSA"] == metrics[1]["mSA"]
     assert metrics[0]["mIoU"] == metrics[1]["mIoU"]
 

@@ -2,7 +2,10 @@
 
 import csv
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import imageio.v3 as imageio
 import numpy as np
@@ -17,13 +20,16 @@ from segment_anything import SamPredictor
 from refsam.configuration.compose import compose
 from refsam.configuration.schema import Kind, RefsamConfig
 from refsam.datasets.listing import Pair
-from refsam.records.files import read_json
+from refsam.records.metrics import Measurement, read_metrics
 from refsam.records.paths import RunPaths
-from refsam.science import evaluation
-from refsam.science.evaluation import evaluate, missing_modes, segment
+from refsam.science.evaluation import evaluate, images, single_pass, unmeasured
+from refsam.science.evaluation.images import center_of, shared_embeddings
+from refsam.science.evaluation.prompts import rounds
+from refsam.science.metrics import segmentation_metrics
 from refsam.science.models import initial_predictor
 
 MODES = ("point", "box")
+FIRST_PROMPTS = [Measurement(mode) for mode in MODES]
 DISC_RADIUS = 9
 
 
@@ -87,6 +93,11 @@ def run(tmp_path: Path) -> RunPaths:
     return paths
 
 
+def metrics_of(paths: RunPaths, mode: str) -> dict[str, Any]:
+    """The row of a mode's first prompt in metrics.json."""
+    return next(row for row in read_metrics(paths.metrics) if (row["mode"], row["round"]) == (mode, 0))
+
+
 def _micro_sam_predictions(
     predictor: SamPredictor, pairs: list[Pair], folder: Path, mode: str, config: RefsamConfig
 ) -> list[Path]:
@@ -113,8 +124,7 @@ def _images_in_record(paths: RunPaths) -> list[tuple[str, str]]:
 
 def test_segmentations_and_metrics_are_those_of_micro_sam(baseline_config, nano, discs, run, tmp_path):
     evaluate(baseline_config, nano, discs, run, ignore)
-    metrics = read_json(run.metrics)
-    assert list(metrics) == list(MODES)
+    assert [row["mode"] for row in read_metrics(run.metrics)] == list(MODES)
     for mode in MODES:
         saved = [run.predictions(mode) / f"{pair.name}.tif" for pair in discs]
         theirs = _micro_sam_predictions(nano, discs, tmp_path / "micro_sam", mode, baseline_config)
@@ -126,8 +136,8 @@ def test_segmentations_and_metrics_are_those_of_micro_sam(baseline_config, nano,
         expected = run_evaluation([pair.label for pair in discs], saved, verbose=False).iloc[0]
         names = {"mSA": "mSA", "SA50": "SA50", "SA75": "SA75", "Precision": "precision", "Recall": "recall"}
         for theirs_name, ours_name in {**names, "F1 Score": "F1"}.items():
-            assert metrics[mode][ours_name] == pytest.approx(expected[theirs_name], abs=1e-9)
-        assert metrics[mode]["n_images"] == len(discs)
+            assert metrics_of(run, mode)[ours_name] == pytest.approx(expected[theirs_name], abs=1e-9)
+        assert metrics_of(run, mode)["n_images"] == len(discs)
 
 
 def test_metrics_of_a_good_prediction_equal_run_evaluation(tmp_path, discs):
@@ -138,7 +148,7 @@ def test_metrics_of_a_good_prediction_equal_run_evaluation(tmp_path, discs):
         tifffile.imwrite(predictions[-1], np.roll(tifffile.imread(pair.label), 3, axis=1))
     expected = run_evaluation([pair.label for pair in discs], predictions, verbose=False).iloc[0]
     ours = [
-        evaluation.segmentation_metrics(tifffile.imread(prediction), tifffile.imread(pair.label))
+        segmentation_metrics(tifffile.imread(prediction), tifffile.imread(pair.label))
         for prediction, pair in zip(predictions, discs, strict=True)
     ]
     assert 0 < expected["mSA"] < 1
@@ -161,30 +171,32 @@ def test_a_killed_evaluation_goes_on_with_the_missing_images(
     with pytest.raises(KeyboardInterrupt):
         evaluate(baseline_config, nano, discs, run, killed_after_two)
     assert len(_images_in_record(run)) == 2 * len(MODES)
-    assert missing_modes(baseline_config, run) == list(MODES)
+    assert unmeasured(baseline_config, run) == FIRST_PROMPTS
     rows_before = run.per_image.read_text().splitlines()
 
-    embedded = _count_calls(monkeypatch, "embed")
+    embedded = _count_calls(monkeypatch, single_pass, "embed")
     evaluate(baseline_config, nano, discs, run, ignore)
     assert len(embedded) == 1
     assert run.per_image.read_text().splitlines()[: len(rows_before)] == rows_before
-    assert missing_modes(baseline_config, run) == []
+    assert unmeasured(baseline_config, run) == []
     for mode in MODES:
-        interrupted, uninterrupted = (read_json(paths.metrics)[mode] for paths in (run, whole))
-        interrupted.pop("seconds_per_image")
-        uninterrupted.pop("seconds_per_image")
+        interrupted, uninterrupted = (_without_seconds(metrics_of(paths, mode)) for paths in (run, whole))
         assert interrupted == uninterrupted
 
 
-def _count_calls(monkeypatch: pytest.MonkeyPatch, name: str) -> list[object]:
+def _without_seconds(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if not name.startswith("seconds")}
+
+
+def _count_calls(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> list[object]:
     calls: list[object] = []
-    original: Callable[..., object] = getattr(evaluation, name)
+    original: Callable[..., object] = getattr(module, name)
 
     def counted(*arguments: object, **named: object) -> object:
         calls.append(arguments)
         return original(*arguments, **named)
 
-    monkeypatch.setattr(evaluation, name, counted)
+    monkeypatch.setattr(module, name, counted)
     return calls
 
 
@@ -193,20 +205,33 @@ def test_a_complete_evaluation_is_not_repeated_and_a_new_mode_is_added(
 ):
     baseline_config.evaluate.modes = ["box"]
     evaluate(baseline_config, nano, discs, run, ignore)
-    embedded = _count_calls(monkeypatch, "embed")
+    embedded = _count_calls(monkeypatch, single_pass, "embed")
     evaluate(baseline_config, nano, discs, run, ignore)
     assert embedded == []
 
-    boxes = read_json(run.metrics)["box"]
+    boxes = metrics_of(run, "box")
     baseline_config.evaluate.modes = list(MODES)
-    decoded = _count_calls(monkeypatch, "segment")
+    decoded = _count_calls(monkeypatch, single_pass, "rounds")
     evaluate(baseline_config, nano, discs, run, ignore)
     assert [arguments[2] for arguments in decoded] == ["point"] * len(discs)
-    assert read_json(run.metrics)["box"] == boxes
+    assert metrics_of(run, "box") == boxes
+
+
+def test_predictions_that_are_asked_for_later_are_made_up_for(baseline_config, nano, discs, run):
+    baseline_config.evaluate.save_predictions = False
+    evaluate(baseline_config, nano, discs, run, ignore)
+    before = metrics_of(run, "box")
+    baseline_config.evaluate.save_predictions = True
+    assert unmeasured(baseline_config, run) == FIRST_PROMPTS
+    evaluate(baseline_config, nano, discs, run, ignore)
+    assert len(list(run.predictions("box").glob("*.tif"))) == len(discs)
+    after = metrics_of(run, "box")
+    assert _without_seconds(after) == {**_without_seconds(before), "predictions_saved": True}
+    assert unmeasured(baseline_config, run) == []
 
 
 def test_the_embedding_is_computed_once_per_image(baseline_config, nano, discs, run, monkeypatch):
-    embedded = _count_calls(monkeypatch, "embed")
+    embedded = _count_calls(monkeypatch, single_pass, "embed")
     evaluate(baseline_config, nano, discs, run, ignore)
     assert len(embedded) == len(discs)
 
@@ -217,7 +242,7 @@ def test_runs_with_the_same_encoder_share_the_embeddings_on_the_disk(
     baseline_config.data = str(tmp_path / "shared")
     rows = []
     for cache, expected in (("memory", 3), ("disk", 3), ("disk", 0)):
-        embedded = _count_calls(monkeypatch, "precompute_image_embeddings")
+        embedded = _count_calls(monkeypatch, images, "precompute_image_embeddings")
         baseline_config.train.embedding_cache = cache
         paths = RunPaths(run.root / str(len(rows)))
         evaluate(baseline_config, nano, discs, paths, ignore)
@@ -229,17 +254,18 @@ def test_runs_with_the_same_encoder_share_the_embeddings_on_the_disk(
     for one in rows:
         for row in one:
             row.pop("seconds_prompts")
+            row.pop("seconds_postprocessing")
             row.pop("seconds_embedding", None)
     assert rows[0] == rows[1] == rows[2]
 
 
 def test_only_an_encoder_that_other_runs_have_is_kept_on_the_disk(baseline_config, nano, run):
     baseline_config.train.embedding_cache = "disk"
-    assert evaluation.shared_embeddings(baseline_config, nano, run) is not None
+    assert shared_embeddings(baseline_config, nano, run) is not None
     baseline_config.kind = Kind.finetuning
-    assert evaluation.shared_embeddings(baseline_config, nano, run) is None
+    assert shared_embeddings(baseline_config, nano, run) is None
     baseline_config.peft.freeze = ["image_encoder"]
-    assert evaluation.shared_embeddings(baseline_config, nano, run) is not None
+    assert shared_embeddings(baseline_config, nano, run) is not None
 
 
 def test_other_weights_are_measured_again(baseline_config, nano, discs, run, monkeypatch):
@@ -248,12 +274,12 @@ def test_other_weights_are_measured_again(baseline_config, nano, discs, run, mon
     baseline_config.kind = Kind.finetuning
     nano._hash = _compute_hash(run.best)
     evaluate(baseline_config, nano, discs, run, ignore)
-    assert missing_modes(baseline_config, run) == []
+    assert unmeasured(baseline_config, run) == []
 
     run.best.write_bytes(b"other weights")
-    assert missing_modes(baseline_config, run) == list(MODES)
+    assert unmeasured(baseline_config, run) == FIRST_PROMPTS
     nano._hash = _compute_hash(run.best)
-    embedded = _count_calls(monkeypatch, "embed")
+    embedded = _count_calls(monkeypatch, single_pass, "embed")
     evaluate(baseline_config, nano, discs, run, ignore)
     assert len(embedded) == len(discs)
     assert len(_images_in_record(run)) == len(discs) * len(MODES)
@@ -274,7 +300,7 @@ def test_an_image_without_objects_has_a_row_and_is_not_in_the_means(
     empty = _draw_pair(tmp_path, "empty", seed=9, objects=0)
     evaluate(baseline_config, nano, [empty, *discs], without, ignore)
     for mode in MODES:
-        means, expected = (read_json(paths.metrics)[mode] for paths in (without, run))
+        means, expected = (metrics_of(paths, mode) for paths in (without, run))
         assert means["n_images"] == 3
         assert means["SA50"] == expected["SA50"]
         assert means["mIoU"] == expected["mIoU"]
@@ -284,7 +310,7 @@ def test_an_image_without_objects_has_a_row_and_is_not_in_the_means(
 def test_only_images_without_objects_leave_no_metrics_and_valid_json(baseline_config, nano, run, tmp_path):
     empty = _draw_pair(tmp_path, "empty", seed=9, objects=0)
     evaluate(baseline_config, nano, [empty], run, ignore)
-    means = read_json(run.metrics)["box"]
+    means = metrics_of(run, "box")
     assert means["n_images"] == 0
     assert means["SA50"] is None
     assert "NaN" not in run.metrics.read_text()
@@ -300,19 +326,19 @@ def test_colour_images_and_names_with_folders(baseline_config, nano, discs, run,
 def test_masks_of_the_prompts_make_miou_and_mf1(baseline_config, nano, discs, run, monkeypatch):
     """Each mask is the object's own, moved down by one row: the pixels can be counted without refsam."""
 
-    def moved_objects(predictor, prompts, mode, batch_size):
-        result = segment(predictor, prompts, mode, batch_size)
-        return evaluation.PromptedSegmentation(moved, result.segmentation)
+    def moved_objects(*arguments):
+        for result in rounds(*arguments):
+            yield replace(result, masks=moved)
 
     labels = tifffile.imread(discs[0].label)
     objects = [labels == number for number in np.unique(labels)[1:]]
     moved = [np.roll(mask, 1, axis=0) for mask in objects]
-    monkeypatch.setattr(evaluation, "segment", moved_objects)
+    monkeypatch.setattr(single_pass, "rounds", moved_objects)
     evaluate(baseline_config, nano, discs[:1], run, ignore)
 
     hits = sum((mask & truth).sum() for mask, truth in zip(moved, objects, strict=True))
     either = sum((mask | truth).sum() for mask, truth in zip(moved, objects, strict=True))
-    metrics = read_json(run.metrics)["box"]
+    metrics = metrics_of(run, "box")
     assert metrics["mIoU"] == pytest.approx(hits / either, abs=1e-12)
     assert metrics["mF1"] == pytest.approx(2 * hits / (hits + either), abs=1e-12)
     assert 0.5 < metrics["mIoU"] < 1
@@ -339,4 +365,4 @@ def test_a_model_with_another_prompt_frame_is_refused(baseline_config, nano, dis
     ],
 )
 def test_a_crop_is_taken_from_the_middle(shape, crop, expected):
-    assert evaluation._center(shape, crop) == expected
+    assert center_of(shape, crop) == expected

@@ -16,6 +16,7 @@ from training_runs import rows, run_training, small_config
 from refsam.configuration.frozen import freeze
 from refsam.configuration.schema import DatasetConfig, Kind, RefsamConfig
 from refsam.errors import BadInput
+from refsam.records.metrics import read_metrics
 from refsam.records.paths import RunPaths
 from refsam.records.status import AlreadyRunning, Reason, State, Status, read_status, run_lock, write_status
 from refsam.science import run
@@ -42,7 +43,7 @@ def test_a_run_is_trained_evaluated_and_completed(paths: RunPaths) -> None:
     assert (status.state, status.reason, status.attempt) == (State.completed, None, 3)
     assert (status.device, status.pid, status.phase) == ("cpu", os.getpid(), None)
     assert status.submitted_at == "2026-01-01T00:00:00+00:00"
-    assert list(json.loads(paths.metrics.read_text())) == ["box"]
+    assert [row["mode"] for row in read_metrics(paths.metrics)] == ["box"]
     environment = json.loads(paths.environment.read_text())
     assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
     assert environment["weights"] == {"source": "random, seed 0", "hash": None}
@@ -60,7 +61,7 @@ def test_only_what_is_missing_is_done(
 
     monkeypatch.setattr(run, "train", not_again)
     run.execute(paths.root)
-    assert list(json.loads(paths.metrics.read_text())) == ["box"]
+    assert [row["mode"] for row in read_metrics(paths.metrics)] == ["box"]
     monkeypatch.setattr(run, "evaluate", not_again)
     run.execute(paths.root)
     assert read_status(paths).attempt == 4

@@ -1,0 +1,74 @@
+"""results/metrics.json: one row for each thing that was measured, in two formats of which the older is read.
+
+Format 2, which is written:
+
+    {"format": 2, "rows": [{"mode": "box", "round": 0, "mask_input": false, "weights": "<hash>",
+      "SA50": 0.3, …, "intervals": {"SA50": [0.2, 0.4], …}, "n_images": 36, …}, …]}
+
+The first format was a mapping from modes to values, always of the first prompt.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from refsam.records.files import read_json, write_json
+
+FORMAT = 2
+
+MetricsRow = dict[str, Any]
+
+
+class Measurement(NamedTuple):
+    """What a row measures: a mode, and for point and box the round of prompts (0 is the first prompt) and
+    whether the mask of the round before was an input.
+    """
+
+    mode: str
+    round: int = 0
+    mask_input: bool = False
+
+    @property
+    def words(self) -> str:
+        """As sentences name it."""
+        if self.round == 0:
+            return self.mode
+        return f"{self.mode} round {self.round}{' with mask' if self.mask_input else ''}"
+
+
+def measurement(row: MetricsRow) -> Measurement:
+    """What a row of metrics.json measures."""
+    return Measurement(str(row["mode"]), int(row["round"]), bool(row["mask_input"]))
+
+
+def read_metrics(path: Path) -> list[MetricsRow]:
+    """The rows of metrics.json, in either format.
+
+    Raises:
+        FileNotFoundError: when nothing was measured yet.
+        ValueError: when the file is damaged, or of a newer format.
+    """
+    return rows_of(read_json(path), path)
+
+
+def rows_of(values: Any, path: Path) -> list[MetricsRow]:
+    """The rows in the content of metrics.json; `path` is for the sentence when it is damaged (ValueError)."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is damaged: it is not a mapping")
+    if "format" not in values:
+        if not all(isinstance(row, dict) for row in values.values()):
+            raise ValueError(f"{path} is damaged: it is not a mapping from modes to their metrics")
+        return [{"mode": mode, "round": 0, "mask_input": False, **row} for mode, row in values.items()]
+    if values["format"] != FORMAT:
+        raise ValueError(
+            f"{path} has the format {values['format']}, and this refsam reads up to {FORMAT}; update refsam"
+        )
+    rows = values.get("rows")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "mode" in row for row in rows):
+        raise ValueError(f"{path} is damaged: its rows are not a list of what was measured")
+    return rows
+
+
+def write_metrics(path: Path, rows: Sequence[MetricsRow]) -> None:
+    """Replace metrics.json, atomically."""
+    write_json(path, {"format": FORMAT, "rows": list(rows)})
