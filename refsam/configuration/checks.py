@@ -12,6 +12,7 @@ from typing import Any
 
 from refsam.configuration.families import FAMILIES, attention_problem, model_problem
 from refsam.configuration.patch_pool import encoder_is_frozen, is_patch_pool
+from refsam.configuration.prompts import PROMPTS
 from refsam.configuration.schema import AUTO, Kind, Precision, RefsamConfig
 from refsam.configuration.split import split_images
 from refsam.configuration.strategies import is_quantized, strategy_problem
@@ -100,6 +101,7 @@ _RULES = (
     _Rule("train.checkpoint_decoder", lambda value: value in SWITCHES, "auto, on or off"),
     _Rule("train.loss", _one_of(LOSSES), " or ".join(LOSSES)),
     _Rule("train.save", _one_of(SAVED), " or ".join(SAVED)),
+    _Rule("train.prompts", _one_of(PROMPTS), ", ".join(PROMPTS)),
     _Rule("train.joint", _one_of(JOINTS), " or ".join(JOINTS)),
     _Rule("train.attention", _one_of(ATTENTIONS), ", ".join(ATTENTIONS)),
     _Rule(

@@ -9,6 +9,7 @@ from typing import Any
 from refsam.configuration.families import MICRO_SAM
 from refsam.configuration.frozen import to_values
 from refsam.configuration.patch_pool import encoder_is_frozen
+from refsam.configuration.prompts import MIXED
 from refsam.configuration.schema import Kind, RefsamConfig
 
 # Changed when the science changes in a way that makes older results another experiment.
@@ -60,6 +61,8 @@ def identity(config: RefsamConfig, data_fingerprint: str, weights_hash: str | No
             del values[section][name]
     if config.train.embedding_dtype == "float32" or not encoder_is_frozen(config.peft):
         del values["train"]["embedding_dtype"]  # nothing is rounded
+    if config.train.prompts == MIXED:
+        del values["train"]["prompts"]  # micro-sam's
     if config.train.loss == "dice":
         del values["train"]["loss"]  # micro-sam's
     # What a strategy has not been given is not part of it: a new setting leaves older runs as they are.

@@ -195,6 +195,7 @@ class TrainConfig:
     n_sub_iterations: int = MISSING
     mask_prob: float = MISSING
     box_distortion: float = MISSING
+    prompts: str = "mixed"  # points and boxes in turn, boxes, points, or none: see configuration/prompts.py
     decoder: bool = MISSING  # with the automatic-segmentation decoder
     precision: Precision = Precision.auto
     patch_pool: Any = MISSING  # patches that the epochs draw from, see configuration/patch_pool.py

@@ -26,6 +26,7 @@ from refsam.science.history import EpochMeans, History
 from refsam.science.losses import dice_focal_loss
 from refsam.science.models import SAM_CONFIG
 from refsam.science.positions import Position, position, restore_random_states, running_statistics
+from refsam.science.prompting import ChosenPrompts
 from refsam.science.randomness import seed_everything
 from refsam.science.strategies.adapter_files import write_adapter
 from refsam.science.strategies.state import Keeping
@@ -55,7 +56,7 @@ class Progress:
     seconds_left: float | None
 
 
-class RecordedTraining(SamTrainer):
+class RecordedTraining(ChosenPrompts):
     """Mixin in front of SamTrainer or JointSamTrainer.
 
     Args:

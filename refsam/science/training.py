@@ -140,6 +140,7 @@ def build_trainer(
         report=report,
         keeping=Keeping(config.peft, adapter_only=settings.save == "adapter"),
         loss=settings.loss,
+        prompts=settings.prompts,
         train_loader=loaders[0],
         val_loader=loaders[1],
         model=model,
