@@ -1,5 +1,8 @@
 """Each saving on its own computes what it takes the place of."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from segment_anything.modeling.image_encoder import Attention
@@ -117,3 +120,28 @@ def test_checkpointed_blocks_are_computed_again(every: int, computed: int) -> No
     with torch.no_grad():
         encoder(torch.randn(1, 3, 128, 128))
     assert len(calls) == 3
+
+
+FAULTS = """
+import resource, sys
+import torch
+from refsam.science.engine.allocator import keep_freed_memory
+assert keep_freed_memory(large=sys.argv[1] == "large")
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(2**24)
+before = faults()
+torch.ones(2**24)
+print(faults() - before)
+"""
+
+
+def test_a_large_tensor_takes_the_memory_of_the_one_before() -> None:
+    """A tensor of 64 MiB has 16384 pages, each of which the system clears when it is new."""
+
+    def pages(how: str) -> int:
+        command = [sys.executable, "-c", FAULTS, how]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert pages("large") < 1000
+    assert pages("small") > pages("large")

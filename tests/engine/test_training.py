@@ -212,6 +212,21 @@ def test_a_decoder_that_does_not_fit_is_computed_again() -> None:
     assert choose_savings(forced, vit_b, CPU, unetr).checkpoint_decoder
 
 
+def test_large_tensors_are_kept_only_where_there_is_room_for_the_gaps() -> None:
+    with torch.device("meta"):
+        vit_b = load_model(configured("model=vit_b", "model.weights=random").model, 0, "meta").sam
+        unetr = UNETR(encoder=vit_b.image_encoder, out_channels=3, use_skip_connection=False)
+    vit_b.image_encoder.requires_grad_(False)
+
+    def kept(memory_gb: int, decoder: UNETR | None) -> bool:
+        config = configured(f"resource.request.memory_gb={memory_gb}", "peft=freeze_encoder")
+        return choose_savings(config, vit_b, CPU, decoder).keep_large_tensors
+
+    assert kept(16, unetr)
+    assert not kept(8, unetr)
+    assert not kept(16, None)
+
+
 def test_memory_is_the_smallest_of_the_limits() -> None:
     assert usable_memory(configured(), CPU) == pytest.approx(0.8 * 8 - 1)
     assert usable_memory(configured("resource.request.memory_gb=100000"), CPU) < 10000

@@ -55,6 +55,8 @@ DECODER_TENSORS, DECODER_TENSORS_CHECKPOINTED = 19.4, 12.8
 TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 32768}
 # Of what the weights leave, for embeddings: 300 patches of 4 MiB where that is 12 GiB.
 CACHE_SHARE = 0.1
+# How much larger than its peak a process may get whose large freed tensors stay on the heap.
+GAPS = 1.5
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory{}/memory.limit_in_bytes", "/sys/fs/cgroup{}/memory.max")
 
 
@@ -67,6 +69,7 @@ class Savings:
     attention: str  # fused, sdpa or eager
     checkpoint_decoder: bool = False  # the segmentation decoder
     cache_gib: float = 0.0  # memory for the embeddings of a frozen encoder
+    keep_large_tensors: bool = False  # in main memory, for the next ones: faster, but it leaves gaps
     auto_from: str = "estimate"  # what chose for `auto`: the estimate, or which fit
 
 
@@ -120,7 +123,18 @@ def _estimate(config: RefsamConfig, sam: Sam, device: torch.device, unetr: UNETR
         chunk = max(1, min(fitting, TOKENS_AT_ONCE[device.type] // (rows * columns), config.n_objects))
     no_room = encoder_gib + decoder_gib + cache_gib > left
     checkpoints_decoder = _is_on(settings.checkpoint_decoder, needed=unetr is not None and no_room)
-    return Savings(chunk, every, attention, checkpoints_decoder, cache_gib)
+    held = encoder_gib + (frugal_decoder_gib if checkpoints_decoder else decoder_gib)
+    has_room = GAPS * (held + chunk * settings.batch_size * _object_gib(sam)) + cache_gib < left
+    # Without the segmentation decoder most tensors are small enough to be kept without gaps.
+    keeps_large = device.type == "cpu" and unetr is not None and has_room
+    return Savings(
+        object_chunk=chunk,
+        checkpoint_every=every,
+        attention=attention,
+        checkpoint_decoder=checkpoints_decoder,
+        cache_gib=cache_gib,
+        keep_large_tensors=keeps_large,
+    )
 
 
 def describe_savings(config: RefsamConfig, savings: Savings | None) -> dict[str, Any]:
@@ -161,7 +175,7 @@ def apply_savings(sam: Sam, savings: Savings, unetr: UNETR | None = None) -> Non
     """Put the savings that concern the model into it, in place. What it computes stays the same."""
     use_linear_resizing(sam)
     if next(sam.parameters()).device.type == "cpu":
-        keep_freed_memory()
+        keep_freed_memory(large=savings.keep_large_tensors)
     _use_attention(sam, savings.attention)
     if savings.checkpoint_every is not None:
         checkpoint_encoder(sam.image_encoder, savings.checkpoint_every)
