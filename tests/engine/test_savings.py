@@ -131,17 +131,17 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 torch.ones(2**24)
 before = faults()
-torch.ones(2**24)
+torch.ones(3 * 2**22)
 print(faults() - before)
 """
 
 
-def test_a_large_tensor_takes_the_memory_of_the_one_before() -> None:
-    """A tensor of 64 MiB has 16384 pages, each of which the system clears when it is new."""
+def test_a_large_tensor_takes_the_memory_of_a_larger_one_before() -> None:
+    """A tensor of 48 MiB has 12288 pages, each of which the system clears when it is new."""
 
     def pages(how: str) -> int:
         command = [sys.executable, "-c", FAULTS, how]
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     assert pages("large") < 1000
-    assert pages("small") > pages("large")
+    assert pages("small") > 10000

@@ -174,12 +174,12 @@ def configured(*overrides: str) -> RefsamConfig:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (("train.object_chunk=3", "train.checkpoint_encoder=off"), Savings(3, None, True)),
-        (("train.object_chunk=3", "train.checkpoint_encoder=false"), Savings(3, None, True)),
-        (("train.object_chunk=3", "train.checkpoint_encoder=on"), Savings(3, 1, True)),
+        (("train.object_chunk=3", "train.checkpoint_encoder=off"), Savings(3, None, "fused")),
+        (("train.object_chunk=3", "train.checkpoint_encoder=false"), Savings(3, None, "fused")),
+        (("train.object_chunk=3", "train.checkpoint_encoder=on"), Savings(3, 1, "fused")),
         (
             ("train.object_chunk=3", "train.checkpoint_encoder=2", "train.attention=eager"),
-            Savings(3, 2, False),
+            Savings(3, 2, "eager"),
         ),
     ],
 )
@@ -190,7 +190,7 @@ def test_what_is_configured_is_used(overrides: tuple[str, ...], expected: Saving
 def test_auto_saves_only_where_the_memory_asks_for_it() -> None:
     small, large = configured(), configured("resource.request.memory_gb=16")
     nano = model_of(Case())
-    assert choose_savings(small, nano, CPU) == Savings(10, None, True)
+    assert choose_savings(small, nano, CPU) == Savings(10, None, "fused")
     with torch.device("meta"):
         vit_b = load_model(configured("model=vit_b", "model.weights=random").model, 0, "meta").sam
     assert choose_savings(small, vit_b, CPU).checkpoint_every == 1

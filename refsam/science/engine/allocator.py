@@ -5,8 +5,9 @@ back at once, and the system has to clear it page by page when it is asked for a
 decoding an object, of the whole step with eager attention a fifth.
 
 It saves that. It costs memory that the process holds between its peaks. Larger tensors still go back, unless
-there is room to keep them as well: kept on the heap, the tensors of the segmentation decoder (256 MiB each)
-leave gaps, and the process grew to 1.4 times its peak, in 0.7 times the time.
+there is room to keep them as well: on the heap, the tensors of the segmentation decoder (256 MiB each) leave
+gaps (the C library wants a little more than an aligned block of the same size has left behind), and the
+process grew to 1.4 times its peak, in 0.7 times the time.
 """
 
 import ctypes
