@@ -75,12 +75,17 @@ def transformers_name(name: str) -> str:
 
 def segment_anything_name(name: str) -> str:
     """segment_anything's name of one of transformers' or HuggingFaceSam's parameters."""
-    return _renamed(re.sub(r"^image_encoder\.", "vision_encoder.", name), _TO_SEGMENT_ANYTHING)
+    return _renamed(transformers_part(name), _TO_SEGMENT_ANYTHING)
 
 
 def adapter_name(name: str) -> str:
     """HuggingFaceSam's name of one of transformers' parameters: its parts are named as a Sam's."""
     return re.sub(r"^vision_encoder\.", "image_encoder.", name)
+
+
+def transformers_part(name: str) -> str:
+    """transformers' name of one of HuggingFaceSam's parameters or modules."""
+    return re.sub(r"^image_encoder\.", "vision_encoder.", name)
 
 
 def _pattern(segments: str) -> re.Pattern[str]:

@@ -30,6 +30,7 @@ PEFTS = {
     "full": PeftConfig(name="full"),
     "frozen encoder": PeftConfig(name="freeze_encoder", freeze=["image_encoder"]),
     "lora": PeftConfig(name="lora", rank=2, update_matrices=["q", "v"]),
+    "dora": PeftConfig(name="dora", rank=2, targets=[r".*\.attn\.(qkv|proj)", r".*\.mlp\.lin[12]"]),
 }
 Gradients = dict[str, torch.Tensor]
 NOISE = {torch.float32: 1e-5, torch.float64: 1e-8}
@@ -146,9 +147,10 @@ def model_of(case: Case) -> Sam:
     """Random weights, also where initialization is zero and would hide a term: positions, updates of LoRA."""
     sam = apply_strategy(load_model(model_config(case.architecture), 0, "cpu").sam, PEFTS[case.peft])
     generator = torch.Generator().manual_seed(5)
+    zero = ("rel_pos", "pos_embed", "w_b_linear", "lora_B", "attention_biases")
     with torch.no_grad():
         for name, parameter in sam.named_parameters():
-            if any(part in name for part in ("rel_pos", "pos_embed", "w_b_linear", "attention_biases")):
+            if any(part in name for part in zero):
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
     return hugging_face_twin(sam, case) if case.hugging_face else sam
 

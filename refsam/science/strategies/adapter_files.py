@@ -2,7 +2,8 @@
 
 `peft.PeftModel.from_pretrained(model, folder)` opens it on a model with the weights that the run has started
 from. micro-sam's LoRA and FacT are low-rank updates of the rows of one layer, which are LoRA of that layer; a
-prompt encoder and mask decoder that were trained are there as a whole (`modules_to_save`).
+prompt encoder and mask decoder that were trained are there as a whole (`modules_to_save`). The adapter of a model
+of family hf is one of a transformers.SamModel.
 """
 
 import json
@@ -19,6 +20,8 @@ from torch import nn
 from refsam.configuration.schema import PeftConfig
 from refsam.configuration.strategies import HEADS, STRATEGIES, Method, target_layers
 from refsam.records.files import write_atomically
+from refsam.science.hugging_face import HuggingFaceSam
+from refsam.science.state_names import transformers_part
 from refsam.science.strategies.injection import ADAPTER, peft_config
 from refsam.science.strategies.parts import linear_layers, part, part_name, part_of
 
@@ -48,6 +51,10 @@ def write_adapter(model: nn.Module, peft: PeftConfig, folder: Path) -> None:
     for name in saved:
         prefix = part_name(model, name)
         state |= {f"{prefix}.{key}": value for key, value in part(model, name).state_dict().items()}
+    if isinstance(model, HuggingFaceSam):
+        config.target_modules = [transformers_part(name) for name in config.target_modules]
+        state = {transformers_part(name): value for name, value in state.items()}
+    config.target_modules = sorted(config.target_modules)
     tensors = {f"{PREFIX}{name}": value.detach().cpu().contiguous() for name, value in state.items()}
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_plain(config.to_dict()), indent=2, sort_keys=True)

@@ -1,0 +1,175 @@
+"""Tiny models of every kind that strategies are put into, trained for some steps on one image."""
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from micro_sam.training.util import ConvertToSamInputs
+from mobile_sam.modeling import TinyViT
+from omegaconf import OmegaConf
+from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from steps import CONF, Case, LowMemorySamTrainer, discs, model_config
+from torch import nn
+from transformers import SamModel
+
+from refsam.configuration.schema import PeftConfig
+from refsam.configuration.strategies import STRATEGIES
+from refsam.science.hugging_face import HuggingFaceSam, from_segment_anything
+from refsam.science.models import PROMPT_FRAME, load_model, trainable_sam
+
+MODELS = ("vit", "tiny_vit", "hugging_face")
+# What the table says of them: their family and architecture.
+KINDS = {"vit": {"micro_sam", "vit_nano"}, "tiny_vit": {"micro_sam", "vit_t"}, "hugging_face": {"hf"}}
+PAIRS = [
+    (name, model)
+    for model in MODELS
+    for name in STRATEGIES
+    if not KINDS[model] & set(STRATEGIES[name].excluded)
+]
+# Of conf/peft, what is too large for layers of 16 channels.
+SMALL: dict[str, Any] = {"rank": 2, "projection": 2}
+STEPS = 8
+
+
+class Losses:
+    """Keeps the loss of every step."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def log_train(self, step, loss, *values) -> None:
+        self.values.append(float(loss))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model before and after some steps."""
+
+    sam: Sam
+    before: dict[str, torch.Tensor]
+    losses: list[float]
+
+
+def strategy(name: str, **values: Any) -> PeftConfig:
+    """The strategy of conf/peft/NAME.yaml, small."""
+    given = OmegaConf.load(CONF / "peft" / f"{name}.yaml")
+    small = {key: value for key, value in SMALL.items() if key in given}
+    if name == "oft":
+        small["options"] = {"oft_block_size": 8}
+    merged = OmegaConf.merge(OmegaConf.structured(PeftConfig), given, small, values)
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, PeftConfig)
+    return config
+
+
+def fresh(model: str) -> Sam:
+    """A model with the same random weights at every time."""
+    if model == "tiny_vit":
+        return small_tiny_vit()
+    sam = load_model(model_config("tiny"), 0, "cpu").sam
+    return HuggingFaceSam(from_segment_anything(sam), PROMPT_FRAME) if model == "hugging_face" else sam
+
+
+class SmallTinyViT(TinyViT):
+    """MobileSAM's, for images of 64 x 64 pixels; its own gives the embedding as 64 x 64 tokens always."""
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patch_embed(x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.neck(x.unflatten(1, (4, 4)).permute(0, 3, 1, 2))
+
+
+def small_tiny_vit() -> Sam:
+    """MobileSAM's vit_t with fewer channels and blocks, for images of 64 x 64 pixels."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = SmallTinyViT(
+            img_size=64,
+            num_classes=4,
+            embed_dims=[16, 16, 16, 320],  # only before this width does TinyViT keep its resolution
+            depths=[1, 1, 2, 1],
+            num_heads=[1, 1, 2, 2],
+            window_sizes=[4, 4, 4, 4],
+            mlp_ratio=2.0,
+            drop_path_rate=0.0,
+            mbconv_expand_ratio=2.0,
+        )
+        transformer = TwoWayTransformer(depth=1, embedding_dim=256, mlp_dim=32, num_heads=4)
+        prompts = PromptEncoder(
+            embed_dim=256,
+            image_embedding_size=(4, 4),
+            input_image_size=(PROMPT_FRAME, PROMPT_FRAME),
+            mask_in_chans=4,
+        )
+        decoder = MaskDecoder(transformer=transformer, transformer_dim=256, iou_head_hidden_dim=32)
+        return Sam(encoder, prompts, decoder).eval()
+
+
+def train_some_steps(sam: Sam, steps: int = STEPS, learning_rate: float = 1e-3) -> Trained:
+    """`steps` steps of our trainer on one image of discs, with Adam."""
+    model = trainable_sam(sam)
+    x, y = discs(Case(shape=(64, 64), dtype=torch.float32))
+    batches = [(x, y[:, :1])] * steps
+    trainer = LowMemorySamTrainer(
+        name="steps",
+        train_loader=batches,
+        val_loader=batches,
+        model=model,
+        optimizer=torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=learning_rate),
+        device="cpu",
+        convert_inputs=ConvertToSamInputs(transform=model.transform, box_distortion_factor=0.025),
+        n_objects_per_batch=4,
+        n_sub_iteration=1,
+        mixed_precision=False,
+        logger=None,
+        compile_model=False,
+        object_chunk=4,
+    )
+    trainer.logger = losses = Losses()
+    trainer.max_iteration = steps
+    random.seed(7)
+    np.random.seed(7)
+    torch.manual_seed(7)
+    before = {name: value.detach().clone() for name, value in sam.named_parameters()}
+    before |= {name: value.detach().clone() for name, value in sam.named_buffers()}
+    trainer._train_epoch(progress=_Progress())
+    return Trained(sam, before, losses.values)
+
+
+class _Progress:
+    def update(self, number: int) -> None:
+        """Shows nothing."""
+
+
+def masks(sam: nn.Module) -> torch.Tensor:
+    """(2, 3, h, w) logits of `sam` for two boxes in an image of noise, in evaluation mode."""
+    sam.eval()
+    image, boxes = image_and_boxes(sam.image_encoder.img_size)
+    with torch.no_grad():
+        sparse, dense = sam.prompt_encoder(points=None, boxes=boxes, masks=None)
+        logits, _ = sam.mask_decoder(
+            image_embeddings=sam.image_encoder(image),
+            image_pe=sam.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=True,
+        )
+    return logits
+
+
+def masks_of_transformers(model: SamModel) -> torch.Tensor:
+    """What `masks` gives for a HuggingFaceSam, from transformers' model with the same frame of prompts."""
+    model.eval()
+    image, boxes = image_and_boxes(model.config.vision_config.image_size)
+    with torch.no_grad():
+        output = model(pixel_values=image, input_boxes=boxes[None])
+    return output.pred_masks[0]
+
+
+def image_and_boxes(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(1, 3, size, size) noise, and two boxes in the frame of prompts."""
+    image = torch.rand((1, 3, size, size), generator=torch.Generator().manual_seed(2))
+    return image, torch.tensor([[100.0, 120.0, 500.0, 420.0], [300.0, 500.0, 900.0, 1000.0]])

@@ -1,0 +1,243 @@
+"""Every finetuning strategy in every kind of model that it goes with."""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from segment_anything.modeling import Sam
+from steps import model_config
+from strategy_models import (
+    MODELS,
+    PAIRS,
+    Trained,
+    fresh,
+    masks,
+    masks_of_transformers,
+    strategy,
+    train_some_steps,
+)
+from torch import nn
+
+from refsam.configuration.linear_layers import linear_layers as known_layers
+from refsam.configuration.strategies import STRATEGIES
+from refsam.errors import BadInput
+from refsam.science.hugging_face import from_segment_anything
+from refsam.science.models import PROMPT_FRAME, build_model
+from refsam.science.strategies.adapter_files import write_adapter
+from refsam.science.strategies.injection import apply_strategy
+from refsam.science.strategies.merging import plain_state
+from refsam.science.strategies.parts import count_parameters, linear_layers
+from refsam.science.strategies.quantization import quantize_encoder, weights_bytes
+from refsam.science.strategies.state import load_trained, trained_state
+
+LORA = r"lora_[AB]\.default\.weight"
+# Names, within a block of the encoder, of all that each strategy is to train there.
+TRAINED = {
+    "full": r".*",
+    "freeze_encoder": r"(?!)",
+    "lora": r"attn\.qkv\.w_[ab]_linear_[qv]\.weight",
+    "qlora": r"attn\.qkv\.w_[ab]_linear_[qv]\.weight",
+    "fact": r"attn\.qkv\.([qv]_FacTs|FacT[uv])\.weight",
+    "adaptformer": r"mlp\.(alpha|(up|down)_proj\.(weight|bias))",
+    "ssf": r".*\.(scale|shift)|patch_embed\.proj\.(scale|shift)",
+    "attention": r"attn\..*",
+    "bias": r".*bias",
+    "layernorm": r"(layer_)?norm[12]\..*",
+    "late_lora": r"attn\.qkv\.w_[ab]_linear_[qv]\.weight",
+    "late_qlora": r"attn\.qkv\.w_[ab]_linear_[qv]\.weight",
+    "late_ft": r".*",
+    "hf_lora": rf".*\.{LORA}",
+    "dora": rf".*\.({LORA}|lora_magnitude_vector\.default\.weight)",
+    "hf_qlora": rf".*\.{LORA}",
+    "qdora": rf".*\.({LORA}|lora_magnitude_vector\.default\.weight)",
+    "rslora": rf".*\.{LORA}",
+    "pissa": rf".*\.{LORA}",
+    "loha": r".*\.hada_w[12]_[ab]\.default",
+    "lokr": r".*\.lokr_w[12](_[ab])?\.default",
+    "oft": r".*\.oft_R\.default\.weight",
+    "hra": r".*\.hra_u\.default",
+    "ia3": r".*\.ia3_l\.default",
+}
+LATE = ("late_lora", "late_qlora", "late_ft")
+BLOCK = re.compile(r"image_encoder\.(layers\.\d+\.)?(blocks|layers)\.(\d+)\.(?P<rest>.*)")
+Memory = dict[tuple[str, str], Trained]
+
+
+@pytest.fixture(scope="module")
+def trained() -> Callable[[str, str], Trained]:
+    """A function that trains a strategy in a model for some steps, once."""
+    memory: Memory = {}
+
+    def train(name: str, model: str) -> Trained:
+        if (name, model) not in memory:
+            memory[name, model] = train_some_steps(apply_strategy(fresh(model), strategy(name)))
+        return memory[name, model]
+
+    return train
+
+
+def is_meant(name: str, parameter: str) -> bool:
+    """Whether strategy `name` is to train `parameter`."""
+    if not parameter.startswith("image_encoder"):
+        return True
+    block = BLOCK.fullmatch(parameter)
+    if block is None:
+        return name == "full" or (name == "ssf" and ".patch_embed.proj.s" in parameter)
+    # Of the three blocks of the ViTs, half are two.
+    late = name not in LATE or int(block.group(3)) >= 1
+    return late and re.fullmatch(TRAINED[name], block.group("rest")) is not None
+
+
+def test_the_table_of_trained_names_has_every_strategy() -> None:
+    assert TRAINED.keys() == STRATEGIES.keys()
+
+
+@pytest.mark.parametrize(("name", "model"), PAIRS)
+def test_a_strategy_trains_what_it_is_to_train_and_nothing_else(
+    name: str, model: str, trained: Callable[[str, str], Trained]
+) -> None:
+    result = trained(name, model)
+    assert sum(result.losses[-2:]) < sum(result.losses[:2])
+    unmoved = set()
+    for parameter, value in result.sam.named_parameters():
+        assert value.requires_grad == is_meant(name, parameter), parameter
+        same = torch.equal(value, result.before[parameter])
+        if not value.requires_grad:
+            assert same, parameter
+        elif same:
+            unmoved.add(parameter)
+    # What no prompt of these steps asks for: masks as prompts, the labels of padding and of negative points;
+    # of three masks those that are never the best; in vit_t a classifier, which nothing asks.
+    silent = r"prompt_encoder\..*|mask_decoder\.output_hypernetworks_mlps\..*|image_encoder\.(norm_)?head\..*"
+    assert [parameter for parameter in unmoved if not re.fullmatch(silent, parameter)] == []
+    if name != "full":
+        for buffer, value in result.sam.image_encoder.named_buffers(prefix="image_encoder"):
+            assert torch.equal(value, result.before[buffer]), buffer
+
+
+@pytest.mark.parametrize(("name", "model"), PAIRS)
+def test_what_is_kept_of_a_strategy_gives_the_same_masks(
+    name: str, model: str, trained: Callable[[str, str], Trained]
+) -> None:
+    sam = trained(name, model).sam
+    expected = masks(sam)
+    assert not torch.allclose(expected, masks(fresh(model)), atol=1e-3)
+    again = apply_strategy(fresh(model), strategy(name))
+    load_trained(again, trained_state(sam))
+    assert torch.equal(masks(again), expected)
+    if not STRATEGIES[name].mergeable:
+        with pytest.raises(TypeError, match="cannot be merged"):
+            plain_state(sam)
+        return
+    plain = fresh(model)
+    plain.load_state_dict(plain_state(sam))
+    torch.testing.assert_close(masks(plain), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "model"), [pair for pair in PAIRS if STRATEGIES[pair[0]].adapter])
+def test_peft_opens_the_adapter_on_a_fresh_base(
+    name: str, model: str, trained: Callable[[str, str], Trained], tmp_path: Path
+) -> None:
+    sam = trained(name, model).sam
+    write_adapter(sam, strategy(name), tmp_path)
+    opened = PeftModel.from_pretrained(base_for_peft(model, name), tmp_path).base_model.model
+    given = masks_of_transformers(opened) if model == "hugging_face" else masks(opened)
+    torch.testing.assert_close(given, masks(sam), rtol=0, atol=1e-4)
+
+
+def base_for_peft(model: str, name: str) -> nn.Module:
+    """What a run of the strategy starts from; of family hf a transformers.SamModel."""
+    base: nn.Module = fresh(model)
+    if model == "hugging_face":
+        base = from_segment_anything(fresh("vit"))
+        base.prompt_encoder.input_image_size = PROMPT_FRAME
+    if STRATEGIES[name].quantized:
+        quantize_encoder(base, strategy(name))
+        base.is_loaded_in_4bit = True
+    return base
+
+
+@pytest.mark.parametrize("name", [name for name, strategy in STRATEGIES.items() if strategy.quantized])
+def test_a_quantized_base_lies_in_4_bits(name: str) -> None:
+    sam = apply_strategy(fresh("vit"), strategy(name))
+    plain = {
+        layer.removesuffix(".base_layer").replace(".qkv_proj", ""): module
+        for layer, module in linear_layers(sam).items()
+        if type(module).__name__ == "Linear4bit"
+    }
+    before = {key: value for key, value in linear_layers(fresh("vit")).items() if "image_encoder" in key}
+    assert plain.keys() == before.keys()
+    for layer, module in plain.items():
+        values = before[layer].weight.numel()
+        assert module.weight.dtype == torch.uint8
+        assert module.weight.untyped_storage().nbytes() == values / 2
+        assert module.weight.quant_state.quant_type == "nf4"
+        assert module.weight.quant_state.nested
+        assert not module.weight.requires_grad
+    weights = sum(module.weight.numel() for module in before.values())
+    # Half a byte for each, a byte for each block of 64, and 1.2 KiB for each layer: its 16 values, the 256
+    # values of the constants, and a description.
+    expected = weights / 2 + weights / 64 + 1.2 * 1024 * len(before)
+    saved = weights_bytes(fresh("vit")) - weights_bytes_without_updates(sam)
+    assert saved == pytest.approx(4 * weights - expected, rel=0.02)
+
+
+def weights_bytes_without_updates(sam: Sam) -> int:
+    updates = sum(
+        value.untyped_storage().nbytes()
+        for name, value in sam.image_encoder.named_parameters()
+        if value.requires_grad
+    )
+    return weights_bytes(sam) - updates
+
+
+def test_parameters_in_4_bits_count_by_their_values() -> None:
+    plain = apply_strategy(fresh("vit"), strategy("hf_lora"))
+    quantized = apply_strategy(fresh("vit"), strategy("hf_qlora"))
+    assert count_parameters(quantized.parameters()) == count_parameters(plain.parameters())
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_pattern_that_matches_nothing_names_the_layers_that_there_are(model: str) -> None:
+    with pytest.raises(BadInput, match=r"image_encoder\..*\.N\.attn\.qkv") as caught:
+        apply_strategy(fresh(model), strategy("dora", targets=[r".*\.attention\..*"]))
+    assert r"peft.targets: .*\.attention\..* matches no linear layer" in str(caught.value)
+
+
+def test_a_rank_larger_than_the_layer_names_the_layer() -> None:
+    with pytest.raises(BadInput, match=r"peft.rank=25 is larger than the layer image_encoder\.blocks\.0"):
+        apply_strategy(fresh("vit"), strategy("lora", rank=25))
+
+
+def test_updates_may_go_into_the_mask_decoder_which_is_then_frozen_beside_them() -> None:
+    targets = [r"mask_decoder\..*\.(q|k|v|out)_proj"]
+    sam = apply_strategy(fresh("vit"), strategy("hf_lora", targets=targets))
+    names = {name for name, value in sam.named_parameters() if value.requires_grad}
+    assert any(name.startswith("image_encoder") for name in names)  # nothing in it is adapted
+    decoder = {name for name in names if name.startswith("mask_decoder")}
+    assert decoder
+    assert all("lora_" in name for name in decoder)
+
+
+def test_without_bitsandbytes_a_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(BadInput, match=r"peft.name=qdora .* pip install 'refsam\[quantized\]'"):
+        apply_strategy(fresh("vit"), strategy("qdora"))
+
+
+@pytest.mark.parametrize("architecture", ["vit_t", "vit_b", "vit_l", "vit_h", "vit_nano"])
+def test_the_layers_that_the_plan_knows_are_those_of_the_model(architecture: str) -> None:
+    config = model_config(architecture)
+    # Without memory for the weights; TinyViT cannot be built so.
+    with torch.device("cpu" if architecture in ("vit_t", "vit_nano") else "meta"):
+        layers = linear_layers(build_model(config))
+    sizes = {
+        name: (layer.in_features, layer.out_features)
+        for name, layer in layers.items()
+        if name.startswith("image_encoder")
+    }
+    assert known_layers(config) == sizes
