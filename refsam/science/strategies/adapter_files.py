@@ -2,8 +2,8 @@
 
 `peft.PeftModel.from_pretrained(model, folder)` opens it on a model with the weights that the run has started
 from. micro-sam's LoRA and FacT are low-rank updates of the rows of one layer, which are LoRA of that layer; a
-prompt encoder and mask decoder that were trained are there as a whole (`modules_to_save`). The adapter of a model
-of family hf is one of a transformers.SamModel.
+prompt encoder and mask decoder that were trained are there as a whole (`modules_to_save`). The adapter of a
+model of family hf is one of a transformers.SamModel.
 """
 
 import json
