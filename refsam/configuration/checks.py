@@ -181,6 +181,8 @@ def combination_problem(
     dataset = config.dataset
     if problem := model_problem(config.model):
         return problem
+    if names is None and dataset.test is not None:
+        return None if config.kind == Kind.baseline else _training_problem(config)
     try:
         split = split_images(
             names or [str(index) for index in range(total_images)],
@@ -189,7 +191,7 @@ def combination_problem(
             dataset.train_pool,
             dataset.n_validation,
             dataset.n_unused,
-            None if names is None else dataset.test,
+            dataset.test,
         )
     except ValueError as error:
         return f"dataset={dataset.name}: {error}"
@@ -201,6 +203,10 @@ def combination_problem(
             f"dataset={dataset.name} {len(split.pool)} are for training ({len(split.validation)} for "
             f"validation, {len(split.test)} for test)"
         )
+    return _training_problem(config)
+
+
+def _training_problem(config: RefsamConfig) -> str | None:
     return (
         strategy_problem(config.model, config.peft)
         or attention_problem(config.model, config.train.attention)
