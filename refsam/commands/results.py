@@ -1,4 +1,4 @@
-"""`refsam collect` and `refsam plot`: the table and the figure of a sweep."""
+"""`refsam collect`, `plot` and `strategies`: tables and the figure of a sweep."""
 
 import argparse
 import sys
@@ -27,7 +27,21 @@ def add(commands: Commands) -> None:
         "draw SA50 over the number of training images, as PNG and PDF",
         example="refsam plot study",
     )
-    for parser in (collect, plot):
+    strategies = add_command(
+        commands,
+        "strategies",
+        _strategies,
+        "what each strategy reaches and costs: mIoU, mF1 over seeds, inference, parameters, memory",
+        "Print mIoU and mF1 of each model and strategy, their mean and deviation over seeds, the\n"
+        "milliseconds of inference, the trained parameters and the peak memory of training, and write\n"
+        "strategies.csv.\n\n"
+        "Fields of --json: those of strategies.csv.",
+        "refsam strategies peft_trashcan",
+    )
+    strategies.add_argument("--mode", help="of the evaluation (the first of box, point, others)")
+    strategies.add_argument("--markdown", action="store_true", help="print the table for a document")
+    add_json(strategies)
+    for parser in (collect, plot, strategies):
         parser.add_argument("sweep", metavar="SWEEP", help="name of the sweep")
     add_json(collect)
 
@@ -55,6 +69,22 @@ def _plot(options: argparse.Namespace) -> int:
         print(path)
     if not paths:
         print(f"No run of sweep {sweep.name} has results yet, so there is nothing to draw.")
+    return _name_damaged(frame)
+
+
+def _strategies(options: argparse.Namespace) -> int:
+    sweep, frame = _read(options)
+    from refsam.results.strategies import markdown, over_seeds, print_strategies, write_strategies
+
+    table = over_seeds(frame, options.mode)
+    path = write_strategies(sweep, table)
+    if options.json:
+        print(table.to_json(orient="records", indent=2, double_precision=15))
+    elif options.markdown:
+        print(markdown(table), end="")
+    else:
+        print_strategies(table)
+        print(f"{len(table)} rows in {path}")
     return _name_damaged(frame)
 
 

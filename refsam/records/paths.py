@@ -127,6 +127,11 @@ class SweepPaths:
         return self.root / "results.csv"
 
     @property
+    def strategies(self) -> Path:
+        """What each strategy reaches and costs, over seeds."""
+        return self.root / "strategies.csv"
+
+    @property
     def figures(self) -> Path:
         return self.root / "figures"
 
