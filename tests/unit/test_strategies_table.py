@@ -16,9 +16,18 @@ from refsam.results.strategies import markdown, over_seeds, print_strategies, wr
 
 def row(strategy: str, seed: int, **values: Any) -> dict[str, Any]:
     given = {
-        **{"model": "hf_tiny", "weights": f"random, seed {seed}", "strategy": strategy, "n_images": 10},
-        **{"seed": seed, "mode": "box", "status": "completed", "mIoU": 0.8, "mF1": 0.9},
-        **{"seconds_per_image": 0.05, "trainable_parameters": 1234567, "peak_memory_gib": 1.5},
+        "model": "hf_tiny",
+        "weights": f"random, seed {seed}",
+        "strategy": strategy,
+        "n_images": 10,
+        "seed": seed,
+        "mode": "box",
+        "status": "completed",
+        "mIoU": 0.8,
+        "mF1": 0.9,
+        "seconds_per_image": 0.05,
+        "trainable_parameters": 1234567,
+        "peak_memory_gib": 1.5,
     }
     return {**given, **values}
 
