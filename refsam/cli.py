@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import refsam
-from refsam.commands import acting, fit, looking, prepare, results, runs
+from refsam.commands import acting, export, fit, looking, prepare, results, runs
 from refsam.commands.options import (
     BAD_INPUT,
     COMPLETED,
@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     results.add(commands)
     prepare.add(commands)
     fit.add(commands)
+    export.add(commands)
     commands.add_parser("sweep", help="run a sweep: the same as python -m refsam.sweep", add_help=False)
     return parser
 

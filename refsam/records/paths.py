@@ -67,6 +67,11 @@ class RunPaths:
         return self.checkpoints / "adapter"
 
     @property
+    def exports(self) -> Path:
+        """The model in the formats of others, made on demand."""
+        return self.root / "exports"
+
+    @property
     def tensorboard(self) -> Path:
         return self.root / "logs"
 
