@@ -4,14 +4,21 @@ So that a pattern that matches nothing, or a rank that is too large, is refused 
 Tests hold these names against the models themselves.
 """
 
+from refsam.configuration.families import HUGGING_FACE
 from refsam.configuration.schema import ModelConfig
 
 # Inputs and outputs of each linear layer.
 Layers = dict[str, tuple[int, int]]
 
 ENCODER = "image_encoder"
-# Depth and channels of segment_anything's encoders.
-VISION_TRANSFORMERS = {"vit_b": (12, 768), "vit_l": (24, 1024), "vit_h": (32, 1280)}
+# Depth and channels of segment_anything's encoders; of SlimSAM's, the channels of the MLP too.
+VISION_TRANSFORMERS: dict[str, tuple[int, ...]] = {
+    "vit_b": (12, 768),
+    "vit_l": (24, 1024),
+    "vit_h": (32, 1280),
+    "slimsam_50": (12, 384, 1536),
+    "slimsam_77": (12, 168, 696),
+}
 # Depth and channels of the stages of MobileSAM's TinyViT that attend; the stage before them convolves.
 TINY_STAGES = ((2, 128), (6, 160), (2, 320))
 TINY_HEAD = 1000  # outputs of its classifier, which is never asked
@@ -20,26 +27,26 @@ MLP_RATIO = 4
 
 def linear_layers(model: ModelConfig) -> Layers | None:
     """Names, inputs and outputs of the linear layers in `model`'s image encoder; None where nobody knows."""
-    if model.family != "micro_sam":
-        return None
     if model.architecture == "vit_t":
         return _tiny()
+    blocks = "layers" if model.family == HUGGING_FACE else "blocks"
     if model.custom is not None:
-        return _vision_transformer(model.custom.depth, model.custom.embed_dim)
+        return _vision_transformer(blocks, model.custom.depth, model.custom.embed_dim)
     if model.architecture not in VISION_TRANSFORMERS:
         return None
-    return _vision_transformer(*VISION_TRANSFORMERS[model.architecture])
+    return _vision_transformer(blocks, *VISION_TRANSFORMERS[model.architecture])
 
 
-def _vision_transformer(depth: int, channels: int) -> Layers:
+def _vision_transformer(blocks: str, depth: int, channels: int, hidden: int | None = None) -> Layers:
+    hidden = MLP_RATIO * channels if hidden is None else hidden
     return {
-        f"{ENCODER}.blocks.{block}.{name}": size
+        f"{ENCODER}.{blocks}.{block}.{name}": size
         for block in range(depth)
         for name, size in (
             ("attn.qkv", (channels, 3 * channels)),
             ("attn.proj", (channels, channels)),
-            ("mlp.lin1", (channels, MLP_RATIO * channels)),
-            ("mlp.lin2", (MLP_RATIO * channels, channels)),
+            ("mlp.lin1", (channels, hidden)),
+            ("mlp.lin2", (hidden, channels)),
         )
     }
 

@@ -13,13 +13,16 @@ import tifffile
 import torch
 from micro_sam.inference import batched_inference
 from omegaconf import OmegaConf
-from transformers import SamModel
+from transformers import SamModel, SamVisionConfig, SamVisionModel
 
 from refsam.configuration.families import attention_problem, model_problem
-from refsam.configuration.schema import ModelConfig
+from refsam.configuration.linear_layers import linear_layers
+from refsam.configuration.schema import ModelConfig, PeftConfig
+from refsam.configuration.strategies import strategy_problem
 from refsam.datasets import hub_cache
 from refsam.datasets.hub_download import download, wanted
 from refsam.errors import BadInput
+from refsam.orchestration import checkpoint_room
 from refsam.science.hugging_face import HuggingFaceSam, state_for_transformers
 from refsam.science.models import initial_predictor, load_model, load_predictor, weights_info
 from refsam.science.state_names import to_segment_anything, to_transformers
@@ -323,3 +326,35 @@ def test_the_plan_looks_for_a_model_without_torch(tmp_path: Path) -> None:
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if "|" in line}
     assert "huggingface_hub" in imported
     assert not imported & {"torch", "transformers", "pycocotools"}
+
+
+def test_the_plan_knows_the_linear_layers(tiny: ModelConfig) -> None:
+    sam = load_model(tiny, 0, "cpu").sam
+    there = {
+        f"image_encoder.{name}": (layer.in_features, layer.out_features)
+        for name, layer in sam.image_encoder.named_modules()
+        if isinstance(layer, torch.nn.Linear)
+    }
+    assert linear_layers(tiny) == there
+
+
+@pytest.mark.parametrize(("name", "shape"), [("slimsam_50", (384, 1536)), ("slimsam_77", (168, 696))])
+def test_the_plan_knows_the_linear_layers_of_slimsam(name: str, shape: tuple[int, int]) -> None:
+    """With the two sizes of the configurations on the hub; everything else is transformers' default."""
+    channels, hidden = shape
+    with torch.device("meta"):
+        encoder = SamVisionModel(SamVisionConfig(hidden_size=channels, mlp_dim=hidden)).vision_encoder
+    there = {
+        f"image_encoder.{name}": (layer.in_features, layer.out_features)
+        for name, layer in encoder.named_modules()
+        if isinstance(layer, torch.nn.Linear)
+    }
+    assert linear_layers(model_config(name)) == there
+    assert checkpoint_room.ENCODERS[name] == sum(value.numel() for value in encoder.parameters())
+
+
+def test_a_rank_larger_than_a_layer_is_refused_before_anything_is_submitted() -> None:
+    peft = PeftConfig(name="hf_lora", rank=200, targets=[r".*\.attn\.qkv"])
+    problem = str(strategy_problem(model_config("slimsam_77"), peft))
+    assert "peft.rank=200 is larger than the layer image_encoder.layers.0.attn.qkv" in problem
+    assert strategy_problem(model_config("sam_vit_base"), peft) is None
