@@ -2,9 +2,10 @@
 
 `python -m benchmarks.frozen_epoch`: the same weights (random, seeded), real nuclei (`refsam prepare
 dataset=nuclei`, REFSAM_DATA), the segmentation decoder included, and `--samples` patches in place of the
-study's 50. Written are, for every epoch, the seconds of training, those that its encoder took, and how often
-it was called. micro-sam embeds every patch twice in every step; our first epoch embeds each once, and the
-later ones none (`train.patch_pool` is the samples of one epoch). Validation is timed apart.
+study's 50. Written are, for every epoch, the seconds of training (of the clock, and of all cores together,
+which tells more on a machine that others use), those that its encoder took, how often it was called, and what
+validation takes. micro-sam embeds every patch twice in every step; our first epoch embeds each once, and the
+later ones none (`train.patch_pool` is the samples of one epoch).
 """
 
 import argparse
@@ -21,13 +22,14 @@ from benchmarks.rows import save_figure, write_csv
 
 ENGINES = ("micro_sam", "refsam")
 COLUMNS = (
-    "model", "n_objects", "engine", "epoch", "samples", "seconds_per_sample", "encoder_seconds_per_sample",
-    "encoder_calls", "above_base_mib", "ratio",
+    "model", "n_objects", "engine", "epoch", "samples", "seconds_per_sample", "cpu_seconds_per_sample",
+    "encoder_cpu_seconds_per_sample", "encoder_calls", "validation_cpu_seconds_per_sample", "above_base_mib",
+    "ratio", "cpu_ratio",
 )  # fmt: skip
 
 
 class TimedCalls:
-    """Calls of a module and the seconds that they took."""
+    """Calls of a module and the seconds of all cores that they took."""
 
     def __init__(self, module: Any) -> None:
         self.calls, self.seconds = 0, 0.0
@@ -35,11 +37,11 @@ class TimedCalls:
         module.register_forward_hook(self._after)
 
     def _before(self, *_: Any) -> None:
-        self._started = time.perf_counter()
+        self._started = time.process_time()
 
     def _after(self, *_: Any) -> None:
         self.calls += 1
-        self.seconds += time.perf_counter() - self._started
+        self.seconds += time.process_time() - self._started
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -71,31 +73,36 @@ def measure(arguments: argparse.Namespace) -> None:
     )
     loaders = training_loaders(config)
     next(iter(loaders[0]))  # what the first sample imports belongs to no epoch
-    marks: list[tuple[int, float, float, int]] = []
+    marks: list[tuple[int, float, float, float, int]] = []
     trainer = build_trainer(
         config,
         RunPaths(output),
         loaders,
-        lambda progress: marks.append(
-            (progress.iteration, time.perf_counter(), encoder.seconds, encoder.calls)
-        ),
+        lambda progress: marks.append((progress.iteration, *clocks(), encoder.seconds, encoder.calls)),
     )
     encoder = TimedCalls(trainer.model.sam.image_encoder)
     for folder in (trainer.paths.checkpoints, trainer.paths.tensorboard, trainer.paths.results):
         folder.mkdir(parents=True, exist_ok=True)
     started_epochs = []
-    begin = trainer._train_epoch_impl
+    begin, validate = trainer._train_epoch_impl, trainer._validate_impl
+    validations = []
 
     def begin_epoch(*given: Any) -> float:
-        started_epochs.append((time.perf_counter(), encoder.seconds, encoder.calls))
+        started_epochs.append((*clocks(), encoder.seconds, encoder.calls))
         return float(begin(*given))
 
-    trainer._train_epoch_impl = begin_epoch
+    def timed_validation(*given: Any) -> float:
+        started = time.process_time()
+        metric = float(validate(*given))
+        validations.append(time.process_time() - started)
+        return metric
+
+    trainer._train_epoch_impl, trainer._validate_impl = begin_epoch, timed_validation
     torch.manual_seed(0)
     with PeakMemory() as memory:
         trainer.run(None)
     rows = []
-    for epoch, (started, encoded, calls) in enumerate(started_epochs, 1):
+    for epoch, (started, started_cpu, encoded, calls) in enumerate(started_epochs, 1):
         # The last report of a step of this epoch: what is saved afterwards reports the same iteration again.
         last = next(mark for mark in marks if mark[0] == epoch * arguments.samples)
         rows.append(
@@ -106,12 +113,19 @@ def measure(arguments: argparse.Namespace) -> None:
                 "epoch": epoch,
                 "samples": arguments.samples,
                 "seconds_per_sample": round((last[1] - started) / arguments.samples, 2),
-                "encoder_seconds_per_sample": round((last[2] - encoded) / arguments.samples, 2),
-                "encoder_calls": last[3] - calls,
+                "cpu_seconds_per_sample": round((last[2] - started_cpu) / arguments.samples, 2),
+                "encoder_cpu_seconds_per_sample": round((last[3] - encoded) / arguments.samples, 2),
+                "encoder_calls": last[4] - calls,
+                "validation_cpu_seconds_per_sample": round(validations[epoch - 1], 2),
                 "above_base_mib": round(memory.peak - memory.base),
             }
         )
     (output / "rows.json").write_text(json.dumps(rows))
+
+
+def clocks() -> tuple[float, float]:
+    """Seconds of the clock, and of all cores that this process had."""
+    return time.perf_counter(), time.process_time()
 
 
 def benchmark(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -126,9 +140,10 @@ def benchmark(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             command += ["--epochs", str(epochs), "--output", folder]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             rows += json.loads((Path(folder) / "rows.json").read_text())
-    theirs = next(row["seconds_per_sample"] for row in rows if row["engine"] == "micro_sam")
+    theirs = next(row for row in rows if row["engine"] == "micro_sam")
     for row in rows:
-        row["ratio"] = round(row["seconds_per_sample"] / theirs, 3)
+        for name, seconds in (("ratio", "seconds_per_sample"), ("cpu_ratio", "cpu_seconds_per_sample")):
+            row[name] = round(row[seconds] / theirs[seconds], 3)
     return rows
 
 
@@ -141,13 +156,13 @@ def write(rows: list[dict[str, Any]], name: str) -> None:
 
     write_csv(name, COLUMNS, rows)
     figure, axis = pyplot.subplots(figsize=(7, 0.5 * len(rows) + 1.2))
-    encoder = [row["encoder_seconds_per_sample"] for row in rows]
-    rest = [row["seconds_per_sample"] - share for row, share in zip(rows, encoder, strict=True)]
+    encoder = [row["encoder_cpu_seconds_per_sample"] for row in rows]
+    rest = [row["cpu_seconds_per_sample"] - share for row, share in zip(rows, encoder, strict=True)]
     axis.barh(range(len(rows)), encoder, color="tab:orange", label="encoder")
     bars = axis.barh(range(len(rows)), rest, left=encoder, color="tab:blue", label="the rest of the step")
-    axis.bar_label(bars, [f"{row['seconds_per_sample']:.1f}" for row in rows], padding=2)
+    axis.bar_label(bars, [f"{row['cpu_seconds_per_sample']:.1f}" for row in rows], padding=2)
     axis.set_yticks(range(len(rows)), [f"{row['engine']}, epoch {row['epoch']}" for row in rows])
-    axis.set_xlabel(f"seconds per sample ({rows[0]['model']}, {rows[0]['n_objects']} objects)")
+    axis.set_xlabel(f"seconds of all cores per sample ({rows[0]['model']}, {rows[0]['n_objects']} objects)")
     axis.invert_yaxis()
     axis.margins(x=0.12)
     axis.spines[["top", "right"]].set_visible(False)
