@@ -15,7 +15,10 @@ from refsam.records.files import read_json
 from refsam.science.hardware import choose_precision, describe
 from refsam.science.models import weights_info
 
-MODULES = ("torch", "micro_sam", "torch_em", "segment_anything", "mobile_sam", "peft", "elf", "numpy")
+MODULES = (
+    *("torch", "micro_sam", "torch_em", "segment_anything", "mobile_sam"),
+    *("transformers", "peft", "elf", "pycocotools", "numpy"),
+)
 GIT = shutil.which("git")
 
 

@@ -198,6 +198,14 @@ def test_auto_saves_only_where_the_memory_asks_for_it() -> None:
     assert choose_savings(configured("resource.request.memory_gb=3"), vit_b, CPU).object_chunk == 1
 
 
+@pytest.mark.parametrize(("attention", "every"), [("fused", None), ("eager", 1)])
+def test_scores_that_are_kept_count_for_the_memory(attention: str, every: int | None) -> None:
+    config = configured("model=vit_b", "resource.request.memory_gb=16", f"train.attention={attention}")
+    with torch.device("meta"):
+        vit_b = load_model(configured("model=vit_b", "model.weights=random").model, 0, "meta").sam
+    assert choose_savings(config, vit_b, CPU).checkpoint_every == every
+
+
 def test_a_decoder_that_does_not_fit_is_computed_again() -> None:
     config = configured("model=vit_b", "model.weights=random")
     with torch.device("meta"):

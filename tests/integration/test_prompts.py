@@ -98,7 +98,8 @@ def test_a_killed_run_of_a_hugging_face_model_continues(synthetic: DatasetConfig
     whole, _ = run_training(config, tmp_path / "whole")
     with pytest.raises(Killed):
         run_training(config, tmp_path / "killed", kill_at(4))
-    continued, _ = run_training(config, tmp_path / "killed")
+    continued, summary = run_training(config, tmp_path / "killed")
+    assert summary.savings["attention"] == "sdpa"
     assert rows(continued) == rows(whole)
     first, second = (load_predictor(paths.best, config.model, "cpu") for paths in (whole, continued))
     states = [predictor.model.state_dict() for predictor, _ in (first, second)]
