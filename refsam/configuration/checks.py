@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from refsam.configuration.families import FAMILIES, attention_problem, model_problem
+from refsam.configuration.measurements import GRIDS, MODES, is_grid
 from refsam.configuration.patch_pool import encoder_is_frozen, is_patch_pool
 from refsam.configuration.prompts import PROMPTS
 from refsam.configuration.schema import AUTO, Kind, Precision, RefsamConfig
@@ -18,7 +19,6 @@ from refsam.configuration.split import split_images
 from refsam.configuration.strategies import is_quantized, strategy_problem
 from refsam.errors import BadInput
 
-MODES = ("point", "box")
 OPTIMIZERS = ("adam", "adamw", "adam8bit", "paged_adam8bit")
 JOINTS = ("separate", "summed")
 LOSSES = ("dice", "dice_focal")
@@ -107,9 +107,17 @@ _RULES = (
     _Rule(
         "evaluate.modes",
         lambda modes: bool(modes) and set(modes) <= set(MODES) and len(set(modes)) == len(modes),
-        f"a list of {' and '.join(MODES)}",
+        f"a list of {', '.join(MODES)}",
     ),
     _Rule("evaluate.rounds", _whole(0), "a whole number from 0"),
+    _Rule("evaluate.grid", _one_of(GRIDS), ", ".join(GRIDS)),
+    _Rule("evaluate.points_per_side", _whole(1), "a whole number from 1"),
+    _Rule(
+        "evaluate.small_grid",
+        is_grid,
+        "for each automatic mode its parameters with a list of values, as "
+        "{amg: {pred_iou_thresh: [0.6, 0.9]}}",
+    ),
     _Rule(
         "evaluate.mask_input",
         lambda given: bool(given) and set(given) <= {True, False} and len(set(given)) == len(given),

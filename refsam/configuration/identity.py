@@ -28,7 +28,11 @@ _NOT_RESULT_OF_TRAINING = (
     "save",
 )
 _ALWAYS_OF_STRATEGY = ("name", "freeze", "rank", "update_matrices")
-_NOT_RESULT_OF_EVALUATION = ("modes", "rounds", "mask_input", "batch_size", "save_predictions")
+# What is measured in another way is another row of the same run.
+_NOT_RESULT_OF_EVALUATION = (
+    *("modes", "rounds", "mask_input", "grid", "small_grid", "points_per_side"),
+    *("batch_size", "save_predictions"),
+)
 _WHERE_DATA_LIES = (
     *("root", "images", "labels", "version", "n_files", "image_key", "label_key", "format", "archive"),
     # What they leave out is not in the fingerprint's pixels, or is in the number of images.

@@ -218,10 +218,13 @@ class TrainConfig:
 class EvaluateConfig:
     """How the result is measured, see docs/evaluation.md."""
 
-    modes: list[str] = MISSING  # point, box
+    modes: list[str] = MISSING  # point, box, amg, ais, apg, no_prompt
     rounds: int = 0  # of correcting prompts after the first one, for point and box
     # Whether the mask of the round before is an input of the next one; with both, each is measured.
     mask_input: list[bool] = field(default_factory=lambda: [False, True])
+    grid: str = "study"  # of the automatic modes' parameters: study, small or defaults
+    small_grid: dict[str, Any] = field(default_factory=dict)  # mode: parameter: values
+    points_per_side: int = 32  # of the grid of points of amg
     max_images: int | None = None  # of the test images, in the split's order
     crop: list[int] | None = None  # (H, W) pixels from the middle of each test image; null: the whole image
     batch_size: int = MISSING  # prompts that are decoded at a time

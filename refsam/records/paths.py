@@ -99,6 +99,11 @@ class RunPaths:
         return self.results / "metrics.json"
 
     @property
+    def grid_search(self) -> Path:
+        """The parameters of the automatic modes, and how they were found."""
+        return self.results / "grid_search.json"
+
+    @property
     def per_image(self) -> Path:
         return self.results / "per_image.csv"
 

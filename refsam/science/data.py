@@ -66,6 +66,12 @@ def test_images(config: RefsamConfig) -> list[Pair]:
     return [pairs[index] for index in split.test[: config.evaluate.max_images]]
 
 
+def validation_images(config: RefsamConfig) -> list[Pair]:
+    """The images of validation, on which the parameters of automatic segmentation are searched."""
+    pairs, split = _split(config)
+    return [pairs[index] for index in split.validation]
+
+
 # pytest would take a function that is called test_… and imported into a test module for a test.
 test_images.__test__ = False  # type: ignore[attr-defined]
 

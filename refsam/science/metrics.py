@@ -55,7 +55,10 @@ def segmentation_metrics(prediction: NDArray[Any], labels: NDArray[Any]) -> dict
 
 
 def mask_metrics(
-    masks: Sequence[NDArray[np.bool_]], labels: NDArray[Any], object_ids: Sequence[int]
+    masks: Sequence[NDArray[np.bool_]],
+    labels: NDArray[Any],
+    object_ids: Sequence[int],
+    places: Sequence[tuple[slice, slice]] | None = None,
 ) -> dict[str, float]:
     """IoU and F1 (Dice) of an image's binary masks, from pixel counts pooled over its objects.
 
@@ -67,6 +70,7 @@ def mask_metrics(
         masks: One (H, W) bool mask per object; masks may overlap.
         labels: (H, W) integer.
         object_ids: The object in `labels` of each mask.
+        places: Where in the image each mask is, for masks of a part of it.
 
     Returns:
         mIoU and mF1, each in [0, 1]; 0 where all masks are empty, NaN where there is no object.
@@ -76,10 +80,11 @@ def mask_metrics(
     """
     if len(masks) != len(object_ids):
         raise ValueError(f"{len(masks)} masks for {len(object_ids)} objects")
+    places = places or [(slice(None), slice(None))] * len(masks)
     predicted = sum(int(np.count_nonzero(mask)) for mask in masks)
     true_positives = sum(
-        int(np.count_nonzero(labels[mask] == object_id))
-        for mask, object_id in zip(masks, object_ids, strict=True)
+        int(np.count_nonzero(labels[place][mask] == object_id))
+        for mask, object_id, place in zip(masks, object_ids, places, strict=True)
     )
     sizes = dict(zip(*(values.tolist() for values in np.unique(labels, return_counts=True)), strict=True))
     actual = sum(sizes[int(object_id)] for object_id in object_ids)

@@ -14,7 +14,7 @@ from typing import TypeVar
 import micro_sam.util
 import numpy as np
 import torch
-from micro_sam.instance_segmentation import get_unetr
+from micro_sam.instance_segmentation import DecoderAdapter, get_unetr
 from micro_sam.training.trainable_sam import TrainableSAM
 from segment_anything import SamPredictor
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
@@ -213,6 +213,16 @@ def build_unetr(
     # The range of the values is the data set's business; a dark patch is no error.
     unetr.perform_range_checks = False
     return unetr.to(device)
+
+
+def segmentation_decoder(
+    sam: Sam, model: ModelConfig, decoder_state: StateDict | None, device: torch.device | str
+) -> DecoderAdapter | None:
+    """The decoder of automatic segmentation, as micro-sam's generators take it; None without a state."""
+    if decoder_state is None:
+        return None
+    # In training mode, as micro-sam leaves it: it normalizes an image by the image's own statistics.
+    return DecoderAdapter(build_unetr(sam, model, decoder_state, 0, device)).train()
 
 
 def merge_lora(model_state: StateDict) -> dict[str, torch.Tensor]:

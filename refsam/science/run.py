@@ -32,11 +32,11 @@ from refsam.records.status import (
     run_lock,
     write_status,
 )
-from refsam.science.data import test_images, training_loaders
+from refsam.science.data import test_images, training_loaders, validation_images
 from refsam.science.environment import describe_environment
 from refsam.science.evaluation import evaluate, unmeasured
 from refsam.science.hardware import choose_device
-from refsam.science.models import initial_predictor
+from refsam.science.models import initial_predictor, read_checkpoint, segmentation_decoder
 from refsam.science.randomness import be_deterministic, seed_everything
 from refsam.science.strategies.opening import finished_predictor
 from refsam.science.trainers import Progress
@@ -160,10 +160,19 @@ def _execute(config: RefsamConfig, paths: RunPaths, status: StatusWriter) -> Non
         train(config, paths, training_loaders(config), status.training)
     if unmeasured(config, paths):
         if config.kind is Kind.baseline:
-            predictor = initial_predictor(config.model, config.seed, device)[0]
+            predictor, decoder_state, _ = initial_predictor(config.model, config.seed, device)
         else:
             predictor = finished_predictor(config, paths, device)
-        evaluate(config, predictor, test_images(config), paths, status.evaluation)
+            decoder_state = read_checkpoint(paths.best)[1]
+        evaluate(
+            config,
+            predictor,
+            test_images(config),
+            paths,
+            status.evaluation,
+            decoder=segmentation_decoder(predictor.model, config.model, decoder_state, device),
+            validation=validation_images(config),
+        )
 
 
 def _reason_and_message(error: BaseException) -> tuple[Reason, str]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from drawn_images import draw_pair, ignore
 from micro_sam.evaluation import run_evaluation
 from micro_sam.evaluation.inference import run_inference_with_prompts
 from micro_sam.util import _compute_hash
@@ -22,7 +23,7 @@ from refsam.configuration.schema import Kind, RefsamConfig
 from refsam.datasets.listing import Pair
 from refsam.records.metrics import Measurement, read_metrics
 from refsam.records.paths import RunPaths
-from refsam.science.evaluation import evaluate, images, single_pass, unmeasured
+from refsam.science.evaluation import evaluate, images, measuring, single_pass, unmeasured
 from refsam.science.evaluation.images import center_of, shared_embeddings
 from refsam.science.evaluation.prompts import rounds
 from refsam.science.metrics import segmentation_metrics
@@ -30,27 +31,6 @@ from refsam.science.models import initial_predictor
 
 MODES = ("point", "box")
 FIRST_PROMPTS = [Measurement(mode) for mode in MODES]
-DISC_RADIUS = 9
-
-
-def ignore(phase: str, done: int, total: int) -> None:
-    """A report that nobody listens to."""
-
-
-def _draw_pair(
-    folder: Path, name: str, seed: int, objects: int = 3, shape: tuple[int, int] = (96, 120)
-) -> Pair:
-    generator = np.random.default_rng(seed)
-    rows, columns = np.indices(shape)
-    labels = np.zeros(shape, dtype="uint16")
-    for number in range(objects):
-        row, column = generator.uniform((0, 0), shape)
-        labels[(rows - row) ** 2 + (columns - column) ** 2 < DISC_RADIUS**2] = 3 * number + 2  # ids with gaps
-    image = (generator.normal(60, 20, shape) + 120 * (labels > 0)).clip(0, 255).astype("uint8")
-    pair = Pair(name, folder / f"{name}.tif", folder / f"{name}_labels.tif")
-    tifffile.imwrite(pair.image, image)
-    tifffile.imwrite(pair.label, labels)
-    return pair
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +47,7 @@ def discs(tmp_path: Path) -> list[Pair]:
     """Three 8 bit images of discs, two of them touching or cut by the border somewhere."""
     folder = tmp_path / "data"
     folder.mkdir()
-    return [_draw_pair(folder, f"image{number}", seed=number) for number in range(3)]
+    return [draw_pair(folder, f"image{number}", seed=number) for number in range(3)]
 
 
 @pytest.fixture
@@ -211,9 +191,9 @@ def test_a_complete_evaluation_is_not_repeated_and_a_new_mode_is_added(
 
     boxes = metrics_of(run, "box")
     baseline_config.evaluate.modes = list(MODES)
-    decoded = _count_calls(monkeypatch, single_pass, "rounds")
+    decoded = _count_calls(monkeypatch, measuring, "rounds")
     evaluate(baseline_config, nano, discs, run, ignore)
-    assert [arguments[2] for arguments in decoded] == ["point"] * len(discs)
+    assert [arguments[3] for arguments in decoded] == ["point"] * len(discs)
     assert metrics_of(run, "box") == boxes
 
 
@@ -297,7 +277,7 @@ def test_an_image_without_objects_has_a_row_and_is_not_in_the_means(
     evaluate(baseline_config, nano, discs, run, ignore)
     without = RunPaths(tmp_path / "runs" / "with_an_empty_image")
     without.root.mkdir()
-    empty = _draw_pair(tmp_path, "empty", seed=9, objects=0)
+    empty = draw_pair(tmp_path, "empty", seed=9, objects=0)
     evaluate(baseline_config, nano, [empty, *discs], without, ignore)
     for mode in MODES:
         means, expected = (metrics_of(paths, mode) for paths in (without, run))
@@ -308,7 +288,7 @@ def test_an_image_without_objects_has_a_row_and_is_not_in_the_means(
 
 
 def test_only_images_without_objects_leave_no_metrics_and_valid_json(baseline_config, nano, run, tmp_path):
-    empty = _draw_pair(tmp_path, "empty", seed=9, objects=0)
+    empty = draw_pair(tmp_path, "empty", seed=9, objects=0)
     evaluate(baseline_config, nano, [empty], run, ignore)
     means = metrics_of(run, "box")
     assert means["n_images"] == 0
@@ -328,12 +308,12 @@ def test_masks_of_the_prompts_make_miou_and_mf1(baseline_config, nano, discs, ru
 
     def moved_objects(*arguments):
         for result in rounds(*arguments):
-            yield replace(result, masks=moved)
+            yield replace(result, decoded=[replace(result.decoded[0], masks=moved)])
 
     labels = tifffile.imread(discs[0].label)
     objects = [labels == number for number in np.unique(labels)[1:]]
     moved = [np.roll(mask, 1, axis=0) for mask in objects]
-    monkeypatch.setattr(single_pass, "rounds", moved_objects)
+    monkeypatch.setattr(measuring, "rounds", moved_objects)
     evaluate(baseline_config, nano, discs[:1], run, ignore)
 
     hits = sum((mask & truth).sum() for mask, truth in zip(moved, objects, strict=True))

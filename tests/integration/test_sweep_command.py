@@ -106,7 +106,10 @@ BAD_INPUT = [
         ["train.patch_shape=[100,100]"],
         "train.patch_shape: [100, 100] was given, allowed is two multiples of 32",
     ),
-    (["evaluate.modes=[amg]"], "evaluate.modes: ['amg'] was given, allowed is a list of point and box"),
+    (
+        ["evaluate.modes=[scribble]"],
+        "evaluate.modes: ['scribble'] was given, allowed is a list of point, box",
+    ),
     (
         ["peft=lora", "peft.freeze=[image_encoder]"],
         "peft.freeze=[image_encoder] does not go with peft.name=lora",

@@ -5,20 +5,21 @@ point where the mask lacks the object, and one negative point where it exceeds i
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from micro_sam.evaluation.inference import _get_batched_prompts
+from bioimage_cpp.segmentation import relabel_sequential
 from micro_sam.inference import batched_inference
-from micro_sam.prompt_generators import IterativePromptGenerator
-from micro_sam.util import mask_data_to_segmentation
+from micro_sam.prompt_generators import IterativePromptGenerator, PointAndBoxPromptGenerator
+from micro_sam.util import get_centers_and_bounding_boxes, mask_data_to_segmentation
 from numpy.typing import NDArray
 from segment_anything import SamPredictor
 
 from refsam.configuration.measurements import PROMPTED
+from refsam.science.evaluation.images import Tile
 from refsam.science.models import prompt_frame
 
 # micro_sam.inference.batched_inference brings prompts to this frame, whatever the model's image size is.
@@ -27,8 +28,24 @@ NO_POINT = -1  # the label of a point that Segment Anything takes for none
 
 
 @dataclass(frozen=True)
+class Part:
+    """The objects of an image whose centers are in one tile, in the tile's own frame.
+
+    labels: (H, W) of the tile with its halo, numbered 1 … objects; ids: (objects,) in the image's labels;
+    centers: row and column of the pixel of each object that is farthest from its boundary; boxes: row and
+    column of either corner.
+    """
+
+    tile: Tile
+    labels: NDArray[np.uint32]
+    ids: list[int]
+    centers: list[tuple[int, int]]
+    boxes: list[tuple[int, int, int, int]]
+
+
+@dataclass(frozen=True)
 class Prompts:
-    """Prompts for all objects of an image, in its pixels; at least points or boxes are there.
+    """Prompts for all objects of a part, in its pixels; at least points or boxes are there.
 
     points: (objects, points, 2) x, y; point_labels: (objects, points), 1 or 0; boxes: (objects, 4) x, y of
     either corner; logits: (objects, 1, 256, 256), the masks of the round before.
@@ -41,16 +58,27 @@ class Prompts:
 
 
 @dataclass(frozen=True)
-class PromptedSegmentation:
-    """What one round gives.
+class Decoded:
+    """One mask per prompt of a part, which may overlap.
 
-    masks: one (H, W) bool mask per prompt, which may overlap; logits: (objects, 1, 256, 256);
-    segmentation: (H, W) uint32 of the masks; seconds: of making and decoding the prompts, and of assembling
-    the segmentation.
+    masks: each (H, W) bool, of the tile with its halo; logits: (objects, 1, 256, 256); boxes: x, y, width and
+    height of each mask.
     """
 
     masks: list[NDArray[np.bool_]]
     logits: torch.Tensor
+    boxes: list[list[int]]
+
+
+@dataclass(frozen=True)
+class PromptedSegmentation:
+    """What one round gives.
+
+    decoded: of each part; segmentation: (H, W) uint32 of all masks; seconds: of making and decoding the
+    prompts, and of assembling the segmentation.
+    """
+
+    decoded: list[Decoded]
     segmentation: NDArray[np.uint32]
     seconds_prompts: float
     seconds_postprocessing: float
@@ -124,31 +152,53 @@ def enlarge(predictor: SamPredictor, low: torch.Tensor) -> torch.Tensor:
     return enlarged
 
 
-def first_prompts(labels: NDArray[np.uint32], mode: str, dilation: int) -> Prompts:
-    """A point or a box for every object of `labels` ((H, W), numbered 1 … objects, at least one).
+def parts_of(tiles: Sequence[Tile], labels: NDArray[np.uint32]) -> list[Part]:
+    """The objects of `labels` ((H, W), numbered 1 … objects), each in the tile that has its center.
 
-    As in micro-sam's evaluation, the point is the object's pixel that is farthest from its boundary.
+    What an object has outside of its tile and the halo is out of reach for its prompts and its mask. A tile
+    without objects is left out.
+    """
+    centers, boxes = get_centers_and_bounding_boxes(labels)
+    if len(tiles) == 1:
+        return [Part(tiles[0], labels, list(centers), list(centers.values()), list(boxes.values()))]
+    return [part for tile in tiles if (part := _part(tile, labels, centers)) is not None]
+
+
+def first_prompts(part: Part, mode: str, dilation: int, batch_size: int) -> Prompts:
+    """A point or a box for every object, as micro-sam's evaluation makes them.
+
+    The point is the object's pixel that is farthest from its boundary.
 
     Raises:
         ValueError: when the mode is unknown.
     """
     if mode not in PROMPTED:
         raise ValueError(f"{mode!r} was given as the first prompt, allowed are {' and '.join(PROMPTED)}")
-    points, point_labels, boxes = _get_batched_prompts(
-        labels,
-        np.arange(1, labels.max() + 1),
-        use_points=mode == "point",
-        use_boxes=mode == "box",
-        n_positives=1 if mode == "point" else 0,
-        n_negatives=0,
-        dilation=dilation,
+    points = mode == "point"
+    generator = PointAndBoxPromptGenerator(
+        n_positive_points=int(points),
+        n_negative_points=0,
+        dilation_strength=dilation,
+        get_point_prompts=points,
+        get_box_prompts=not points,
     )
-    return Prompts(points, point_labels, boxes)
+    # A batch at a time: one-hot labels of all objects are large.
+    made = [
+        generator(torch.from_numpy(_one_hot(part.labels, some)), part.boxes[some], part.centers[some])
+        for some in _batches(len(part.ids), batch_size)
+    ]
+    if points:
+        coordinates, point_labels = (
+            np.concatenate([each[index].numpy() for each in made]) for index in (0, 1)
+        )
+        return Prompts(coordinates, point_labels, None)
+    return Prompts(None, None, np.concatenate([each[2].numpy() for each in made]))
 
 
 def rounds(
     predictor: SamPredictor,
-    labels: NDArray[np.uint32],
+    parts: Sequence[Part],
+    shape: tuple[int, int],
     mode: str,
     last: int,
     mask_input: bool,
@@ -158,11 +208,12 @@ def rounds(
 ) -> Iterator[PromptedSegmentation]:
     """The segmentations of the first prompt (round 0) and of the rounds 1 to `last` that correct it.
 
-    They decode on the embedding that is set in the predictor, as micro-sam's iterative prompting does, and
-    draw the points from numpy's global generator in its order.
+    For an image of one tile they are those of micro-sam's iterative prompting, which draws its points from
+    numpy's global generator in the same order.
 
     Args:
-        labels: (H, W), numbered 1 … objects, at least one.
+        parts: of the image, at least one.
+        shape: H, W of the image.
         mask_input: whether the masks of a round are inputs of the next one.
         batch_size: objects that are decoded, and points that are drawn, at a time.
         first: round 0, if it was found before.
@@ -171,26 +222,33 @@ def rounds(
         ValueError: when the mode is unknown, or the model expects prompts in another frame than micro-sam's.
     """
     start = time.perf_counter()
-    prompts = first_prompts(labels, mode, dilation)
+    prompts = [first_prompts(part, mode, dilation, batch_size) for part in parts]
     for number in range(last + 1):
         if number == 0 and first is not None:
             found = first
         else:
-            found = segment(predictor, prompts, batch_size, propose=number == 0 and mode == "point")
-            made = time.perf_counter() - start
-            found = replace(found, seconds_prompts=made - found.seconds_postprocessing)
+            propose = number == 0 and mode == "point"
+            decoded = [
+                decode_prompts(predictor, part.tile, each, batch_size, propose)
+                for part, each in zip(parts, prompts, strict=True)
+            ]
+            between = time.perf_counter()
+            segmentation = _assembled(parts, decoded, shape)
+            end = time.perf_counter()
+            found = PromptedSegmentation(decoded, segmentation, between - start, end - between)
         yield found
         start = time.perf_counter()
         if number < last:
-            prompts = _corrected(prompts, found, labels, mask_input, batch_size)
+            prompts = [
+                _corrected(part, each, of_part, mask_input, batch_size)
+                for part, each, of_part in zip(parts, prompts, found.decoded, strict=True)
+            ]
 
 
-def segment(
-    predictor: SamPredictor, prompts: Prompts, batch_size: int, propose: bool
-) -> PromptedSegmentation:
-    """Decode one prompt per object on the embedding that is set in the predictor.
-
-    Masks become a segmentation as in micro-sam: larger ones first, connected components.
+def decode_prompts(
+    predictor: SamPredictor, tile: Tile, prompts: Prompts, batch_size: int, propose: bool
+) -> Decoded:
+    """Decode one prompt per object on the embedding of a tile.
 
     Args:
         batch_size: Prompts that are decoded at a time.
@@ -205,7 +263,7 @@ def segment(
         raise ValueError(
             f"the model takes prompts in {frame} pixels, micro-sam gives them in {_PROMPT_FRAME}"
         )
-    start = time.perf_counter()
+    tile.select(predictor)
     decoded = batched_inference(
         LikeliestMask(predictor) if propose else predictor,
         image=None,
@@ -217,34 +275,37 @@ def segment(
         multimasking=propose,
         return_instance_segmentation=False,
     )
-    masks = [item["segmentation"].cpu().numpy() for item in decoded]
-    between = time.perf_counter()
-    records = [{"segmentation": mask, "area": int(mask.sum())} for mask in masks]
-    segmentation = mask_data_to_segmentation(records, min_object_size=0)
-    end = time.perf_counter()
-    logits = torch.stack([item["logits"] for item in decoded])
-    return PromptedSegmentation(masks, logits, segmentation, between - start, end - between)
+    return Decoded(
+        [item["segmentation"].cpu().numpy() for item in decoded],
+        torch.stack([item["logits"] for item in decoded]),
+        [item["bbox"] for item in decoded],
+    )
 
 
-def _corrected(
-    prompts: Prompts,
-    found: PromptedSegmentation,
-    labels: NDArray[np.uint32],
-    mask_input: bool,
-    batch_size: int,
-) -> Prompts:
-    """The prompts of the next round, made a batch at a time: one-hot labels of all objects are large."""
+def _part(tile: Tile, labels: NDArray[np.uint32], centers: dict[int, tuple[int, int]]) -> Part | None:
+    (rows, columns), outer = tile.inner, labels[tile.outer]
+    ids = [
+        number
+        for number, (row, column) in centers.items()
+        if rows.start <= row < rows.stop and columns.start <= column < columns.stop
+    ]
+    if not ids:
+        return None
+    own, _, _ = relabel_sequential(np.where(np.isin(outer, ids), outer, 0).astype("uint32"))
+    own_centers, boxes = get_centers_and_bounding_boxes(own)
+    return Part(tile, own, sorted(ids), list(own_centers.values()), list(boxes.values()))
+
+
+def _corrected(part: Part, prompts: Prompts, found: Decoded, mask_input: bool, batch_size: int) -> Prompts:
+    """The prompts of the next round: one positive and one negative point more for each object."""
     generator = IterativePromptGenerator()
     points, point_labels = [], []
-    for first in range(0, len(found.masks), batch_size):
-        masks = np.stack(found.masks[first : first + batch_size])[:, None]
-        ids = np.arange(first, first + len(masks)) + 1
-        objects = (labels[None, None] == ids[:, None, None, None]).astype("float32")
+    for some in _batches(len(found.masks), batch_size):
+        objects = _one_hot(part.labels, some).astype("float32")
+        masks = np.stack(found.masks[some])[:, None].astype("float32")
         full = np.flatnonzero(objects.all(axis=(1, 2, 3)))
         objects[full, 0, -1, -1] = 0  # the generator looks for a pixel that is not the object's
-        new_points, new_labels, _, _ = generator(
-            torch.from_numpy(objects), torch.from_numpy(masks.astype("float32"))
-        )
+        new_points, new_labels, _, _ = generator(torch.from_numpy(objects), torch.from_numpy(masks))
         new_labels[full, 1] = NO_POINT
         points.append(new_points.numpy())
         point_labels.append(new_labels.numpy())
@@ -258,3 +319,32 @@ def _corrected(
         point_labels=more_labels,
         logits=found.logits if mask_input else None,
     )
+
+
+def _assembled(
+    parts: Sequence[Part], decoded: Sequence[Decoded], shape: tuple[int, int]
+) -> NDArray[np.uint32]:
+    """One segmentation (H, W) of all masks as micro-sam makes it: larger ones first, connected components."""
+    records = []
+    for part, found in zip(parts, decoded, strict=True):
+        rows, columns = part.tile.outer
+        for mask, (x, y, width, height) in zip(found.masks, found.boxes, strict=True):
+            record = {"segmentation": mask, "area": int(mask.sum())}
+            if mask.shape != shape:
+                # What micro-sam's boxes leave out, the last row and column of the mask, is in these.
+                record["bbox"] = [x, y, width + 1, height + 1]
+                record["global_bbox"] = [x + columns.start, y + rows.start, width + 1, height + 1]
+            records.append(record)
+    segmentation: NDArray[np.uint32] = mask_data_to_segmentation(records, shape=shape, min_object_size=0)
+    return segmentation
+
+
+def _one_hot(labels: NDArray[np.uint32], some: slice) -> NDArray[np.bool_]:
+    """(objects, 1, H, W) of some of the objects."""
+    ids = np.arange(some.start, some.stop, dtype=labels.dtype) + 1
+    hot: NDArray[np.bool_] = labels[None, None] == ids[:, None, None, None]
+    return hot
+
+
+def _batches(number: int, size: int) -> list[slice]:
+    return [slice(first, min(first + size, number)) for first in range(0, number, size)]

@@ -1,23 +1,25 @@
 """The pass over the test images: each is read and embedded once, and measured in all missing modes."""
 
-import hashlib
+import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import torch
+from micro_sam.instance_segmentation import DecoderAdapter
 from numpy.typing import NDArray
 from segment_anything import SamPredictor
 
-from refsam.configuration.measurements import MODES, PROMPTED
+from refsam.configuration.measurements import AUTOMATIC, MODES, NOTE, settings
 from refsam.configuration.schema import RefsamConfig
 from refsam.datasets.listing import Pair
-from refsam.records.metrics import Measurement, measurement, write_metrics
+from refsam.records.files import read_json, write_json
+from refsam.records.metrics import Measurement, MetricsRow, measurement, write_metrics
 from refsam.records.paths import RunPaths
 from refsam.science.engine.cache import DiskStore
-from refsam.science.evaluation.images import embed, load_image, shared_embeddings
-from refsam.science.evaluation.prompts import PromptedSegmentation, rounds
+from refsam.science.evaluation.grid_search import grid_values, search
+from refsam.science.evaluation.images import LONGEST_SIDE, EmbeddedImage, embed, load_image, shared_embeddings
+from refsam.science.evaluation.measuring import Model, measure, nothing_measured
 from refsam.science.evaluation.record import (
     Key,
     key_of,
@@ -29,7 +31,8 @@ from refsam.science.evaluation.record import (
     write_rows,
 )
 from refsam.science.evaluation.statistics import SECONDS, Row, summary
-from refsam.science.metrics import METRICS, mask_metrics, segmentation_metrics
+
+Report = Callable[[str, int, int], None]
 
 
 def evaluate(
@@ -37,21 +40,27 @@ def evaluate(
     predictor: SamPredictor,
     pairs: Sequence[Pair],
     paths: RunPaths,
-    report: Callable[[str, int, int], None],
+    report: Report,
+    *,
+    decoder: DecoderAdapter | None = None,
+    validation: Sequence[Pair] = (),
 ) -> None:
-    """Measure `predictor` on `pairs` in all that `config.evaluate` asks for and that is not recorded yet.
+    """Measure a model on `pairs` in all that `config.evaluate` asks for and that is not recorded yet.
 
-    Writes results/per_image.csv after every image, results/metrics.json when all images are measured, and
-    with `save_predictions` results/predictions/…/<name>.tif. Images that are in per_image.csv for the same
-    weights are not computed again. An image without objects has no prompts: its row has no metrics and it is
-    not in the means, and `n_images` counts the images that are.
+    Writes results/per_image.csv after every image, results/metrics.json when all images are measured,
+    results/grid_search.json when the parameters of an automatic mode are found, and with `save_predictions`
+    results/predictions/…/<name>.tif. Images that are in per_image.csv for the same weights are not computed
+    again. An image without objects is not measured: its row has no metrics, it is not in the means, and
+    `n_images` counts the images that are. A mode that the model cannot do has a row without metrics, whose
+    note says why.
 
     Args:
-        predictor: The run's model, from refsam.science.models: load_predictor(paths.best, …), or
-            initial_predictor for a baseline. Its `_hash` says which weights a row belongs to, as it does for
-            micro-sam's embeddings.
+        predictor: The run's model, from refsam.science.strategies.opening or initial_predictor. Its `_hash`
+            says which weights a row belongs to, as it does for micro-sam's embeddings.
         report: Called as report("evaluating", images done, images in all) before the first image and after
-            each.
+            each, and as report("searching", …) around the search for the parameters of each automatic mode.
+        decoder: of automatic segmentation, for ais and apg.
+        validation: images for the search of parameters, at least one where an automatic mode is asked for.
 
     Raises:
         ValueError: when a mode is unknown or metrics.json is damaged.
@@ -63,119 +72,163 @@ def evaluate(
         if each.mode not in MODES:
             raise ValueError(f"evaluate.modes has {each.mode!r}, allowed are {', '.join(MODES)}")
     predictor.model.eval()
-    weights = str(predictor._hash)
-    rows = {key_of(row): row for row in read_rows(paths.per_image) if row["weights"] == weights}
     paths.results.mkdir(parents=True, exist_ok=True)
-    store = shared_embeddings(config, predictor, paths)
+    model = Model(predictor, decoder, config.evaluate)
+    single = _SinglePass(config, model, pairs, validation, paths, report)
+    possible = [each for each in wanted if model.obstacle(each.mode) is None]
+    if possible:
+        single.measure(possible)
+    single.write_means(wanted)
 
-    report("evaluating", 0, len(pairs))
-    for done, pair in enumerate(pairs, start=1):
-        left = [each for each in wanted if not _is_measured(config, paths, rows, (pair.name, each))]
-        if left:
-            for row in _evaluate_image(config, predictor, pair, left, paths, store):
-                rows[key_of(row)] = {**row, "weights": weights}
-            write_rows(paths.per_image, list(rows.values()))
-        report("evaluating", done, len(pairs))
 
-    measured = {measurement(row): row for row in present_metrics(config, paths)}
-    for each in wanted:
-        means = summary([rows[pair.name, each] for pair in pairs], config.seed)
-        measured[each] = {
-            **each._asdict(),
-            "weights": weights,
+class _SinglePass:
+    """One evaluation of one run.
+
+    Attributes:
+        rows: of per_image.csv, for the present weights.
+        parameters: of each automatic mode that is wanted.
+    """
+
+    def __init__(
+        self,
+        config: RefsamConfig,
+        model: Model,
+        pairs: Sequence[Pair],
+        validation: Sequence[Pair],
+        paths: RunPaths,
+        report: Report,
+    ) -> None:
+        self._config, self._model, self._paths, self._report = config, model, paths, report
+        self._pairs, self._validation = pairs, validation
+        self._weights = str(model.predictor._hash)
+        self._store: DiskStore | None = shared_embeddings(config, model.predictor, paths)
+        self.parameters: dict[str, dict[str, Any]] = {}
+        self.rows: dict[Key, Row] = {
+            key_of(row): row for row in read_rows(paths.per_image) if row["weights"] == self._weights
+        }
+
+    def measure(self, wanted: Sequence[Measurement]) -> None:
+        """Measure what is wanted on each image that does not have it yet."""
+        automatic = [each.mode for each in wanted if each.mode in AUTOMATIC]
+        for done, mode in enumerate(automatic):
+            self._report("searching", done, len(automatic))
+            self.parameters[mode] = self._find_parameters(mode)
+        total = len(self._pairs)
+        self._report("evaluating", 0, total)
+        for done, pair in enumerate(self._pairs, start=1):
+            left = [each for each in wanted if not self._is_measured(pair, each)]
+            if left:
+                for row in self._measure_image(pair, left):
+                    self.rows[key_of(row)] = {**row, "weights": self._weights}
+                write_rows(self._paths.per_image, list(self.rows.values()))
+            self._report("evaluating", done, total)
+
+    def write_means(self, wanted: Sequence[Measurement]) -> None:
+        """Write the rows of metrics.json for what is wanted beside those that are there."""
+        recorded = {measurement(row): row for row in present_metrics(self._config, self._paths)}
+        for each in wanted:
+            recorded[each] = {**each._asdict(), "weights": self._weights, **self._means(each)}
+        write_metrics(self._paths.metrics, list(recorded.values()))
+
+    def _means(self, each: Measurement) -> MetricsRow:
+        note = self._model.obstacle(each.mode)
+        if note is not None:
+            return {**summary([], self._config.seed), "parameters": None, NOTE: note}
+        means = summary([self.rows[pair.name, each] for pair in self._pairs], self._config.seed)
+        return {
             **means,
-            "parameters": None,
-            "predictions_saved": config.evaluate.save_predictions,
+            "parameters": self.parameters.get(each.mode),
+            "predictions_saved": self._config.evaluate.save_predictions,
         }
-    write_metrics(paths.metrics, list(measured.values()))
 
+    def _is_measured(self, pair: Pair, each: Measurement) -> bool:
+        row = self.rows.get((pair.name, each))
+        if row is None or row["parameters"] != self._words_for(each.mode):
+            return False
+        needs_file = self._config.evaluate.save_predictions and row["n_objects"] > 0
+        return not needs_file or prediction_path(self._paths, each, pair.name).exists()
 
-def _is_measured(config: RefsamConfig, paths: RunPaths, rows: dict[Key, Row], key: Key) -> bool:
-    if key not in rows:
-        return False
-    image, each = key
-    needs_file = config.evaluate.save_predictions and rows[key]["n_objects"] > 0
-    return not needs_file or prediction_path(paths, each, image).exists()
+    def _words_for(self, mode: str) -> str:
+        """The parameters of a mode in per_image.csv."""
+        return json.dumps(self.parameters[mode]) if mode in self.parameters else ""
 
+    def _measure_image(self, pair: Pair, wanted: Sequence[Measurement]) -> list[Row]:
+        image, labels = load_image(self._config, pair)
+        n_objects = int(labels.max())
+        if n_objects == 0:
+            return [self._row(pair, each, nothing_measured(), 0, 0, *[math.nan] * 3) for each in wanted]
+        embedded = embed(self._model.predictor, image, self._store)
+        rows = []
+        generator_parameters = {mode: _of_generator(found) for mode, found in self.parameters.items()}
+        for each, found in measure(
+            self._model, embedded, labels, wanted, generator_parameters, self._config.seed, pair.name
+        ):
+            if self._config.evaluate.save_predictions:
+                write_prediction(prediction_path(self._paths, each, pair.name), found.segmentation)
+            seconds = (embedded.seconds, found.seconds_prompts, found.seconds_postprocessing)
+            rows.append(self._row(pair, each, found.metrics, n_objects, found.n_predicted, *seconds))
+        return rows
 
-def _evaluate_image(
-    config: RefsamConfig,
-    predictor: SamPredictor,
-    pair: Pair,
-    wanted: Sequence[Measurement],
-    paths: RunPaths,
-    store: DiskStore | None,
-) -> list[Row]:
-    image, labels = load_image(config, pair)
-    n_objects = int(labels.max())
-    if n_objects == 0:
-        nothing = dict.fromkeys((*METRICS, *SECONDS), math.nan)
-        counts = {"n_objects": 0, "n_predicted": 0}
-        return [
-            {"image": pair.name, **each._asdict(), **nothing, **counts, "parameters": ""} for each in wanted
-        ]
-
-    seconds_embedding = embed(predictor, image, store)
-    rows = []
-    for each, found in _measure(config, predictor, pair, labels, wanted):
-        if config.evaluate.save_predictions:
-            write_prediction(prediction_path(paths, each, pair.name), found.segmentation)
-        row: Row = {"image": pair.name, **each._asdict()}
-        row |= segmentation_metrics(found.segmentation, labels)
-        row |= mask_metrics(found.masks, labels, range(1, n_objects + 1))
-        row |= {
+    def _row(
+        self,
+        pair: Pair,
+        each: Measurement,
+        metrics: Row,
+        n_objects: int,
+        n_predicted: int,
+        *seconds: float,
+    ) -> Row:
+        return {
+            "image": pair.name,
+            **each._asdict(),
+            **metrics,
             "n_objects": n_objects,
-            "n_predicted": _count(found.segmentation),
-            "seconds_embedding": seconds_embedding,
-            "seconds_prompts": found.seconds_prompts,
-            "seconds_postprocessing": found.seconds_postprocessing,
-            "parameters": "",
+            "n_predicted": n_predicted,
+            **dict(zip(SECONDS, seconds, strict=True)),
+            "parameters": self._words_for(each.mode),
         }
-        rows.append(row)
-    return rows
+
+    def _find_parameters(self, mode: str) -> dict[str, Any]:
+        """The parameters of an automatic mode, from grid_search.json, or searched and written there."""
+        wanted = {"settings": settings(self._config.evaluate, mode), "weights": self._weights}
+        known = _read_searches(self._paths)
+        if mode not in known or any(known[mode].get(name) != value for name, value in wanted.items()):
+            values = grid_values(self._config.evaluate, mode)
+            start = time.perf_counter()
+            found = self._search(mode, values)
+            known[mode] = wanted | found | {"seconds": time.perf_counter() - start}
+            write_json(self._paths.grid_search, known)
+        return {**known[mode]["parameters"], "settings": known[mode]["settings"]}
+
+    def _search(self, mode: str, values: dict[str, list[Any]]) -> dict[str, Any]:
+        only = {name: given[0] for name, given in values.items()}
+        if all(len(given) == 1 for given in values.values()):
+            return {"parameters": only, "mSA": None, "tried": 0, "images": []}
+        images = [load_image(self._config, pair) for pair in self._validation]
+        # One generator sees all of them: in tiles where one image needs tiles.
+        tiled = any(max(image.shape[:2]) > LONGEST_SIDE for image, _ in images)
+        longest = 0 if tiled else LONGEST_SIDE
+        embedded = [embed(self._model.predictor, image, self._store, longest) for image, _ in images]
+        segmenter = self._model.segmenter(mode, tiled)
+        found = search(segmenter, values, _with_labels(embedded, [labels for _, labels in images]))
+        names = [pair.name for pair in self._validation]
+        return {"parameters": found.parameters, "mSA": found.msa, "tried": found.tried, "images": names}
 
 
-def _measure(
-    config: RefsamConfig,
-    predictor: SamPredictor,
-    pair: Pair,
-    labels: NDArray[np.uint32],
-    wanted: Sequence[Measurement],
-) -> Iterator[tuple[Measurement, PromptedSegmentation]]:
-    """What is wanted, in an order that shares as much as possible. The first prompt is decoded once."""
-    for mode in PROMPTED:
-        left = {each for each in wanted if each.mode == mode}
-        first = None
-        for mask_input in (False, True):
-            last = max((each.round for each in left if each.mask_input == mask_input), default=None)
-            if last is None:
-                continue
-            _seed(config.seed, pair.name)
-            found = rounds(
-                predictor,
-                labels,
-                mode,
-                last,
-                mask_input,
-                config.evaluate.batch_size,
-                config.evaluate.dilation,
-                first,
-            )
-            for number, segmentation in enumerate(found):
-                first = first or segmentation
-                each = Measurement(mode, number, mask_input and number > 0)
-                if each in left:
-                    left.remove(each)
-                    yield each, segmentation
+def _with_labels(
+    embedded: Sequence[EmbeddedImage], labels: Sequence[NDArray[Any]]
+) -> Iterator[tuple[NDArray[Any], NDArray[Any], Any]]:
+    for image, objects in zip(embedded, labels, strict=True):
+        yield image.image, objects, image.for_micro_sam()
 
 
-def _count(segmentation: NDArray[Any]) -> int:
-    """The objects of a segmentation."""
-    return int(np.count_nonzero(np.unique(segmentation)))
+def _of_generator(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if name != "settings"}
 
 
-def _seed(seed: int, name: str) -> None:
-    """Seed by run and image, so that an evaluation that goes on draws what an uninterrupted one draws."""
-    drawn = int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:4], "big")
-    np.random.seed(drawn)  # micro-sam's prompt generators draw from the global generators
-    torch.manual_seed(drawn)
+def _read_searches(paths: RunPaths) -> dict[str, Any]:
+    try:
+        known: dict[str, Any] = read_json(paths.grid_search)
+    except FileNotFoundError:
+        return {}
+    return known
