@@ -24,7 +24,7 @@ from refsam.test_cluster.settings import (
     write_configuration,
 )
 
-START_SECONDS = 90.0  # for each step of the start; all of them take a few seconds on two cores
+START_SECONDS = 300.0  # for each step of the start; all take a few seconds on two cores that are free
 JOBS_END_SECONDS = 20.0  # for cancelled jobs to end by themselves
 POLL_SECONDS = 0.2
 
@@ -87,18 +87,39 @@ class Cluster:
             raise
 
     def start(self, name: str) -> None:
-        """Start one daemon unless it lives, and wait until it answers (a node: until it lives)."""
+        """Start one daemon unless it lives, and wait until it answers (a node: until it lives).
+
+        The controller has started when the nodes that live are registered: until then it refuses jobs that
+        ask for GPUs. Raises StartFailed.
+        """
         daemon = next(daemon for daemon in self.all_daemons() if daemon.name == name)
         self.daemons.start(daemon, self.environment)
         answers: Callable[[], bool] = {
             "munged": lambda: (self.root / "munge" / "socket").exists(),
             "database": lambda: self._listens("database"),
             "slurmdbd": lambda: self._listens("slurmdbd"),
-            "slurmctld": lambda: self._ask("scontrol", "ping").returncode == 0,
+            "slurmctld": self._all_registered,
         }.get(name, lambda: True)
         self._wait_for(name, f"{name} does not answer", answers)
         if name == "slurmdbd":
             self._register()
+
+    def cancel_jobs(self) -> None:
+        """Cancel all jobs. They need a moment to end."""
+        self._ask("scancel", "--me")
+
+    def make_idle(self) -> None:
+        """Cancel all jobs, start what does not run, and return when nothing is left and all nodes are idle.
+
+        Nodes that Slurm has given up come back. Raises StartFailed.
+        """
+        for daemon in self.all_daemons():
+            self.start(daemon.name)
+        self.cancel_jobs()
+        given_up = [name for name, state in self.nodes().items() if state.startswith(("down", "drain"))]
+        for name in given_up:
+            self._ask("scontrol", "update", f"NodeName={name}", "State=RESUME")
+        self._wait_for("slurmctld", "not all jobs ended", lambda: self._all_idle() and self._no_job_is_left())
 
     def down(self) -> None:
         """Cancel all jobs, stop every process and remove the folder."""
@@ -157,6 +178,18 @@ class Cluster:
         states = self.nodes()
         return set(states) == set(node_names()) and all(state == "idle" for state in states.values())
 
+    def _all_registered(self) -> bool:
+        """Whether the controller answers and has heard of every node that lives; a version comes with it."""
+        answer = self._ask("scontrol", "show", "node", "--oneliner")
+        known = [line for line in answer.stdout.splitlines() if " Version=" in line and "UNKNOWN" not in line]
+        registered = {line.split()[0].removeprefix("NodeName=") for line in known}
+        living = {name for name in node_names() if self.daemons.find(f"slurmd-{name}") is not None}
+        return answer.returncode == 0 and living <= registered
+
+    def _no_job_is_left(self) -> bool:
+        answer = self._ask("squeue", "--noheader")  # those that are just ending included
+        return answer.returncode == 0 and answer.stdout == ""
+
     def _wait_for(self, name: str, complaint: str, holds: Callable[[], bool]) -> None:
         logs = self.root / "log"
         log = next((path for path in (logs / f"{name}.log", logs / f"{name}.out") if path.exists()), logs)
@@ -187,8 +220,7 @@ class Cluster:
 
     def _stop_everything(self) -> None:
         if self.daemons.find("slurmctld") is not None:
-            for partition in ("medium", "gpu"):
-                self._ask("scancel", f"--partition={partition}")
+            self.cancel_jobs()
             deadline = time.monotonic() + JOBS_END_SECONDS
             while job_processes(self.settings) and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)

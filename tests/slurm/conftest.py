@@ -1,13 +1,17 @@
 """The real Slurm that the tests of this folder run on."""
 
 import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from refsam.errors import BadInput
 from refsam.test_cluster.cluster import Cluster
 from refsam.test_cluster.packages import check_machine
+
+sys.path.insert(0, str(Path(__file__).parent))  # test files import the modules that lie beside them
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +24,7 @@ def slurm_machine() -> None:
 
 
 @pytest.fixture(scope="session")
-def slurm_cluster(slurm_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def running_cluster(slurm_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A running cluster, which sbatch and all other commands of this session speak with."""
     cluster = Cluster(tmp_path_factory.mktemp("slurm"))
     cluster.up()
@@ -35,3 +39,11 @@ def slurm_cluster(slurm_machine: None, tmp_path_factory: pytest.TempPathFactory)
             else:
                 os.environ[name] = value
         cluster.down()
+
+
+@pytest.fixture
+def slurm_cluster(running_cluster: Cluster) -> Iterator[Cluster]:
+    """The running cluster as a test finds it: without a job, and with every node idle."""
+    running_cluster.make_idle()
+    yield running_cluster
+    running_cluster.cancel_jobs()

@@ -10,7 +10,7 @@ from refsam.records.paths import RunPaths
 from refsam.records.status import Reason, State, now, read_status, run_lock, write_status
 
 ENTRY_POINT = "stand_in:execute"
-PATIENCE = 60  # seconds after which a stand-in gives up, so that a broken test does not hang
+PATIENCE = 900  # seconds after which a stand-in gives up that nobody has cancelled
 GIB = 1024**3
 
 

@@ -3,41 +3,27 @@
 import os
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
+from slurm_helpers import PATIENCE, slurm, wait_until
 
 from refsam.test_cluster.settings import node_names
 
-PATIENCE = 60  # seconds after which a broken test ends
+ALIVE = ("PENDING", "RUNNING")
 
 
 def run_job(*arguments):
     """Submit a job, wait for its end, and read the accounting: the job's line and those of its steps."""
-    command = ["sbatch", "--parsable", "--wait", "--output=/dev/null", *arguments]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert answer.stdout, answer.stderr
-    return accounted(answer.stdout.strip())
+    job_id = slurm("sbatch", "--parsable", "--output=/dev/null", *arguments).strip()
+    wait_until(lambda: accounted(job_id) and all(row[0] not in ALIVE for row in accounted(job_id)))
+    return accounted(job_id)
 
 
 def accounted(job_id):
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        command = [
-            "sacct",
-            "--noheader",
-            "--parsable2",
-            "--format=State,ExitCode,AllocTRES",
-            "--jobs",
-            job_id,
-        ]
-        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-        rows = [line.split("|") for line in lines]
-        if rows and all(row[0] not in ("PENDING", "RUNNING") for row in rows):
-            return rows
-        assert time.monotonic() < deadline, rows
-        time.sleep(0.2)
+    fields = "--format=State,ExitCode,AllocTRES"
+    text = slurm("sacct", "--noheader", "--parsable2", fields, "--jobs", job_id)
+    return [line.split("|") for line in text.splitlines()]
 
 
 @pytest.mark.parametrize("gpu", ["GTX1080", "RTX5000", "V100"])
@@ -98,10 +84,7 @@ def test_two_ups_are_one_cluster_and_down_leaves_nothing(slurm_machine, tmp_path
             "--wrap=echo on; exec sleep 600",
         ]
         subprocess.run(job, env=environment, check=True, capture_output=True)
-        deadline = time.monotonic() + PATIENCE
-        while not (tmp_path / "job").exists() or not (tmp_path / "job").read_text():
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        wait_until(lambda: (tmp_path / "job").exists() and (tmp_path / "job").read_text())
         assert "sleep" in {process.name() for process in of_cluster(root)}
     finally:
         down = command_line("down", "--root", root)

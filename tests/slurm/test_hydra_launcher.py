@@ -4,12 +4,11 @@ Of the integration suite one test: the others differ in names only, which Hydra 
 this machine (tests/integration/test_hydra_launcher.py).
 """
 
-from pathlib import Path
-
 import pytest
 from hydra.core.singleton import Singleton
 from hydra.test_utils.launcher_common_tests import IntegrationTestSuite, LauncherTestSuite
 from hydra.version import VersionBase
+from slurm_helpers import CHECKOUT
 
 ON_SLURM = [
     "hydra.launcher.kind=slurm",
@@ -31,7 +30,7 @@ def no_version():
 @pytest.fixture(autouse=True)
 def importable(slurm_cluster, monkeypatch):
     """Jobs find refsam and its plugin where these tests do."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))
 
 
 @pytest.mark.parametrize(("launcher_name", "overrides"), [("refsam", ON_SLURM)])

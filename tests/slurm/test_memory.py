@@ -1,9 +1,7 @@
 """Real training inside a real Slurm with its limit of memory: micro-sam's step is killed, ours is not."""
 
-import subprocess
-import time
-
 import pytest
+from slurm_helpers import wait_until
 
 from refsam import cli
 from refsam.orchestration.slurm_query import SlurmQuery, statuses
@@ -13,7 +11,6 @@ from refsam.records.paths import RunsFolder
 from refsam.records.status import Reason, State, Status
 from refsam.sweep import main
 
-PATIENCE = 240  # seconds until a wait is given up; no assertion depends on it
 # 30 objects in 16 sub-iterations on patches of 512 x 512: micro-sam's step keeps the masks of all of them.
 RUN = [
     "-m",
@@ -44,8 +41,7 @@ def here(slurm_cluster, nuclei, tmp_path, monkeypatch):
     """Where sweeps on the nuclei are typed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REFSAM_DATA", nuclei.root.rpartition("/")[0])
-    yield tmp_path
-    subprocess.run(["scancel", "--partition=medium"], check=True)
+    return tmp_path
 
 
 def submitted(root, engine):
@@ -57,14 +53,13 @@ def submitted(root, engine):
 
 
 def ended(folder, run_id) -> Status:
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        known, _ = statuses(folder, [run_id], SlurmQuery())
-        status = known[run_id]
-        if status.state in (State.completed, State.failed):
-            return status
-        assert time.monotonic() < deadline, status
-        time.sleep(1)
+    """What Slurm and the record say of a run when it has ended."""
+
+    def look():
+        return statuses(folder, [run_id], SlurmQuery())[0][run_id]
+
+    wait_until(lambda: look().state in (State.completed, State.failed))
+    return look()
 
 
 def test_a_step_that_outgrows_the_limit_in_micro_sam_fits_with_ours(here):
@@ -93,10 +88,7 @@ def test_a_fit_is_measured_on_the_resource_itself(here, capsys):
     assert cli.main(command) == 0
     assert "is in the queue or running already" in capsys.readouterr().err
     folder = FitsFolder(here / "runs" / "fits")
-    deadline = time.monotonic() + PATIENCE
-    while not folder.read_fits():
-        assert time.monotonic() < deadline, [path.read_text() for path in folder.root.rglob("*.out")]
-        time.sleep(1)
+    wait_until(folder.read_fits)
     (fit,) = folder.read_fits()
     assert (fit.resource, fit.memory_gib, fit.simulated) == ("medium_8g", 2.0, False)
     assert fit.refsam is not None

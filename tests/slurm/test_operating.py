@@ -2,27 +2,20 @@
 
 import json
 import os
-import subprocess
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from slurm_helpers import HERE, SMALL, STAND_IN, slurm, starts, wait_until
 
 from refsam import cli
 from refsam.configuration.compose import compose
 from refsam.configuration.frozen import freeze
-from refsam.configuration.schema import RequestConfig
-from refsam.orchestration import slurm
+from refsam.orchestration import slurm as submission
 from refsam.orchestration.resubmit import FrozenRun
 from refsam.orchestration.slurm import submit_to_slurm
 from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunsFolder
 from refsam.records.status import State, read_status
-
-HERE = Path(__file__).parent
-PATIENCE = 90  # seconds until a wait is given up; no assertion depends on it
-SMALL = RequestConfig(partition="medium", cores=1, memory_gb=1, time="0:10:00")
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +29,10 @@ def config():
 def folder(slurm_cluster, tmp_path, monkeypatch):
     """A runs folder, and the stand-in for the science, which the commands' jobs execute, too."""
     monkeypatch.setenv("PYTHONPATH", f"{HERE}:{os.environ.get('PYTHONPATH', '')}")
-    monkeypatch.setattr(slurm.submit_to_slurm, "__defaults__", ("stand_in:execute",))
+    monkeypatch.setattr(submission.submit_to_slurm, "__defaults__", (STAND_IN,))
     root = tmp_path / "runs"
     root.mkdir()
-    yield RunsFolder(root)
-    subprocess.run(["scancel", "--partition=medium"], check=True)
+    return RunsFolder(root)
 
 
 def submit(folder, config, parallel=None, **behaviours):
@@ -78,16 +70,8 @@ def states(refsam):
     return {run["run_id"][0]: (run["state"], run["reason"]) for run in runs}
 
 
-def wait_until(condition):
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.2)
-
-
-def starts(folder, name):
-    path = folder.run(f"{name}-0").root / "starts.txt"
-    return len(path.read_text().split()) if path.exists() else 0
+def count_starts(folder, name):
+    return len(starts(folder, f"{name}-0"))
 
 
 def job_id(folder, name):
@@ -103,7 +87,7 @@ def test_every_state_is_shown_and_what_was_cancelled_outside_is_retried_alone(fo
     submit(folder, config, parallel=1, c="wait", d="wait")
     completed, failed = ("completed", None), ("failed", "error")
     pending, running, cancelled = ("pending", None), ("running", None), ("failed", "cancelled")
-    wait_until(lambda: starts(folder, "c") == 1)  # and has said so itself
+    wait_until(lambda: count_starts(folder, "c") == 1)  # and has said so itself
     wait_until(lambda: states(refsam) == {"a": completed, "b": failed, "c": running, "d": pending})
     status = refsam("status")
     assert status["states"] == {"completed": 1, "failed": 1, "running": 1, "pending": 1}
@@ -118,8 +102,8 @@ def test_every_state_is_shown_and_what_was_cancelled_outside_is_retried_alone(fo
     assert "Sweep study: 4 runs, 1 completed, 1 running, 1 pending, 1 failed" in capsys.readouterr().out
 
     # One task that runs and one that waits are cancelled, and not by refsam.
-    subprocess.run(["scancel", job_id(folder, "d")], check=True)
-    subprocess.run(["scancel", job_id(folder, "c")], check=True)
+    slurm("scancel", job_id(folder, "d"))
+    slurm("scancel", job_id(folder, "c"))
     wait_until(lambda: states(refsam) == {"a": completed, "b": failed, "c": cancelled, "d": cancelled})
     assert read_status(folder.run("d-0")).state is State.failed  # the record has learned it
     again = refsam("retry", "--reason", "cancelled")
@@ -129,7 +113,7 @@ def test_every_state_is_shown_and_what_was_cancelled_outside_is_retried_alone(fo
     (folder.root / "go").touch()
     wait_until(lambda: states(refsam) == {"a": completed, "b": failed, "c": completed, "d": completed})
     assert attempts(folder) == {"a": 1, "b": 1, "c": 2, "d": 2}
-    assert [starts(folder, name) for name in "abcd"] == [1, 1, 2, 1]
+    assert [count_starts(folder, name) for name in "abcd"] == [1, 1, 2, 1]
 
     # The accounting is some seconds late with what they have cost.
     wait_until(lambda: all(row["elapsed_seconds"] is not None for row in refsam("collect", "study")))
@@ -143,12 +127,12 @@ def test_every_state_is_shown_and_what_was_cancelled_outside_is_retried_alone(fo
 def test_a_whole_array_is_cancelled_and_continued_and_nothing_twice(folder, config, refsam):
     submit(folder, config, a="complete")
     submit(folder, config, parallel=1, b="wait", c="wait", d="wait")
-    wait_until(lambda: states(refsam)["a"] == ("completed", None) and starts(folder, "b") == 1)
+    wait_until(lambda: states(refsam)["a"] == ("completed", None) and count_starts(folder, "b") == 1)
     one = refsam("cancel", "c-0")
     assert [run["run_id"] for run in one["cancelled"]] == ["c-0"]
     wait_until(lambda: states(refsam)["c"] == ("failed", "cancelled"))
     assert states(refsam)["d"] == ("pending", None)
-    subprocess.run(["scancel", job_id(folder, "b").partition("_")[0]], check=True)  # the whole array
+    slurm("scancel", job_id(folder, "b").partition("_")[0])  # the whole array
     wait_until(lambda: [states(refsam)[name] for name in "bcd"] == [("failed", "cancelled")] * 3)
     assert [run["run_id"] for run in refsam("retry", "d")["runs"]] == ["d-0"]
     again = refsam("continue", "study")
@@ -162,12 +146,12 @@ def test_a_whole_array_is_cancelled_and_continued_and_nothing_twice(folder, conf
     assert len(refsam("continue", "study")["runs"]) == 3
     wait_until(lambda: set(states(refsam).values()) == {("completed", None)})
     assert attempts(folder) == {"a": 1, "b": 3, "c": 3, "d": 3}
-    assert starts(folder, "a") == 1
+    assert count_starts(folder, "a") == 1
 
 
 def test_a_sweep_is_seen_and_cancelled_while_the_accounting_is_away(folder, config, refsam, slurm_cluster):
     submit(folder, config, parallel=1, a="wait", b="wait")
-    wait_until(lambda: starts(folder, "a") == 1)
+    wait_until(lambda: count_starts(folder, "a") == 1)
     slurm_cluster.daemons.stop("slurmdbd")
     try:
         status = refsam("status")
@@ -185,7 +169,7 @@ def test_a_sweep_is_seen_while_the_controller_restarts_and_cancelled_after_it(
     folder, config, refsam, slurm_cluster, monkeypatch
 ):
     submit(folder, config, parallel=1, a="wait", b="wait")
-    wait_until(lambda: starts(folder, "a") == 1)
+    wait_until(lambda: count_starts(folder, "a") == 1)
     slurm_cluster.daemons.stop("slurmctld")
     try:
         status = refsam("status")

@@ -73,16 +73,16 @@ def test_the_smaller_limit_of_account_and_qos_counts():
 
 
 def test_the_room_for_checkpoints_follows_from_what_is_trained():
-    def size(freeze, rank=None, **model):
+    def size(strategy, rank=None, **model):
         return checkpoint_bytes(
             RefsamConfig(
                 model=ModelConfig(**{"architecture": "vit_b", **model}),
-                peft=PeftConfig(freeze=freeze, rank=rank),
+                peft=PeftConfig(name=strategy, rank=rank),
                 train=TrainConfig(decoder=False),
             )
         )
 
     # Weights in best.pt, and in each latest.pt besides them two values of Adam for each trained parameter.
-    assert size([]) == 4 * 93_735_728 * 7
-    assert size(["image_encoder"]) == size([], rank=4) == 4 * (3 * 93_735_728 + 2 * 2 * 4_064_816)
-    assert size([], architecture="vit_h") > 6 * size([])
+    assert size("full") == 4 * 93_735_728 * 7
+    assert size("freeze_encoder") == size("lora", rank=4) == 4 * (3 * 93_735_728 + 2 * 2 * 4_064_816)
+    assert size("full", architecture="vit_h") > 6 * size("full")

@@ -6,16 +6,29 @@ import signal
 import stat
 import subprocess
 import sys
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
-from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
+from slurm_helpers import (
+    CHECKOUT,
+    HERE,
+    PATIENCE,
+    SMALL,
+    STAND_IN,
+    Run,
+    add_run,
+    allocated,
+    asking,
+    queue,
+    slurm,
+    starts,
+    wait_until,
+)
 
-from refsam.configuration.schema import ClusterConfig, RefsamConfig, RequestConfig, ResourceConfig
+from refsam.configuration.schema import ClusterConfig, RequestConfig, ResourceConfig
 from refsam.errors import BadInput, RunFailed
 from refsam.orchestration import slurm_calls, slurm_query, waiting
 from refsam.orchestration.display import PlainLines
@@ -27,53 +40,31 @@ from refsam.records.files import read_json
 from refsam.records.paths import RunsFolder
 from refsam.records.status import Reason, State, Status, read_status, run_lock, write_status
 
-HERE = Path(__file__).parent
-CONF = HERE.parent.parent / "conf"
-PATIENCE = 90  # seconds until a wait is given up; no assertion depends on it
-ENTRY_POINT = "stand_in:execute"
 CLUSTER = ClusterConfig(kind="slurm", explicit=False, parallel="auto", template="scc")
-SMALL = RequestConfig(partition="medium", cores=1, memory_gb=1, time="0:10:00")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A planned run as the submission sees it."""
-
-    run_id: str
-    config: RefsamConfig
 
 
 @pytest.fixture
 def folder(slurm_cluster, tmp_path, monkeypatch):
     """A runs folder with a name that a shell would misread, and the stand-in where the jobs find it."""
-    monkeypatch.setenv("PYTHONPATH", f"{HERE}:{HERE.parent.parent}")
+    monkeypatch.setenv("PYTHONPATH", f"{HERE}:{CHECKOUT}")
     root = tmp_path / """my "runs" $(touch executed) `touch executed` für '1'; touch executed #"""
     root.mkdir()
     monkeypatch.chdir(tmp_path)
     yield RunsFolder(root)
-    subprocess.run(["scancel", "--partition=medium"], check=True)
-    subprocess.run(["scancel", "--partition=gpu"], check=True)
     assert not list(tmp_path.rglob("executed"))
 
 
 def request_of(resource):
     """What conf/resource/RESOURCE.yaml asks for."""
-    given = OmegaConf.load(CONF / "resource" / f"{resource}.yaml")
+    given = OmegaConf.load(CHECKOUT / "conf" / "resource" / f"{resource}.yaml")
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ResourceConfig), given))
     return config.request
-
-
-def add_run(folder, run_id, behaviour="complete", request=SMALL):
-    paths = folder.run(run_id)
-    paths.root.mkdir()
-    (paths.root / "behaviour.txt").write_text(behaviour)
-    return Run(run_id, RefsamConfig(resource=ResourceConfig(name="any", request=request)))
 
 
 def submit(folder, runs, cluster=CLUSTER):
     """Submit the runs as the sweep `study`; what was said."""
     said = []
-    submit_to_slurm(runs, folder, folder.sweep("study"), cluster, said.append, ENTRY_POINT)
+    submit_to_slurm(runs, folder, folder.sweep("study"), cluster, said.append, STAND_IN)
     return said
 
 
@@ -84,53 +75,9 @@ def statuses(folder, runs):
     return known
 
 
-def wait_until(condition):
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.2)
-
-
 def wait_for_state(folder, runs, *states):
     wait_until(lambda: all(status.state in states for status in statuses(folder, runs).values()))
     return statuses(folder, runs)
-
-
-def starts(folder, run):
-    path = folder.run(run.run_id).root / "starts.txt"
-    return path.read_text().split() if path.exists() else []
-
-
-def allocated(job_id):
-    command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=AllocTRES", "--jobs", job_id]
-
-    def ask():
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    wait_until(ask)  # the accounting is some seconds late
-    return set(ask().split(","))
-
-
-def queue(*fields):
-    command = ["squeue", "--noheader", "--array", "--states=PENDING,RUNNING", f"--format={'|'.join(fields)}"]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    return [line.split("|") for line in lines]
-
-
-def nothing_counts():
-    """Whether no job of other tests is left, those that are just ending included: a limit counts them."""
-    command = ["squeue", "--noheader"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout == ""
-
-
-def every_gpu_can_be_asked_for():
-    """Not for some seconds after a controller has started, which another test may have made it do."""
-    command = ["sbatch", "--test-only", "--partition=gpu", "--wrap=true"]
-    asked = [
-        subprocess.run([*command, f"--gpus={name}:1"], capture_output=True, check=False)
-        for name in ("GTX1080", "V100")
-    ]
-    return all(answer.returncode == 0 for answer in asked)
 
 
 def test_three_resources_are_three_arrays_and_every_run_gets_what_its_resource_asks_for(folder):
@@ -144,7 +91,6 @@ def test_three_resources_are_three_arrays_and_every_run_gets_what_its_resource_a
         for n in (1, 2)
         for resource in expected
     ]
-    wait_until(every_gpu_can_be_asked_for)
     said = submit(folder, runs)
     assert [line.partition(": ")[2] for line in said] == [
         "2 runs, partition gpu, 1 × GTX1080, 8 cores, 32 GiB, 2-00:00:00",
@@ -184,7 +130,7 @@ def test_a_job_is_found_again_by_its_name_and_comment_and_carries_the_site_s_cho
     )
     runs = [add_run(folder, f"run{number}", "wait") for number in range(3)]
     submit(folder, runs, cluster)
-    wait_until(lambda: len(starts(folder, runs[0])) + len(starts(folder, runs[1])) == 2)
+    wait_until(lambda: len(starts(folder, runs[0].run_id)) + len(starts(folder, runs[1].run_id)) == 2)
     rows = queue("%j", "%k", "%T", "%R")
     assert {row[1] for row in rows} == {"refsam sweep study: run0 run1 run2"}
     assert all(row[0].startswith("refsam-study-") for row in rows)
@@ -211,8 +157,8 @@ def test_how_a_job_ended_is_known_from_its_record_or_else_from_slurm(folder):
     killed = add_run(folder, "d", "wait")
     runs = [hungry, failing, unlucky, killed]
     submit(folder, runs)
-    wait_until(lambda: starts(folder, unlucky) and starts(folder, killed))
-    subprocess.run(["scancel", read_status(folder.run("c")).job_id], check=True)
+    wait_until(lambda: starts(folder, unlucky.run_id) and starts(folder, killed.run_id))
+    slurm("scancel", read_status(folder.run("c")).job_id)
     os.kill(read_status(folder.run("d")).pid, signal.SIGKILL)
     known = wait_for_state(folder, runs, State.failed)
     assert known["a"].reason is Reason.out_of_memory
@@ -227,15 +173,15 @@ def test_a_cancelled_task_that_never_ran_is_cancelled(folder):
     cluster = ClusterConfig(kind="slurm", array_parallelism=1)
     first, second = runs = [add_run(folder, "a", "wait"), add_run(folder, "b", "wait")]
     submit(folder, runs, cluster)
-    wait_until(lambda: starts(folder, first))
+    wait_until(lambda: starts(folder, first.run_id))
     job_id = read_status(folder.run("b")).job_id
     assert statuses(folder, runs)["b"].state is State.pending
-    subprocess.run(["scancel", job_id], check=True)
+    slurm("scancel", job_id)
     wait_until(lambda: statuses(folder, runs)["b"].state is State.failed)
     assert statuses(folder, runs)["b"].reason is Reason.cancelled
     (folder.root / "go").touch()
     wait_for_state(folder, [first], State.completed)
-    assert starts(folder, second) == []
+    assert starts(folder, second.run_id) == []
     submit(folder, runs, cluster)  # the same command runs just this one
     done = wait_for_state(folder, runs, State.completed)
     assert (done["a"].attempt, done["b"].attempt) == (1, 2)
@@ -251,7 +197,7 @@ def test_what_is_in_the_queue_is_not_submitted_again(folder):
     assert submit(folder, [*runs, extra]) == ["3 runs in the queue or running already"]
     (folder.root / "go").touch()
     wait_for_state(folder, [*runs, extra], State.completed)
-    assert [len(starts(folder, run)) for run in (*runs, extra)] == [1, 1, 1]
+    assert [len(starts(folder, run.run_id)) for run in (*runs, extra)] == [1, 1, 1]
     assert submit(folder, [*runs, extra]) == []
 
 
@@ -262,19 +208,14 @@ sys.path[:0] = sys.argv[1:2]
 from refsam.records.paths import RunsFolder
 import test_submission
 folder = RunsFolder(Path(sys.argv[2]))
-runs = [test_submission.Run(name, test_submission.small()) for name in sys.argv[4:]]
+runs = [test_submission.with_cores(name, 1) for name in sys.argv[4:]]
 exec(sys.argv[3])
 print(test_submission.submit(folder, runs))
 """
 
 
-def small():
-    return RefsamConfig(resource=ResourceConfig(name="any", request=SMALL))
-
-
 def with_cores(run_id, cores):
-    request = RequestConfig(partition="medium", cores=cores, memory_gb=1, time="0:10:00")
-    return Run(run_id, RefsamConfig(resource=ResourceConfig(name="any", request=request)))
+    return Run(run_id, asking(replace(SMALL, cores=cores)))
 
 
 def other_shell(folder, before, *run_ids):
@@ -288,7 +229,7 @@ def test_two_shells_at_once_submit_each_run_once(folder):
     outputs = [shell.communicate(timeout=PATIENCE)[0] for shell in shells]
     assert [shell.returncode for shell in shells] == [0, 0], outputs
     wait_for_state(folder, runs, State.completed)
-    assert [len(starts(folder, run)) for run in runs] == [1, 1, 1, 1]
+    assert [len(starts(folder, run.run_id)) for run in runs] == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -312,7 +253,7 @@ def test_a_submission_that_is_killed_is_taken_back_and_repeated(folder, moment):
     assert {row[1] for row in queue("%T", "%r")} == {"JobHeldUser"}
     submit(folder, runs)
     wait_for_state(folder, runs, State.completed)
-    assert [len(starts(folder, run)) for run in runs] == [1, 1]
+    assert [len(starts(folder, run.run_id)) for run in runs] == [1, 1]
     wait_until(lambda: queue("%i") == [])
 
 
@@ -321,7 +262,6 @@ def test_a_submission_that_is_killed_between_two_arrays_is_completed_by_the_same
     runs = [add_run(folder, name, request=SMALL if name in "ab" else other) for name in "abcd"]
     die = (
         "import os; from refsam.orchestration import slurm; real = slurm._submit_array; calls = []\n"
-        "test_submission.small = lambda: None\n"
         "runs = [test_submission.with_cores(name, 1 if name in 'ab' else 2) for name in 'abcd']\n"
         "def kill(*arguments):\n"
         "    calls.append(1)\n"
@@ -337,7 +277,7 @@ def test_a_submission_that_is_killed_between_two_arrays_is_completed_by_the_same
     assert said[-1].startswith("Job ")
     assert "2 runs, partition medium, no GPU, 2 cores" in said[-1]
     wait_for_state(folder, runs, State.completed)
-    assert [len(starts(folder, run)) for run in runs] == [1, 1, 1, 1]
+    assert [len(starts(folder, run.run_id)) for run in runs] == [1, 1, 1, 1]
 
 
 def test_a_moment_without_slurm_is_waited_out_and_nothing_runs_twice(folder, monkeypatch, tmp_path):
@@ -359,7 +299,7 @@ def test_a_moment_without_slurm_is_waited_out_and_nothing_runs_twice(folder, mon
     said = submit(folder, runs)
     assert [line.rpartition("; ")[2] for line in said[:2]] == ["trying again in 0 s"] * 2
     wait_for_state(folder, runs, State.completed)
-    assert [len(starts(folder, run)) for run in runs] == [1, 1]
+    assert [len(starts(folder, run.run_id)) for run in runs] == [1, 1]
     wait_until(lambda: queue("%i") == [])
 
 
@@ -368,7 +308,9 @@ def test_a_sweep_is_submitted_and_looked_at_while_the_accounting_is_away(folder,
     slurm_cluster.daemons.stop("slurmdbd")
     try:
         submit(folder, runs)
-        wait_until(lambda: starts(folder, runs[1]) and read_status(folder.run("a")).state is State.completed)
+        wait_until(
+            lambda: starts(folder, runs[1].run_id) and read_status(folder.run("a")).state is State.completed
+        )
         answer = SlurmQuery().ask(read_status(folder.run(name)).job_id for name in "ab")
         assert (answer.queue, answer.accounting) == (True, False)
         assert answer.problems[0].startswith("sacct does not answer")
@@ -382,7 +324,7 @@ def test_a_sweep_is_submitted_and_looked_at_while_the_accounting_is_away(folder,
 def test_a_controller_that_restarts_is_waited_for(folder, slurm_cluster):
     runs = [add_run(folder, "a", "wait"), add_run(folder, "b")]
     submit(folder, runs[:1])
-    wait_until(lambda: starts(folder, runs[0]))
+    wait_until(lambda: starts(folder, runs[0].run_id))
     slurm_cluster.daemons.stop("slurmctld")
     shell = other_shell(folder, "", "a", "b")
     try:
@@ -396,7 +338,7 @@ def test_a_controller_that_restarts_is_waited_for(folder, slurm_cluster):
     assert shell.returncode == 0, output
     (folder.root / "go").touch()
     wait_for_state(folder, runs, State.completed)
-    assert [len(starts(folder, run)) for run in runs] == [1, 1]
+    assert [len(starts(folder, run.run_id)) for run in runs] == [1, 1]
 
 
 def test_what_slurm_refuses_is_said_and_the_others_are_submitted(folder, monkeypatch):
@@ -431,7 +373,6 @@ def limit(slurm_cluster):
 
 def test_more_runs_than_the_account_may_have_in_the_queue_are_topped_up(folder, limit):
     runs = [add_run(folder, f"run{number}", "wait" if number < 2 else "complete") for number in range(3)]
-    wait_until(nothing_counts)
     limit("user", "MaxSubmitJobs=2")
     said = submit(folder, runs)
     assert said[0].startswith("Job ")
@@ -443,13 +384,12 @@ def test_more_runs_than_the_account_may_have_in_the_queue_are_topped_up(folder, 
     wait_until(lambda: queue("%i") == [])
     submit(folder, runs)
     wait_for_state(folder, runs, State.completed)
-    assert [len(starts(folder, run)) for run in runs] == [1, 1, 1]
+    assert [len(starts(folder, run.run_id)) for run in runs] == [1, 1, 1]
 
 
 def test_a_limit_that_nobody_tells_is_found_by_trying(folder, limit, slurm_cluster):
     configuration = slurm_cluster.root / "slurm.conf"
     before = configuration.read_text()
-    wait_until(nothing_counts)
     limit("account", "GrpSubmitJobs=3")
     try:
         restart_controller(slurm_cluster, before + "AccountingStorageEnforce=limits\n")
@@ -473,7 +413,7 @@ def test_what_a_person_submits_by_hand_runs_and_is_recorded(folder):
     runs = [add_run(folder, name) for name in "ab"]
     gpu = add_run(folder, "c", request=request_of("v100"))
     sweep = folder.sweep("study")
-    scripts = write_scripts([*runs, gpu], folder, sweep, CLUSTER, pytest.fail, ENTRY_POINT)
+    scripts = write_scripts([*runs, gpu], folder, sweep, CLUSTER, pytest.fail, STAND_IN)
     assert [path.name for path in scripts] == ["1-medium.sh", "2-gpu-V100.sh"]
     for path in scripts:
         subprocess.run(["sbatch", str(path)], check=True, capture_output=True)
@@ -483,14 +423,14 @@ def test_what_a_person_submits_by_hand_runs_and_is_recorded(folder):
     assert (seen["OMP_NUM_THREADS"], seen["SLURM_CPUS_PER_TASK"]) == ("8", "8")
     assert seen["CUDA_VISIBLE_DEVICES"] != ""
     assert read_json(folder.run("a").root / "seen.json")["CUDA_VISIBLE_DEVICES"] == ""
-    assert {"gres/gpu:v100=1", "cpu=8", "mem=32G"} <= allocated(starts(folder, gpu)[0])
+    assert {"gres/gpu:v100=1", "cpu=8", "mem=32G"} <= allocated(starts(folder, gpu.run_id)[0])
     assert submit(folder, [*runs, gpu]) == []
 
 
 def test_jobs_run_the_code_of_their_submission_whatever_is_edited_meanwhile(folder, tmp_path, monkeypatch):
     checkout = tmp_path / "the checkout"
     for name in ("refsam", "hydra_plugins", "conf", "sweeps", "slurm_templates"):
-        shutil.copytree(CONF.parent / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(CHECKOUT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setenv("PYTHONPATH", f"{HERE}:{checkout}")
     monkeypatch.chdir(checkout)
     runs = [add_run(folder, name) for name in "ab"]
@@ -499,7 +439,7 @@ def test_jobs_run_the_code_of_their_submission_whatever_is_edited_meanwhile(fold
         "cluster = replace(test_submission.CLUSTER, snapshot=True)\n"
         "test_submission.submit = partial(test_submission.submit, cluster=cluster)"
     )
-    subprocess.run(["scontrol", "update", "partition=medium", "state=down"], check=True)
+    slurm("scontrol", "update", "partition=medium", "state=down")
     try:
         for name in "ab":  # with the same code both times
             shell = other_shell(folder, snapshot, name)
@@ -509,7 +449,7 @@ def test_jobs_run_the_code_of_their_submission_whatever_is_edited_meanwhile(fold
         for path in (checkout / "refsam").rglob("*.py"):
             path.write_text("raise RuntimeError('edited')")
     finally:
-        subprocess.run(["scontrol", "update", "partition=medium", "state=up"], check=True)
+        slurm("scontrol", "update", "partition=medium", "state=up")
     wait_for_state(folder, runs, State.completed)
     assert len(list((folder.root / "snapshots").iterdir())) == 1
 
@@ -528,7 +468,6 @@ def test_who_waits_sees_every_run_end_and_what_did_not_fit_is_submitted_then(fol
     monkeypatch.setattr(slurm_query, "CACHE_SECONDS", 0.0)
     runs = [Shown(run.run_id, run.config) for run in (add_run(folder, f"run{n}") for n in range(3))]
     fails = add_run(folder, "fails", "fail")
-    wait_until(lambda: queue("%i") == [])
     limit("user", "MaxSubmitJobs=2")
     shown = StringIO()
     runs.insert(0, Shown("fails", fails.config))
@@ -540,7 +479,7 @@ def test_who_waits_sees_every_run_end_and_what_did_not_fit_is_submitted_then(fol
     assert [read_status(folder.run(run.run_id)).state for run in runs] == [State.failed] + [
         State.completed
     ] * 3
-    assert [len(starts(folder, run)) for run in runs] == [1, 1, 1, 1]
+    assert [len(starts(folder, run.run_id)) for run in runs] == [1, 1, 1, 1]
     assert "label of run2: completed" in shown.getvalue()
     assert "done 3, running 0, failed 1, waiting 0" in shown.getvalue()
 
@@ -566,7 +505,7 @@ def test_a_run_that_ends_before_it_is_looked_at_keeps_what_its_record_says(folde
     run = add_run(folder, "a")
     submit(folder, [run])
     wait_for_state(folder, [run], State.completed)
-    wait_until(nothing_counts)  # the job's own process looks at the record last
+    wait_until(lambda: slurm("squeue", "--noheader") == "")  # the job's own process looks at the record last
     with run_lock(folder.run("a")):
         status = read_status(folder.run("a"))
         write_status(folder.run("a"), status.changed(state=State.running))  # as if it had died in silence

@@ -5,12 +5,12 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 from hydra.core.plugins import Plugins
+from slurm_helpers import CHECKOUT, HERE, PATIENCE, allocated, slurm, wait_until
 
 from refsam.orchestration.slurm_query import SlurmQuery
 from refsam.records.files import read_json
@@ -18,7 +18,6 @@ from refsam.records.paths import RunsFolder
 from refsam.records.status import State, read_status
 from refsam.sweep import main
 
-PATIENCE = 90  # seconds until a wait is given up; no assertion depends on it
 TINY = [
     "-m",
     "name=tiny",
@@ -48,13 +47,6 @@ def sweep(*overrides):
     return 0
 
 
-def wait_until(condition, patience=PATIENCE):
-    deadline = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.2)
-
-
 def records(folder, name="tiny"):
     runs = read_json(folder.sweep(name).manifest)["runs"]
     return [read_status(folder.run(run["run_id"])) for run in runs]
@@ -66,18 +58,16 @@ def folder(slurm_cluster, synthetic, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REFSAM_DATA", synthetic.root.rpartition("/")[0])
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    yield RunsFolder(tmp_path / "runs")
-    for partition in ("medium", "gpu"):
-        subprocess.run(["scancel", f"--partition={partition}"], check=True)
+    monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))
+    return RunsFolder(tmp_path / "runs")
 
 
 @pytest.fixture
 def closed(folder):
     """The runs folder, while jobs of partition medium wait."""
-    subprocess.run(["scontrol", "update", "partition=medium", "state=down"], check=True)
+    slurm("scontrol", "update", "partition=medium", "state=down")
     yield folder
-    subprocess.run(["scontrol", "update", "partition=medium", "state=up"], check=True)
+    slurm("scontrol", "update", "partition=medium", "state=up")
 
 
 def test_a_run_that_slurm_has_is_shown_so_and_not_started_here(closed, capsys):
@@ -91,7 +81,7 @@ def test_a_run_that_slurm_has_is_shown_so_and_not_started_here(closed, capsys):
     output = capsys.readouterr().out
     job_id = records(closed)[0].job_id
     assert f"pending (Slurm job {job_id})" in output
-    subprocess.run(["scancel", job_id], check=True)
+    slurm("scancel", job_id)
     wait_until(lambda: SlurmQuery().ask([job_id]).jobs == {})
     assert sweep("cluster=local", "n_images=1,2", "dry_run=true") == 0
     output = capsys.readouterr().out
@@ -129,18 +119,6 @@ def test_ctrl_c_while_waiting_leaves_the_jobs_alone_and_says_what_to_type(closed
     assert SlurmQuery().ask([job_id]).jobs[job_id].state is State.pending
 
 
-def allocated(job_id):
-    arguments = ["--noheader", "--parsable2", "--allocations", "--format=AllocTRES", "--jobs", job_id]
-
-    def ask():
-        return subprocess.run(
-            ["sacct", *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    wait_until(ask)  # the accounting is some seconds late
-    return set(ask().split(","))
-
-
 def test_a_sweep_over_three_resources_trains_on_what_each_asks_for(folder, monkeypatch):
     """Real training, below names that a shell would misread, from settings that are edited meanwhile."""
     site = Path("""a "site" für $(touch executed) 'x'""") / "train"
@@ -170,7 +148,7 @@ def test_a_sweep_over_three_resources_trains_on_what_each_asks_for(folder, monke
     subprocess.run([sys.executable, "-m", "refsam.sweep", *arguments], check=True, stdout=subprocess.DEVNULL)
     (site / "few.yaml").write_text(json.dumps({**settings, "max_steps": 9999, "epochs": 99}))
     run_ids = [run["run_id"] for run in read_json(runs.sweep("three").manifest)["runs"]]
-    wait_until(lambda: all(read_status(runs.run(run)).ended_at for run in run_ids), 400)
+    wait_until(lambda: all(read_status(runs.run(run)).ended_at for run in run_ids))
     done = {run: read_status(runs.run(run)) for run in run_ids}
     assert [status.state for status in done.values()] == [State.completed] * 6, done
     assert len({status.job_id.partition("_")[0] for status in done.values()}) == 3
@@ -186,7 +164,7 @@ def test_a_sweep_over_three_resources_trains_on_what_each_asks_for(folder, monke
     assert not list(Path().rglob("executed"))
 
     (site / "few.yaml").write_text(json.dumps(settings))
-    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.syspath_prepend(HERE / "plugins")
     # Hydra looks for plugins once in a process, and another test may have made it look.
     Plugins.instance().register(import_module("hydra_plugins.descent").Descent)
     without_n = [item for item in asked if not item.startswith("n_images")]
