@@ -124,7 +124,13 @@ def test_a_sweep_over_three_resources_trains_on_what_each_asks_for(folder, monke
     site = Path("""a "site" für $(touch executed) 'x'""") / "train"
     site.mkdir(parents=True)
     settings = {"defaults": ["default"], "max_steps": 2, "min_samples": 2, "validation_samples": 1}
-    settings |= {"patch_shape": [128, 128], "n_sub_iterations": 2, "decoder": False, "epochs": 1}
+    settings |= {
+        "precision": "float32",
+        "patch_shape": [128, 128],
+        "n_sub_iterations": 2,
+        "decoder": False,
+        "epochs": 1,
+    }
     (site / "few.yaml").write_text(json.dumps(settings))
     runs = RunsFolder(Path("my runs; `touch executed` $(touch executed) ü'").absolute())
     expected = {
