@@ -20,12 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.memory import PeakMemory
+from benchmarks.memory import MIB, PeakMemory
 from benchmarks.rows import save_figure, write_csv
 
 MICRO_SAM, REFSAM = "micro_sam", "refsam"
 COLUMNS = (
     "model", "peft", "n_objects", "engine", "object_chunk", "checkpoint_encoder", "attention", "precision",
+    "trainable_parameters", "total_parameters", "weights_mib",
     "seconds", "cpu_seconds", "base_mib", "above_base_mib", "loss",
     "gradient_norm", "seconds_ratio", "cpu_ratio", "memory_ratio",
     "loss_difference", "gradient_difference", "worst_parameter",
@@ -66,12 +67,13 @@ def measure(arguments: argparse.Namespace) -> None:
     from refsam.science.engine.step import LowMemoryStep
     from refsam.science.training import build_trainer
 
-    chosen = ("n_objects", "model", "peft")
+    chosen = ("n_objects", "model")
     trained = ("engine", "object_chunk", "checkpoint_encoder", "attention", "precision", "n_sub_iterations")
     config = compose(
         [
             *(f"{name}={getattr(arguments, name)}" for name in chosen),
             *(f"train.{name}={getattr(arguments, name)}" for name in trained),
+            *strategy_overrides(arguments.peft),
             *STEP,
         ]
     )
@@ -100,7 +102,11 @@ def measure(arguments: argparse.Namespace) -> None:
     row: dict[str, Any] = {name: getattr(arguments, name) for name in COLUMNS if hasattr(arguments, name)}
     if isinstance(trainer, LowMemoryStep):
         row["object_chunk"] = trainer.object_chunk
+    trainable, total = trainer.parameter_counts
     row |= {
+        "trainable_parameters": trainable,
+        "total_parameters": total,
+        "weights_mib": round(trainer.weights_bytes / MIB, 1),
         "seconds": round(seconds, 2),
         "cpu_seconds": round(cpu_seconds, 2),
         "base_mib": round(memory.base),
@@ -110,6 +116,12 @@ def measure(arguments: argparse.Namespace) -> None:
     }
     torch.save({"gradients": gradients, "prompts": prompts.kept}, output / "step.pt")
     (output / "row.json").write_text(json.dumps(row))
+
+
+def strategy_overrides(strategy: str) -> list[str]:
+    """Of `lora rank=32`: the overrides peft=lora and peft.rank=32."""
+    name, *settings = strategy.split()
+    return [f"peft={name}", *(f"peft.{setting}" for setting in settings)]
 
 
 def run_step(
@@ -209,7 +221,9 @@ def write(rows: list[dict[str, Any]], name: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__)
     parser.add_argument("--models", nargs="+", default=["vit_t", "vit_b"])
-    parser.add_argument("--strategies", nargs="+", default=["full"], help="full, freeze_encoder, lora")
+    parser.add_argument(
+        "--strategies", nargs="+", default=["full"], help="full, freeze_encoder, 'lora rank=32', …"
+    )
     parser.add_argument("--counts", nargs="+", type=int, default=[1, 5, 10, 45], help="numbers of objects")
     parser.add_argument("--micro-sam-up-to", type=int, default=10, help="objects; its memory grows with them")
     parser.add_argument("--object-chunk", default="auto")

@@ -257,6 +257,16 @@ def is_quantized(peft: PeftConfig) -> bool:
     return peft.name in STRATEGIES and STRATEGIES[peft.name].quantized
 
 
+def strategy_label(peft: Mapping[str, Any]) -> str:
+    """What tables call a strategy: its name, and the share of blocks where it is not in all of them.
+
+    Args:
+        peft: the values of a PeftConfig, also of one from before there were shares.
+    """
+    share = peft.get("share")
+    return str(peft["name"]) if share is None else f"{peft['name']} {share:g} %"
+
+
 def trained_share(peft: PeftConfig) -> float:
     """Which share of the encoder's own weights a strategy trains, roughly; an adapter counts as none."""
     share = 100.0 if peft.share is None else peft.share

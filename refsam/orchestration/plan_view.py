@@ -1,6 +1,7 @@
 """The plan as a person reads it."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -8,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from refsam.configuration.schema import Kind, RequestConfig
+from refsam.configuration.strategies import strategy_label
 from refsam.orchestration.estimate import GroupEstimate, group_words, total_words
 from refsam.orchestration.plan import Plan, PlannedRun, Standing
 from refsam.orchestration.preflight import Preflight
@@ -85,7 +87,7 @@ def _cells(run: PlannedRun) -> dict[str, str]:
         "weights": weights if weights in ("pretrained", "random") else "file",
         "dataset": config.dataset.name,
         "seed": str(config.seed),
-        "strategy": config.peft.name if trained else "initial",
+        "strategy": strategy_label(asdict(config.peft)) if trained else "initial",
         "images": str(config.n_images) if trained else "0",
         "objects": str(config.n_objects) if trained else "",
     }

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from refsam.configuration.strategies import strategy_label
 from refsam.records.files import read_json, read_yaml, write_text
 from refsam.records.metrics import measurement, rows_of
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
@@ -200,7 +201,8 @@ def _strategy(config: dict[str, Any]) -> str:
     """The strategy's name; a joint step of another kind than micro-sam's is another strategy."""
     train = config.get("train", {})
     summed = train.get("decoder") and train.get("joint") == "summed"
-    return f"{config['peft']['name']}, summed" if summed else str(config["peft"]["name"])
+    label = strategy_label(config["peft"])
+    return f"{label}, summed" if summed else label
 
 
 def _from_environment(environment: dict[str, Any]) -> Row:

@@ -1,19 +1,19 @@
 """Tiny models of every kind that strategies are put into, trained for some steps on one image."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from micro_sam.training.util import ConvertToSamInputs
 from mobile_sam.modeling import TinyViT
-from omegaconf import OmegaConf
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
-from steps import CONF, Case, LowMemorySamTrainer, discs, model_config
+from steps import Case, LowMemorySamTrainer, discs, model_config
 from torch import nn
 from transformers import SamModel
 
+from refsam.configuration.compose import compose
 from refsam.configuration.schema import PeftConfig
 from refsam.configuration.strategies import STRATEGIES
 from refsam.science.hugging_face import HuggingFaceSam, from_segment_anything
@@ -54,14 +54,16 @@ class Trained:
 
 def strategy(name: str, **values: Any) -> PeftConfig:
     """The strategy of conf/peft/NAME.yaml, small."""
-    given = OmegaConf.load(CONF / "peft" / f"{name}.yaml")
-    small = {key: value for key, value in SMALL.items() if key in given}
+    file = strategy_of_file(name)
+    small = {key: value for key, value in SMALL.items() if getattr(file, key) is not None}
     if name == "oft":
         small["options"] = {"oft_block_size": 8}
-    merged = OmegaConf.merge(OmegaConf.structured(PeftConfig), given, small, values)
-    config = OmegaConf.to_object(merged)
-    assert isinstance(config, PeftConfig)
-    return config
+    return replace(file, **small | values)
+
+
+def strategy_of_file(file: str) -> PeftConfig:
+    """The strategy of conf/peft/FILE.yaml as it is."""
+    return compose([f"peft={file}"]).peft
 
 
 def fresh(model: str) -> Sam:

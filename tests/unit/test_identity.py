@@ -22,6 +22,7 @@ def name(*overrides, fingerprint="data", weights=None):
         "name=x",
         "cluster=local",
         "train.workers=7",
+        "train.save=adapter",
         "train.engine=micro_sam",
         "train.object_chunk=2",
         "train.checkpoint_encoder=on",
@@ -51,6 +52,8 @@ def test_what_does_not_change_the_result_does_not_change_the_run(override):
         "train.lr=1e-4",
         "model.weights=random",
         "peft=lora",
+        "peft.freeze=[mask_decoder]",
+        "train.loss=dice_focal",
         "resource=v100",
         "evaluate.dilation=3",
         "dataset.normalize=minmax",
@@ -60,6 +63,30 @@ def test_what_does_not_change_the_result_does_not_change_the_run(override):
 )
 def test_what_changes_the_result_is_another_run(override):
     assert name(override) != name()
+
+
+def with_group(setting):
+    added = setting.startswith("+")
+    return f"{'+' * added}peft.{setting.removeprefix('+')}"
+
+
+def test_every_setting_of_a_strategy_is_part_of_the_run():
+    settings = (
+        "rank=8",
+        "alpha=16",
+        "dropout=0.1",
+        "share=50",
+        "+options.use_rslora=true",
+        "freeze=[mask_decoder]",
+    )
+    names = [name("peft=dora", *([with_group(setting)] if setting else [])) for setting in ("", *settings)]
+    assert len(set(names)) == len(names)
+
+
+def test_settings_that_a_strategy_is_not_given_leave_its_run_as_it_was_before_they_existed():
+    values = identity(compose(["peft=lora", "n_objects=5"]), "data", None)
+    assert values["peft"] == {"name": "lora", "freeze": [], "rank": 4, "update_matrices": ["q", "v"]}
+    assert not {"loss", "save"} & set(values["train"])
 
 
 def test_rounded_embeddings_of_a_frozen_encoder_are_another_run():

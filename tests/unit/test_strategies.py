@@ -1,9 +1,13 @@
 """Which strategies go with which models."""
 
+import importlib.util
+
 import pytest
 
+from refsam.configuration.checks import combination_problem
+from refsam.configuration.compose import compose
 from refsam.configuration.schema import ModelConfig, PeftConfig
-from refsam.configuration.strategies import strategy_problem
+from refsam.configuration.strategies import STRATEGIES, strategy_problem, target_layers
 
 
 def model(architecture: str) -> ModelConfig:
@@ -63,6 +67,85 @@ def test_a_problem_names_the_field_what_was_given_and_what_is_allowed(
     assert "\n" not in problem
     for part in parts:
         assert part in problem
+
+
+def of_file(*overrides: str) -> PeftConfig:
+    """A strategy of conf/peft, with overrides."""
+    return compose(list(overrides)).peft
+
+
+@pytest.mark.parametrize(
+    ("architecture", "overrides", "parts"),
+    [
+        ("vit_b", ("peft=lora", "peft.rank=769"), ["peft.rank=769", "blocks.0.attn.qkv", "1 to 768"]),
+        ("vit_t", ("peft=dora", "peft.rank=129"), ["peft.rank=129", "layers.1.blocks.0", "1 to 128"]),
+        ("vit_t", ("peft=loha", "peft.rank=320", "peft.share=10"), []),
+        (
+            "vit_b",
+            ("peft=dora", "peft.targets=['.*attention.*']"),
+            [
+                "peft.targets: .*attention.*",
+                "image_encoder.blocks.N.attn.qkv, image_encoder.blocks.N.attn.proj",
+            ],
+        ),
+        ("vit_b", ("peft=dora", "peft.targets=['(']"), ["peft.targets=[(]", "regular expressions"]),
+        ("vit_b", ("peft=dora", "peft.targets=[]"), ["peft.targets=[]", "regular expressions"]),
+        ("vit_b", ("peft=dora", "peft.dropout=1"), ["peft.dropout=1", "less than 1"]),
+        ("vit_b", ("peft=dora", "peft.alpha=0"), ["peft.alpha=0", "above 0"]),
+        ("vit_b", ("peft=dora", "+peft.options.r=3"), ["peft.options={r", "LoraConfig"]),
+        (
+            "vit_b",
+            ("peft=dora", "peft.quantization=nf4"),
+            ["peft.quantization=nf4", "peft.name=dora", "rank"],
+        ),
+        ("vit_b", ("peft=qdora", "peft.quantization=int8"), ["peft.quantization=int8", "nf4 or fp4"]),
+        ("vit_b", ("peft=late_lora", "peft.share=0"), ["peft.share=0", "up to 100"]),
+        ("vit_b", ("peft=late_ft", "peft.share=null"), ["peft.share=None", "percentage"]),
+        ("vit_b", ("peft=adaptformer", "peft.projection=0"), ["peft.projection=0", "1 and more"]),
+        ("vit_b", ("peft=oft",), ["peft.name=oft", "model.architecture=vit_b", "peft's OFT", "hra"]),
+        (
+            "vit_b",
+            ("peft=dora", "peft.freeze=[image_encoder]"),
+            ["peft.freeze=[image_encoder]", "prompt_encoder"],
+        ),
+        ("vit_b", ("peft=dora", "peft.freeze=[prompt_encoder,mask_decoder]"), []),
+        ("vit_b", ("peft=full", "peft.freeze=[mask_decoder]"), []),
+    ],
+)
+def test_settings_are_held_against_the_layers_of_the_model(
+    architecture: str, overrides: tuple[str, ...], parts: list[str]
+) -> None:
+    problem = strategy_problem(model(architecture), of_file(*overrides))
+    assert (problem is None) == (parts == [])
+    for part in parts:
+        assert part in str(problem)
+
+
+@pytest.mark.parametrize("architecture", ["vit_t", "vit_b", "vit_l", "vit_h", "vit_nano"])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_the_settings_of_a_file_go_with_every_model_that_its_strategy_goes_with(
+    architecture: str, name: str
+) -> None:
+    problem = strategy_problem(model(architecture), of_file(f"peft={name}"))
+    assert (problem is None) == (architecture not in STRATEGIES[name].excluded)
+
+
+@pytest.mark.parametrize(("share", "blocks"), [(None, 12), (50, 6), (25, 3), (8, 1), (1, 1), (100, 12)])
+def test_a_share_of_the_blocks_are_the_last_ones(share: float | None, blocks: int) -> None:
+    names = [
+        f"image_encoder.blocks.{block}.{layer}" for block in range(12) for layer in ("attn.qkv", "mlp.lin1")
+    ]
+    assert target_layers(names, [".*"], share) == names[24 - 2 * blocks :]
+
+
+def test_without_bitsandbytes_a_sweep_leaves_out_what_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = compose(["peft=qdora", "n_objects=5", "dataset=nuclei"])
+    assert combination_problem(config, 48) is None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    problem = combination_problem(config, 48)
+    assert problem is not None
+    assert "peft.name=qdora" in problem
+    assert "pip install 'refsam[quantized]'" in problem
 
 
 def test_lora_on_vit_t_says_why_not_and_what_goes_instead() -> None:
