@@ -45,7 +45,7 @@ def test_a_run_is_trained_on_annotations_and_measured(
     config = small_config(
         annotated,
         *(f"peft={peft}", "train.prompts=boxes", "train.loss=dice_focal", "train.epochs=1"),
-        *("train.decoder=false", "evaluate.max_images=1", "evaluate.modes=[box]"),
+        *("train.decoder=false", "evaluate.max_images=1", "evaluate.modes=[box,no_prompt,amg]"),
         *(["peft.rank=2", "peft.alpha=2"] if peft == "qdora" else []),
         model=("model=hf_tiny", *TINY[1:]),
     )
@@ -55,8 +55,9 @@ def test_a_run_is_trained_on_annotations_and_measured(
     write_status(paths, Status(State.pending))
     run.execute(paths.root)
     assert read_status(paths).state is State.completed
-    (row,) = read_metrics(paths.metrics)
-    assert 0 <= row["mIoU"] <= row["mF1"] <= 1
+    measured = {row["mode"]: row for row in read_metrics(paths.metrics)}
+    assert measured.keys() == {"box", "no_prompt", "amg"}
+    assert all(0 <= row["mIoU"] <= row["mF1"] <= 1 for row in measured.values())
     environment = json.loads(paths.environment.read_text())
     assert environment["versions"]["transformers"]
     training = json.loads(paths.training.read_text())
