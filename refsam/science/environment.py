@@ -17,7 +17,7 @@ from refsam.science.models import weights_info
 
 MODULES = (
     *("torch", "micro_sam", "torch_em", "segment_anything", "mobile_sam"),
-    *("transformers", "peft", "elf", "pycocotools", "numpy"),
+    *("transformers", "peft", "bitsandbytes", "elf", "pycocotools", "numpy"),
 )
 GIT = shutil.which("git")
 

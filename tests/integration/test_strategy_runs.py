@@ -7,7 +7,7 @@ import peft
 import pytest
 import torch
 from segment_anything.modeling import Sam
-from training_runs import Killed, kill_at, rows, run_training, small_config
+from training_runs import TINY, Killed, kill_at, rows, run_training, small_config
 from transformers import SamModel
 
 from refsam.cli import main
@@ -131,13 +131,43 @@ def test_a_run_is_exported_for_every_program_with_the_same_masks(
     opened = peft.PeftModel.from_pretrained(base, export("adapter")).base_model.model
     torch.testing.assert_close(masks(opened.eval()), expected, rtol=0, atol=1e-4)
 
-    model = SamModel.from_pretrained(export("hf")).eval()
+    model = SamModel.from_pretrained(export("hf"))
+    model.prompt_encoder.input_image_size = FRAME
+    torch.testing.assert_close(masks_of_transformers(model), expected, rtol=0, atol=1e-4)
+
+
+def test_a_run_of_a_hugging_face_model_is_exported_for_transformers_and_peft(
+    synthetic: DatasetConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small_config(synthetic, *CASES["dora"], model=("model=hf_tiny", *TINY[1:]))
+    paths, _ = run_training(config, tmp_path / "a-run")
+    freeze(paths.config, config)
+    expected = finished(config, paths)
+    command = ["export", "a-run", "--runs", str(tmp_path), "--to"]
+    assert main([*command, "hf"]) == 0
+    whole = SamModel.from_pretrained(capsys.readouterr().out.splitlines()[-1])
+    whole.prompt_encoder.input_image_size = FRAME
+    torch.testing.assert_close(masks_of_transformers(whole), expected, rtol=0, atol=1e-4)
+
+    assert main([*command, "adapter"]) == 0
+    base = load_model(config.model, config.seed, "cpu").sam
+    fresh = SamModel(base.config)
+    fresh.load_state_dict(base.transformers_state())
+    fresh.prompt_encoder.input_image_size = FRAME
+    adapter = peft.PeftModel.from_pretrained(fresh, capsys.readouterr().out.splitlines()[-1])
+    torch.testing.assert_close(masks_of_transformers(adapter.base_model.model), expected, rtol=0, atol=1e-4)
+
+    assert main([*command, "merged"]) == 2
+    assert "has a shape that segment_anything has not, allowed: hf, adapter" in capsys.readouterr().err
+
+
+def masks_of_transformers(model: SamModel) -> torch.Tensor:
+    """What `masks` gives, of transformers' own model that takes prompts in the same frame."""
+    model.eval()
     image = torch.rand((1, 3, 64, 64), generator=torch.Generator().manual_seed(2))
     box = torch.tensor([[[100.0, 120.0, 700.0, 800.0]]])
-    model.prompt_encoder.input_image_size = FRAME
     with torch.no_grad():
-        given = model(pixel_values=image, input_boxes=box).pred_masks[0]
-    torch.testing.assert_close(given, expected, rtol=0, atol=1e-4)
+        return model(pixel_values=image, input_boxes=box).pred_masks[0]
 
 
 def test_the_adapter_of_a_run_in_4_bits_opens_on_a_base_in_4_bits(

@@ -235,8 +235,9 @@ def _is_on(setting: str | bool | int, needed: bool) -> bool:
 
 
 def _weights_gib(sam: Sam) -> float:
-    copies = ((COPIES_TRAINED if value.requires_grad else 1) * value.numel() for value in sam.parameters())
-    return FLOAT_BYTES * sum(copies) / GIB
+    # By what they take: frozen weights may lie there in 4 bits.
+    copies = ((COPIES_TRAINED if value.requires_grad else 1) * value.nbytes for value in sam.parameters())
+    return sum(copies) / GIB
 
 
 def _encoder_gib(sam: Sam, attention: str) -> float:
