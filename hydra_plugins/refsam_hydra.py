@@ -64,8 +64,8 @@ class RefsamLauncher(Launcher):
             return self._launch_others(job_overrides, initial_job_idx)
         from rich.console import Console
 
-        from refsam.orchestration.hydra_jobs import plan_jobs
-        from refsam.orchestration.submission import failed, objective, submit
+        from refsam.orchestration.planning.hydra_jobs import plan_jobs
+        from refsam.orchestration.submission.sweeps import failed, objective, submit
 
         plan = plan_jobs(
             self.hydra_context.config_loader, self.config, [list(overrides) for overrides in job_overrides]
@@ -82,7 +82,7 @@ class RefsamLauncher(Launcher):
         return returns
 
     def _launch_others(self, job_overrides: Sequence[Sequence[str]], first: int) -> Sequence[JobReturn]:
-        from refsam.orchestration.other_tasks import Application, run_here, run_on_slurm
+        from refsam.orchestration.submission.other_tasks import Application, run_here, run_on_slurm
 
         application = Application(self.hydra_context, self.task_function, self.config)
         if self.kind == "local":

@@ -28,8 +28,8 @@ def run_one(config: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
     from rich.console import Console
 
-    from refsam.orchestration.hydra_jobs import plan_jobs
-    from refsam.orchestration.submission import failed, submit
+    from refsam.orchestration.planning.hydra_jobs import plan_jobs
+    from refsam.orchestration.submission.sweeps import failed, submit
 
     loader = GlobalHydra.instance().config_loader()
     master = OmegaConf.create({"hydra": OmegaConf.to_container(HydraConfig.get())})

@@ -17,8 +17,8 @@ from refsam.commands.options import (
 from refsam.errors import BadInput, nearest
 
 if TYPE_CHECKING:
-    from refsam.orchestration.sweep_state import RunState, SweepState
-    from refsam.orchestration.targets import Target
+    from refsam.orchestration.operating.sweep_state import RunState, SweepState
+    from refsam.orchestration.operating.targets import Target
     from refsam.records.paths import RunsFolder
 
 AGAIN_FIELDS = """\
@@ -83,8 +83,8 @@ def _add_target(parser: argparse.ArgumentParser, required: bool) -> None:
 
 
 def _cancel(options: argparse.Namespace) -> int:
-    from refsam.orchestration.cancel import cancel
-    from refsam.orchestration.targets import find_target
+    from refsam.orchestration.operating.cancel import cancel
+    from refsam.orchestration.operating.targets import find_target
 
     folder = open_folder(options)
     target = find_target(options.target, folder)
@@ -115,7 +115,7 @@ def _cancel(options: argparse.Namespace) -> int:
 
 
 def _retry(options: argparse.Namespace) -> int:
-    from refsam.orchestration.targets import find_target
+    from refsam.orchestration.operating.targets import find_target
     from refsam.records.status import State
 
     reasons = None if options.reason is None else _reasons(options.reason)
@@ -130,8 +130,8 @@ def _retry(options: argparse.Namespace) -> int:
 
 
 def _continue(options: argparse.Namespace) -> int:
-    from refsam.orchestration.sweep_state import OPEN
-    from refsam.orchestration.targets import sweep_target
+    from refsam.orchestration.operating.sweep_state import OPEN
+    from refsam.orchestration.operating.targets import sweep_target
     from refsam.records.status import State
 
     folder = open_folder(options)
@@ -163,7 +163,7 @@ def _again(
     _say(state.notes)
     console = Console(stderr=options.json, highlight=False)
     if chosen:
-        from refsam.orchestration.resubmit import resubmit
+        from refsam.orchestration.submission.resubmit import resubmit
 
         console.print(f"{target.words}: {_count(chosen)} again ({words})", markup=False, soft_wrap=True)
         left = resubmit([run.run_id for run in chosen], folder, target.sweep, console)
@@ -176,7 +176,7 @@ def _again(
     ids = {run.run_id for run in chosen}
     ended = [run for run in after.runs if run.run_id in ids]
     if options.json:
-        from refsam.orchestration.sweep_state import count
+        from refsam.orchestration.operating.sweep_state import count
 
         left_out = [run for run in state.runs if run.run_id not in ids]
         print_json(
@@ -196,8 +196,8 @@ def _again(
 
 
 def _look(target: "Target", folder: "RunsFolder") -> "SweepState":
-    from refsam.orchestration.slurm_query import SlurmQuery
-    from refsam.orchestration.sweep_state import look
+    from refsam.orchestration.operating.sweep_state import look
+    from refsam.orchestration.slurm.questions import SlurmQuery
 
     return look(target.sweep.name, folder, target.run_ids, SlurmQuery())
 

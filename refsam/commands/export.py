@@ -30,7 +30,7 @@ def add(commands: Commands) -> None:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from refsam.orchestration.targets import find_run
+    from refsam.orchestration.operating.targets import find_run
 
     paths = find_run(options.run_name, open_folder(options))
     # By name: the command itself must not bring torch along.

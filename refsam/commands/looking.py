@@ -16,7 +16,7 @@ from refsam.commands.options import (
 from refsam.errors import DamagedManifest
 
 if TYPE_CHECKING:
-    from refsam.orchestration.sweep_state import SweepState
+    from refsam.orchestration.operating.sweep_state import SweepState
 
 STATUS_FIELDS = """\
 Fields of --json:
@@ -91,10 +91,10 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from refsam.orchestration.slurm_query import SlurmQuery, glance
-    from refsam.orchestration.sweep_state import look
-    from refsam.orchestration.sweep_view import as_json
-    from refsam.orchestration.targets import sweep_target
+    from refsam.orchestration.operating.sweep_state import look
+    from refsam.orchestration.operating.sweep_view import as_json
+    from refsam.orchestration.operating.targets import sweep_target
+    from refsam.orchestration.slurm.questions import SlurmQuery, glance
 
     folder = open_folder(options)
     target = sweep_target(options.sweep, folder)
@@ -109,10 +109,10 @@ def _status(options: argparse.Namespace) -> int:
 def _watch(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from refsam.orchestration.slurm_query import SlurmQuery, glance
-    from refsam.orchestration.sweep_state import look
-    from refsam.orchestration.targets import sweep_target
-    from refsam.orchestration.watch import watch
+    from refsam.orchestration.operating.sweep_state import look
+    from refsam.orchestration.operating.targets import sweep_target
+    from refsam.orchestration.operating.watch import watch
+    from refsam.orchestration.slurm.questions import SlurmQuery, glance
 
     folder = open_folder(options)
     sweep = sweep_target(options.sweep, folder).sweep.name  # it stays this one when a newer one comes
@@ -131,7 +131,7 @@ def print_state(state: "SweepState") -> None:
     from rich.console import Console
 
     from refsam.orchestration.display import plain_text
-    from refsam.orchestration.sweep_view import lines
+    from refsam.orchestration.operating.sweep_view import lines
 
     console = Console(highlight=False)
     if console.is_terminal:

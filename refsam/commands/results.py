@@ -94,9 +94,9 @@ def _read(options: argparse.Namespace) -> "tuple[SweepPaths, pd.DataFrame]":
 
     folder = open_folder(options)
     sweep = find_sweep(options.sweep, folder)
-    from refsam.orchestration.accounting import record_costs
-    from refsam.orchestration.reconcile import reconcile
-    from refsam.orchestration.slurm_query import SlurmQuery
+    from refsam.orchestration.slurm.accounting import record_costs
+    from refsam.orchestration.slurm.questions import SlurmQuery
+    from refsam.orchestration.slurm.reconcile import reconcile
     from refsam.results.collect import collect
 
     # What Slurm knows of jobs that were killed belongs into the table, and what all of them have cost.

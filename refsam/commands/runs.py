@@ -55,11 +55,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from refsam.orchestration.accounting import record_costs
-    from refsam.orchestration.run_details import details, print_details
-    from refsam.orchestration.slurm_query import SlurmQuery, glance
-    from refsam.orchestration.sweep_state import look
-    from refsam.orchestration.targets import find_run
+    from refsam.orchestration.operating.run_details import details, print_details
+    from refsam.orchestration.operating.sweep_state import look
+    from refsam.orchestration.operating.targets import find_run
+    from refsam.orchestration.slurm.accounting import record_costs
+    from refsam.orchestration.slurm.questions import SlurmQuery, glance
 
     folder = open_folder(options)
     paths = find_run(options.run_name, folder)
@@ -76,8 +76,8 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _logs(options: argparse.Namespace) -> int:
-    from refsam.orchestration.logs import find_log, last, read_log
-    from refsam.orchestration.targets import find_run
+    from refsam.orchestration.operating.logs import find_log, last, read_log
+    from refsam.orchestration.operating.targets import find_run
 
     if options.lines is not None and options.lines < 0:
         raise BadInput(f"--lines: {options.lines} was given, allowed is a whole number from 0")
@@ -107,9 +107,9 @@ def _logs(options: argparse.Namespace) -> int:
 
 
 def _follow(folder: "RunsFolder", paths: "RunPaths", options: argparse.Namespace) -> int:
-    from refsam.orchestration.logs import find_log, follow
-    from refsam.orchestration.slurm_query import SlurmQuery, glance
-    from refsam.orchestration.sweep_state import OPEN, look
+    from refsam.orchestration.operating.logs import find_log, follow
+    from refsam.orchestration.operating.sweep_state import OPEN, look
+    from refsam.orchestration.slurm.questions import SlurmQuery, glance
 
     query = SlurmQuery(glance)  # keeps its answers for some seconds, however often it is asked
 

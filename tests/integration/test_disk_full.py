@@ -11,7 +11,7 @@ from training_runs import rows, run_training, small_config
 
 from refsam.configuration.frozen import freeze
 from refsam.configuration.schema import DatasetConfig, RefsamConfig
-from refsam.orchestration.attempts import Outcome, begin_attempt, end_of_attempt
+from refsam.orchestration.in_job.attempts import Outcome, begin_attempt, end_of_attempt
 from refsam.records.paths import RunPaths
 from refsam.records.status import Reason, State, hold_reserve, read_status
 from refsam.science import run, trainers, training

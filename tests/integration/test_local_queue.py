@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from refsam.orchestration.display import Place, Row
-from refsam.orchestration.local import run_locally
+from refsam.orchestration.submission.local import run_locally
 from refsam.records.paths import RunsFolder
 from refsam.records.status import Reason, State, Status, read_status, write_status
 
@@ -317,7 +317,8 @@ def test_a_run_given_twice_is_refused(runs_folder):
 
 def test_the_queue_imports_no_science():
     program = (
-        "import sys, refsam.orchestration.local, refsam.orchestration.job, refsam.orchestration.machine\n"
+        "import sys, refsam.orchestration.submission.local, refsam.orchestration.in_job.job\n"
+        "import refsam.orchestration.machine\n"
         "names = ('torch', 'torch_em', 'micro_sam', 'refsam.science')\n"
         "print([name for name in names if name in sys.modules])"
     )

@@ -13,9 +13,10 @@ import pytest
 from refsam import cli
 from refsam.configuration.compose import compose
 from refsam.configuration.frozen import freeze
-from refsam.orchestration import local, watch
-from refsam.orchestration.slurm_query import Answer
-from refsam.orchestration.sweep_state import RunState, SweepState
+from refsam.orchestration.operating import watch
+from refsam.orchestration.operating.sweep_state import RunState, SweepState
+from refsam.orchestration.slurm.questions import Answer
+from refsam.orchestration.submission import local
 from refsam.records.files import write_json
 from refsam.records.paths import RunsFolder
 from refsam.records.status import Reason, State, Status, read_status, write_status

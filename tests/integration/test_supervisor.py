@@ -13,8 +13,8 @@ import pytest
 
 from refsam.errors import RunFailed
 from refsam.orchestration import machine
-from refsam.orchestration.attempts import begin_attempt
-from refsam.orchestration.job import RunJob
+from refsam.orchestration.in_job.attempts import begin_attempt
+from refsam.orchestration.in_job.job import RunJob
 from refsam.records.attempts import Attempt, read_attempt, write_attempt
 from refsam.records.files import write_json
 from refsam.records.paths import RunPaths
@@ -128,7 +128,7 @@ def test_an_attempt_that_died_with_its_supervisor_is_ended_by_the_next(paths):
 
 
 def test_a_run_that_another_process_holds_is_left_alone(paths, monkeypatch):
-    monkeypatch.setattr("refsam.orchestration.attempts.LOCK_SECONDS", 0.0)
+    monkeypatch.setattr("refsam.orchestration.in_job.attempts.LOCK_SECONDS", 0.0)
     program = (
         "import sys; from pathlib import Path; from refsam.records.paths import RunPaths\n"
         "from refsam.records.status import run_lock\n"
@@ -143,7 +143,11 @@ def test_a_run_that_another_process_holds_is_left_alone(paths, monkeypatch):
     assert not paths.status.exists()
 
 
-PROGRAM = "import sys; from refsam.orchestration.job import RunJob; RunJob(sys.argv[1], 1, '', sys.argv[2])()"
+PROGRAM = """
+import sys
+from refsam.orchestration.in_job.job import RunJob
+RunJob(sys.argv[1], 1, '', sys.argv[2])()
+"""
 
 
 def start(paths, behaviour):
@@ -181,7 +185,7 @@ def test_a_signal_reaches_the_run_and_nothing_of_it_stays(paths, number, reason)
 
 def test_the_job_s_own_process_imports_nothing_heavy(paths):
     program = (
-        "import sys, refsam.orchestration.job\n"
+        "import sys, refsam.orchestration.in_job.job\n"
         "names = ('torch', 'torch_em', 'micro_sam', 'pandas', 'refsam.science')\n"
         "print([name for name in names if name in sys.modules])"
     )

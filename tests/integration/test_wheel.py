@@ -57,7 +57,7 @@ def test_the_wheel_carries_configurations_sweeps_and_templates(wheel):
     ).stdout.split()
     assert tracked
     assert {f"refsam/{path}" for path in tracked} <= names
-    assert "refsam/orchestration/published_times.yaml" in names
+    assert "refsam/orchestration/planning/published_times.yaml" in names
 
 
 def test_an_installed_refsam_plans_a_named_sweep_in_an_empty_folder(installed, tmp_path):

@@ -14,10 +14,10 @@ from slurm_helpers import CHECKOUT, HERE, SMALL, STAND_IN, Run, add_run, slurm, 
 from refsam.configuration.compose import compose
 from refsam.configuration.frozen import freeze, load
 from refsam.configuration.schema import ClusterConfig
-from refsam.orchestration.job import SCIENCE, thread_environment
-from refsam.orchestration.reconcile import reconcile
-from refsam.orchestration.slurm import submit_to_slurm
-from refsam.orchestration.slurm_query import SlurmQuery
+from refsam.orchestration.in_job.job import SCIENCE, thread_environment
+from refsam.orchestration.slurm.questions import SlurmQuery
+from refsam.orchestration.slurm.reconcile import reconcile
+from refsam.orchestration.submission.arrays import submit_to_slurm
 from refsam.records.attempts import read_attempt
 from refsam.records.paths import RunsFolder
 from refsam.records.status import Reason, State, read_status

@@ -4,7 +4,7 @@ import pytest
 from slurm_helpers import wait_until
 
 from refsam import cli
-from refsam.orchestration.slurm_query import SlurmQuery, statuses
+from refsam.orchestration.slurm.questions import SlurmQuery, statuses
 from refsam.records.files import read_json
 from refsam.records.fits import FitsFolder
 from refsam.records.paths import RunsFolder

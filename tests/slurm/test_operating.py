@@ -10,9 +10,9 @@ from slurm_helpers import HERE, SMALL, STAND_IN, slurm, starts, wait_until
 from refsam import cli
 from refsam.configuration.compose import compose
 from refsam.configuration.frozen import freeze
-from refsam.orchestration import slurm as submission
-from refsam.orchestration.resubmit import FrozenRun
-from refsam.orchestration.slurm import submit_to_slurm
+from refsam.orchestration.submission import arrays
+from refsam.orchestration.submission.arrays import submit_to_slurm
+from refsam.orchestration.submission.resubmit import FrozenRun
 from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunsFolder
 from refsam.records.status import State, read_status
@@ -29,7 +29,7 @@ def config():
 def folder(slurm_cluster, tmp_path, monkeypatch):
     """A runs folder, and the stand-in for the science, which the commands' jobs execute, too."""
     monkeypatch.setenv("PYTHONPATH", f"{HERE}:{os.environ.get('PYTHONPATH', '')}")
-    monkeypatch.setattr(submission.submit_to_slurm, "__defaults__", (STAND_IN,))
+    monkeypatch.setattr(arrays.submit_to_slurm, "__defaults__", (STAND_IN,))
     root = tmp_path / "runs"
     root.mkdir()
     return RunsFolder(root)
@@ -176,7 +176,7 @@ def test_a_sweep_is_seen_while_the_controller_restarts_and_cancelled_after_it(
         assert status["states"] == {"running": 1, "pending": 1}
         assert not status["slurm"]["queue"]
         with monkeypatch.context() as impatient:
-            impatient.setattr("refsam.orchestration.cancel.RETRY_SECONDS", ())
+            impatient.setattr("refsam.orchestration.operating.cancel.RETRY_SECONDS", ())
             assert cli.main(["cancel", "study", "--runs", str(folder.root)]) == 3  # and says so
         with monkeypatch.context() as without_slurm:
             without_slurm.setenv("PATH", "/nowhere")

@@ -4,15 +4,15 @@ import pytest
 
 from refsam.configuration.schema import ClusterConfig, RefsamConfig, RequestConfig
 from refsam.errors import BadInput, SlurmSilent
-from refsam.orchestration.requests import minutes
-from refsam.orchestration.slurm_query import (
+from refsam.orchestration.slurm.questions import (
     SlurmQuery,
     parse_sacct,
     statuses,
     task_ids,
     with_slurm,
 )
-from refsam.orchestration.slurm_script import COMMENT_LENGTH, parameters, prologue
+from refsam.orchestration.slurm.requests import minutes
+from refsam.orchestration.submission.slurm_script import COMMENT_LENGTH, parameters, prologue
 from refsam.records.paths import RunsFolder
 from refsam.records.status import Reason, State, Status, write_status
 

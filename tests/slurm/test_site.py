@@ -3,8 +3,13 @@
 import pytest
 
 from refsam.configuration.schema import ModelConfig, PeftConfig, RefsamConfig, RequestConfig, TrainConfig
-from refsam.orchestration.checkpoint_room import checkpoint_bytes
-from refsam.orchestration.site import parse_max_submit_jobs, parse_nodes, parse_partitions, request_problem
+from refsam.orchestration.planning.checkpoint_room import checkpoint_bytes
+from refsam.orchestration.slurm.site import (
+    parse_max_submit_jobs,
+    parse_nodes,
+    parse_partitions,
+    request_problem,
+)
 
 PARTITIONS = parse_partitions(
     "PartitionName=medium AllowGroups=ALL Default=YES MaxTime=2-00:00:00 State=UP TotalNodes=4\n"

@@ -30,12 +30,13 @@ from slurm_helpers import (
 
 from refsam.configuration.schema import ClusterConfig, RequestConfig, ResourceConfig
 from refsam.errors import BadInput, RunFailed
-from refsam.orchestration import slurm_calls, slurm_query, waiting
 from refsam.orchestration.display import PlainLines
-from refsam.orchestration.job_scripts import write_scripts
-from refsam.orchestration.slurm import submit_to_slurm
-from refsam.orchestration.slurm_query import SlurmQuery, with_slurm
-from refsam.orchestration.waiting import wait_for_runs
+from refsam.orchestration.slurm import patience, questions
+from refsam.orchestration.slurm.questions import SlurmQuery, with_slurm
+from refsam.orchestration.submission import waiting
+from refsam.orchestration.submission.arrays import submit_to_slurm
+from refsam.orchestration.submission.job_scripts import write_scripts
+from refsam.orchestration.submission.waiting import wait_for_runs
 from refsam.records.files import read_json
 from refsam.records.paths import RunsFolder
 from refsam.records.status import Reason, State, Status, read_status, run_lock, write_status
@@ -70,7 +71,7 @@ def submit(folder, runs, cluster=CLUSTER):
 
 def statuses(folder, runs):
     """What a person is told of the runs: their records and what Slurm knows."""
-    known, answer = slurm_query.statuses(folder, [run.run_id for run in runs], SlurmQuery())
+    known, answer = questions.statuses(folder, [run.run_id for run in runs], SlurmQuery())
     assert answer.problems == ()
     return known
 
@@ -234,13 +235,13 @@ def test_two_shells_at_once_submit_each_run_once(folder):
 
 @pytest.mark.parametrize(
     "moment",
-    ["slurm._write_pending", "slurm.run_command"],
+    ["arrays._write_pending", "arrays.run_command"],
     ids=["between sbatch and the records", "between the records and the release"],
 )
 def test_a_submission_that_is_killed_is_taken_back_and_repeated(folder, moment):
     runs = [add_run(folder, name) for name in "ab"]
     die = (
-        "import os; from refsam.orchestration import slurm; real = slurm.run_command\n"
+        "import os; from refsam.orchestration.submission import arrays; real = arrays.run_command\n"
         "def kill(*arguments):\n"
         "    if 'run_command' not in MOMENT or arguments[0][:2] == ['scontrol', 'release']:\n"
         "        os.kill(os.getpid(), 9)\n"
@@ -261,13 +262,14 @@ def test_a_submission_that_is_killed_between_two_arrays_is_completed_by_the_same
     other = RequestConfig(partition="medium", cores=2, memory_gb=1, time="0:10:00")
     runs = [add_run(folder, name, request=SMALL if name in "ab" else other) for name in "abcd"]
     die = (
-        "import os; from refsam.orchestration import slurm; real = slurm._submit_array; calls = []\n"
+        "import os; from refsam.orchestration.submission import arrays\n"
+        "real = arrays._submit_array; calls = []\n"
         "runs = [test_submission.with_cores(name, 1 if name in 'ab' else 2) for name in 'abcd']\n"
         "def kill(*arguments):\n"
         "    calls.append(1)\n"
         "    if len(calls) == 2: os.kill(os.getpid(), 9)\n"
         "    return real(*arguments)\n"
-        "slurm._submit_array = kill"
+        "arrays._submit_array = kill"
     )
     shell = other_shell(folder, die)
     output = shell.communicate(timeout=PATIENCE)[0]
@@ -282,7 +284,7 @@ def test_a_submission_that_is_killed_between_two_arrays_is_completed_by_the_same
 
 def test_a_moment_without_slurm_is_waited_out_and_nothing_runs_twice(folder, monkeypatch, tmp_path):
     runs = [add_run(folder, name) for name in "ab"]
-    monkeypatch.setattr(slurm_calls, "RETRY_SECONDS", (0.1, 0.1, 0.1))
+    monkeypatch.setattr(patience, "RETRY_SECONDS", (0.1, 0.1, 0.1))
     real = subprocess.run(["which", "sbatch"], capture_output=True, text=True, check=True).stdout.strip()
     (tmp_path / "bin").mkdir()
     fake = tmp_path / "bin" / "sbatch"
@@ -342,7 +344,7 @@ def test_a_controller_that_restarts_is_waited_for(folder, slurm_cluster):
 
 
 def test_what_slurm_refuses_is_said_and_the_others_are_submitted(folder, monkeypatch):
-    monkeypatch.setattr(slurm_calls, "RETRY_SECONDS", (0.1, 0.1))
+    monkeypatch.setattr(patience, "RETRY_SECONDS", (0.1, 0.1))
     impossible = RequestConfig(partition="gpu", gpu="A100", gpus=1, cores=8, memory_gb=32, time="1:00:00")
     runs = [add_run(folder, "a", request=impossible), add_run(folder, "b")]
     with pytest.raises(RunFailed, match="Requested node configuration is not available"):
@@ -465,7 +467,7 @@ class Shown(Run):
 
 def test_who_waits_sees_every_run_end_and_what_did_not_fit_is_submitted_then(folder, limit, monkeypatch):
     monkeypatch.setattr(waiting, "POLL_SECONDS", 0.5)
-    monkeypatch.setattr(slurm_query, "CACHE_SECONDS", 0.0)
+    monkeypatch.setattr(questions, "CACHE_SECONDS", 0.0)
     runs = [Shown(run.run_id, run.config) for run in (add_run(folder, f"run{n}") for n in range(3))]
     fails = add_run(folder, "fails", "fail")
     limit("user", "MaxSubmitJobs=2")

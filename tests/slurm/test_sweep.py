@@ -12,7 +12,7 @@ import pytest
 from hydra.core.plugins import Plugins
 from slurm_helpers import CHECKOUT, HERE, PATIENCE, allocated, slurm, wait_until
 
-from refsam.orchestration.slurm_query import SlurmQuery
+from refsam.orchestration.slurm.questions import SlurmQuery
 from refsam.records.files import read_json
 from refsam.records.paths import RunsFolder
 from refsam.records.status import State, read_status

@@ -3,8 +3,8 @@
 import pytest
 
 from refsam.errors import SlurmSilent
-from refsam.orchestration import accounting
-from refsam.orchestration.accounting import parse_costs, record_costs
+from refsam.orchestration.slurm import accounting
+from refsam.orchestration.slurm.accounting import parse_costs, record_costs
 from refsam.records.attempts import Attempt, write_attempt
 from refsam.records.files import read_json
 from refsam.records.paths import RunsFolder

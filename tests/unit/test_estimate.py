@@ -7,7 +7,7 @@ import pytest
 from refsam.configuration.compose import compose
 from refsam.configuration.frozen import freeze
 from refsam.configuration.schema import Kind, RefsamConfig, SettingConfig
-from refsam.orchestration.estimate import (
+from refsam.orchestration.planning.estimate import (
     GroupEstimate,
     Source,
     by_published_times,
@@ -15,7 +15,7 @@ from refsam.orchestration.estimate import (
     group_words,
     total_words,
 )
-from refsam.orchestration.requests import by_request
+from refsam.orchestration.slurm.requests import by_request
 from refsam.records.files import read_yaml, write_json
 from refsam.records.paths import RunsFolder
 from refsam.records.status import State, Status, write_status
@@ -164,7 +164,7 @@ def test_the_sum_tells_gpu_hours_and_other_hours_apart(config):
 
 
 def test_the_published_times_are_those_of_the_table():
-    from refsam.orchestration import estimate as module
+    from refsam.orchestration.planning import estimate as module
 
     rows = read_yaml(module.PUBLISHED)["times"]
     assert len(rows) == 18

@@ -7,7 +7,7 @@ import pytest
 
 from refsam.configuration.compose import compose
 from refsam.configuration.schema import Kind, RefsamConfig
-from refsam.orchestration.estimate import by_fit
+from refsam.orchestration.planning.estimate import by_fit
 from refsam.records.fits import (
     Fit,
     FitsFolder,

@@ -22,7 +22,7 @@ from refsam.configuration.strategies import strategy_problem
 from refsam.datasets import hub_cache
 from refsam.datasets.hub_download import download, wanted
 from refsam.errors import BadInput
-from refsam.orchestration import checkpoint_room
+from refsam.orchestration.planning import checkpoint_room
 from refsam.science.hugging_face import HuggingFaceSam, state_for_transformers
 from refsam.science.models import initial_predictor, load_model, load_predictor, weights_info
 from refsam.science.state_names import to_segment_anything, to_transformers

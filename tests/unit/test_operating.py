@@ -11,12 +11,12 @@ import pytest
 
 from refsam import cli
 from refsam.errors import BadInput
-from refsam.orchestration import logs
-from refsam.orchestration.cancel import task_ranges
-from refsam.orchestration.slurm_query import SlurmQuery
-from refsam.orchestration.sweep_state import look
-from refsam.orchestration.sweep_view import lines
-from refsam.orchestration.targets import find_run, find_target, short_names
+from refsam.orchestration.operating import logs
+from refsam.orchestration.operating.cancel import task_ranges
+from refsam.orchestration.operating.sweep_state import look
+from refsam.orchestration.operating.sweep_view import lines
+from refsam.orchestration.operating.targets import find_run, find_target, short_names
+from refsam.orchestration.slurm.questions import SlurmQuery
 from refsam.records.files import read_yaml_sections, write_json, write_yaml
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import Reason, State, Status, now, read_status, write_status

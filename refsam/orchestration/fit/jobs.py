@@ -19,9 +19,9 @@ from refsam.errors import RunFailed
 from refsam.orchestration.fit.command import Options, fit_all, folder_of, requests_of
 from refsam.orchestration.fit.measure import Say
 from refsam.orchestration.fit.requests import resolve
-from refsam.orchestration.requests import request_text
-from refsam.orchestration.slurm_query import run_command
-from refsam.orchestration.slurm_script import check_folder, parameters
+from refsam.orchestration.slurm.questions import run_command
+from refsam.orchestration.slurm.requests import request_text
+from refsam.orchestration.submission.slurm_script import check_folder, parameters
 
 SPARE_MINUTES = 30  # after the time for the search: for the step that is being measured when it is over
 

@@ -16,7 +16,7 @@ from refsam.orchestration import machine
 from refsam.orchestration.fit.limits import CUDA, Ended, memory_limit
 from refsam.orchestration.fit.requests import Request
 from refsam.orchestration.fit.search import OutOfTime
-from refsam.orchestration.job import thread_environment
+from refsam.orchestration.in_job.job import thread_environment
 from refsam.records.files import read_json
 from refsam.records.fits import SAFETY_MARGIN, FitsFolder, Measurement, Outcome, Step
 

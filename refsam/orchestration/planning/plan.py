@@ -28,7 +28,7 @@ from refsam.datasets.index import check_images, fingerprint, inspect
 from refsam.datasets.listing import DataMissing, count_images, list_pairs
 from refsam.datasets.weights_cache import weights_present
 from refsam.errors import BadInput
-from refsam.orchestration.slurm_query import SlurmQuery, statuses
+from refsam.orchestration.slurm.questions import SlurmQuery, statuses
 from refsam.records.metrics import MetricsRow, read_metrics
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import State, Status, is_locked
@@ -265,7 +265,7 @@ def standing_of(paths: RunPaths, evaluate: EvaluateConfig, status: Status) -> tu
     """What a run still needs, and a note for the plan.
 
     Args:
-        status: from its record and from Slurm, see slurm_query.statuses.
+        status: from its record and from Slurm, see questions.statuses.
     """
     if status.state == State.planned:
         if status.message is not None:  # nothing else leaves one in a run that has not begun

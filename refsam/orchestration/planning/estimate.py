@@ -13,7 +13,7 @@ from statistics import mean, median
 from typing import Any, Protocol
 
 from refsam.configuration.schema import Kind, RefsamConfig, RequestConfig
-from refsam.orchestration.finished_runs import FinishedRun, Key, finished_runs, key_of
+from refsam.orchestration.planning.finished_runs import FinishedRun, Key, finished_runs, key_of
 from refsam.records.files import read_yaml
 from refsam.records.fits import Fit, known_fits, seconds_per_step
 from refsam.records.paths import RunPaths, RunsFolder

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from refsam.errors import SlurmSilent
-from refsam.orchestration.slurm_query import read_record, run_command
+from refsam.orchestration.slurm.questions import read_record, run_command
 from refsam.records.attempts import read_attempt
 from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunPaths, RunsFolder

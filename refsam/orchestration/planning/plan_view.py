@@ -10,10 +10,10 @@ from rich.table import Table
 
 from refsam.configuration.schema import Kind, RequestConfig
 from refsam.configuration.strategies import strategy_label
-from refsam.orchestration.estimate import GroupEstimate, group_words, total_words
-from refsam.orchestration.plan import Plan, PlannedRun, Standing
-from refsam.orchestration.preflight import Preflight
-from refsam.orchestration.requests import by_request, request_text
+from refsam.orchestration.planning.estimate import GroupEstimate, group_words, total_words
+from refsam.orchestration.planning.plan import Plan, PlannedRun, Standing
+from refsam.orchestration.planning.preflight import Preflight
+from refsam.orchestration.slurm.requests import by_request, request_text
 
 _WORDS = {
     Standing.new: "to run",

@@ -8,8 +8,8 @@ from typing import Protocol
 from refsam.configuration.schema import RefsamConfig
 from refsam.errors import RunFailed
 from refsam.orchestration.display import Display, Place, Row
-from refsam.orchestration.reconcile import reconcile
-from refsam.orchestration.slurm_query import SlurmQuery
+from refsam.orchestration.slurm.questions import SlurmQuery
+from refsam.orchestration.slurm.reconcile import reconcile
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import State, Status
 

@@ -6,7 +6,7 @@ import signal
 import time
 
 from refsam.errors import SlurmSilent
-from refsam.orchestration.slurm_query import parse_sacct, run_command, sacct_command
+from refsam.orchestration.slurm.questions import parse_sacct, run_command, sacct_command
 from refsam.records.status import Reason
 
 TIME_LIMIT_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)

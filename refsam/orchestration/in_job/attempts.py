@@ -9,9 +9,10 @@ from typing import Any
 
 import submitit
 
-from refsam.orchestration import own_job, retries
-from refsam.orchestration.reconcile import REQUEUED
-from refsam.orchestration.slurm_query import read_record
+from refsam.orchestration import retries
+from refsam.orchestration.slurm import own_job
+from refsam.orchestration.slurm.questions import read_record
+from refsam.orchestration.slurm.reconcile import REQUEUED
 from refsam.records.attempts import (
     Attempt,
     end_attempt,

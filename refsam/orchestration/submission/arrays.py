@@ -20,14 +20,14 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from refsam.configuration.schema import ClusterConfig, RequestConfig
 from refsam.errors import RunFailed, SlurmSilent
-from refsam.orchestration import site, slurm_calls
-from refsam.orchestration.job import SCIENCE, RunJob
-from refsam.orchestration.reconcile import reconcile
-from refsam.orchestration.requests import Run, by_request, request_text
-from refsam.orchestration.slurm_calls import Say, patiently
-from refsam.orchestration.slurm_query import SlurmQuery, is_momentary, read_record, run_command
-from refsam.orchestration.slurm_script import check_folder, parameters
-from refsam.orchestration.snapshot import take_snapshot
+from refsam.orchestration.in_job.job import SCIENCE, RunJob
+from refsam.orchestration.slurm import patience, site
+from refsam.orchestration.slurm.patience import Say, patiently
+from refsam.orchestration.slurm.questions import SlurmQuery, is_momentary, read_record, run_command
+from refsam.orchestration.slurm.reconcile import reconcile
+from refsam.orchestration.slurm.requests import Run, by_request, request_text
+from refsam.orchestration.submission.slurm_script import check_folder, parameters
+from refsam.orchestration.submission.snapshot import take_snapshot
 from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
 from refsam.records.status import (
@@ -199,7 +199,7 @@ def check_submission(
 def _submit_array(request: RequestConfig, runs: Sequence[Run], order: Order) -> str:
     """Submit one array, write its runs' records and release it; its number. Raises SubmissionFailed."""
     say = order.say
-    for delay in (*slurm_calls.RETRY_SECONDS, None):
+    for delay in (*patience.RETRY_SECONDS, None):
         submission = _Submission(order.sweep.jobs / secrets.token_hex(4), order.sweep.name)
         submission.folder.mkdir(mode=0o700)
         submission.write([run.run_id for run in runs], [], done=False)
@@ -266,7 +266,7 @@ def _sbatch(
 
 def _check_possible(script: Path, say: Say) -> None:
     """Raise SubmissionFailed when no node can ever run the job; sbatch does not ask that of a job on hold."""
-    for delay in (*slurm_calls.RETRY_SECONDS[:4], None):
+    for delay in (*patience.RETRY_SECONDS[:4], None):
         try:
             patiently(lambda: run_command(["sbatch", "--test-only", str(script)]), say)
         except SlurmSilent as error:

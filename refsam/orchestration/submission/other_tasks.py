@@ -14,7 +14,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from refsam.configuration.schema import ClusterConfig, RefsamConfig, RequestConfig, ResourceConfig
-from refsam.orchestration.slurm_script import parameters
+from refsam.orchestration.submission.slurm_script import parameters
 
 
 @dataclass(frozen=True)

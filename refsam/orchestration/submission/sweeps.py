@@ -22,18 +22,18 @@ from refsam.configuration.measurements import extended
 from refsam.configuration.schema import AUTO, RefsamConfig
 from refsam.errors import BadInput, RunFailed
 from refsam.orchestration import machine
-from refsam.orchestration.estimate import estimate
-from refsam.orchestration.plan import Plan, PlannedRun, Standing
-from refsam.orchestration.plan_view import print_expected, print_plan, summary
-from refsam.orchestration.preflight import Preflight, machine_problem, preflight
-from refsam.orchestration.requests import by_request
-from refsam.orchestration.slurm_query import read_record
+from refsam.orchestration.planning.estimate import estimate
+from refsam.orchestration.planning.plan import Plan, PlannedRun, Standing
+from refsam.orchestration.planning.plan_view import print_expected, print_plan, summary
+from refsam.orchestration.planning.preflight import Preflight, machine_problem, preflight
+from refsam.orchestration.slurm.questions import read_record
+from refsam.orchestration.slurm.requests import by_request
 from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import State, Status, now, read_status, run_lock, write_status
 
 if TYPE_CHECKING:
-    from refsam.orchestration.local import PlannedRun as QueuedRun
+    from refsam.orchestration.submission.local import PlannedRun as QueuedRun
 
 MANIFEST_FORMAT = 1
 WRITERS = 16  # files at a time
@@ -85,7 +85,7 @@ def submit(plan: Plan, console: Console, in_process: bool = False) -> dict[str, 
 
 def _submit_to_slurm(plan: Plan, console: Console) -> None:
     """Submit what is not in the queue, and with wait=true stay until everything has ended."""
-    from refsam.orchestration.slurm import submit_to_slurm
+    from refsam.orchestration.submission.arrays import submit_to_slurm
 
     cluster, sweep = plan.runs[0].config.cluster, plan.folder.sweep(plan.name)
     before = {run.run_id: read_record(plan.folder.run(run.run_id)).attempt for run in plan.open}
@@ -107,8 +107,8 @@ def _submit_to_slurm(plan: Plan, console: Console) -> None:
 
 def _wait(plan: Plan, attempts_before: dict[str, int], console: Console) -> None:
     from refsam.orchestration.display import make_display
-    from refsam.orchestration.slurm import submit_to_slurm
-    from refsam.orchestration.waiting import wait_for_runs
+    from refsam.orchestration.submission.arrays import submit_to_slurm
+    from refsam.orchestration.submission.waiting import wait_for_runs
 
     cluster, sweep = plan.runs[0].config.cluster, plan.folder.sweep(plan.name)
     display = make_display(console)
@@ -131,7 +131,7 @@ def _wait(plan: Plan, attempts_before: dict[str, int], console: Console) -> None
 
 
 def _write_scripts(plan: Plan, console: Console) -> None:
-    from refsam.orchestration.job_scripts import write_scripts
+    from refsam.orchestration.submission.job_scripts import write_scripts
 
     cluster, sweep = plan.runs[0].config.cluster, plan.folder.sweep(plan.name)
     scripts = write_scripts(plan.todo, plan.folder, sweep, cluster, lambda text: say(console, text))
@@ -145,7 +145,7 @@ def check_ready(plan: Plan, found: Preflight, on_slurm: bool) -> None:
     """Raise BadInput unless everything that the runs to do need is here."""
     found.check()
     if on_slurm:
-        from refsam.orchestration.slurm import check_submission
+        from refsam.orchestration.submission.arrays import check_submission
 
         cluster = plan.runs[0].config.cluster
         check_submission(plan.todo, plan.folder, plan.folder.sweep(plan.name), cluster)
@@ -221,9 +221,9 @@ def say(console: Console, sentence: str) -> None:
 
 
 def _run_in_this_process(paths: RunPaths) -> None:
-    from refsam.orchestration import child
-    from refsam.orchestration.attempts import attempt_here
-    from refsam.orchestration.job import SCIENCE
+    from refsam.orchestration.in_job import child
+    from refsam.orchestration.in_job.attempts import attempt_here
+    from refsam.orchestration.in_job.job import SCIENCE
 
     try:
         attempt_here(paths, lambda root: child.execute(SCIENCE, root))
@@ -235,7 +235,7 @@ def _run_in_this_process(paths: RunPaths) -> None:
 def run_here(folder: RunsFolder, todo: "Sequence[QueuedRun]", console: Console) -> None:
     """Execute the runs on this machine, as many at a time as fit, and return when all have ended."""
     from refsam.orchestration.display import make_display
-    from refsam.orchestration.local import run_locally
+    from refsam.orchestration.submission.local import run_locally
 
     cores = machine.cores()
     on_gpus = any(run.config.resource.device != "cpu" for run in todo)

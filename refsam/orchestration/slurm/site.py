@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from refsam.configuration.schema import ClusterConfig, RequestConfig
 from refsam.errors import SlurmSilent, nearest
-from refsam.orchestration.requests import minutes
-from refsam.orchestration.slurm_calls import Say, patiently
-from refsam.orchestration.slurm_query import run_command
+from refsam.orchestration.slurm.patience import Say, patiently
+from refsam.orchestration.slurm.questions import run_command
+from refsam.orchestration.slurm.requests import minutes
 
 MIB_PER_GIB = 1024
 

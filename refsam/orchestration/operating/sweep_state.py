@@ -1,7 +1,7 @@
 """Where the runs of a sweep are: their records, what Slurm says of their jobs, and who holds their locks.
 
-What Slurm says of ended jobs goes into the records on the way (orchestration.reconcile). Nothing else is
-written: that a local run has lost its process is only said.
+What Slurm says of ended jobs goes into the records on the way (orchestration.slurm.reconcile). Nothing else
+is written: that a local run has lost its process is only said.
 """
 
 import os
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from refsam.orchestration.reconcile import reconcile
-from refsam.orchestration.slurm_query import Answer, SlurmQuery
+from refsam.orchestration.slurm.questions import Answer, SlurmQuery
+from refsam.orchestration.slurm.reconcile import reconcile
 from refsam.records.files import read_yaml_sections
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import Reason, State, Status, is_locked, read_status

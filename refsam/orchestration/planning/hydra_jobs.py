@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from refsam.configuration.compose import Composer, without_hydra
 from refsam.datasets.index import default_cache
-from refsam.orchestration.plan import Plan, Planner
+from refsam.orchestration.planning.plan import Plan, Planner
 
 
 def plan_jobs(loader: ConfigLoader, master: DictConfig, jobs: list[list[str]]) -> Plan:

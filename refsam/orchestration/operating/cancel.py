@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from refsam.errors import SlurmSilent
-from refsam.orchestration.slurm_query import is_momentary, run_command
-from refsam.orchestration.sweep_state import OPEN, RunState
+from refsam.orchestration.operating.sweep_state import OPEN, RunState
+from refsam.orchestration.slurm.questions import is_momentary, run_command
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import lock_holder
 

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from refsam.orchestration.supervisor import supervise
+from refsam.orchestration.in_job.supervisor import supervise
 from refsam.records.paths import RunPaths
 
 SCIENCE = "refsam.science.run:execute"

@@ -9,9 +9,9 @@ import yaml
 from rich.console import Console
 
 from refsam.orchestration.display import plain_text
-from refsam.orchestration.logs import attempt_numbers, find_log
-from refsam.orchestration.sweep_state import RunState
-from refsam.orchestration.sweep_view import run_json, state_words
+from refsam.orchestration.operating.logs import attempt_numbers, find_log
+from refsam.orchestration.operating.sweep_state import RunState
+from refsam.orchestration.operating.sweep_view import run_json, state_words
 from refsam.records.files import read_json, read_yaml
 from refsam.records.paths import RunPaths
 

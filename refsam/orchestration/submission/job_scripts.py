@@ -10,12 +10,12 @@ from typing import Any
 
 from refsam.configuration.schema import ClusterConfig, RequestConfig
 from refsam.errors import SlurmSilent
-from refsam.orchestration import site
-from refsam.orchestration.job import SCIENCE
-from refsam.orchestration.requests import Run, by_request, request_text
-from refsam.orchestration.slurm_calls import Say
-from refsam.orchestration.slurm_script import check_folder, parameters
-from refsam.orchestration.snapshot import take_snapshot
+from refsam.orchestration.in_job.job import SCIENCE
+from refsam.orchestration.slurm import site
+from refsam.orchestration.slurm.patience import Say
+from refsam.orchestration.slurm.requests import Run, by_request, request_text
+from refsam.orchestration.submission.slurm_script import check_folder, parameters
+from refsam.orchestration.submission.snapshot import take_snapshot
 from refsam.records.files import write_text
 from refsam.records.paths import RunsFolder, SweepPaths
 
@@ -81,7 +81,7 @@ def _script(
     options["open_mode"] = "append"
     options["signal"] = f"USR2@{values.get('signal_delay_s', SIGNAL_SECONDS)}"
     directories = [shlex.quote(str(folder.run(run.run_id).root.absolute())) for run in runs]
-    python = f"{shlex.quote(sys.executable)} -u -m refsam.orchestration.run_job"
+    python = f"{shlex.quote(sys.executable)} -u -m refsam.orchestration.in_job.run_job"
     other = [] if entry_point == SCIENCE else [shlex.quote(entry_point)]
     srun = shlex.join(["srun", "--unbuffered", *values["srun_args"]])
     lines = [

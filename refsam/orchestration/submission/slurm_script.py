@@ -7,9 +7,9 @@ from typing import Any
 from refsam.configuration.resources import folder
 from refsam.configuration.schema import ClusterConfig, RequestConfig
 from refsam.errors import BadInput, nearest
-from refsam.orchestration.job import thread_environment
-from refsam.orchestration.requests import Run, minutes
-from refsam.orchestration.snapshot import prologue_lines
+from refsam.orchestration.in_job.job import thread_environment
+from refsam.orchestration.slurm.requests import Run, minutes
+from refsam.orchestration.submission.snapshot import prologue_lines
 
 COMMENT_LENGTH = 1000  # characters; slurmctld refuses more than 1024
 

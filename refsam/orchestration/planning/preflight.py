@@ -12,10 +12,11 @@ from refsam.configuration.families import HUGGING_FACE
 from refsam.configuration.schema import RefsamConfig
 from refsam.datasets.listing import COCO
 from refsam.errors import BadInput, SlurmSilent
-from refsam.orchestration import machine, site
-from refsam.orchestration.checkpoint_room import room_needed
-from refsam.orchestration.plan import Plan
-from refsam.orchestration.requests import by_request
+from refsam.orchestration import machine
+from refsam.orchestration.planning.checkpoint_room import room_needed
+from refsam.orchestration.planning.plan import Plan
+from refsam.orchestration.slurm import site
+from refsam.orchestration.slurm.requests import by_request
 from refsam.records.paths import RunsFolder
 
 # Modules that every run imports, with the packages that bring them.

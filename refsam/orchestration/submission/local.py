@@ -22,7 +22,7 @@ from submitit.core.utils import environment_variables, pickle_load
 from refsam.configuration.schema import RefsamConfig
 from refsam.orchestration import machine
 from refsam.orchestration.display import Display, Place, Row
-from refsam.orchestration.job import SCIENCE, RunJob, thread_environment
+from refsam.orchestration.in_job.job import SCIENCE, RunJob, thread_environment
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import (
     AlreadyRunning,

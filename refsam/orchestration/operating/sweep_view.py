@@ -6,9 +6,9 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from refsam.orchestration.display import STYLES, duration, plain_text
-from refsam.orchestration.requests import Request, request_text
-from refsam.orchestration.sweep_state import RunState, SweepState, count, longest_left
-from refsam.orchestration.targets import short_names
+from refsam.orchestration.operating.sweep_state import RunState, SweepState, count, longest_left
+from refsam.orchestration.operating.targets import short_names
+from refsam.orchestration.slurm.requests import Request, request_text
 from refsam.records.status import State
 
 GAP = "  "

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from refsam.errors import SlurmSilent
-from refsam.orchestration.slurm_query import is_momentary
+from refsam.orchestration.slurm.questions import is_momentary
 
 Say = Callable[[str], None]
 Result = TypeVar("Result")

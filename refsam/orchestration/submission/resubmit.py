@@ -9,7 +9,7 @@ from refsam.configuration.frozen import from_values
 from refsam.configuration.schema import RefsamConfig
 from refsam.errors import BadInput
 from refsam.orchestration import machine
-from refsam.orchestration.submission import run_here, say, where
+from refsam.orchestration.submission.sweeps import run_here, say, where
 from refsam.records.files import read_yaml
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
 
@@ -53,7 +53,7 @@ def resubmit(run_ids: Sequence[str], folder: RunsFolder, sweep: SweepPaths, cons
         if where(group[0].config) == "local":
             here += group
             continue
-        from refsam.orchestration.slurm import submit_to_slurm
+        from refsam.orchestration.submission.arrays import submit_to_slurm
 
         left += submit_to_slurm(group, folder, sweep, cluster, lambda sentence: say(console, sentence))
     if here:

@@ -7,7 +7,7 @@ still says what it said before Slurm was asked.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from refsam.orchestration.slurm_query import Answer, SlurmQuery, read_record, statuses, with_slurm
+from refsam.orchestration.slurm.questions import Answer, SlurmQuery, read_record, statuses, with_slurm
 from refsam.records.attempts import end_attempt, requeued
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import AlreadyRunning, Reason, State, Status, now, run_lock, write_status

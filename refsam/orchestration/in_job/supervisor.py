@@ -18,8 +18,15 @@ from types import FrameType
 
 from refsam.errors import RunFailed, SlurmSilent
 from refsam.interruption import SIGNALS
-from refsam.orchestration import machine, own_job
-from refsam.orchestration.attempts import LOCK_SECONDS, Outcome, begin_attempt, end_of_attempt, not_requeued
+from refsam.orchestration import machine
+from refsam.orchestration.in_job.attempts import (
+    LOCK_SECONDS,
+    Outcome,
+    begin_attempt,
+    end_of_attempt,
+    not_requeued,
+)
+from refsam.orchestration.slurm import own_job
 from refsam.records.paths import RunPaths
 from refsam.records.status import State, Status, run_lock
 
@@ -30,7 +37,7 @@ KIB_PER_GIB = 1024**2
 # The child finds modules where this process does, whatever folder it is started in.
 START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from refsam.orchestration.child import main; main(*sys.argv[2:])"
+    "from refsam.orchestration.in_job.child import main; main(*sys.argv[2:])"
 )
 
 

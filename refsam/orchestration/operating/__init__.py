@@ -1,0 +1,1 @@
+"""A sweep on its way: seen, watched, read, cancelled."""
