@@ -73,6 +73,11 @@ def queue(*fields: str) -> list[list[str]]:
     return [line.split("|") for line in slurm(*command).splitlines()]
 
 
+def nothing_is_left() -> bool:
+    """Whether the queue is empty: a run is completed some moments before its job's own process has ended."""
+    return slurm("squeue", "--noheader") == ""
+
+
 def allocated(job_id: str) -> set[str]:
     """What Slurm gave a job, as the accounting writes it: `cpu=8`, `mem=32G`, `gres/gpu:v100=1`."""
     command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=AllocTRES", "--jobs", job_id]

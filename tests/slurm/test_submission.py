@@ -22,6 +22,7 @@ from slurm_helpers import (
     add_run,
     allocated,
     asking,
+    nothing_is_left,
     queue,
     slurm,
     starts,
@@ -199,6 +200,7 @@ def test_what_is_in_the_queue_is_not_submitted_again(folder):
     (folder.root / "go").touch()
     wait_for_state(folder, [*runs, extra], State.completed)
     assert [len(starts(folder, run.run_id)) for run in (*runs, extra)] == [1, 1, 1]
+    wait_until(nothing_is_left)
     assert submit(folder, [*runs, extra]) == []
 
 
@@ -255,7 +257,7 @@ def test_a_submission_that_is_killed_is_taken_back_and_repeated(folder, moment):
     submit(folder, runs)
     wait_for_state(folder, runs, State.completed)
     assert [len(starts(folder, run.run_id)) for run in runs] == [1, 1]
-    wait_until(lambda: queue("%i") == [])
+    wait_until(nothing_is_left)
 
 
 def test_a_submission_that_is_killed_between_two_arrays_is_completed_by_the_same_command(folder):
@@ -302,7 +304,7 @@ def test_a_moment_without_slurm_is_waited_out_and_nothing_runs_twice(folder, mon
     assert [line.rpartition("; ")[2] for line in said[:2]] == ["trying again in 0 s"] * 2
     wait_for_state(folder, runs, State.completed)
     assert [len(starts(folder, run.run_id)) for run in runs] == [1, 1]
-    wait_until(lambda: queue("%i") == [])
+    wait_until(nothing_is_left)
 
 
 def test_a_sweep_is_submitted_and_looked_at_while_the_accounting_is_away(folder, slurm_cluster):
@@ -383,7 +385,7 @@ def test_more_runs_than_the_account_may_have_in_the_queue_are_topped_up(folder, 
     assert read_status(folder.run("run2")).state is State.planned
     (folder.root / "go").touch()
     wait_for_state(folder, runs[:2], State.completed)
-    wait_until(lambda: queue("%i") == [])
+    wait_until(nothing_is_left)
     submit(folder, runs)
     wait_for_state(folder, runs, State.completed)
     assert [len(starts(folder, run.run_id)) for run in runs] == [1, 1, 1]
@@ -426,6 +428,7 @@ def test_what_a_person_submits_by_hand_runs_and_is_recorded(folder):
     assert seen["CUDA_VISIBLE_DEVICES"] != ""
     assert read_json(folder.run("a").root / "seen.json")["CUDA_VISIBLE_DEVICES"] == ""
     assert {"gres/gpu:v100=1", "cpu=8", "mem=32G"} <= allocated(starts(folder, gpu.run_id)[0])
+    wait_until(nothing_is_left)
     assert submit(folder, [*runs, gpu]) == []
 
 
@@ -507,7 +510,7 @@ def test_a_run_that_ends_before_it_is_looked_at_keeps_what_its_record_says(folde
     run = add_run(folder, "a")
     submit(folder, [run])
     wait_for_state(folder, [run], State.completed)
-    wait_until(lambda: slurm("squeue", "--noheader") == "")  # the job's own process looks at the record last
+    wait_until(nothing_is_left)  # the job's own process looks at the record last
     with run_lock(folder.run("a")):
         status = read_status(folder.run("a"))
         write_status(folder.run("a"), status.changed(state=State.running))  # as if it had died in silence
