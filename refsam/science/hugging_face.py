@@ -53,6 +53,7 @@ class HuggingFaceSam(Sam):
         frequencies = positions.positional_embedding.detach().clone()
         del positions.positional_embedding
         positions.register_buffer("positional_embedding", frequencies)
+        self.use_attention(SDPA)
 
     def use_attention(self, kind: str) -> None:
         """Compute the attention of image encoder and mask decoder in another way, in place.
@@ -201,14 +202,25 @@ def open_model(source: str | Path, prompt_frame: int) -> HuggingFaceSam:
     Raises:
         BadInput: when it is not there, or holds something else than a SamModel.
     """
+    model: SamModel
+    loaded: dict[str, Any]
     try:
-        model = SamModel.from_pretrained(source, local_files_only=True, attn_implementation=SDPA)
+        model, loaded = SamModel.from_pretrained(  # type: ignore[misc]
+            source, local_files_only=True, dtype=torch.float32, output_loading_info=True
+        )
     # What is missing is an OSError, another model a ValueError or a RuntimeError about its tensors.
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         lines = str(error).strip().splitlines()
         raise BadInput(
             f"model.weights: {source} cannot be opened as a SamModel of transformers: {' '.join(lines[:1])}"
         ) from error
+    # transformers would give what is missing random values, and say so in a warning.
+    lacking = sorted({str(name) for name in loaded["missing_keys"]} - {POSITIONS, POSITIONS_AGAIN})
+    if lacking:
+        raise BadInput(
+            f"model.weights: {source} lacks {len(lacking)} of the weights that its configuration asks for, "
+            f"such as {lacking[0]}"
+        )
     if not isinstance(model.vision_encoder.config.image_size, int):
         raise BadInput(f"model.weights: {source} takes images that are no squares, and allowed are squares")
     return HuggingFaceSam(model.eval(), prompt_frame)
@@ -220,8 +232,7 @@ def build_model(config: dict[str, Any], state: StateDict, prompt_frame: int) -> 
     Raises:
         BadInput: when the weights belong to another configuration.
     """
-    model = SamModel._from_config(SamConfig.from_dict(config), attn_implementation=SDPA)
-    sam = HuggingFaceSam(model.eval(), prompt_frame)
+    sam = HuggingFaceSam(SamModel(SamConfig.from_dict(config)).eval(), prompt_frame)
     try:
         sam.load_state_dict(state)
     except RuntimeError as error:
@@ -231,8 +242,7 @@ def build_model(config: dict[str, Any], state: StateDict, prompt_frame: int) -> 
 
 def from_segment_anything(sam: Sam) -> SamModel:
     """transformers' model of the same shape with the same weights, and so with the same masks."""
-    config = SamConfig.from_dict(describe(sam))
-    model = SamModel._from_config(config, attn_implementation=SDPA).eval()
+    model = SamModel(SamConfig.from_dict(describe(sam))).eval()
     model.load_state_dict(to_transformers(sam.state_dict()))
     return model
 

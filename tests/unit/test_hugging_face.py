@@ -13,6 +13,7 @@ import tifffile
 import torch
 from micro_sam.inference import batched_inference
 from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
 from transformers import SamModel, SamVisionConfig, SamVisionModel
 
 from refsam.configuration.families import attention_problem, model_problem
@@ -25,7 +26,7 @@ from refsam.errors import BadInput
 from refsam.orchestration.planning import checkpoint_room
 from refsam.science.hugging_face import HuggingFaceSam, state_for_transformers
 from refsam.science.models import initial_predictor, load_model, load_predictor, weights_info
-from refsam.science.state_names import to_segment_anything, to_transformers
+from refsam.science.state_names import POSITIONS, POSITIONS_AGAIN, to_segment_anything, to_transformers
 
 CONF = Path(__file__).parents[2] / "conf"
 MODELS = ("sam_vit_base", "sam_vit_large", "sam_vit_huge", "slimsam_50", "slimsam_77", "medsam")
@@ -223,6 +224,37 @@ def test_damaged_weights_are_one_sentence(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(BadInput, match="cannot be opened as a SamModel"):
         load_model(model_config("hf", weights=str(tmp_path)), 0, "cpu")
+
+
+def test_weights_are_computed_with_in_float32(folder: Path, tmp_path: Path, tiny: ModelConfig) -> None:
+    SamModel.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
+    sam = load_model(replace(tiny, weights=str(tmp_path / "half"), custom=None), 0, "cpu").sam
+    assert {value.dtype for value in sam.state_dict().values()} == {torch.float32}
+
+
+def test_weights_that_lack_a_part_are_refused(folder: Path, tmp_path: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    del state["mask_decoder.iou_token.weight"]
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    with pytest.raises(BadInput, match=r"lacks 1 of the weights .* such as mask_decoder\.iou_token\.weight"):
+        load_model(model_config("hf", weights=str(tmp_path)), 0, "cpu")
+
+
+@pytest.mark.parametrize("kept", ["prompt_encoder.shared_embedding", "shared_image_embedding"])
+def test_the_frequencies_are_kept_once_or_twice(
+    kept: str, folder: Path, tmp_path: Path, tiny: ModelConfig
+) -> None:
+    state = load_file(folder / "model.safetensors")
+    values = [state.pop(name) for name in (POSITIONS, POSITIONS_AGAIN) if name in state]
+    save_file(
+        {**state, f"{kept}.positional_embedding": values[0]},
+        tmp_path / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    sam = load_model(model_config("hf", weights=str(tmp_path)), 0, "cpu").sam
+    assert states_equal(sam, load_model(tiny, 3, "cpu").sam)
 
 
 def test_another_checkpoint_is_refused(tmp_path: Path) -> None:
