@@ -111,6 +111,7 @@ _RULES = (
     ),
     _Rule("evaluate.rounds", _whole(0), "a whole number from 0"),
     _Rule("evaluate.grid", _one_of(GRIDS), ", ".join(GRIDS)),
+    _Rule("evaluate.pictures", _whole(0), "a whole number from 0"),
     _Rule("evaluate.points_per_side", _whole(1), "a whole number from 1"),
     _Rule(
         "evaluate.small_grid",

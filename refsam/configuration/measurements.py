@@ -13,6 +13,12 @@ NOTE = "note"  # of a row: why a mode could not be measured
 NO_PROMPT = "no_prompt"  # one mask of an image without any prompt, for the union of its objects
 MODES = (*PROMPTED, *AUTOMATIC, NO_PROMPT)
 
+# What can be asked for beyond what a run was frozen with; everything else is what its results depend on.
+EXTENDABLE = (
+    *("modes", "rounds", "mask_input", "grid", "small_grid", "points_per_side", "batch_size"),
+    *("save_predictions", "pictures"),
+)
+
 # Where the parameters of the automatic modes come from: searched among the values of the resource study,
 # among those of the configuration, or micro-sam's defaults.
 STUDY, SMALL, DEFAULTS = "study", "small", "defaults"
@@ -63,8 +69,8 @@ def asked(evaluate: EvaluateConfig) -> list[Measurement]:
 def missing(evaluate: EvaluateConfig, rows: Sequence[MetricsRow]) -> list[Measurement]:
     """What of `asked` is not among the rows of a metrics.json, or only without something asked for since.
 
-    That is the case where predictions are to be saved and were not, and where the parameters of an automatic
-    mode are to be searched among other values.
+    That is the case where predictions are to be saved or pictures to be drawn and were not, and where the
+    parameters of an automatic mode are to be searched among other values.
     """
     recorded = {measurement(row) for row in rows if _serves(evaluate, row)}
     return [wanted for wanted in asked(evaluate) if wanted not in recorded]
@@ -76,10 +82,12 @@ def extended(frozen: EvaluateConfig, wanted: EvaluateConfig) -> EvaluateConfig:
         frozen,
         modes=[*frozen.modes, *(mode for mode in wanted.modes if mode not in frozen.modes)],
         rounds=max(frozen.rounds, wanted.rounds),
+        batch_size=wanted.batch_size,
         mask_input=[*frozen.mask_input, *(one for one in wanted.mask_input if one not in frozen.mask_input)],
         grid=wanted.grid,
         small_grid=wanted.small_grid,
         points_per_side=wanted.points_per_side,
+        pictures=max(frozen.pictures, wanted.pictures),
         save_predictions=frozen.save_predictions or wanted.save_predictions,
     )
 
@@ -100,4 +108,7 @@ def _serves(evaluate: EvaluateConfig, row: MetricsRow) -> bool:
     parameters = row.get("parameters")
     if parameters is not None and parameters.get("settings") != settings(evaluate, row["mode"]):
         return False
-    return not evaluate.save_predictions or bool(row.get("predictions_saved")) or NOTE in row
+    if NOTE in row:
+        return True
+    drawn = row.get("pictures", 0) >= evaluate.pictures or row["round"] > 0
+    return drawn and (not evaluate.save_predictions or bool(row.get("predictions_saved")))

@@ -225,6 +225,7 @@ class EvaluateConfig:
     grid: str = "study"  # of the automatic modes' parameters: study, small or defaults
     small_grid: dict[str, Any] = field(default_factory=dict)  # mode: parameter: values
     points_per_side: int = 32  # of the grid of points of amg
+    pictures: int = 0  # test images whose segmentation is drawn, in each mode with its first prompt
     max_images: int | None = None  # of the test images, in the split's order
     crop: list[int] | None = None  # (H, W) pixels from the middle of each test image; null: the whole image
     batch_size: int = MISSING  # prompts that are decoded at a time

@@ -112,6 +112,10 @@ class RunPaths:
         """A frozen encoder's embeddings, where the data folder cannot be written."""
         return self.root / "embeddings"
 
+    def picture(self, mode: str, image: str) -> Path:
+        """The segmentation of a test image in a mode, drawn."""
+        return self.results / "pictures" / f"{mode}-{image.replace('/', '__')}.png"
+
     def predictions(self, mode: str, round: int = 0, mask_input: bool = False) -> Path:
         """Segmentations of the test images: predictions/box, and predictions/box-round03-mask."""
         correction = f"-round{round:02}{'-mask' if mask_input else ''}" if round else ""

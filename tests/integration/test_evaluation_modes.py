@@ -12,6 +12,7 @@ import tifffile
 import torch
 from drawn_images import draw_pair, ignore, write_pair
 from drawn_models import KnownDistances, draw_discs
+from matplotlib.patches import Patch
 from micro_sam.evaluation import run_evaluation_for_iterative_prompting
 from micro_sam.evaluation.inference import run_inference_with_iterative_prompting
 from micro_sam.evaluation.instance_segmentation import run_instance_segmentation_grid_search_and_inference
@@ -31,7 +32,7 @@ from refsam.records.files import read_json
 from refsam.records.metrics import Measurement, measurement, read_metrics
 from refsam.records.paths import RunPaths
 from refsam.science.engine.cache import DiskStore
-from refsam.science.evaluation import evaluate, unmeasured
+from refsam.science.evaluation import evaluate, pictures, unmeasured
 from refsam.science.evaluation import images as evaluation_images
 from refsam.science.evaluation.grid_search import combinations, grid_values
 from refsam.science.evaluation.images import embed, load_image
@@ -362,3 +363,41 @@ def test_the_grid_of_the_study_is_micro_sams(config):
         config.evaluate.grid = "study"
         sizes[mode] = len(combinations(grid_values(config.evaluate, mode)))
     assert sizes == {"amg": 210, "ais": 525, "apg": 750}
+
+
+def test_pictures_show_objects_found_missed_and_wrong(tmp_path, monkeypatch):
+    """Of three objects one is found and two are missed; a prediction beside them is wrong."""
+    labels = np.zeros((60, 80), dtype="uint32")
+    labels[5:25, 5:25], labels[5:25, 40:60], labels[40:55, 10:30] = 1, 2, 3
+    segmentation = np.zeros_like(labels)
+    segmentation[5:25, 7:27], segmentation[40:55, 50:70] = 7, 9
+    named = []
+    monkeypatch.setattr(
+        pictures, "Patch", lambda color, label: named.append(label) or Patch(color=color, label=label)
+    )
+    image = np.full(labels.shape, 50, dtype="uint8")
+    pictures.draw(image, labels, segmentation, tmp_path / "pictures" / "box-a.png")
+    assert named == ["1 wrong", "2 missed", "1 found"]
+    drawn = imageio.imread(tmp_path / "pictures" / "box-a.png")
+    for colour in (pictures.TRUTH, pictures.PREDICTED, pictures.FOUND, pictures.MISSED, pictures.WRONG):
+        red, green, blue = (int(colour[first : first + 2], 16) for first in (1, 3, 5))
+        assert (drawn[..., :3] == (red, green, blue)).all(axis=-1).any()
+
+
+def test_pictures_of_the_first_images_are_drawn_once_they_are_asked_for(
+    config, predictor, decoder, pairs, run
+):
+    config.evaluate = replace(
+        config.evaluate, modes=["box", "no_prompt"], rounds=1, pictures=0, save_predictions=False
+    )
+    evaluate(config, predictor, pairs, run, ignore)
+    assert not (run.results / "pictures").exists()
+    before = {each: row["SA50"] for each, row in rows_of(run).items()}
+    config.evaluate.pictures = 2
+    assert unmeasured(config, run) == [Measurement("box"), Measurement("no_prompt")]
+    evaluate(config, predictor, pairs, run, ignore)
+    assert sorted(path.name for path in (run.results / "pictures").iterdir()) == [
+        *("box-image0.png", "box-image1.png", "no_prompt-image0.png", "no_prompt-image1.png")
+    ]
+    assert {each: row["SA50"] for each, row in rows_of(run).items()} == before
+    assert unmeasured(config, run) == []

@@ -272,7 +272,7 @@ def standing_of(paths: RunPaths, evaluate: EvaluateConfig, status: Status) -> tu
             return Standing.resume, "its status.json is damaged and will be written anew"
         return Standing.new, ""
     if status.state == State.completed:
-        absent = list(dict.fromkeys(wanted.mode for wanted in missing(evaluate, _measured(paths))))
+        absent = list(dict.fromkeys(wanted.mode for wanted in missing(evaluate, measured_rows(paths))))
         return (Standing.evaluate, f"mode {', '.join(absent)}") if absent else (Standing.done, "")
     if status.state in (State.pending, State.running) and status.job_id is not None:
         standing = Standing.pending if status.state == State.pending else Standing.running
@@ -286,7 +286,8 @@ def standing_of(paths: RunPaths, evaluate: EvaluateConfig, status: Status) -> tu
     return Standing.resume, f"{reason}{progress}"
 
 
-def _measured(paths: RunPaths) -> list[MetricsRow]:
+def measured_rows(paths: RunPaths) -> list[MetricsRow]:
+    """The rows of a run's metrics.json; none where there is none that can be used."""
     try:
         return read_metrics(paths.metrics)
     except (FileNotFoundError, ValueError):

@@ -39,7 +39,7 @@ def resubmit(run_ids: Sequence[str], folder: RunsFolder, sweep: SweepPaths, cons
         BadInput: when this machine is not what a run asks for, or a configuration is damaged.
         RunFailed: when runs could not be submitted.
     """
-    runs = [FrozenRun(run_id, _frozen(folder.run(run_id))) for run_id in run_ids]
+    runs = [FrozenRun(run_id, frozen(folder.run(run_id))) for run_id in run_ids]
     for run in runs:
         problem = None if run.config.cluster.explicit else machine.matches(run.config.resource)
         if problem is not None and where(run.config) == "local":
@@ -61,7 +61,9 @@ def resubmit(run_ids: Sequence[str], folder: RunsFolder, sweep: SweepPaths, cons
     return left
 
 
-def _frozen(paths: RunPaths) -> RefsamConfig:
+def frozen(paths: RunPaths) -> RefsamConfig:
+    """The configuration in a run's directory. Raises BadInput when it is damaged."""
+    """The configuration in a run's directory. Raises BadInput when it is damaged."""
     try:
         # Checked when it was frozen, and again by the job; OmegaConf takes a second for thirty of them.
         return from_values(RefsamConfig, read_yaml(paths.config))

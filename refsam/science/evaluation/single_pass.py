@@ -10,7 +10,7 @@ from micro_sam.instance_segmentation import DecoderAdapter
 from numpy.typing import NDArray
 from segment_anything import SamPredictor
 
-from refsam.configuration.measurements import AUTOMATIC, MODES, NOTE, settings
+from refsam.configuration.measurements import AUTOMATIC, MODES, NO_PROMPT, NOTE, settings
 from refsam.configuration.schema import RefsamConfig
 from refsam.datasets.listing import Pair
 from refsam.records.files import read_json, write_json
@@ -20,6 +20,7 @@ from refsam.science.engine.cache import DiskStore
 from refsam.science.evaluation.grid_search import grid_values, search
 from refsam.science.evaluation.images import LONGEST_SIDE, EmbeddedImage, embed, load_image, shared_embeddings
 from refsam.science.evaluation.measuring import Model, measure, nothing_measured
+from refsam.science.evaluation.pictures import draw
 from refsam.science.evaluation.record import (
     Key,
     key_of,
@@ -48,11 +49,11 @@ def evaluate(
     """Measure a model on `pairs` in all that `config.evaluate` asks for and that is not recorded yet.
 
     Writes results/per_image.csv after every image, results/metrics.json when all images are measured,
-    results/grid_search.json when the parameters of an automatic mode are found, and with `save_predictions`
-    results/predictions/…/<name>.tif. Images that are in per_image.csv for the same weights are not computed
-    again. An image without objects is not measured: its row has no metrics, it is not in the means, and
-    `n_images` counts the images that are. A mode that the model cannot do has a row without metrics, whose
-    note says why.
+    results/grid_search.json when the parameters of an automatic mode are found, with `save_predictions`
+    results/predictions/…/<name>.tif, and of the first `pictures` images a PNG for each mode. Images that are
+    in per_image.csv for the same weights are not computed again. An image without objects is not measured:
+    its row has no metrics, it is not in the means, and `n_images` counts the images that are. A mode that the
+    model cannot do has a row without metrics, whose note says why.
 
     Args:
         predictor: The run's model, from refsam.science.strategies.opening or initial_predictor. Its `_hash`
@@ -139,14 +140,22 @@ class _SinglePass:
             **means,
             "parameters": self.parameters.get(each.mode),
             "predictions_saved": self._config.evaluate.save_predictions,
+            "pictures": self._config.evaluate.pictures,
         }
 
     def _is_measured(self, pair: Pair, each: Measurement) -> bool:
         row = self.rows.get((pair.name, each))
         if row is None or row["parameters"] != self._words_for(each.mode):
             return False
-        needs_file = self._config.evaluate.save_predictions and row["n_objects"] > 0
-        return not needs_file or prediction_path(self._paths, each, pair.name).exists()
+        files = []
+        if self._config.evaluate.save_predictions:
+            files.append(prediction_path(self._paths, each, pair.name))
+        if self._is_drawn(pair, each):
+            files.append(self._paths.picture(each.mode, pair.name))
+        return row["n_objects"] == 0 or all(path.exists() for path in files)
+
+    def _is_drawn(self, pair: Pair, each: Measurement) -> bool:
+        return each.round == 0 and pair in self._pairs[: self._config.evaluate.pictures]
 
     def _words_for(self, mode: str) -> str:
         """The parameters of a mode in per_image.csv."""
@@ -165,6 +174,9 @@ class _SinglePass:
         ):
             if self._config.evaluate.save_predictions:
                 write_prediction(prediction_path(self._paths, each, pair.name), found.segmentation)
+            if self._is_drawn(pair, each):
+                objects = labels if each.mode != NO_PROMPT else labels > 0
+                draw(image, objects, found.segmentation, self._paths.picture(each.mode, pair.name))
             seconds = (embedded.seconds, found.seconds_prompts, found.seconds_postprocessing)
             rows.append(self._row(pair, each, found.metrics, n_objects, found.n_predicted, *seconds))
         return rows

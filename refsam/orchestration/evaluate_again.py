@@ -1,0 +1,76 @@
+"""Finished runs measured in what is asked for beyond what was measured, from their frozen configurations."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from rich.console import Console
+
+from refsam.configuration.frozen import freeze
+from refsam.configuration.measurements import extended, missing
+from refsam.configuration.schema import EvaluateConfig, RefsamConfig
+from refsam.orchestration.plan import measured_rows
+from refsam.orchestration.resubmit import frozen, resubmit
+from refsam.orchestration.slurm_query import SlurmQuery, statuses
+from refsam.orchestration.targets import Target
+from refsam.records.paths import RunPaths, RunsFolder
+from refsam.records.status import State, read_status, run_lock, write_status
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What became of the runs that were asked for.
+
+    Attributes:
+        missing: what is measured, in words, by run.
+        complete: runs that have everything.
+        unfinished: runs that are not trained, or at work.
+        states: of the runs that were given to Slurm or executed here, afterwards.
+    """
+
+    missing: dict[str, tuple[str, ...]]
+    complete: tuple[str, ...]
+    unfinished: tuple[str, ...]
+    states: dict[str, str]
+
+
+def evaluate_again(
+    target: Target, folder: RunsFolder, wanted: EvaluateConfig, named: Collection[str], console: Console
+) -> Evaluated:
+    """Measure what the fields `named` of `wanted` ask for, of runs that are completed, and is missing.
+
+    Raises as `resubmit` does.
+    """
+    known, _ = statuses(folder, list(target.run_ids), SlurmQuery())
+    complete, unfinished, configs = [], [], {}
+    absent: dict[str, tuple[str, ...]] = {}
+    for run_id in target.run_ids:
+        paths = folder.run(run_id)
+        if known[run_id].state is not State.completed:
+            unfinished.append(run_id)
+            continue
+        config = _with(frozen(paths), wanted, named)
+        left = missing(config.evaluate, measured_rows(paths))
+        if left:
+            absent[run_id] = tuple(each.words for each in left)
+            configs[run_id] = config
+        else:
+            complete.append(run_id)
+    for run_id, config in configs.items():
+        _reopen(folder.run(run_id), config)
+    if configs:
+        words = "1 run" if len(configs) == 1 else f"{len(configs)} runs"
+        console.print(f"{target.words}: {words} to evaluate", markup=False, soft_wrap=True)
+        resubmit(list(configs), folder, target.sweep, console)
+    states = {run_id: str(read_status(folder.run(run_id)).state) for run_id in configs}
+    return Evaluated(absent, tuple(complete), tuple(unfinished), states)
+
+
+def _with(config: RefsamConfig, wanted: EvaluateConfig, named: Collection[str]) -> RefsamConfig:
+    given = replace(config.evaluate, **{name: getattr(wanted, name) for name in named})
+    return replace(config, evaluate=extended(config.evaluate, given))
+
+
+def _reopen(paths: RunPaths, config: RefsamConfig) -> None:
+    freeze(paths.config, config)
+    with run_lock(paths):
+        write_status(paths, read_status(paths).changed(state=State.planned, phase=None, ended_at=None))

@@ -1,0 +1,88 @@
+"""`refsam evaluate` on runs of this machine, with a stand-in for the science."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from refsam import cli
+from refsam.configuration.compose import compose
+from refsam.configuration.frozen import freeze, load
+from refsam.orchestration import local
+from refsam.records.files import write_json
+from refsam.records.metrics import Measurement, write_metrics
+from refsam.records.paths import RunPaths, RunsFolder
+from refsam.records.status import State, Status, read_status, write_status
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A sweep `study` of a finished run with box and point measured, and of one that is not trained."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parent.parent)]))
+    monkeypatch.setattr(local.run_locally, "__defaults__", ("fake_science:execute",))
+    folder = RunsFolder(tmp_path / "runs")
+    folder.sweep("study").root.mkdir(parents=True)
+    config = compose(["resource=local", "model=vit_nano", "cluster=local", "evaluate.pictures=0"])
+    for name in ("done-0", "open-1"):
+        paths = folder.run(name)
+        paths.results.mkdir(parents=True)
+        (paths.root / "behaviour.txt").write_text("complete")
+        freeze(paths.config, config)
+    write_status(folder.run("done-0"), Status(State.completed, attempt=1))
+    rows = [{**Measurement(mode)._asdict(), "SA50": 0.5} for mode in ("point", "box")]
+    write_metrics(folder.run("done-0").metrics, rows)
+    runs = [{"run_id": name, "overrides": {}} for name in ("done-0", "open-1")]
+    manifest = {"format": 1, "name": "study", "runs": runs, "skipped": []}
+    write_json(folder.sweep("study").manifest, manifest)
+    return folder
+
+
+def evaluate(folder: RunsFolder, *arguments: str) -> int:
+    return cli.main(["evaluate", *arguments, "--runs", str(folder.root)])
+
+
+def configuration_of(paths: RunPaths):
+    return load(paths.config).evaluate
+
+
+def test_a_finished_run_is_measured_in_what_is_missing_and_an_open_one_is_left_alone(folder, capsys):
+    status = evaluate(folder, "study", "--json", "evaluate.modes=[box,amg]", "evaluate.rounds=1")
+    told = json.loads(capsys.readouterr().out)
+    assert status == 0
+    missing = ["point round 1", "point round 1 with mask", "box round 1", "box round 1 with mask", "amg"]
+    assert told["runs"] == [{"run_id": "done-0", "missing": missing}]
+    assert told["unfinished"] == ["open-1"]
+    assert told["states"] == {"done-0": "completed"}
+    assert read_status(folder.run("done-0")).attempt == 2
+    assert configuration_of(folder.run("done-0")).modes == ["point", "box", "amg"]
+    assert configuration_of(folder.run("open-1")).modes == ["point", "box"]
+
+
+def test_where_nothing_is_missing_nothing_happens(folder, capsys):
+    before = folder.run("done-0").config.stat().st_mtime_ns
+    assert evaluate(folder, "done", "evaluate.modes=[box]") == 0
+    assert "Nothing of run done-0 is to be measured" in capsys.readouterr().out
+    assert folder.run("done-0").config.stat().st_mtime_ns == before
+    assert read_status(folder.run("done-0")).attempt == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("evaluate.crop=[8,8]", "evaluate.crop: given to refsam evaluate"),
+        ("model=vit_b", "model: given to refsam evaluate"),
+        ("evaluate.grid=fine", "evaluate.grid: 'fine' was given, allowed is study, small, defaults"),
+        ("evaluate.rownds=2", "evaluate.rownds: given to refsam evaluate"),
+        (
+            "evaluate.small_grid.amg.pred_iou_thresh=[]",
+            "allowed is for each automatic mode its parameters with a list of values",
+        ),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused_before_anything_runs(folder, capsys, override, words):
+    assert evaluate(folder, "study", override) == 2
+    assert words in capsys.readouterr().err
+    assert read_status(folder.run("done-0")).attempt == 1
