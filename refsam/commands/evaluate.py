@@ -43,8 +43,8 @@ def add(commands: Commands) -> None:
 def _evaluate(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from refsam.orchestration.evaluate_again import evaluate_again
-    from refsam.orchestration.targets import find_target
+    from refsam.orchestration.operating.evaluate_again import evaluate_again
+    from refsam.orchestration.operating.targets import find_target
 
     folder = open_folder(options)
     target = find_target(options.target, folder)

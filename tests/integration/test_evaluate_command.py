@@ -9,7 +9,7 @@ import pytest
 from refsam import cli
 from refsam.configuration.compose import compose
 from refsam.configuration.frozen import freeze, load
-from refsam.orchestration import local
+from refsam.orchestration.submission import local
 from refsam.records.files import write_json
 from refsam.records.metrics import Measurement, write_metrics
 from refsam.records.paths import RunPaths, RunsFolder

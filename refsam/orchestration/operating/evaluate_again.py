@@ -8,10 +8,10 @@ from rich.console import Console
 from refsam.configuration.frozen import freeze
 from refsam.configuration.measurements import extended, missing
 from refsam.configuration.schema import EvaluateConfig, RefsamConfig
-from refsam.orchestration.plan import measured_rows
-from refsam.orchestration.resubmit import frozen, resubmit
-from refsam.orchestration.slurm_query import SlurmQuery, statuses
-from refsam.orchestration.targets import Target
+from refsam.orchestration.operating.targets import Target
+from refsam.orchestration.planning.plan import measured_rows
+from refsam.orchestration.slurm.questions import SlurmQuery, statuses
+from refsam.orchestration.submission.resubmit import frozen, resubmit
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import State, read_status, run_lock, write_status
 
