@@ -15,6 +15,7 @@ from strategy_models import (
     PAIRS,
     Trained,
     fresh,
+    image_and_boxes,
     masks,
     masks_of_transformers,
     strategy,
@@ -25,6 +26,8 @@ from torch import nn
 from refsam.configuration.linear_layers import linear_layers as known_layers
 from refsam.configuration.strategies import STRATEGIES
 from refsam.errors import BadInput
+from refsam.science.engine.attention import use_fused_attention
+from refsam.science.engine.checkpointing import checkpoint_encoder
 from refsam.science.hugging_face import from_segment_anything
 from refsam.science.models import PROMPT_FRAME, build_model
 from refsam.science.strategies.adapter_files import write_adapter
@@ -136,6 +139,56 @@ def test_what_is_kept_of_a_strategy_gives_the_same_masks(
     plain = fresh(model)
     plain.load_state_dict(plain_state(sam))
     torch.testing.assert_close(masks(plain), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "model"), PAIRS)
+def test_fused_attention_and_checkpointing_leave_the_gradients_of_what_is_put_into_layers(
+    name: str, model: str
+) -> None:
+    if name == "freeze_encoder":
+        sam = apply_strategy(fresh(model), strategy(name))
+        assert not any(parameter.requires_grad for parameter in sam.image_encoder.parameters())
+        return
+    results = []
+    for saves in (False, True):
+        torch.manual_seed(5)
+        sam = apply_strategy(fresh(model), strategy(name)).train()
+        with torch.no_grad():
+            # Also where initialization is zero and would hide a term.
+            for parameter in trained_of_encoder(sam):
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+        if saves and model == "hugging_face":
+            sam.use_attention("fused")
+        elif saves:
+            use_fused_attention(sam.image_encoder)
+        if saves:
+            checkpoint_encoder(sam.image_encoder, every=1)
+        image, _ = image_and_boxes(sam.image_encoder.img_size)
+        torch.manual_seed(6)  # of dropout
+        embedding = sam.image_encoder(image)
+        given = torch.autograd.grad(embedding.square().sum(), trained_of_encoder(sam), allow_unused=True)
+        results.append([embedding, *given])
+    # What is added to all scores of a softmax has no gradient but rounding.
+    noise = 1e-4 * max(float(values.norm()) for values in results[1] if values is not None)
+    for ours, theirs in zip(*results, strict=True):
+        if theirs is not None:  # a classifier that nothing asks
+            assert (ours - theirs).norm() < 1e-3 * theirs.norm() + noise
+
+
+def trained_of_encoder(sam: Sam) -> list[nn.Parameter]:
+    return [parameter for parameter in sam.image_encoder.parameters() if parameter.requires_grad]
+
+
+@pytest.mark.parametrize("name", ["fact", "qdora", "pissa", "adaptformer"])
+def test_a_strategy_trains_in_mixed_precision(name: str) -> None:
+    sam = apply_strategy(fresh("vit"), strategy(name))
+    with torch.autocast("cpu", torch.bfloat16):
+        image, _ = image_and_boxes(sam.image_encoder.img_size)
+        loss = sam.image_encoder(image).float().square().mean()
+    loss.backward()
+    gradients = [parameter.grad for parameter in trained_of_encoder(sam)]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+    assert {parameter.dtype for parameter in trained_of_encoder(sam)} == {torch.float32}
 
 
 @pytest.mark.parametrize(("name", "model"), [pair for pair in PAIRS if STRATEGIES[pair[0]].adapter])
