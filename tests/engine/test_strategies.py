@@ -65,6 +65,12 @@ TRAINED = {
     "hra": r".*\.hra_u\.default",
     "ia3": r".*\.ia3_l\.default",
 }
+# Savings act on the modules of an encoder: all strategies on one, and one of each kind on the others.
+SAVED_PAIRS = [
+    pair
+    for pair in PAIRS
+    if pair[0] != "freeze_encoder" and (pair[1] == "vit" or pair[0] in ("lora", "dora", "hf_qlora"))
+]
 LATE = ("late_lora", "late_qlora", "late_ft")
 BLOCK = re.compile(r"image_encoder\.(layers\.\d+\.)?(blocks|layers)\.(\d+)\.(?P<rest>.*)")
 Memory = dict[tuple[str, str], Trained]
@@ -141,14 +147,10 @@ def test_what_is_kept_of_a_strategy_gives_the_same_masks(
     torch.testing.assert_close(masks(plain), expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "model"), PAIRS)
+@pytest.mark.parametrize(("name", "model"), SAVED_PAIRS)
 def test_fused_attention_and_checkpointing_leave_the_gradients_of_what_is_put_into_layers(
     name: str, model: str
 ) -> None:
-    if name == "freeze_encoder":
-        sam = apply_strategy(fresh(model), strategy(name))
-        assert not any(parameter.requires_grad for parameter in sam.image_encoder.parameters())
-        return
     results = []
     for saves in (False, True):
         torch.manual_seed(5)
