@@ -90,6 +90,11 @@ _RULES = (
     _Rule("train.workers", lambda value: value == AUTO or _whole(0)(value), "auto, or a whole number from 0"),
     _Rule("train.patch_pool", is_patch_pool, "auto, null, a whole number from 1, or a multiple as 4x"),
     _Rule("train.embedding_cache", _one_of(EMBEDDING_CACHES), ", ".join(EMBEDDING_CACHES)),
+    _Rule(
+        "train.embedding_disk_gib",
+        _optional(lambda value: value > 0),
+        "null, or a number of GiB above 0",
+    ),
     _Rule("train.embedding_dtype", _one_of(EMBEDDING_DTYPES), " or ".join(EMBEDDING_DTYPES)),
     _Rule("train.engine", _one_of(ENGINES), " or ".join(ENGINES)),
     _Rule("train.object_chunk", _positive_or_auto, "auto, or a whole number from 1"),

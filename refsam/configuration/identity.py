@@ -24,6 +24,7 @@ _NOT_RESULT_OF_TRAINING = (
     "checkpoint_decoder",
     "attention",
     "embedding_cache",
+    "embedding_disk_gib",
     "optimizer_in_backward",
     "save",
 )

@@ -210,6 +210,7 @@ class TrainConfig:
     )
     attention: str = MISSING  # fused, eager, sdpa (of family hf), or auto: fused, and for family hf sdpa
     embedding_cache: str = MISSING  # of a frozen encoder: memory, disk (shared by runs), or off
+    embedding_disk_gib: float | None = None  # of all embeddings on the disk; null: no limit
     embedding_dtype: str = MISSING  # of what is kept: float32, or float16, which is not exact
     workers: Any = MISSING  # processes that prepare samples, or auto: by the cores, and none on a CPU
 

@@ -1,5 +1,6 @@
 """A frozen encoder's embeddings: the same as fresh ones, and computed once."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -182,3 +183,17 @@ def test_a_larger_pool_is_gone_through_before_a_patch_comes_again() -> None:
         epochs.append(list(sampler))
     assert sorted(epochs[0] + epochs[1]) == sorted(epochs[2] + epochs[3]) == list(range(10))
     assert epochs[0] != epochs[2]
+
+
+def test_what_was_not_used_for_longest_makes_room_on_the_disk(tmp_path: Path) -> None:
+    """Room for three files of two encoders; the one that is read again stays."""
+    value = torch.rand(8, 16, 16)
+    first, second = DiskStore(tmp_path / "a"), DiskStore(tmp_path / "b")
+    for number, (store, key) in enumerate(((first, "old"), (first, "used"), (second, "young"))):
+        store.put(key, value)
+        os.utime(store.folder / f"{key}.pt", (number, number))
+    assert first.get("used") is not None
+    size = (tmp_path / "a" / "old.pt").stat().st_size
+    DiskStore(tmp_path / "b", limit_gib=3.5 * size / 2**30).put("new", value)
+    assert sorted(path.name for path in tmp_path.glob("*/*.pt")) == ["new.pt", "used.pt", "young.pt"]
+    assert first.get("old") is None

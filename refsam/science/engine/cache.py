@@ -15,6 +15,7 @@ half of that with `train.embedding_dtype=float16`, which is not exact: training 
 embeddings of 11 bits, whether they come from the cache or not.
 """
 
+import contextlib
 import os
 import pickle
 import sys
@@ -75,19 +76,24 @@ class DiskStore:
 
     Args:
         folder: of one encoder on one kind of hardware; it is made with the first file.
+        limit_gib: of all files of all encoders, in `folder` and the folders beside it; beyond it those that
+            were not used for longest are removed. None: no limit.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, limit_gib: float | None = None) -> None:
         self.folder = folder
+        self._limit = None if limit_gib is None else int(limit_gib * GIB)
+        self._unseen = self._limit or 0  # bytes written since the folder was looked at; at first, look
         self._writable = True
 
     def read(self, key: str) -> dict[str, Any] | None:
         """The values under a key; their tensors are on the CPU, in memory that the file backs."""
         path = self._path(key)
-        if not path.exists():
-            return None
         try:
+            os.utime(path)  # tells _make_room that it is in use
             values: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except FileNotFoundError:
+            return None
         except DAMAGED as error:
             print(f"{path} is damaged and is computed again: {error}", file=sys.stderr)
             return None
@@ -100,9 +106,34 @@ class DiskStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self._path(key), lambda file: torch.save(values, file))
+            self._make_room(self._path(key))
         except OSError as error:
             self._writable = False
             print(f"{self.folder} takes no more embeddings: {error}", file=sys.stderr)
+
+    def _make_room(self, written: Path) -> None:
+        """Remove the files that were used longest ago while all take more than the limit.
+
+        What another process has mapped into memory stays there for it; what it is about to read, it computes.
+        The folder is looked at once for each hundredth of the limit that is written.
+        """
+        if self._limit is None:
+            return
+        self._unseen += written.stat().st_size
+        if self._unseen < self._limit / 100:
+            return
+        self._unseen = 0
+        files = []
+        for path in self.folder.parent.glob("*/*.pt"):
+            with contextlib.suppress(FileNotFoundError):  # another process makes room as well
+                facts = path.stat()
+                files.append((facts.st_mtime_ns, facts.st_size, path))
+        total = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
+            if total <= self._limit:
+                return
+            path.unlink(missing_ok=True)
+            total -= size
 
     def get(self, key: str) -> torch.Tensor | None:
         values = self.read(key)
@@ -191,7 +222,8 @@ def shared_store(
     name = f"{config.model.name}-{xxhash.xxh3_64_hexdigest(' '.join(parts).encode())}"
     shared = Path(config.data).expanduser() / "embeddings"
     existing = next(parent for parent in (shared, *shared.parents) if parent.exists())
-    return DiskStore((shared if os.access(existing, os.W_OK) else paths.embeddings) / name)
+    folder = (shared if os.access(existing, os.W_OK) else paths.embeddings) / name
+    return DiskStore(folder, config.train.embedding_disk_gib)
 
 
 def _bytes(value: torch.Tensor) -> memoryview:
