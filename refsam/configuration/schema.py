@@ -178,7 +178,10 @@ class DatasetConfig:
 
 @dataclass
 class TrainConfig:
-    """How a run is trained. The defaults in conf/train/default.yaml are those of the resource study."""
+    """How a run is trained. The defaults in conf/train/default.yaml are those of the resource study.
+
+    A field has a default here only if there are config.yaml that were frozen before it was: what they mean.
+    """
 
     epochs: int = MISSING
     max_steps: int | None = None
@@ -187,7 +190,7 @@ class TrainConfig:
     validation_samples: int = MISSING
     lr: float = MISSING
     optimizer: str = MISSING  # adam, adamw, adam8bit or paged_adam8bit
-    optimizer_in_backward: bool = MISSING  # step the encoder's parameters while their gradients are made
+    optimizer_in_backward: bool = False  # step the encoder's parameters while their gradients are made
     scheduler_factor: float = MISSING
     scheduler_patience: int = MISSING
     early_stopping: int | None = MISSING
@@ -198,20 +201,20 @@ class TrainConfig:
     prompts: str = "mixed"  # points and boxes in turn, boxes, points, or none: see configuration/prompts.py
     decoder: bool = MISSING  # with the automatic-segmentation decoder
     precision: Precision = Precision.auto
-    patch_pool: Any = MISSING  # patches that the epochs draw from, see configuration/patch_pool.py
-    engine: str = MISSING  # refsam, or micro_sam for its own step; the same gradients
-    object_chunk: Any = MISSING  # objects decoded at a time, or auto: as many as the memory allows
+    patch_pool: Any = None  # patches that the epochs draw from, see configuration/patch_pool.py
+    engine: str = "micro_sam"  # refsam, or micro_sam for its own step; the same gradients
+    object_chunk: Any = "auto"  # objects decoded at a time, or auto: as many as the memory allows
     loss: str = "dice"  # dice (micro-sam's), or dice_focal; with the regression of the IoU
     save: str = "all"  # what checkpoints hold: all weights, or adapter (only what is trained)
-    joint: str = MISSING  # with the decoder: separate (micro-sam's two optimizer steps), or summed (one)
-    checkpoint_encoder: Any = MISSING  # off, on, every how many blocks, or auto: where the memory asks for it
+    joint: str = "separate"  # with the decoder: separate (micro-sam's two optimizer steps), or summed (one)
+    checkpoint_encoder: Any = "off"  # off, on, every how many blocks, or auto: where the memory asks for it
     checkpoint_decoder: Any = (
-        MISSING  # of automatic segmentation: off, on, or auto: where the memory asks for it
+        "off"  # of automatic segmentation: off, on, or auto: where the memory asks for it
     )
-    attention: str = MISSING  # fused, eager, sdpa (of family hf), or auto: fused, and for family hf sdpa
-    embedding_cache: str = MISSING  # of a frozen encoder: memory, disk (shared by runs), or off
+    attention: str = "eager"  # fused, eager, sdpa (of family hf), or auto: fused, and for family hf sdpa
+    embedding_cache: str = "off"  # of a frozen encoder: memory, disk (shared by runs), or off
     embedding_disk_gib: float | None = None  # of all embeddings on the disk; null: no limit
-    embedding_dtype: str = MISSING  # of what is kept: float32, or float16, which is not exact
+    embedding_dtype: str = "float32"  # of what is kept: float32, or float16, which is not exact
     workers: Any = MISSING  # processes that prepare samples, or auto: by the cores, and none on a CPU
 
 

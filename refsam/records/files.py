@@ -38,12 +38,17 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         if isinstance(error, OSError):
             error.filename = str(path)
         raise
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`."""
+    write_atomically(path, lambda file: file.write(content))
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` in UTF-8."""
-    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -120,7 +125,8 @@ def _umask() -> int:
     return mask
 
 
-def _sync_directory(folder: Path) -> None:
+def sync_directory(folder: Path) -> None:
+    """Bring the names in a folder to the disk: of files that were made, renamed or removed there."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

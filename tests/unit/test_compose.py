@@ -7,8 +7,11 @@ from hydra import compose as hydra_compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 
+from refsam.configuration.checks import check_values, combination_problem
 from refsam.configuration.compose import Composer, hydra_session, typed, without_hydra
-from refsam.configuration.frozen import freeze, load, to_config, to_values
+from refsam.configuration.frozen import freeze, from_values, load, to_config, to_values
+from refsam.configuration.schema import RefsamConfig
+from refsam.records.files import read_yaml, write_yaml
 
 AXES = [
     ["resource=gtx1080", "resource=v100", "resource=medium"],
@@ -74,3 +77,22 @@ def test_a_frozen_configuration_is_read_back_as_it_was(tmp_path, hydra):
     config = to_config(hydra(["model=vit_nano", "peft=lora", "seed=3", "dataset.root='/a b/ü'"]))
     freeze(tmp_path / "config.yaml", config)
     assert load(tmp_path / "config.yaml") == config
+
+
+def test_a_configuration_that_was_frozen_before_a_field_was_there_means_what_it_meant_then(tmp_path, hydra):
+    path = tmp_path / "config.yaml"
+    freeze(path, to_config(hydra(["model=vit_nano", "peft=full"])))
+    values = read_yaml(path)
+    kept = {
+        *("epochs", "max_steps", "batch_size", "min_samples", "validation_samples", "lr", "optimizer"),
+        *("scheduler_factor", "scheduler_patience", "early_stopping", "patch_shape", "n_sub_iterations"),
+        *("mask_prob", "box_distortion", "decoder", "precision", "workers"),
+    }
+    write_yaml(path, {**values, "train": {name: values["train"][name] for name in kept}})
+    for config in (load(path), from_values(RefsamConfig, read_yaml(path))):
+        train = config.train
+        assert (train.engine, train.joint, train.loss, train.save) == ("micro_sam", "separate", "dice", "all")
+        assert (train.attention, train.embedding_cache, train.patch_pool) == ("eager", "off", None)
+        assert (train.checkpoint_encoder, train.checkpoint_decoder) == ("off", "off")
+        check_values(config)
+        assert combination_problem(config, 49, None) is None

@@ -10,7 +10,7 @@ from pathlib import Path
 import refsam
 from refsam.configuration.resources import folder
 from refsam.errors import BadInput
-from refsam.records.files import write_json
+from refsam.records.files import sync_directory, write_bytes, write_json
 from refsam.records.paths import RunsFolder
 
 FOLDERS = ("conf", "sweeps", "slurm_templates")  # beside the package in a checkout, in it when installed
@@ -27,10 +27,9 @@ def take_snapshot(runs: RunsFolder) -> Path:
             f"runs: {runs.root} was given, but with cluster.snapshot=true jobs find their code there, and "
             "Python's search path takes no colon"
         )
-    files = _files()
+    files = {name: path.read_bytes() for name, path in _files().items()}
     digest = hashlib.sha256()
-    for name, path in files.items():
-        content = path.read_bytes()
+    for name, content in files.items():
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
     target = runs.snapshot(digest.hexdigest()[:NAME_LENGTH])
     if target.exists():
@@ -38,12 +37,13 @@ def take_snapshot(runs: RunsFolder) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     copy = Path(tempfile.mkdtemp(dir=target.parent, prefix=".copy-"))
     try:
-        for name, path in files.items():
+        for name, content in files.items():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy / name)
+            write_bytes(copy / name, content)  # on the disk: jobs start hours later, perhaps after a crash
         write_json(copy / "commit.json", _commit())
         copy.chmod(0o755)
         copy.replace(target)
+        sync_directory(target.parent)
     except BaseException:
         shutil.rmtree(copy, ignore_errors=True)
         raise
