@@ -1,4 +1,4 @@
-"""`refsam list`, `status` and `watch`: where sweeps are. They change no run."""
+"""`refsam list`, `status` and `watch`: where sweeps are. `status` submits what was killed with its job."""
 
 import argparse
 import sys
@@ -25,6 +25,7 @@ Fields of --json:
   seconds_left        until the last running one is done, at most; null where one does not know
   slurm               queue, accounting: whether squeue and sacct have answered; null without jobs
   notes               what could not be found out, in sentences
+  submitted_again     status: run ids that were killed with their jobs and are in the queue again
   groups              of runs with the same request: request, states, run_ids
   runs                run_id, all fields of its status.json (state, reason, message, attempt, job_id,
                       host, epoch, best_metric, …), elapsed_seconds, seconds_left, and damaged: why
@@ -44,7 +45,8 @@ def add(commands: Commands) -> None:
         _status,
         "where every run of a sweep is",
         "Where the runs of a sweep are: a line for each group with the same request, and one for\n"
-        "each run. Asks Slurm once for all of them; without Slurm the records speak alone.\n\n"
+        "each run. Asks Slurm once for all of them; without Slurm the records speak alone. Runs of yours\n"
+        "that were killed with their jobs are submitted again where the table of retries says so.\n\n"
         + STATUS_FIELDS,
         "refsam status study --json | jq '.runs[] | select(.state == \"failed\") | .run_id'",
     )
@@ -91,16 +93,27 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
     from refsam.orchestration.operating.sweep_state import look
     from refsam.orchestration.operating.sweep_view import as_json
     from refsam.orchestration.operating.targets import sweep_target
     from refsam.orchestration.slurm.questions import SlurmQuery, glance
+    from refsam.orchestration.slurm.reconcile import is_due
 
     folder = open_folder(options)
     target = sweep_target(options.sweep, folder)
     state = look(target.sweep.name, folder, target.run_ids, SlurmQuery(glance))
+    due = [run.run_id for run in state.runs if is_due(folder.run(run.run_id), run.status)]
+    again: tuple[str, ...] = ()
+    if due:
+        from refsam.orchestration.submission.killed import submit_again  # brings what composes
+
+        again = submit_again(due, folder, target.sweep, Console(stderr=True, highlight=False))
+    if again:
+        state = look(target.sweep.name, folder, target.run_ids, SlurmQuery(glance))
     if options.json:
-        print_json(as_json(state))
+        print_json({**as_json(state), "submitted_again": list(again)})
     else:
         print_state(state)
     return DAMAGED_RECORDS if any(run.damaged for run in state.runs) else COMPLETED

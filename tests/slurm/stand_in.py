@@ -36,7 +36,10 @@ def execute(root: Path) -> None:
 
 def behave(root: Path) -> None:
     behaviour = (root / "behaviour.txt").read_text()
-    if behaviour == "hungry by the chunk":  # 0.4 GiB for each object at a time
+    if behaviour == "hungry by the chunk, its supervisor first":  # the kernel kills the whole job
+        Path(f"/proc/{os.getppid()}/oom_score_adj").write_text("1000")
+        Path("/proc/self/oom_score_adj").write_text("0")
+    if behaviour.startswith("hungry by the chunk"):  # 0.4 GiB for each object at a time
         paths = RunPaths(root)
         settings = read_attempt(paths, read_status(paths).attempt).settings
         chunk = settings.get("train.object_chunk", 5)

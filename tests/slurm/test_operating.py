@@ -13,9 +13,10 @@ from refsam.configuration.frozen import freeze
 from refsam.orchestration.submission import arrays
 from refsam.orchestration.submission.arrays import submit_to_slurm
 from refsam.orchestration.submission.resubmit import FrozenRun
+from refsam.records.attempts import read_attempt
 from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunsFolder
-from refsam.records.status import State, read_status
+from refsam.records.status import Reason, State, read_status
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +148,18 @@ def test_a_whole_array_is_cancelled_and_continued_and_nothing_twice(folder, conf
     wait_until(lambda: set(states(refsam).values()) == {("completed", None)})
     assert attempts(folder) == {"a": 1, "b": 3, "c": 3, "d": 3}
     assert count_starts(folder, "a") == 1
+
+
+def test_a_job_that_is_killed_whole_for_its_memory_is_submitted_again_by_whoever_looks(
+    folder, config, refsam
+):
+    submit(folder, config, a="hungry by the chunk, its supervisor first")
+    wait_until(lambda: refsam("status", "study")["submitted_again"] == ["a-0"])
+    wait_until(lambda: states(refsam) == {"a": ("completed", None)})
+    first, second = (read_attempt(folder.run("a-0"), number) for number in (1, 2))
+    assert (first.reason, first.used["train.object_chunk"]) == (Reason.out_of_memory, 5)
+    assert second.settings == {"train.object_chunk": 2}
+    assert len(set(starts(folder, "a-0"))) == 2  # jobs
 
 
 def test_a_sweep_is_seen_and_cancelled_while_the_accounting_is_away(folder, config, refsam, slurm_cluster):

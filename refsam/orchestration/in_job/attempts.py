@@ -5,7 +5,6 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import submitit
 
@@ -13,6 +12,7 @@ from refsam.orchestration import retries
 from refsam.orchestration.slurm import own_job
 from refsam.orchestration.slurm.questions import read_record
 from refsam.orchestration.slurm.reconcile import REQUEUED
+from refsam.orchestration.used_savings import used_savings
 from refsam.records.attempts import (
     Attempt,
     end_attempt,
@@ -21,17 +21,10 @@ from refsam.records.attempts import (
     requeued,
     write_attempt,
 )
-from refsam.records.files import read_json
 from refsam.records.paths import RunPaths
 from refsam.records.status import Reason, State, Status, free_reserve, now, run_lock, write_status
 
 LOCK_SECONDS = 10.0  # for whoever corrects the record at this moment
-SAVINGS = {
-    "object_chunk": retries.CHUNK,
-    "checkpoint_every": retries.CHECKPOINTING,
-    "precision": retries.PRECISION,
-    "hardware_precision": retries.HARDWARE_PRECISION,
-}
 STOPPED = {
     Reason.cancelled: "The run was stopped; the same command continues it.",
     Reason.timeout: "The time limit came.",
@@ -96,7 +89,7 @@ def end_of_attempt(paths: RunPaths, outcome: Outcome) -> Status:
         free_reserve(paths)
         before = read_record(paths)
         status = _last_word(paths, before, outcome)
-        used = _used(paths, status, outcome.trained)
+        used = used_savings(paths, status, outcome.trained)
         peak = round(outcome.peak_memory_gib, 3)
         end_attempt(paths, status, used=used, peak_memory_gib=peak)
         if status.state is State.failed and status.reason in retries.TABLE:
@@ -168,24 +161,6 @@ def _last_word(paths: RunPaths, status: Status, outcome: Outcome) -> Status:
         reason = Reason.error
         message = f"The run ended with exit status {outcome.exit_status} and without a result; {log}"
     return status.changed(state=State.failed, reason=reason, message=message, ended_at=now())
-
-
-def _used(paths: RunPaths, status: Status, trained: bool) -> dict[str, Any]:
-    """The savings of this attempt: what its training wrote down, or the batch of its evaluation."""
-    if status.reason is Reason.out_of_memory and paths.config.exists():
-        from refsam.configuration.frozen import (
-            load,
-            with_settings,
-        )  # bring OmegaConf, which few attempts need
-        from refsam.configuration.schema import Kind
-
-        config = with_settings(load(paths.config), read_attempt(paths, status.attempt).settings)
-        if paths.training.exists() or config.kind is Kind.baseline:
-            return {retries.BATCH: config.evaluate.batch_size}
-    if not trained:
-        return {}
-    values = read_json(paths.savings)
-    return {name: values[key] for key, name in SAVINGS.items() if key in values}
 
 
 def _end_the_silent(paths: RunPaths, status: Status, number: int) -> None:

@@ -7,8 +7,10 @@ still says what it said before Slurm was asked.
 from collections.abc import Sequence
 from dataclasses import replace
 
+from refsam.orchestration import retries
 from refsam.orchestration.slurm.questions import Answer, SlurmQuery, read_record, statuses, with_slurm
-from refsam.records.attempts import end_attempt, requeued
+from refsam.orchestration.used_savings import has_trained, used_savings
+from refsam.records.attempts import end_attempt, read_attempt, read_attempts, requeued
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import AlreadyRunning, Reason, State, Status, now, run_lock, write_status
 
@@ -23,7 +25,7 @@ def reconcile(
     An open run whose job has ended becomes failed, with Slurm's reason, and so does the record of its
     attempt. A running one whose job waits again has lost its node: its attempt has ended, and it is pending
     in its next one. Asks Slurm once for all runs, and once more for those to be changed. A record that this
-    user may not write, or that a full disk does not take, stays as it is.
+    user may not write, that a full disk does not take, or beside a damaged file, stays as it is.
     """
     known, answer = statuses(folder, run_ids, query)
     before = {run_id: read_record(folder.run(run_id)) for run_id in run_ids}
@@ -48,14 +50,26 @@ def _reconciled(paths: RunPaths, before: Status, answer: Answer) -> Status:
                 return status
             if status.state is State.failed:
                 status = replace(status, ended_at=now(), seconds_left=None)
-                end_attempt(paths, status)
+                used = read_attempt(paths, status.attempt).used
+                used = used or used_savings(paths, status, has_trained(paths, status.attempt))
+                end_attempt(paths, status, used=used)
             else:
                 end_attempt(paths, lost_node(record))
                 status = requeued(record, status.message or REQUEUED)
             write_status(paths, status)
             return status
-    except (AlreadyRunning, OSError):
+    except (AlreadyRunning, OSError, ValueError):
         return with_slurm(read_record(paths), answer)
+
+
+def is_due(paths: RunPaths, status: Status) -> bool:
+    """Whether a run's last job has failed for a reason after which the run goes on by itself.
+
+    What runs inside a job sees to that. So the job was killed whole, or Slurm did not take it back.
+    """
+    if status.state is not State.failed or status.job_id is None or status.attempt == 0:
+        return False
+    return status.reason in retries.TABLE and retries.decide(read_attempts(paths, status.attempt)).again
 
 
 def lost_node(status: Status) -> Status:

@@ -9,7 +9,7 @@ from refsam.configuration.schema import RefsamConfig
 from refsam.errors import RunFailed
 from refsam.orchestration.display import Display, Place, Row
 from refsam.orchestration.slurm.questions import SlurmQuery
-from refsam.orchestration.slurm.reconcile import reconcile
+from refsam.orchestration.slurm.reconcile import is_due, reconcile
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import State, Status
 
@@ -39,6 +39,8 @@ def wait_for_runs(
 ) -> None:
     """Show the runs until all have ended, and submit those that the site has not taken yet when others end.
 
+    Runs that were killed with their jobs are submitted again where the table of retries says so.
+
     Args:
         attempts_before: how many attempts each run had before anything was submitted, by its id.
         submit: submits some runs and returns how many are left, as submit_to_slurm does.
@@ -48,7 +50,7 @@ def wait_for_runs(
     """
     query = SlurmQuery()
     told: tuple[str, ...] = ()
-    ended, tried_at = 0, time.monotonic()
+    ended, left, tried_at = 0, len(runs), time.monotonic()
     with display:
         while True:
             known, answer = reconcile(folder, [run.run_id for run in runs], query)
@@ -56,7 +58,12 @@ def wait_for_runs(
                 told = answer.problems
                 for sentence in told:
                     display.say(sentence)
-            rest = [run for run in runs if _not_submitted(known[run.run_id], attempts_before[run.run_id])]
+            rest = [
+                run
+                for run in runs
+                if _not_submitted(known[run.run_id], attempts_before[run.run_id])
+                or is_due(folder.run(run.run_id), known[run.run_id])
+            ]
             waiting = {run.run_id for run in rest}
             rows = [
                 _row(run, folder.run(run.run_id), known[run.run_id], run.run_id in waiting) for run in runs
@@ -65,7 +72,8 @@ def wait_for_runs(
             ended_now = sum(row.place is Place.ended for row in rows)
             if ended_now == len(runs):
                 return
-            if rest and (ended_now > ended or time.monotonic() - tried_at >= TOP_UP_SECONDS):
+            more = ended_now > ended or len(rest) > left
+            if rest and (more or time.monotonic() - tried_at >= TOP_UP_SECONDS):
                 tried_at = time.monotonic()
                 try:
                     submit(rest)
@@ -73,7 +81,7 @@ def wait_for_runs(
                     display.say(str(error))
                     if len(rest) + ended_now == len(runs):
                         return
-            ended = ended_now
+            ended, left = ended_now, len(rest)
             time.sleep(POLL_SECONDS)
 
 
