@@ -173,9 +173,9 @@ TRAINING = (
 )
 
 
-def add_training(folder, run_id, dataset):
+def add_training(folder, run_id, dataset, partition):
     config = replace(compose(list(TRAINING)), dataset=dataset)
-    request = replace(SMALL, memory_gb=4)
+    request = replace(SMALL, memory_gb=4, partition=partition)
     paths = folder.run(run_id)
     paths.root.mkdir()
     freeze(paths.config, replace(config, resource=replace(config.resource, request=request)))
@@ -196,26 +196,43 @@ def has_trained(folder, run_id, epochs):
     return (status.epoch or 0) >= epochs
 
 
-def test_a_training_that_meets_its_time_limit_twice_is_the_training_without_one(folder, synthetic):
-    """The signal is Slurm's before the limit, sent here by scancel: no limit is below a minute."""
-    stopped = add_training(folder, "stopped", synthetic)
-    whole = add_training(folder, "whole", synthetic)
+def meet_time_limit(job_id):
+    """Slurm's signal before the limit, sent here by scancel: no limit is below a minute."""
+    slurm("scancel", "--signal=USR2", job_id)
+
+
+def take_node(job_id):
+    """A job of a partition with a higher priority that wants the whole node; its id."""
+    (node,) = slurm("squeue", "--noheader", f"--jobs={job_id}", "--format=%N").split()
+    whole = ["--partition=medium", f"--nodelist={node}", "--exclusive", "--mem=100M", "--output=/dev/null"]
+    return slurm("sbatch", "--parsable", *whole, "--wrap=sleep 900").strip()
+
+
+def test_a_training_with_two_time_limits_and_a_preemption_is_the_training_without_them(folder, synthetic):
+    stopped = add_training(folder, "stopped", synthetic, "preemptible")
+    whole = add_training(folder, "whole", synthetic, "medium")
     submit(folder, [stopped], SCIENCE)
-    for epochs in (1, 6):
+    for epochs, stop in ((1, meet_time_limit), (4, take_node), (8, meet_time_limit)):
         wait_until(lambda epochs=epochs: has_trained(folder, "stopped", epochs))
-        attempt = read_status(folder.run("stopped")).attempt
-        slurm("scancel", "--signal=USR2", read_status(folder.run("stopped")).job_id)
+        before = read_status(folder.run("stopped"))
+        other = stop(before.job_id)
         status = wait_for(folder, "stopped", State.pending)
-        assert status.attempt == attempt + 1
+        assert status.attempt == before.attempt + 1
+        if other is not None:
+            wait_until(
+                lambda other=other: slurm("squeue", "--noheader", f"--jobs={other}", "--format=%N").strip()
+            )
+            slurm("scancel", other)
         start_again_now(folder, "stopped")
     command = [sys.executable, "-m", "refsam.science.run", str(folder.run(whole.run_id).root)]
     threads = thread_environment(SMALL.cores)  # their number decides the order of sums
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, **threads})
     status = wait_for(folder, "stopped", State.completed, State.failed)
-    assert (status.state, status.attempt) == (State.completed, 3), status
-    reasons = [read_attempt(folder.run("stopped"), number).reason for number in (1, 2, 3)]
-    assert reasons == [Reason.timeout, Reason.timeout, None]
-    steps = [read_attempt(folder.run("stopped"), number).steps for number in (1, 2, 3)]
-    assert 0 < steps[0] < steps[1] < steps[2] == 150
+    assert (status.state, status.attempt) == (State.completed, 4), status
+    attempts = [read_attempt(folder.run("stopped"), number) for number in (1, 2, 3, 4)]
+    reasons = [Reason.timeout, Reason.preempted, Reason.timeout, None]
+    assert [attempt.reason for attempt in attempts] == reasons
+    steps = [attempt.steps for attempt in attempts]
+    assert 0 < steps[0] < steps[1] < steps[2] < steps[3] == 150
     assert len(history(folder, "stopped")) == 30
     assert history(folder, "stopped") == history(folder, "whole")
