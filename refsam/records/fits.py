@@ -199,7 +199,12 @@ class FitsFolder:
         earlier = next((other for other in self.read_fits() if other.identity == fit.identity), None)
         if earlier is not None:
             fit = replace(
-                fit, micro_sam=fit.micro_sam or earlier.micro_sam, refsam=fit.refsam or earlier.refsam
+                fit,
+                micro_sam=fit.micro_sam or earlier.micro_sam,
+                refsam=fit.refsam or earlier.refsam,
+                # Not known from steps of which none has fitted.
+                precision=fit.precision or earlier.precision,
+                versions=fit.versions or earlier.versions,
             )
         _write(self.root, fit.name, fit)
         return fit

@@ -82,6 +82,10 @@ def test_a_later_fit_of_one_step_keeps_what_is_known_of_the_other(fit: Fit, tmp_
     folder.add_fit(replace(fit, refsam=None))
     folder.add_fit(replace(fit, micro_sam=None))
     assert folder.read_fits() == [fit]
+    # Nothing of micro-sam's has fitted, so nothing was computed in any precision.
+    nothing = Largest(0, complete=True)
+    folder.add_fit(replace(fit, refsam=None, micro_sam=nothing, precision=None, versions={}))
+    assert folder.read_fits() == [replace(fit, micro_sam=nothing)]
 
 
 def test_a_damaged_file_is_as_if_it_were_not_there(fit: Fit, tmp_path: Path) -> None:
