@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from refsam.configuration.schema import DatasetConfig
 from refsam.datasets.prepare import prepare
@@ -69,12 +71,21 @@ def pytest_sessionstart() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Decide which tests one worker runs in a row: those of a file, and all that speak with the one Slurm."""
+    """Order the tests by their folders."""
+    items.sort(key=lambda item: FOLDERS.index(item.path.relative_to(TESTS).parts[0]))
 
-    def folder(item: pytest.Item) -> str:
-        return item.path.relative_to(TESTS).parts[0]
 
-    items.sort(key=lambda item: FOLDERS.index(folder(item)))
-    for item in items:
-        group = "slurm" if folder(item) == "slurm" else str(item.path.relative_to(TESTS))
-        item.add_marker(pytest.mark.xdist_group(group))
+class InARow(LoadScopeScheduling):
+    """Which tests one worker of pytest-xdist runs in a row: those of a file, and all that speak with Slurm.
+
+    The marks for groups that xdist has for this do nothing with pytest 9.2.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return "slurm" if "slurm" in Path(path).parts else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """The scheduler of the workers, whatever --dist says."""
+    return InARow(config, log)
