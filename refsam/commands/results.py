@@ -1,33 +1,99 @@
-"""`refsam collect`, `plot` and `strategies`: tables and the figure of a sweep."""
+"""`refsam collect`, `plot` and `strategies`: the tables and the figures of sweeps."""
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refsam.commands.options import COMPLETED, DAMAGED_RECORDS, Commands, add_command, add_json, open_folder
+from refsam.commands.options import Commands, add_command, add_json
+from refsam.commands.selection import (
+    Selection,
+    add_selection,
+    add_where,
+    assignments,
+    comma_separated,
+    name_problems,
+    selected,
+)
+from refsam.errors import BadInput
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from refsam.results.wide import WideTable
 
-    from refsam.records.paths import SweepPaths
+FORMATS = ("csv", "markdown", "latex", "excel")
+STUDIES = ("resource", "peft", "hugging_face")
+KINDS = ("study", "memory", "pareto", "training", "heatmap")
 
 
 def add(commands: Commands) -> None:
-    collect = add_command(
+    _add_collect(commands)
+    _add_plot(commands)
+    _add_strategies(commands)
+
+
+def _add_collect(commands: Commands) -> None:
+    parser = add_command(
         commands,
         "collect",
         _collect,
-        "write results.csv of a sweep and print the table",
-        example="refsam collect study",
+        "write results.csv and results.parquet of sweeps, print the table, make wide tables",
+        example="refsam collect study --rows model,strategy --columns n_images --metric SA50 --format latex",
     )
-    plot = add_command(
+    add_selection(parser)
+    add_json(parser)
+    wide = parser.add_argument_group("wide tables")
+    wide.add_argument(
+        "--rows", type=comma_separated, metavar="AXES", help="what the rows are: model,strategy"
+    )
+    wide.add_argument(
+        "--columns", type=comma_separated, metavar="AXES", help="what the columns are: n_images"
+    )
+    wide.add_argument(
+        "--metric", type=comma_separated, metavar="NAMES", help="which metrics (SA50); means over seeds"
+    )
+    wide.add_argument("--study", choices=STUDIES, help="the table of a study, ready-made")
+    wide.add_argument(
+        "--format",
+        type=comma_separated,
+        default=FORMATS,
+        metavar="NAMES",
+        help=f"of {','.join(FORMATS)} (all)",
+    )
+    wide.add_argument("--name", help="name of the table's files, by default made of its axes")
+    add_where(wide)
+
+
+def _add_plot(commands: Commands) -> None:
+    parser = add_command(
         commands,
         "plot",
         _plot,
-        "draw SA50 over the number of training images, as PNG and PDF",
-        example="refsam plot study",
+        "draw the figures of sweeps, as PNG, PDF and SVG",
+        example="refsam plot study --kind study,pareto --width 2",
     )
-    strategies = add_command(
+    add_selection(parser)
+    parser.add_argument(
+        "--kind",
+        type=comma_separated,
+        default=KINDS[:1],
+        metavar="NAMES",
+        help=f"of {','.join(KINDS)}, or all (study)",
+    )
+    parser.add_argument("--metric", default="SA50", help="what is drawn (SA50)")
+    parser.add_argument("--mode", help="the mode of figures that show one (the first: box)")
+    parser.add_argument("--x", default="n_images", help="horizontal axis of the heat map (n_images)")
+    parser.add_argument("--y", default="strategy", help="vertical axis of the heat map (strategy)")
+    parser.add_argument(
+        "--width", type=int, choices=(1, 2), default=2, help="columns of a page that a figure takes (2)"
+    )
+    parser.add_argument(
+        "--style", type=Path, metavar="FILE", help="a matplotlib style file instead of refsam's"
+    )
+    add_where(parser)
+
+
+def _add_strategies(commands: Commands) -> None:
+    parser = add_command(
         commands,
         "strategies",
         _strategies,
@@ -38,46 +104,105 @@ def add(commands: Commands) -> None:
         "Fields of --json: those of strategies.csv.",
         "refsam strategies peft_trashcan",
     )
-    strategies.add_argument("--mode", help="of the evaluation (the first of box, point, others)")
-    strategies.add_argument("--markdown", action="store_true", help="print the table for a document")
-    add_json(strategies)
-    for parser in (collect, plot, strategies):
-        parser.add_argument("sweep", metavar="SWEEP", help="name of the sweep")
-    add_json(collect)
+    add_selection(parser)
+    parser.add_argument("--mode", help="of the evaluation (the first of box, point, others)")
+    parser.add_argument("--markdown", action="store_true", help="print the table for a document")
+    add_json(parser)
 
 
 def _collect(options: argparse.Namespace) -> int:
-    sweep, frame = _read(options)
+    _check_choices("--format", options.format, FORMATS)
+    chosen = selected(options)
+    frame = chosen.frame
     from refsam.results.collect import write_results
-    from refsam.results.table import print_table
 
-    path = write_results(sweep, frame)
-    if options.json:
+    paths = write_results(chosen.output, frame, chosen.is_joined)
+    if options.rows or options.columns or options.metric or options.study:
+        _write_table(options, chosen)
+    elif options.json:
         print(frame.to_json(orient="records", indent=2, double_precision=15))
     else:
+        from refsam.results.table import print_table
+
         print_table(frame)
-        print(f"{len(frame)} rows in {path}")
-    return _name_damaged(frame)
+    if not options.json:
+        print(f"{len(frame)} rows in {paths[0]} and {paths[1].name}")
+    return name_problems(chosen)
+
+
+def _write_table(options: argparse.Namespace, chosen: Selection) -> None:
+    from refsam.results.formats import as_markdown, write_table
+    from refsam.results.provenance import provenance, write_sidecar
+    from refsam.results.wide import choose, wide_table
+
+    where = assignments(options.where)
+    table: WideTable
+    if options.study:
+        from refsam.results.studies import STUDIES as MADE
+
+        table = MADE[options.study](choose(chosen.frame, where))
+        name = options.name or f"{options.study}_study"
+    else:
+        rows, columns = options.rows or ("model", "strategy"), options.columns or ("n_images",)
+        metrics = options.metric or ("SA50",)
+        table = wide_table(chosen.frame, rows, columns, metrics, where)
+        name = options.name or "-".join([*metrics, *rows, "by", *columns, *where.values()])
+    if Path(name).name != name:
+        raise BadInput(f"--name {name!r} is not the name of a file; it goes into {chosen.output.tables}")
+    if not table.rows:
+        print("No run of this sweep has these values yet, so the table is empty.", file=sys.stderr)
+    written = write_table(table, chosen.output.tables / name, tuple(options.format))
+    origin = provenance(chosen.frame, table.run_ids)
+    write_sidecar(chosen.output.tables / name, origin, written)
+    if options.json:
+        import json
+
+        print(json.dumps({"headings": [*table.row_axes, *table.headings], "files": list(map(str, written))}))
+    else:
+        print(as_markdown(table))
+        for path in written:
+            print(path)
 
 
 def _plot(options: argparse.Namespace) -> int:
-    sweep, frame = _read(options)
-    from refsam.results.figure import figure
+    kinds = KINDS if "all" in options.kind else tuple(options.kind)
+    _check_choices("--kind", kinds, KINDS)
+    if options.style is not None and not options.style.is_file():
+        raise BadInput(f"--style {str(options.style)!r} is not a file")
+    chosen = selected(options)
+    from refsam.results.figures import draw_all
+    from refsam.results.page import Page
+    from refsam.results.wide import check_axis, check_metric, choose
 
-    paths = figure(frame, sweep.figures)
+    check_metric(options.metric)
+    check_axis(options.x)
+    check_axis(options.y)
+    frame = choose(chosen.frame, assignments(options.where))
+    page = Page(columns=options.width, style=options.style)
+    paths = draw_all(
+        frame,
+        chosen.folder,
+        chosen.output.figures,
+        kinds,
+        options.metric,
+        page,
+        mode=options.mode,
+        axes=(options.x, options.y),
+    )
     for path in paths:
         print(path)
     if not paths:
-        print(f"No run of sweep {sweep.name} has results yet, so there is nothing to draw.")
-    return _name_damaged(frame)
+        names = ", ".join(chosen.names)
+        print(f"No run of sweep {names} has results of this kind yet, so there is nothing to draw.")
+    return name_problems(chosen)
 
 
 def _strategies(options: argparse.Namespace) -> int:
-    sweep, frame = _read(options)
+    chosen = selected(options)
     from refsam.results.strategies import markdown, over_seeds, print_strategies, write_strategies
 
-    table = over_seeds(frame, options.mode)
-    path = write_strategies(sweep, table)
+    table = over_seeds(chosen.frame, options.mode)
+    path = write_strategies(chosen.output, table)
     if options.json:
         print(table.to_json(orient="records", indent=2, double_precision=15))
     elif options.markdown:
@@ -85,37 +210,10 @@ def _strategies(options: argparse.Namespace) -> int:
     else:
         print_strategies(table)
         print(f"{len(table)} rows in {path}")
-    return _name_damaged(frame)
+    return name_problems(chosen)
 
 
-def _read(options: argparse.Namespace) -> "tuple[SweepPaths, pd.DataFrame]":
-    """The sweep that was asked for and its rows. Looks the name up before pandas is imported."""
-    from refsam.results.sweeps import find_sweep, read_manifest
-
-    folder = open_folder(options)
-    sweep = find_sweep(options.sweep, folder)
-    from refsam.orchestration.slurm.accounting import record_costs
-    from refsam.orchestration.slurm.questions import SlurmQuery
-    from refsam.orchestration.slurm.reconcile import reconcile
-    from refsam.results.collect import collect
-
-    # What Slurm knows of jobs that were killed belongs into the table, and what all of them have cost.
-    run_ids = [run.run_id for run in read_manifest(sweep).runs]
-    reconcile(folder, run_ids, SlurmQuery())
-    problem = record_costs(folder, run_ids)
-    if problem is not None:
-        print(f"refsam: {problem}", file=sys.stderr)
-    return sweep, collect(sweep, folder)
-
-
-def _name_damaged(frame: "pd.DataFrame") -> int:
-    from refsam.results.collect import damaged
-
-    sentences = damaged(frame)
-    for sentence in sentences:
-        print(f"refsam: {sentence}", file=sys.stderr)
-    if not sentences:
-        return COMPLETED
-    runs = frame["run_id"].nunique()
-    print(f"refsam: runs with damaged records: {len(sentences)} of {runs}", file=sys.stderr)
-    return DAMAGED_RECORDS
+def _check_choices(option: str, given: tuple[str, ...], allowed: tuple[str, ...]) -> None:
+    for name in given:
+        if name not in allowed:
+            raise BadInput(f"{option} {name!r}: allowed are {', '.join(allowed)}")

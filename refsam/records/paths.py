@@ -146,6 +146,19 @@ class SweepPaths:
         return self.root / "strategies.csv"
 
     @property
+    def results_parquet(self) -> Path:
+        return self.root / "results.parquet"
+
+    @property
+    def index(self) -> Path:
+        """What was read of the records, so that only those that changed are read again."""
+        return self.root / ".index.parquet"
+
+    @property
+    def tables(self) -> Path:
+        return self.root / "tables"
+
+    @property
     def figures(self) -> Path:
         return self.root / "figures"
 
@@ -175,6 +188,11 @@ class RunsFolder:
 
     def sweep(self, name: str) -> SweepPaths:
         return SweepPaths(self.sweeps / name)
+
+    @property
+    def joined(self) -> SweepPaths:
+        """Where the results of several sweeps together go."""
+        return SweepPaths(self.root / "joined")
 
     def snapshot(self, name: str) -> Path:
         """A copy of the code, named by what is in it."""

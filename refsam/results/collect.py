@@ -1,72 +1,59 @@
-"""The tidy table: one row per run and evaluation mode, from the records of a sweep. Reads, never computes."""
+"""The tidy table: a row per run, mode, round of prompts and mask input, from the records of sweeps."""
 
-import io
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
 
-from refsam.configuration.strategies import strategy_label
-from refsam.records.files import read_json, read_yaml, write_text
-from refsam.records.metrics import measurement, rows_of
-from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
-from refsam.records.status import read_status
-from refsam.results.sweeps import DAMAGED, PlannedRun, SkippedRun, read_manifest
-
-INVALID = "invalid"
-BASELINE = (
-    "baseline"  # the kind of a run that trains nothing (configuration.schema.Kind), and its strategy here
+from refsam.records.files import write_atomically
+from refsam.records.paths import RunsFolder, SweepPaths
+from refsam.results.index import SCHEMA, refreshed, settled
+from refsam.results.run_rows import (
+    BASELINE,
+    COLUMNS,
+    COSTS,
+    INTEGERS,
+    INVALID,
+    METRICS,
+    Row,
 )
+from refsam.results.sweeps import DAMAGED, read_manifest
 
-METRICS = ("mSA", "SA50", "SA75", "precision", "recall", "F1", "mIoU", "mF1")
-TRAINING = ("best_epoch", "seconds_to_best", "seconds_total", "peak_memory_gib", "trainable_parameters")
-SAVINGS = (
-    *("engine", "joint", "optimizer", "object_chunk", "checkpoint_every", "attention", "embedding_cache"),
-    "embedding_dtype",
-)
-COSTS = ("elapsed_seconds", "queue_seconds", "gpu_hours", "max_rss_gib")  # of Slurm's jobs, summed
-INTEGERS = (
-    "n_images",
-    "n_objects",
-    "seed",
-    "n_test_images",
-    "best_epoch",
-    "trainable_parameters",
-    "object_chunk",
-    "checkpoint_every",
-    "attempts",
-)
-COLUMNS = (
-    *(
-        "run_id",
-        "kind",
-        "resource",
-        "model",
-        "weights",
-        "strategy",
-        "n_images",
-        "n_objects",
-        "seed",
-        "dataset",
-    ),
-    *("mode", *METRICS, "n_test_images", "seconds_per_image"),
-    *(*TRAINING, *SAVINGS, "arithmetic", "device", "hardware", *COSTS),
-    *("torch_version", "micro_sam_version", "refsam_version", "commit"),
-    *("attempts", "status", "reason", "message"),
-)
-
-Row = dict[str, Any]
+__all__ = ["BASELINE", "COLUMNS", "COSTS", "INTEGERS", "INVALID", "METRICS", "collect", "damaged"]
 
 
-def collect(sweep: SweepPaths, runs: RunsFolder) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Conflict:
+    """A run that two runs folders have different results of."""
+
+    run_id: str
+    kept: Path
+    left_out: Path
+
+    @property
+    def words(self) -> str:
+        return f"run {self.run_id} has other results in {self.left_out} than in {self.kept}, which is used"
+
+
+def collect(sweep: SweepPaths, runs: RunsFolder, unchanged: AbstractSet[str] = frozenset()) -> pd.DataFrame:
     """The results of a sweep as its records say now.
 
-    A run without metrics (planned, pending, failed, …) has one row with an empty mode; a combination that the
-    sweep left out has one with the status `invalid`. A baseline has the strategy `baseline` and n_images 0.
-    `n_images` counts training images, `n_test_images` those behind a metric. Where a record cannot be read,
-    the status is `damaged` and the message names the file. Times in seconds, memory in GiB, metrics in [0,
-    1].
+    Only the records that changed since the last time are read; what was read is kept in the sweep's folder
+    (results.index). A run without metrics (planned, pending, failed, …) has one row with an empty mode; a
+    combination that the sweep left out has one with the status `invalid`. A baseline has the strategy
+    `baseline` and n_images 0. `n_images` counts training images, `n_test_images` those behind a metric.
+    `round` 0 is the first prompt. Where a record cannot be read, the status is `damaged` and the message
+    names the file. Times in seconds, memory in GiB, metrics in [0, 1]; `SA50_low` and `SA50_high` bound the
+    95 % confidence interval over test images.
+
+    Args:
+        unchanged: runs that the caller has just found unchanged (`settled_runs`).
 
     Returns:
         The columns COLUMNS, in the manifest's order of runs; empty cells are missing values.
@@ -75,21 +62,83 @@ def collect(sweep: SweepPaths, runs: RunsFolder) -> pd.DataFrame:
         BadInput: when the sweep has no manifest or one of a newer format.
         DamagedManifest: when the manifest is damaged.
     """
-    manifest = read_manifest(sweep)
-    rows = [row for run in manifest.runs for row in _run_rows(runs.run(run.run_id), run)]
-    rows += [_skipped_row(skipped) for skipped in manifest.skipped]
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    numbers = (*METRICS, "seconds_per_image", *TRAINING, *COSTS)
-    types = dict.fromkeys(numbers, "float64") | dict.fromkeys(INTEGERS, "Int64")
-    return frame.astype(types)
+    return as_frame(refreshed(sweep, runs, read_manifest(sweep), unchanged))
 
 
-def write_results(sweep: SweepPaths, frame: pd.DataFrame) -> Path:
-    """Replace the sweep's results.csv, atomically, and return its path."""
-    text = io.StringIO()
-    frame.to_csv(text, index=False, lineterminator="\n")
-    write_text(sweep.results, text.getvalue())
-    return sweep.results
+def settled_runs(sweep: SweepPaths, runs: RunsFolder) -> set[str]:
+    """The completed runs that nothing can be learnt about any more (results.index.settled)."""
+    return settled(sweep, runs, read_manifest(sweep))
+
+
+def join(
+    sweeps: Sequence[tuple[SweepPaths, RunsFolder]], unchanged: Mapping[Path, AbstractSet[str]] | None = None
+) -> tuple[pd.DataFrame, list[Conflict]]:
+    """The results of several sweeps, also of several runs folders, each run once.
+
+    A run that several sweeps asked for names all of them in `sweep`. Where folders have different results
+    of the same run, the completed one is used, else the first; each such pair is one of the conflicts.
+
+    Raises as `collect` does.
+    """
+    known = unchanged or {}
+    frames = [(folder.root, collect(sweep, folder, known.get(sweep.root, set()))) for sweep, folder in sweeps]
+    if len(frames) == 1:
+        return frames[0][1], []
+    kept: dict[str, tuple[Path, pd.DataFrame]] = {}
+    others: list[pd.DataFrame] = []
+    conflicts = []
+    for root, frame in frames:
+        others.append(frame[frame["run_id"].isna()])
+        for run_id, rows in frame.groupby("run_id", sort=False):
+            run = str(run_id)
+            if run not in kept:
+                kept[run] = root, rows
+                continue
+            first_root, first = kept[run]
+            names = ", ".join(dict.fromkeys([*first["sweep"], *rows["sweep"]]))
+            better, worse = ((first_root, first), (root, rows))
+            if _quality(rows) > _quality(first):
+                better, worse = worse, better
+            if root != first_root and _differ(first, rows):
+                conflicts.append(Conflict(run, better[0], worse[0]))
+            kept[run] = better[0], better[1].assign(sweep=names)
+    joined = pd.concat([*(rows for _, rows in kept.values()), *others], ignore_index=True)
+    return joined, conflicts
+
+
+def first_prompt(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows without those of later rounds of prompts."""
+    return frame[frame["round"].fillna(0) == 0]
+
+
+def as_frame(table: pa.Table) -> pd.DataFrame:
+    """A table of the index as pandas holds it: integers that may be missing, the columns of COLUMNS."""
+    types = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
+    frame: pd.DataFrame = table.select(list(COLUMNS)).to_pandas(types_mapper=types.get)
+    return frame
+
+
+def write_results(folder: SweepPaths, frame: pd.DataFrame, is_joined: bool = False) -> list[Path]:
+    """Replace results.csv and results.parquet, atomically, and return their paths.
+
+    Those of one sweep stay as they are where its index has not changed since they were written.
+    """
+    paths = [folder.results, folder.results_parquet]
+    if not is_joined and _is_newer(paths, folder.index):
+        return paths
+    folder.root.mkdir(parents=True, exist_ok=True)
+    fields = [(name, SCHEMA[name]) for name in frame.columns]
+    table = pa.Table.from_pandas(frame, schema=pa.schema(fields), preserve_index=False)
+    write_atomically(folder.results, lambda file: pyarrow.csv.write_csv(table, file))
+    write_atomically(folder.results_parquet, lambda file: pyarrow.parquet.write_table(table, file))
+    return paths
+
+
+def _is_newer(paths: Sequence[Path], than: Path) -> bool:
+    try:
+        return min(path.stat().st_mtime_ns for path in paths) > than.stat().st_mtime_ns
+    except FileNotFoundError:
+        return False
 
 
 def damaged(frame: pd.DataFrame) -> list[str]:
@@ -97,159 +146,17 @@ def damaged(frame: pd.DataFrame) -> list[str]:
     return frame.loc[frame["status"] == DAMAGED, ["run_id", "message"]].drop_duplicates()["message"].tolist()
 
 
-def _run_rows(paths: RunPaths, run: PlannedRun) -> list[Row]:
-    problems: list[str] = []
-
-    def read(reader: Callable[[Path], Any], path: Path) -> dict[str, Any]:
-        try:
-            values = reader(path)
-        except FileNotFoundError:  # not written yet
-            return {}
-        except ValueError as error:
-            problems.append(str(error))
-            return {}
-        if not isinstance(values, dict):
-            problems.append(f"{path} is damaged: it is not a mapping")
-            return {}
-        return values
-
-    row: Row = {"run_id": run.run_id, **_from_overrides(run.overrides)}
-    row |= _guarded(_from_config, read(read_yaml, paths.config), paths.config, problems)
-    row |= _guarded(_from_environment, read(read_json, paths.environment), paths.environment, problems)
-    row |= _guarded(_from_training, read(read_json, paths.training), paths.training, problems)
-    row |= _guarded(_from_savings, read(read_json, paths.savings), paths.savings, problems)
-    row |= _guarded(_from_costs, read(read_json, paths.costs), paths.costs, problems)
-    metrics = _guarded(
-        lambda values: _from_metrics(values, paths.metrics),
-        read(read_json, paths.metrics),
-        paths.metrics,
-        problems,
-    )
-    try:
-        status = read_status(paths)
-        row |= {"attempts": status.attempt, "status": str(status.state), "message": status.message}
-        row["reason"] = None if status.reason is None else str(status.reason)
-        row["device"] = row.get("device") or status.device
-    except ValueError as error:
-        problems.append(str(error))
-    if problems:
-        row |= {"status": DAMAGED, "reason": None, "message": "; ".join(problems)}
-    return [row | {"mode": mode} | values for mode, values in metrics.items()] or [row]
+def _quality(rows: pd.DataFrame) -> int:
+    """How much a run's rows tell: a completed one more than one with metrics, and that more than nothing."""
+    return 2 * int((rows["status"] == "completed").any()) + int(rows["mode"].notna().any())
 
 
-def _skipped_row(skipped: SkippedRun) -> Row:
-    return {**_from_overrides(skipped.overrides), "status": INVALID, "message": skipped.reason}
+def _differ(first: pd.DataFrame, second: pd.DataFrame) -> bool:
+    compared = ["mode", "round", "mask_input", *METRICS]
 
+    def values(rows: pd.DataFrame) -> list[Row]:
+        plain: Any = rows[compared].astype(object).where(rows[compared].notna(), None)
+        return sorted(plain.to_dict("records"), key=lambda row: str(list(row.values())[:3]))
 
-def _guarded(
-    take: Callable[[dict[str, Any]], Row], values: dict[str, Any], path: Path, problems: list[str]
-) -> dict[str, Any]:
-    """What `take` finds in a record; a record that is not laid out as expected is one of the problems."""
-    if not values:
-        return {}
-    try:
-        return take(values)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        problems.append(f"{path} is damaged: {type(error).__name__} {error}")
-        return {}
-
-
-def _from_overrides(overrides: dict[str, Any]) -> Row:
-    """What the command said about a run whose configuration was never written, or cannot be read."""
-    names = {
-        "kind": "kind",
-        "resource": "resource",
-        "model": "model",
-        "model.weights": "weights",
-        "peft": "strategy",
-        "n_train_images": "n_images",
-        "n_images": "n_images",
-        "n_objects": "n_objects",
-        "seed": "seed",
-        "dataset": "dataset",
-    }
-    row: Row = {column: overrides[key] for key, column in names.items() if key in overrides}
-    for column in set(INTEGERS) & set(row):
-        row[column] = _integer_or_none(row[column])
-    if row.get("kind") == BASELINE:
-        row |= {"strategy": BASELINE, "n_images": 0, "n_objects": None}
-    return row
-
-
-def _integer_or_none(value: Any) -> int | None:
-    """An integer, or None for `auto` and for what made a combination invalid (n_images=many)."""
-    text = str(value)
-    return int(text) if text.removeprefix("-").isdigit() else None
-
-
-def _from_config(config: dict[str, Any]) -> Row:
-    is_baseline = config["kind"] == BASELINE
-    return {
-        "kind": config["kind"],
-        "resource": config["resource"]["name"],
-        "model": config["model"]["name"],
-        "weights": config["model"]["weights"],
-        "strategy": BASELINE if is_baseline else _strategy(config),
-        "n_images": 0 if is_baseline else int(config["n_images"]),
-        "n_objects": None if is_baseline else _integer_or_none(config["n_objects"]),
-        "seed": int(config["seed"]),
-        "dataset": config["dataset"]["name"],
-    }
-
-
-def _strategy(config: dict[str, Any]) -> str:
-    """The strategy's name; a joint step of another kind than micro-sam's is another strategy."""
-    train = config.get("train", {})
-    summed = train.get("decoder") and train.get("joint") == "summed"
-    label = strategy_label(config["peft"])
-    return f"{label}, summed" if summed else label
-
-
-def _from_environment(environment: dict[str, Any]) -> Row:
-    versions = environment["versions"]
-    commit = environment.get("commit")
-    device = environment.get("device")
-    on_gpu = device is not None and device.startswith("cuda")
-    return {
-        "device": device,
-        "hardware": environment.get("gpu") if on_gpu else environment.get("cpu"),
-        "arithmetic": environment.get("precision"),
-        "torch_version": versions.get("torch"),
-        "micro_sam_version": versions.get("micro_sam"),
-        "refsam_version": versions.get("refsam"),
-        "commit": f"{commit}-dirty" if commit and environment.get("dirty") else commit,
-    }
-
-
-def _from_training(training: dict[str, Any]) -> Row:
-    row: Row = {name: _number_or_none(training.get(name)) for name in TRAINING}
-    for name in set(INTEGERS) & set(TRAINING):
-        row[name] = None if row[name] is None else int(row[name])
-    if training.get("precision"):
-        row["arithmetic"] = training["precision"]
-    return row
-
-
-def _from_savings(savings: dict[str, Any]) -> Row:
-    row: Row = {name: savings.get(name) for name in SAVINGS}
-    for name in set(INTEGERS) & set(SAVINGS):
-        row[name] = None if row[name] is None else int(row[name])
-    return row
-
-
-def _from_costs(costs: dict[str, Any]) -> Row:
-    return {name: _number_or_none(costs[name]) for name in COSTS}
-
-
-def _from_metrics(metrics: dict[str, Any], path: Path) -> dict[str, Row]:
-    """The values of each mode with its first prompt."""
-    rows = {}
-    for values in rows_of(metrics, path):
-        if measurement(values).round == 0:
-            row: Row = {name: _number_or_none(values[name]) for name in (*METRICS, "seconds_per_image")}
-            rows[str(values["mode"])] = row | {"n_test_images": int(values["n_images"])}
-    return rows
-
-
-def _number_or_none(value: Any) -> float | None:
-    return None if value is None else float(value)
+    both = bool(first["mode"].notna().any() and second["mode"].notna().any())
+    return both and values(first) != values(second)

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from refsam.results.collect import BASELINE
+from refsam.results.collect import BASELINE, first_prompt
 
 # The order of this list is the order of columns and of rows.
 _AXES = {
@@ -24,6 +24,7 @@ _WORDS = ("dataset", "model", "weights", "resource", "strategy")  # axes whose v
 _METRICS = ("SA50", "mSA")
 _FIRST_MODES = ("box", "point")  # as in the figures of the resource study; others follow by name
 _COMPLETED = "completed"
+_MOST_RUNS = 500  # that are printed line by line
 _UNLIMITED = 10_000  # characters: as wide as the text wants to be
 
 
@@ -41,6 +42,12 @@ def print_table(frame: pd.DataFrame, console: Console | None = None) -> None:
     console = console or _standard_output()
     if frame.empty:
         console.print("This sweep has no runs.")
+        return
+    frame = first_prompt(frame)
+    if frame["run_id"].nunique() > _MOST_RUNS:
+        states = frame.drop_duplicates("run_id")["status"].value_counts()
+        console.print(", ".join(f"{count} {state}" for state, count in states.items()))
+        console.print("Too many runs to read one by one; --rows and --columns make a table of them.")
         return
     axes = _varying_axes(frame)
     constant = _constant_axes(frame, axes)

@@ -69,7 +69,7 @@ def test_plot_names_the_files_it_wrote(folder, capsys):
     sweep = write_sweep(folder, "demo", {"a": State.completed, "b": State.completed})
     assert call("plot", "demo", folder=folder) == 0
     named = [Path(line) for line in capsys.readouterr().out.splitlines()]
-    assert [path.suffix for path in named] == [".png", ".pdf"]
+    assert [path.suffix for path in named] == [".png", ".pdf", ".svg"]
     assert all(path.parent == sweep.figures and path.stat().st_size > 1000 for path in named)
 
 

@@ -226,7 +226,7 @@ def test_results_csv_holds_the_frame(folder):
     complete(write_run(folder, "run"), sa50=1 / 3)
     sweep = write_sweep(folder, ["run", "absent"])
     frame = collect(sweep, folder)
-    again = pd.read_csv(write_results(sweep, frame))
+    again = pd.read_csv(write_results(sweep, frame)[0])
     assert tuple(again.columns) == COLUMNS
     assert again["SA50"].tolist()[:2] == [1 / 6, 1 / 3]
     assert again["status"].tolist() == ["completed", "completed", "planned"]

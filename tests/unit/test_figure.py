@@ -63,7 +63,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 def test_boxes_above_points_and_models_side_by_side(study, tmp_path, drawn):
     paths = figure(study, tmp_path / "figures")
-    assert [path.name for path in paths] == ["sa50_nuclei_local.png", "sa50_nuclei_local.pdf"]
+    assert [path.name for path in paths] == [f"sa50_nuclei_local.{kind}" for kind in ("png", "pdf", "svg")]
     panels = np.array(drawn[0].axes).reshape(2, 2)
     assert [panel.get_title() for panel in panels[0]] == [
         "vit_b\nrandom weights",
@@ -79,13 +79,24 @@ def test_boxes_above_points_and_models_side_by_side(study, tmp_path, drawn):
 def test_lines_start_at_the_initial_model_and_hold_the_values(study, tmp_path, drawn):
     figure(study, tmp_path)
     lines = {bars.get_label(): bars.lines[0] for bars in drawn[0].axes[1].containers}
-    assert set(lines) == {"full finetuning", "LoRA", "frozen encoder", "dora"}
-    assert lines["LoRA"].get_ydata() == pytest.approx([0.2, 0.38, 0.41, 0.5, 0.65])
-    assert list(lines["LoRA"].get_xdata()) == [0, 1, 2, 3, 4]
-    styles = [lines[name].get_linestyle() for name in ("full finetuning", "LoRA", "frozen encoder")]
+    assert set(lines) == {f"Box, {name}" for name in ("full finetuning", "LoRA", "frozen encoder", "DoRA")}
+    assert lines["Box, LoRA"].get_ydata() == pytest.approx([0.2, 0.38, 0.41, 0.5, 0.65])
+    assert list(lines["Box, LoRA"].get_xdata()) == [0, 1, 2, 3, 4]
+    styles = [lines[f"Box, {name}"].get_linestyle() for name in ("full finetuning", "LoRA", "frozen encoder")]
     assert styles == ["-", ":", "--"]
-    assert len({line.get_color() for line in lines.values()}) == 4
-    assert len({line.get_marker() for line in lines.values()}) == 4
+    dashes = {str(line._unscaled_dash_pattern) for line in lines.values()}
+    assert len(dashes) == 4
+
+
+def test_box_is_above_and_the_other_modes_share_the_panels_below(tmp_path, drawn):
+    rows = frame_of(rows_of("baseline", 0, 0.2), rows_of("full", 1, 0.5))
+    below = [rows[rows["mode"] == "point"].assign(mode=mode) for mode in ("ais", "amg")]
+    figure(pd.concat([rows, *below]), tmp_path)
+    above, shared = drawn[0].axes
+    assert [bars.get_label() for bars in above.containers] == ["Box, full finetuning"]
+    assert [bars.get_label().split(",")[0] for bars in shared.containers] == ["AIS", "AMG", "Point"]
+    looks = {(bars.lines[0].get_color(), bars.lines[0].get_marker()) for bars in shared.containers}
+    assert len({color for color, _ in looks}) == len({marker for _, marker in looks}) == 3
 
 
 @pytest.mark.parametrize(
@@ -153,7 +164,7 @@ def test_a_checkpoint_is_named_by_its_file(tmp_path, drawn):
 
 
 def test_only_baselines_are_drawn_too(tmp_path):
-    assert len(figure(frame_of(rows_of("baseline", 0, 0.2)), tmp_path)) == 2
+    assert len(figure(frame_of(rows_of("baseline", 0, 0.2)), tmp_path)) == 3
 
 
 def test_without_metrics_there_is_no_figure(tmp_path):

@@ -1,0 +1,155 @@
+"""Which sweeps a command about results speaks of, and their rows. Several can be joined."""
+
+import argparse
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from refsam.commands.options import COMPLETED, DAMAGED_RECORDS, open_folder
+from refsam.errors import BadInput, DamagedManifest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from refsam.records.paths import RunsFolder, SweepPaths
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The rows that were asked for.
+
+    Attributes:
+        output: where tables and figures go: the sweep's folder, or runs/joined for several.
+        problems: sentences about damaged manifests and conflicting results.
+    """
+
+    frame: "pd.DataFrame"
+    folder: "RunsFolder"
+    sweeps: list[tuple["SweepPaths", "RunsFolder"]]
+    output: "SweepPaths"
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def is_joined(self) -> bool:
+        return len(self.sweeps) > 1
+
+    @property
+    def names(self) -> list[str]:
+        return [sweep.name for sweep, _ in self.sweeps]
+
+
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """The arguments that `selected` reads."""
+    parser.add_argument("sweeps", metavar="SWEEP", nargs="*", help="names of sweeps; several are joined")
+    parser.add_argument("--all", action="store_true", help="all sweeps")
+    parser.add_argument(
+        "--join",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="another runs folder whose sweeps of these names belong to them; can be given again",
+    )
+
+
+def add_where(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="AXIS=VALUE",
+        help="only these runs",
+    )
+
+
+def comma_separated(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def assignments(texts: list[str]) -> dict[str, str]:
+    """`axis=value`, also several with commas. Raises BadInput for what is no assignment."""
+    found: dict[str, str] = {}
+    for text in texts:
+        for part in comma_separated(text):
+            name, equals, value = part.partition("=")
+            if not equals:
+                raise BadInput(f"{part!r} is not AXIS=VALUE, such as model=vit_b")
+            found[name.strip()] = value.strip()
+    return found
+
+
+def selected(options: argparse.Namespace) -> Selection:
+    """The sweeps that were asked for and their rows. Looks names up before pandas is imported.
+
+    Raises:
+        BadInput: when a sweep is not there, or none was named.
+        DamagedManifest: when the only one that was named is damaged.
+    """
+    from refsam.results.sweeps import find_sweep, read_manifest, runs_folder, sweep_names
+
+    folder = open_folder(options)
+    folders = [folder, *(runs_folder(path) for path in options.join)]
+    if options.all == bool(options.sweeps):
+        raise BadInput("SWEEP: name one sweep or several, or give --all and no name")
+    sweeps: list[tuple[SweepPaths, RunsFolder]] = []
+    if options.all:
+        sweeps = [(each.sweep(name), each) for each in folders for name in sweep_names(each)]
+        if not sweeps:
+            raise BadInput(f"--all: there are no sweeps in {', '.join(str(each.root) for each in folders)}")
+    for name in options.sweeps:
+        having = [each for each in folders if name in sweep_names(each)]
+        sweeps += [(each.sweep(name), each) for each in having] or [(find_sweep(name, folder), folder)]
+
+    problems = []
+    if len(sweeps) > 1:  # one damaged manifest does not keep the others from their table
+        for sweep, each in list(sweeps):
+            try:
+                read_manifest(sweep)
+            except DamagedManifest as error:
+                problems.append(str(error))
+                sweeps.remove((sweep, each))
+        if not sweeps:
+            raise DamagedManifest("; ".join(problems))
+    from refsam.results.collect import join
+
+    # Other people's runs are theirs to correct.
+    settled = {sweep.root: _complete_records(sweep, each) for sweep, each in sweeps if each is folder}
+    frame, conflicts = join(sweeps, settled)
+    problems += [conflict.words for conflict in conflicts]
+    output = sweeps[0][0] if len(sweeps) == 1 and sweeps[0][1] is folder else folder.joined
+    return Selection(frame, folder, sweeps, output, problems)
+
+
+def _complete_records(sweep: "SweepPaths", folder: "RunsFolder") -> set[str]:
+    """What Slurm knows of jobs that were killed belongs into the table, and what all of them have cost.
+
+    Returns:
+        The runs that are known already and have not changed.
+    """
+    from refsam.orchestration.slurm.accounting import record_costs
+    from refsam.orchestration.slurm.questions import SlurmQuery
+    from refsam.orchestration.slurm.reconcile import reconcile
+    from refsam.results.collect import settled_runs
+    from refsam.results.sweeps import read_manifest
+
+    settled = settled_runs(sweep, folder)
+    run_ids = [run.run_id for run in read_manifest(sweep).runs if run.run_id not in settled]
+    if not run_ids:
+        return settled
+    reconcile(folder, run_ids, SlurmQuery())
+    problem = record_costs(folder, run_ids)
+    if problem is not None:
+        print(f"refsam: {problem}", file=sys.stderr)
+    return settled
+
+
+def name_problems(chosen: Selection) -> int:
+    """Print what is damaged or contradicts itself, and return the exit status that says so."""
+    from refsam.results.collect import damaged
+
+    sentences = damaged(chosen.frame)
+    for sentence in [*chosen.problems, *sentences]:
+        print(f"refsam: {sentence}", file=sys.stderr)
+    if sentences:
+        runs = chosen.frame["run_id"].nunique()
+        print(f"refsam: runs with damaged records: {len(sentences)} of {runs}", file=sys.stderr)
+    return DAMAGED_RECORDS if sentences or chosen.problems else COMPLETED

@@ -1,0 +1,139 @@
+"""What all figures share: sizes of a page, the style file, how series are told apart, how they are saved."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refsam.errors import BadInput
+from refsam.records.files import write_atomically
+from refsam.results.provenance import one_line, write_sidecar
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STYLE = Path(__file__).with_name("refsam.mplstyle")
+KINDS = ("png", "pdf", "svg")
+_INCHES = {1: 3.35, 2: 7.0}  # the width of one column and of two, as most journals have them
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
+LineStyle = Any  # matplotlib's name, or offset and lengths of dashes
+LINES: tuple[LineStyle, ...] = (
+    *("-", ":", "--", "-."),
+    *((0, (5, 1)), (0, (1, 3)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (5, 4, 1, 4))),
+)
+# As in the resource study: full finetuning solid, LoRA dotted.
+STRATEGY_LINES: dict[str, LineStyle] = {"full": LINES[0], "lora": LINES[1], "freeze_encoder": LINES[2]}
+NAMES = {
+    "baseline": "initial model",
+    "full": "full finetuning",
+    "lora": "LoRA",
+    "freeze_encoder": "frozen encoder",
+    "dora": "DoRA",
+    "qlora": "QLoRA",
+    "ais": "AIS",
+    "amg": "AMG",
+    "apg": "APG",
+    "box": "Box",
+    "point": "Point",
+    "no_prompt": "No prompt",
+    "n_images": "training images",
+    "seconds_total": "training",
+    "peak_memory_gib": "peak memory (GiB)",
+    "trainable_parameters": "trainable parameters",
+}
+# A mode has its own colour and marker in all figures.
+MODES = ("box", "ais", "amg", "point", "apg", "no_prompt")
+
+
+@dataclass(frozen=True)
+class Page:
+    """The page that a figure is for.
+
+    Attributes:
+        columns: how many columns of a page it takes, 1 or 2.
+        style: a matplotlib style file on top of refsam's.
+    """
+
+    columns: int = 2
+    style: Path | None = None
+
+    @property
+    def width(self) -> float:
+        """In inches."""
+        return _INCHES[self.columns]
+
+    @contextmanager
+    def styled(self) -> Iterator[None]:
+        """The style, for as long as a figure is drawn and saved. Raises BadInput for a damaged file."""
+        from matplotlib import rc_params_from_file, style
+
+        styles = [rc_params_from_file(str(STYLE), use_default_template=False)]
+        if self.style is not None:
+            try:
+                styles.append(rc_params_from_file(str(self.style), use_default_template=False))
+            except (OSError, UnicodeDecodeError, ValueError) as error:
+                raise BadInput(f"--style {str(self.style)!r} is no matplotlib style file: {error}") from error
+        with style.context(list[Any](["default", *styles])):
+            yield
+
+    def figure(self, height: float) -> "Figure":
+        """An empty figure of this width; its height in inches."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        drawn = Figure(figsize=(self.width, height), layout="constrained")
+        FigureCanvasAgg(drawn)
+        return drawn
+
+
+def save(drawn: "Figure", folder: Path, name: str, origin: dict[str, Any]) -> list[Path]:
+    """Write a figure as PNG, PDF and SVG with its provenance inside, and a sidecar file beside them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    line = one_line(origin)
+    maker, made_at = origin["made_by"], origin["made_at"]
+    metadata: dict[str, dict[str, Any]] = {
+        "png": {"Description": line, "Software": maker, "Creation Time": made_at},
+        "pdf": {"Subject": line, "Creator": maker},
+        "svg": {"Description": line, "Creator": maker, "Date": made_at},
+    }
+    paths = []
+    for kind in KINDS:
+        path = folder / f"{name}.{kind}"
+        write_atomically(path, partial(drawn.savefig, format=kind, metadata=metadata[kind]))
+        paths.append(path)
+    write_sidecar(folder / name, origin, paths)
+    return paths
+
+
+def colors() -> list[str]:
+    """The colours of the style that is in force."""
+    from matplotlib import rcParams
+
+    found: list[str] = rcParams["axes.prop_cycle"].by_key()["color"]
+    return found
+
+
+def words(name: str) -> str:
+    """A name of the table as figures say it."""
+    return NAMES.get(name, name.replace("_", " "))
+
+
+def strategy_lines(strategies: Sequence[str]) -> dict[str, LineStyle]:
+    """A line style for each strategy: those of the study as they are there, the others what is left."""
+    known = {name: STRATEGY_LINES[name] for name in STRATEGY_LINES if name in strategies}
+    left = [line for line in LINES if line not in STRATEGY_LINES.values()]
+    others = sorted(set(strategies) - set(known))
+    return known | {name: left[number % len(left)] for number, name in enumerate(others)}
+
+
+def mode_looks(modes: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each mode."""
+    palette = colors()
+    order = [*MODES, *sorted(set(modes) - set(MODES))]
+    return {
+        mode: (palette[order.index(mode) % len(palette)], MARKERS[order.index(mode) % len(MARKERS)])
+        for mode in modes
+    }

@@ -1,0 +1,41 @@
+"""Where a table or a figure comes from: in its metadata, and in a sidecar file beside it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import refsam
+from refsam.records.files import write_json
+from refsam.records.status import now
+
+
+def provenance(frame: pd.DataFrame, run_ids: Sequence[str] | None = None) -> dict[str, Any]:
+    """Sweeps, run ids, commits, versions and the time, of all runs with results or of some of them."""
+    runs = frame[frame["run_id"].isin(run_ids)] if run_ids is not None else frame[frame["mode"].notna()]
+    names = {name for text in runs["sweep"].dropna() for name in str(text).split(", ")}
+    return {
+        "made_by": f"refsam {refsam.__version__}",
+        "made_at": now(),
+        "sweeps": sorted(names),
+        "run_ids": list(dict.fromkeys(runs["run_id"].dropna())),
+        "commits": sorted(set(runs["commit"].dropna())),
+        "refsam_versions": sorted(set(runs["refsam_version"].dropna())),
+    }
+
+
+def write_sidecar(path: Path, origin: dict[str, Any], files: Sequence[Path]) -> Path:
+    """`path`.json: which files it speaks of, and where they come from."""
+    target = path.with_name(f"{path.name}.json")
+    write_json(target, {"files": [file.name for file in files], **origin})
+    return target
+
+
+def one_line(origin: dict[str, Any]) -> str:
+    """The provenance in a sentence, for metadata that has one field."""
+    runs, commits = origin["run_ids"], origin["commits"]
+    return (
+        f"sweep {', '.join(origin['sweeps'])}; commit {', '.join(commits) or 'not known'}; "
+        f"{origin['made_by']}; {origin['made_at']}; {len(runs)} runs: {', '.join(runs)}"
+    )

@@ -1,0 +1,232 @@
+"""The rows of one run in the tidy table, from its records. Knows nothing of tables: plain values only."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from refsam.configuration.strategies import strategy_label
+from refsam.records.files import read_json, read_yaml, read_yaml_sections
+from refsam.records.metrics import measurement, rows_of
+from refsam.records.paths import RunPaths
+from refsam.records.status import read_status
+from refsam.results.sweeps import DAMAGED
+
+INVALID = "invalid"
+# The kind of a run that trains nothing (configuration.schema.Kind), and its strategy here.
+BASELINE = "baseline"
+
+METRICS = ("mSA", "SA50", "SA75", "precision", "recall", "F1", "mIoU", "mF1")
+INTERVALS = tuple(f"{name}_{bound}" for name in METRICS for bound in ("low", "high"))
+SECONDS = ("seconds_embedding", "seconds_prompts", "seconds_postprocessing")
+PARAMETERS = ("trainable_parameters", "total_parameters", "saved_bytes")
+TRAINING = ("best_epoch", "seconds_to_best", "seconds_total", "peak_memory_gib", *PARAMETERS)
+SAVINGS = (
+    *("engine", "joint", "optimizer", "object_chunk", "checkpoint_every", "attention", "embedding_cache"),
+    "embedding_dtype",
+)
+COSTS = ("elapsed_seconds", "queue_seconds", "gpu_hours", "max_rss_gib")  # of Slurm's jobs, summed
+INTEGERS = (
+    *("n_images", "n_objects", "seed", "round", "n_test_images", "best_epoch", *PARAMETERS),
+    *("object_chunk", "checkpoint_every", "attempts"),
+)
+FLOATS = (
+    *(*METRICS, *INTERVALS, "seconds_per_image", *SECONDS),
+    *("seconds_to_best", "seconds_total", "peak_memory_gib", *COSTS),
+)
+IDENTITY = ("resource", "model", "weights", "strategy", "n_images", "n_objects", "seed", "dataset")
+COLUMNS = (
+    *("run_id", "sweep", "kind", *IDENTITY),
+    *("mode", "round", "mask_input", *METRICS, "n_test_images", "seconds_per_image", *SECONDS, *INTERVALS),
+    *(*TRAINING, *SAVINGS, "arithmetic", "device", "hardware", *COSTS),
+    *("torch_version", "micro_sam_version", "refsam_version", "commit", "host", "job_id", "ended_at"),
+    *("attempts", "status", "reason", "message"),
+)
+TYPES: dict[str, type] = {
+    name: int if name in INTEGERS else float if name in FLOATS else bool if name == "mask_input" else str
+    for name in COLUMNS
+}
+
+Row = dict[str, Any]
+
+
+def run_rows(paths: RunPaths, run_id: str, overrides: dict[str, Any]) -> list[Row]:
+    """The rows of one run; overrides say what it is where it has no configuration yet.
+
+    Never raises for what stands in a record: a damaged one is named in the message, and the status is
+    `damaged`.
+    """
+    problems: list[str] = []
+
+    def read(reader: Callable[[Path], Any], path: Path) -> dict[str, Any]:
+        try:
+            values = reader(path)
+        except FileNotFoundError:  # not written yet
+            return {}
+        except ValueError as error:
+            problems.append(str(error))
+            return {}
+        if not isinstance(values, dict):
+            problems.append(f"{path} is damaged: it is not a mapping")
+            return {}
+        return values
+
+    row: Row = {"run_id": run_id, **_from_overrides(overrides)}
+    row |= _guarded(_from_config, read(_read_config, paths.config), paths.config, problems)
+    row |= _guarded(_from_environment, read(read_json, paths.environment), paths.environment, problems)
+    row |= _guarded(_from_training, read(read_json, paths.training), paths.training, problems)
+    row |= _guarded(_from_savings, read(read_json, paths.savings), paths.savings, problems)
+    row |= _guarded(_from_costs, read(read_json, paths.costs), paths.costs, problems)
+    measured: list[Row] = []
+
+    def take_metrics(values: dict[str, Any]) -> Row:
+        measured.extend(_from_metrics(values, paths.metrics))
+        return {}
+
+    _guarded(take_metrics, read(read_json, paths.metrics), paths.metrics, problems)
+    try:
+        status = read_status(paths)
+        row |= {"attempts": status.attempt, "status": str(status.state), "message": status.message}
+        row["reason"] = None if status.reason is None else str(status.reason)
+        row["device"] = row.get("device") or status.device
+        row |= {"host": status.host, "job_id": status.job_id, "ended_at": status.ended_at}
+    except ValueError as error:
+        problems.append(str(error))
+    if problems:
+        row |= {"status": DAMAGED, "reason": None, "message": "; ".join(problems)}
+    return [_typed(row | values) for values in measured] or [_typed(row)]
+
+
+def skipped_row(overrides: dict[str, Any], reason: str) -> Row:
+    """The row of a combination that the sweep left out."""
+    return _typed({**_from_overrides(overrides), "status": INVALID, "message": reason})
+
+
+def _typed(row: Row) -> Row:
+    """The row with all columns of the table, in their types."""
+    return {name: None if row.get(name) is None else TYPES[name](row[name]) for name in COLUMNS}
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """What the table needs of a configuration. Sections that runs have in common are parsed once."""
+    sections = ("kind", "resource", "model", "peft", "dataset", "n_images", "n_objects", "seed", "train")
+    values = dict(zip(sections, read_yaml_sections(path, *sections), strict=True))
+    return {} if not any(values.values()) and not read_yaml(path) else values
+
+
+def _guarded(
+    take: Callable[[dict[str, Any]], Row], values: dict[str, Any], path: Path, problems: list[str]
+) -> dict[str, Any]:
+    """What `take` finds in a record; a record that is not laid out as expected is one of the problems."""
+    if not values:
+        return {}
+    try:
+        return take(values)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        problems.append(f"{path} is damaged: {type(error).__name__} {error}")
+        return {}
+
+
+def _from_overrides(overrides: dict[str, Any]) -> Row:
+    """What the command said about a run whose configuration was never written, or cannot be read."""
+    names = {
+        "kind": "kind",
+        "resource": "resource",
+        "model": "model",
+        "model.weights": "weights",
+        "peft": "strategy",
+        "n_train_images": "n_images",
+        "n_images": "n_images",
+        "n_objects": "n_objects",
+        "seed": "seed",
+        "dataset": "dataset",
+    }
+    row: Row = {column: overrides[key] for key, column in names.items() if key in overrides}
+    for column in set(INTEGERS) & set(row):
+        row[column] = _integer_or_none(row[column])
+    if row.get("kind") == BASELINE:
+        row |= {"strategy": BASELINE, "n_images": 0, "n_objects": None}
+    return row
+
+
+def _integer_or_none(value: Any) -> int | None:
+    """An integer, or None for `auto` and for what made a combination invalid (n_images=many)."""
+    text = str(value)
+    return int(text) if text.removeprefix("-").isdigit() else None
+
+
+def _from_config(config: dict[str, Any]) -> Row:
+    is_baseline = config["kind"] == BASELINE
+    return {
+        "kind": config["kind"],
+        "resource": config["resource"]["name"],
+        "model": config["model"]["name"],
+        "weights": config["model"]["weights"],
+        "strategy": BASELINE if is_baseline else _strategy(config),
+        "n_images": 0 if is_baseline else int(config["n_images"]),
+        "n_objects": None if is_baseline else _integer_or_none(config["n_objects"]),
+        "seed": int(config["seed"]),
+        "dataset": config["dataset"]["name"],
+    }
+
+
+def _strategy(config: dict[str, Any]) -> str:
+    """The strategy's name; a joint step of another kind than micro-sam's is another strategy."""
+    train = config.get("train", {})
+    summed = train.get("decoder") and train.get("joint") == "summed"
+    label = strategy_label(config["peft"])
+    return f"{label}, summed" if summed else label
+
+
+def _from_environment(environment: dict[str, Any]) -> Row:
+    versions = environment["versions"]
+    commit = environment.get("commit")
+    device = environment.get("device")
+    on_gpu = device is not None and device.startswith("cuda")
+    return {
+        "device": device,
+        "hardware": environment.get("gpu") if on_gpu else environment.get("cpu"),
+        "arithmetic": environment.get("precision"),
+        "torch_version": versions.get("torch"),
+        "micro_sam_version": versions.get("micro_sam"),
+        "refsam_version": versions.get("refsam"),
+        "commit": f"{commit}-dirty" if commit and environment.get("dirty") else commit,
+    }
+
+
+def _from_training(training: dict[str, Any]) -> Row:
+    row: Row = {name: _number_or_none(training.get(name)) for name in TRAINING}
+    for name in set(INTEGERS) & set(TRAINING):
+        row[name] = None if row[name] is None else int(row[name])
+    if training.get("precision"):
+        row["arithmetic"] = training["precision"]
+    return row
+
+
+def _from_savings(savings: dict[str, Any]) -> Row:
+    row: Row = {name: savings.get(name) for name in SAVINGS}
+    for name in set(INTEGERS) & set(SAVINGS):
+        row[name] = None if row[name] is None else int(row[name])
+    return row
+
+
+def _from_costs(costs: dict[str, Any]) -> Row:
+    return {name: _number_or_none(costs[name]) for name in COSTS}
+
+
+def _from_metrics(metrics: dict[str, Any], path: Path) -> list[Row]:
+    """A row for each mode, round of prompts and mask input that was measured."""
+    rows = []
+    for values in rows_of(metrics, path):
+        row: Row = {name: _number_or_none(values[name]) for name in (*METRICS, "seconds_per_image")}
+        row |= {name: _number_or_none(values.get(name)) for name in SECONDS}
+        for name, (low, high) in (values.get("intervals") or {}).items():
+            if name in METRICS:
+                row |= {f"{name}_low": _number_or_none(low), f"{name}_high": _number_or_none(high)}
+        measured = measurement(values)
+        row |= {"mode": measured.mode, "round": measured.round, "mask_input": measured.mask_input}
+        rows.append(row | {"n_test_images": int(values["n_images"])})
+    return rows
+
+
+def _number_or_none(value: Any) -> float | None:
+    return None if value is None else float(value)

@@ -1,0 +1,135 @@
+"""The tables of the three studies, ready-made: the same columns as published."""
+
+from collections.abc import Callable, Mapping
+
+import pandas as pd
+
+from refsam.results.collect import BASELINE, first_prompt
+from refsam.results.wide import (
+    Cell,
+    WideTable,
+    axis_text,
+    cell_of,
+    ordered_values,
+    value_text,
+    with_baselines_everywhere,
+    with_best,
+)
+
+_RESOURCE_AXES = ("resource", "strategy", "model")
+_UNITS: Mapping[str, tuple[str, float]] = {
+    "trainable million": ("trainable_parameters", 1e-6),
+    "memory GiB": ("peak_memory_gib", 1.0),
+    "training min": ("seconds_total", 1 / 60),
+    "mIoU %": ("mIoU", 100.0),
+    "mF1 %": ("mF1", 100.0),
+    "inference ms": ("seconds_per_image", 1000.0),
+}
+
+
+def resource_study(frame: pd.DataFrame) -> WideTable:
+    """Best epoch (from 0) and training time until its end (h:mm:ss), per resource, strategy, model and number
+    of training images; means where there are several seeds.
+    """
+    runs = frame[(frame["strategy"] != BASELINE) & frame["best_epoch"].notna()].drop_duplicates("run_id")
+    rows = list(dict.fromkeys(runs[list(_RESOURCE_AXES)].itertuples(index=False, name=None)))
+    counts = sorted({int(count) for count in runs["n_images"]})
+    cells: list[list[Cell | None]] = []
+    for row in rows:
+        line: list[Cell | None] = []
+        for count in counts:
+            chosen = runs["n_images"] == count
+            for axis, value in zip(_RESOURCE_AXES, row, strict=True):
+                chosen &= runs[axis] == value
+            line.append(_epoch_and_time(runs[chosen]))
+        cells.append(line)
+    return WideTable(
+        title="Best epoch and training time until then (h:mm:ss)",
+        row_axes=_RESOURCE_AXES,
+        rows=[tuple(map(axis_text, row)) for row in rows],
+        columns=[(f"{count} image{'' if count == 1 else 's'}",) for count in counts],
+        metrics=["best_epoch"] * len(counts),
+        cells=cells,
+        run_ids=list(runs["run_id"]),
+    )
+
+
+def peft_study(frame: pd.DataFrame) -> WideTable:
+    """Trainable parameters, memory, time and SA50 of each mode, per model, strategy and number of images."""
+    modes = ordered_values(first_prompt(frame), ("mode",))
+    quality = [(str(mode), "SA50") for (mode,) in modes if mode is not None]
+    names = ["trainable million", "memory GiB", "training min"]
+    return _methods(
+        frame, ("model", "strategy", "n_images"), names, quality, "Parameters, memory, time, SA50"
+    )
+
+
+def hugging_face_study(frame: pd.DataFrame) -> WideTable:
+    """mIoU and mF1 in percent and milliseconds of inference, per model, strategy and mode."""
+    names = ["mIoU %", "mF1 %", "inference ms"]
+    return _methods(frame, ("model", "strategy", "mode"), names, [], "mIoU, mF1 and time of inference")
+
+
+STUDIES: Mapping[str, Callable[[pd.DataFrame], WideTable]] = {
+    "resource": resource_study,
+    "peft": peft_study,
+    "hugging_face": hugging_face_study,
+}
+
+
+def time_text(seconds: float) -> str:
+    """h:mm:ss."""
+    minutes, second = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
+
+
+def _epoch_and_time(runs: pd.DataFrame) -> Cell | None:
+    if runs.empty:
+        return None
+    epoch, seconds = float(runs["best_epoch"].mean()), float(runs["seconds_to_best"].mean())
+    text = f"{value_text(epoch, 'best_epoch')}, {time_text(seconds)}"
+    return Cell(seconds, None, len(runs), text=text)
+
+
+def _methods(
+    frame: pd.DataFrame,
+    axes: tuple[str, ...],
+    names: list[str],
+    quality: list[tuple[str, str]],
+    title: str,
+) -> WideTable:
+    """A row per method, a column per quantity; the best of a column is marked."""
+    measured = first_prompt(frame)
+    measured = measured[measured["mode"].notna()]
+    several = [axis for axis in ("dataset", "resource") if _trained(measured)[axis].nunique() > 1]
+    if "resource" in several:
+        measured = with_baselines_everywhere(measured)
+    axes = (*several, *axes)
+    rows = ordered_values(measured, axes)
+    columns: list[list[Cell | None]] = [[] for _ in (*names, *quality)]
+    for row in rows:
+        chosen = pd.Series(True, index=measured.index)
+        for axis, value in zip(axes, row, strict=True):
+            chosen &= measured[axis].isna() if value is None else measured[axis] == value
+        part = measured[chosen]
+        for number, name in enumerate(names):
+            source, factor = _UNITS[name]
+            values = part if "mode" in axes else part.drop_duplicates("run_id")
+            columns[number].append(cell_of(values[source] * factor))
+        for number, (mode, metric) in enumerate(quality, start=len(names)):
+            columns[number].append(cell_of(part.loc[part["mode"] == mode, metric]))
+    metrics = [*names, *(metric for _, metric in quality)]
+    columns = [with_best(column, metric) for column, metric in zip(columns, metrics, strict=True)]
+    return WideTable(
+        title=title,
+        row_axes=axes,
+        rows=[tuple(map(axis_text, row)) for row in rows],
+        columns=[*((name,) for name in names), *((f"{mode} {metric}",) for mode, metric in quality)],
+        metrics=metrics,
+        cells=[list(line) for line in zip(*columns, strict=True)] if rows else [],
+        run_ids=list(dict.fromkeys(measured["run_id"].dropna())),
+    )
+
+
+def _trained(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame[frame["strategy"] != BASELINE]

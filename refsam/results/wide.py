@@ -1,0 +1,279 @@
+"""Wide tables: any axes of the sweep as rows and columns, any metric, mean and deviation over seeds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pandas as pd
+
+from refsam.errors import BadInput, nearest
+from refsam.results.collect import BASELINE, first_prompt
+from refsam.results.run_rows import COSTS, FLOATS, IDENTITY, PARAMETERS
+
+AXES = (*IDENTITY, "mode", "round", "mask_input", "hardware", "arithmetic", "engine", "sweep")
+QUANTITIES = (*FLOATS, "best_epoch", *PARAMETERS)
+# What has to be the same within a cell, or it would mix what must not be mixed. Seeds are what it is over.
+_KEPT_APART = ("resource", "model", "weights", "strategy", "n_images", "n_objects", "dataset", "mode")
+_OF_TRAINING = ("resource", "n_objects")  # a baseline trains nothing, so these do not tell baselines apart
+_SMALLER_IS_BETTER = (
+    *("seconds", "peak_memory", *PARAMETERS, *COSTS, "best_epoch"),
+    *("trainable", "memory", "training", "inference"),
+)
+_COUNTS = ("best_epoch", *PARAMETERS)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One value: the mean of `n` runs, and their standard deviation where there are several."""
+
+    mean: float
+    deviation: float | None
+    n: int
+    best: bool = False
+    text: str | None = None  # what is shown instead of the numbers
+
+
+@dataclass(frozen=True)
+class WideTable:
+    """A table as a paper has it. `cells` has a row for each of `rows`, None where nothing was measured.
+
+    Attributes:
+        row_axes: what the rows are named by.
+        rows: the values of the row axes, as text.
+        columns: headings, one tuple for each column, the metric last.
+        metrics: the metric of each column.
+        run_ids: the runs behind it.
+    """
+
+    title: str
+    row_axes: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    columns: list[tuple[str, ...]]
+    metrics: list[str]
+    cells: list[list[Cell | None]]
+    run_ids: list[str] = field(default_factory=list)
+
+    @property
+    def headings(self) -> list[str]:
+        """The columns in one line each; a metric or axis that all share is left to the title."""
+        shared = {level for level in range(self._levels) if len({c[level] for c in self.columns}) == 1}
+        keep = [level for level in range(self._levels) if level not in shared] or [self._levels - 1]
+        return [" ".join(column[level] for level in keep) for column in self.columns]
+
+    @property
+    def _levels(self) -> int:
+        return len(self.columns[0]) if self.columns else 0
+
+
+def wide_table(
+    frame: pd.DataFrame,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    metrics: Sequence[str],
+    where: Mapping[str, str] | None = None,
+    title: str = "",
+) -> WideTable:
+    """The table of some metrics over some axes.
+
+    Only first prompts are in it unless `round` is an axis or chosen. Several modes are columns of their own
+    unless they are an axis or one is chosen. Per row and metric the best value is marked, where there is
+    more than one.
+
+    Raises:
+        BadInput: for axes or metrics that do not exist, values that no run has, or cells that would mix
+            runs which differ in more than their seed.
+    """
+    chosen = choose(frame, where or {})
+    for name in (*rows, *columns):
+        check_axis(name)
+    for name in metrics:
+        check_metric(name)
+    twice = [name for name in rows if name in columns]
+    if twice:
+        raise BadInput(f"{twice[0]} is one of --rows and of --columns; it can be one of them")
+    named = {*rows, *columns, *(where or {})}
+    if "round" not in named:
+        chosen = first_prompt(chosen)
+    present = [metric for metric in metrics if chosen[metric].notna().any()]
+    measured = chosen[chosen[present].notna().any(axis=1)] if present else chosen.iloc[:0]
+    columns = tuple(columns)
+    by_mode = all(_depends_on_mode(metric) for metric in metrics)
+    if "mode" not in named and by_mode and measured["mode"].nunique() > 1:
+        columns = ("mode", *columns)
+    elif "mode" not in (*rows, *columns):
+        # What a run has once is in each of its rows.
+        measured = measured.drop_duplicates(
+            ["run_id", *(["round", "mask_input"] if "round" in named else [])]
+        )
+    if "resource" in (*rows, *columns):
+        measured = with_baselines_everywhere(measured)
+    _refuse_mixtures(measured, {*rows, *columns}, by_mode)
+
+    row_values = ordered_values(measured, rows)
+    column_values = ordered_values(measured, columns)
+    grouped: dict[tuple[Any, ...], pd.DataFrame] = {
+        _key(key): part for key, part in measured.groupby([*rows, *columns], dropna=False, sort=False)
+    }
+    cells: list[list[Cell | None]] = []
+    for row in row_values:
+        line: list[Cell | None] = []
+        for metric in present:
+            values = [grouped.get((*row, *column)) for column in column_values]
+            line += with_best([None if part is None else cell_of(part[metric]) for part in values], metric)
+        cells.append(line)
+    return WideTable(
+        title=title,
+        row_axes=tuple(rows),
+        rows=[tuple(map(axis_text, row)) for row in row_values],
+        columns=[
+            (*(_column_text(axis, value) for axis, value in zip(columns, column, strict=True)), metric)
+            for metric in present
+            for column in column_values
+        ],
+        metrics=[metric for metric in present for _ in column_values],
+        cells=cells,
+        run_ids=list(dict.fromkeys(measured["run_id"].dropna())),
+    )
+
+
+def choose(frame: pd.DataFrame, where: Mapping[str, str]) -> pd.DataFrame:
+    """The rows with these values. Raises BadInput with those that there are."""
+    for axis, value in where.items():
+        check_axis(axis)
+        texts = frame[axis].map(axis_text)
+        allowed = sorted(set(texts) - {""})
+        if value not in allowed:
+            hint = nearest(value, allowed) or f"; there are {', '.join(allowed) or 'none'}"
+            raise BadInput(f"{axis}={value}: no run of the sweep has this value{hint}")
+        baselines = (frame["strategy"] == BASELINE) & (axis in (*_OF_TRAINING, "strategy", "n_images"))
+        frame = frame[(texts == value) | baselines]
+    return frame
+
+
+def check_axis(name: str) -> None:
+    """Raises BadInput for what is no axis."""
+    if name not in AXES:
+        hint = nearest(name, AXES) or ""
+        raise BadInput(f"{name!r} is no axis{hint}; axes are {', '.join(AXES)}")
+
+
+def check_metric(name: str) -> None:
+    """Raises BadInput for what is no metric."""
+    if name not in QUANTITIES:
+        hint = nearest(name, QUANTITIES) or ""
+        raise BadInput(f"{name!r} is no metric{hint}; metrics are {', '.join(QUANTITIES)}")
+
+
+def smaller_is_better(metric: str) -> bool:
+    return metric.startswith(_SMALLER_IS_BETTER)
+
+
+def axis_text(value: Any) -> str:
+    """A value of an axis as tables show it; nothing for a missing one."""
+    return "" if pd.isna(value) else str(value)
+
+
+def value_text(value: float, metric: str) -> str:
+    """A number with the digits that the metric deserves."""
+    if metric.endswith((" million", " GiB", " min", " %", " ms")):
+        return f"{value:.2f}"
+    if metric in _COUNTS:
+        return f"{value:.0f}" if float(value).is_integer() else f"{value:.1f}"
+    if metric.startswith(("seconds", "elapsed", "queue")):
+        return f"{value:.1f}" if value >= 10 else f"{value:.3f}"
+    return f"{value:.2f}" if metric in ("peak_memory_gib", "gpu_hours", "max_rss_gib") else f"{value:.3f}"
+
+
+def cell_text(cell: Cell | None, metric: str) -> str:
+    """`0.812 ± 0.004`, or the mean alone where there is one run; nothing where nothing was measured."""
+    if cell is None:
+        return ""
+    if cell.text is not None:
+        return cell.text
+    mean = value_text(cell.mean, metric)
+    return mean if cell.deviation is None else f"{mean} ± {value_text(cell.deviation, metric)}"
+
+
+def with_baselines_everywhere(frame: pd.DataFrame) -> pd.DataFrame:
+    """Baselines train nothing: what they measured holds on every resource that their model was trained on."""
+    is_baseline = frame["strategy"] == BASELINE
+    baselines, trained = frame[is_baseline], frame[~is_baseline]
+    if trained.empty or baselines.empty:
+        return frame
+    places = trained[["resource", "model", "weights", "dataset"]].drop_duplicates()
+    spread = baselines.drop(columns="resource").merge(places, on=["model", "weights", "dataset"])
+    return pd.concat([spread[frame.columns], trained], ignore_index=True)
+
+
+def _refuse_mixtures(frame: pd.DataFrame, named: set[str], by_mode: bool) -> None:
+    trained = frame[frame["strategy"] != BASELINE]
+    for axis in _KEPT_APART:
+        if axis in named or (axis == "mode" and not by_mode):
+            continue
+        compared = trained if axis in (*_OF_TRAINING, "strategy", "n_images") and len(trained) else frame
+        groups = compared.groupby(list(named), dropna=False) if named else [((), compared)]
+        for _, part in groups:
+            values = sorted(set(part[axis].map(axis_text)) - {""})
+            if len(values) > 1:
+                raise BadInput(
+                    f"a cell of the table would mix runs whose {axis} is {', '.join(values)}; make it one of "
+                    f"--rows or --columns, or choose with --where {axis}={values[0]}"
+                )
+
+
+def _depends_on_mode(metric: str) -> bool:
+    return metric in FLOATS[: FLOATS.index("seconds_to_best")]
+
+
+def ordered_values(frame: pd.DataFrame, axes: Sequence[str]) -> list[tuple[Any, ...]]:
+    """The combinations that exist; numbers by size, modes as the study has them, others by name."""
+    if not axes:
+        return [()]
+    found = {_key(values) for values in frame[list(axes)].itertuples(index=False)}
+    return sorted(
+        found, key=lambda values: [_order(axis, value) for axis, value in zip(axes, values, strict=True)]
+    )
+
+
+def _key(values: Any) -> tuple[Any, ...]:
+    given = tuple(values) if isinstance(values, tuple) else (values,)
+    return tuple(None if pd.isna(value) else value for value in given)
+
+
+def _order(axis: str, value: Any) -> tuple[int, float, str]:
+    if value is None:
+        return 3, 0.0, ""
+    if axis == "strategy":
+        known = (BASELINE, "full", "freeze_encoder", "lora")
+        return 0, float(known.index(value) if value in known else len(known)), str(value)
+    if axis == "mode":
+        modes = ("box", "ais", "amg", "apg", "point")
+        return 0, float(modes.index(value) if value in modes else len(modes)), str(value)
+    if isinstance(value, str):
+        return 1, 0.0, value
+    return 0, float(value), ""
+
+
+def _column_text(axis: str, value: Any) -> str:
+    if axis == "n_images":
+        return "initial" if value == 0 else f"{value} image{'' if value == 1 else 's'}"
+    return axis_text(value)
+
+
+def cell_of(values: "pd.Series[Any]") -> Cell | None:
+    """The mean of values and their standard deviation; None where there is none."""
+    values = values.dropna().astype("float64")
+    if values.empty:
+        return None
+    return Cell(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None, len(values))
+
+
+def with_best(cells: list[Cell | None], metric: str) -> list[Cell | None]:
+    """The cells with the best marked; none where all show the same."""
+    texts = {value_text(cell.mean, metric) for cell in cells if cell is not None}
+    if len(texts) < 2:
+        return cells
+    better = min if smaller_is_better(metric) else max
+    best = value_text(better(cell.mean for cell in cells if cell is not None), metric)
+    # Equal digits are equally good to a reader.
+    return [cell and replace(cell, best=value_text(cell.mean, metric) == best) for cell in cells]
