@@ -135,6 +135,7 @@ def measure(tool: str, command: list[str], runs: int) -> dict[str, Any]:
         "runs": runs,
         "rows": rows,
         "seconds": round(seconds, 2),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
         "peak_mib": round(usage.ru_maxrss / 1024),
     }
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _LARGEST_SPAN = 20.0  # between the smallest and the largest value of a linear axis
 _PANEL_INCHES = 1.7
+_SHARE_OF_CELLS = 0.45  # of a narrow figure's width
+_NUMBER_WIDTH = 3.6  # of `0.812` and a margin, in font sizes
 
 
 def draw_all(
@@ -155,8 +157,14 @@ def training_figure(frame: pd.DataFrame, folder: RunsFolder, target: Path, page:
                 )
                 labelled.add(place)
             panel.set_title(f"{name[0]}\n{words(str(name[1]))}")
-        drawn.supxlabel("epoch", fontsize="medium")
-        drawn.supylabel("validation (lower is better)", fontsize="medium")
+        # Labels of the panels: one of the whole figure would lie under the legend.
+        for number, panel in enumerate(panels.flat[: len(panels_of)]):
+            panel.xaxis.get_major_locator().set_params(integer=True)
+            if number + across >= len(panels_of):
+                panel.set_xlabel("epoch")
+                panel.tick_params(labelbottom=True)
+            if number % across == 0:
+                panel.set_ylabel("validation\n(lower is better)")
         drawn.legend(loc="outside lower center", ncols=2 * page.columns)
         return save(drawn, target, "training_curves", provenance(runs))
 
@@ -173,8 +181,13 @@ def heat_map(
         return []
     values = [[math.nan if cell is None else cell.mean for cell in row] for row in table.cells]
     with page.styled():
+        from matplotlib import rcParams
+
         drawn = page.figure(0.42 * len(table.rows) + 1.6)
         panel = drawn.subplots()
+        # As large as the style's text, but no number wider than its cell.
+        room = 72 * page.width * _SHARE_OF_CELLS / len(table.columns)
+        size = min(float(rcParams["font.size"]), room / _NUMBER_WIDTH)
         shown = panel.imshow(values, aspect="auto")
         panel.grid(visible=False)
         panel.spines[:].set_visible(False)
@@ -188,9 +201,8 @@ def heat_map(
                     red, green, blue, _ = shown.to_rgba(np.asarray([value]))[0]
                     light = 0.299 * red + 0.587 * green + 0.114 * blue > 0.5
                     text = value_text(value, metric)
-                    panel.text(
-                        column, row, text, ha="center", va="center", color="black" if light else "white"
-                    )
+                    color = "black" if light else "white"
+                    panel.text(column, row, text, ha="center", va="center", color=color, fontsize=size)
         label = words(metric) if "mode" in axes else f"{words(mode)} {words(metric)}"
         drawn.colorbar(shown, ax=panel, label=label)
         name = f"heatmap_{metric.lower()}_{down}_{across}"

@@ -12,6 +12,7 @@ from typing import Any
 import openpyxl
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from refsam import cli
 from refsam.errors import BadInput
@@ -20,7 +21,9 @@ from refsam.records.paths import RunsFolder
 from refsam.records.status import State, Status, write_status
 from refsam.results import index
 from refsam.results.collect import COLUMNS, METRICS, collect, join
+from refsam.results.figures import draw_all
 from refsam.results.formats import as_csv, as_latex, as_markdown, write_table
+from refsam.results.page import Page
 from refsam.results.published import PUBLISHED, published_runs
 from refsam.results.run_rows import INTEGERS
 from refsam.results.studies import hugging_face_study, peft_study, resource_study, time_text
@@ -294,3 +297,47 @@ def test_the_figures_of_every_kind_carry_their_origin(tmp_path, capsys):
         svg = (folder.sweep("study").figures / f"{name}.svg").read_text()
         assert "1 runs: a" in svg
         assert json.loads((folder.sweep("study").figures / f"{name}.json").read_text())["run_ids"] == ["a"]
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_in_no_kind_of_figure_anything_overlaps_or_is_cut_off(tmp_path, monkeypatch, width):
+    drawn: list[Figure] = []
+    original = Figure.savefig
+
+    def remembered(self: Figure, *arguments: Any, **options: Any) -> None:
+        original(self, *arguments, **options)
+        if self not in drawn:
+            drawn.append(self)
+
+    monkeypatch.setattr(Figure, "savefig", remembered)
+    folder = RunsFolder(tmp_path / "runs")
+    costs = {"trainable_parameters": 16_300_000, "peak_memory_gib": 49.7}
+    rows = [
+        row(strategy, n_images, 0.5 + n_images / 50, run_id=f"{strategy}{n_images}", **costs)
+        | {"seconds_total": 60.0 * n_images}
+        for strategy in ("full", "lora", "freeze_encoder")
+        for n_images in (1, 2, 5, 10)
+    ]
+    for each in rows:
+        folder.run(each["run_id"]).root.mkdir(parents=True)
+        history = "epoch,validation_metric\n" + "".join(f"{epoch},{1 / (epoch + 1)}\n" for epoch in range(9))
+        folder.run(each["run_id"]).history.write_text(history)
+    kinds = ("memory", "pareto", "training", "heatmap")
+    draw_all(frame_of(*rows), folder, tmp_path / "figures", kinds, page=Page(columns=width))
+    assert len(drawn) == len(kinds)
+    for page in drawn:
+        page.canvas.draw()
+        panels = [panel for panel in page.axes if panel.get_visible()]
+        boxes = [panel.get_tightbbox() for panel in panels]
+        boxes += [legend.get_window_extent() for legend in page.legends]
+        for number, box in enumerate(boxes):
+            assert box.x0 >= -1
+            assert box.y0 >= -1
+            assert box.x1 <= page.bbox.x1 + 1
+            assert box.y1 <= page.bbox.y1 + 1
+            assert not any(box.overlaps(other) for other in boxes[:number])
+        for panel in panels:
+            numbers = [text.get_window_extent() for text in panel.texts]
+            assert not any(
+                first.overlaps(second) for place, first in enumerate(numbers) for second in numbers[:place]
+            )
