@@ -26,8 +26,9 @@ PATIENCE = 60  # seconds until a wait is given up; no assertion depends on it
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch, synthetic):
     """A sweep `study` in a runs folder, and the stand-in for the science, which the commands execute, too."""
+    monkeypatch.setenv("REFSAM_DATA", str(Path(synthetic.root).parent))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parent.parent)]))
     monkeypatch.setattr(local.run_locally, "__defaults__", ("fake_science:execute",))
     folder = RunsFolder(tmp_path / "runs")
@@ -36,7 +37,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def add_runs(folder, **behaviours):
-    config = compose(["resource=local", "model=vit_nano", "cluster=local"])
+    config = compose(["resource=local", "model=vit_nano", "cluster=local", "dataset=synthetic"])
     for name, behaviour in behaviours.items():
         paths = folder.run(f"{name}-0")
         paths.root.mkdir()
@@ -112,10 +113,15 @@ def test_failed_runs_are_tried_again_here_and_the_rest_is_continued(folder, caps
     assert refsam(folder, capsys, "continue", "study")["runs"] == []
 
 
-def test_what_cannot_be_tried_again_is_one_sentence(folder, capsys):
+def test_what_cannot_be_tried_again_is_one_sentence(folder, capsys, monkeypatch):
     add_runs(folder, a="complete")
     assert cli.main(["retry", "--reason", "out_of_memroy", "--runs", str(folder.root)]) == 2
     assert "out_of_memroy was given (did you mean out_of_memory?)" in capsys.readouterr().err
+    monkeypatch.setenv("REFSAM_DATA", str(folder.root / "nowhere"))
+    add_runs(folder, b="complete")
+    assert cli.main(["continue", "study", "--runs", str(folder.root)]) == 2
+    assert "refsam prepare dataset=synthetic" in capsys.readouterr().err
+    assert read_status(folder.run("a-0")) == read_status(folder.run("b-0")) == Status()
     folder.run("a-0").config.unlink()
     assert cli.main(["continue", "study", "--runs", str(folder.root)]) == 2
     assert "a-0 has no frozen configuration" in capsys.readouterr().err

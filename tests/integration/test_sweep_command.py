@@ -142,7 +142,11 @@ def test_bad_input_is_one_sentence_and_exit_status_2(arguments, sentence, capsys
 
 @pytest.mark.parametrize(
     ("runs", "sentence"),
-    [("/proc/x", "it cannot be written"), ("{file}/x", "is a file; allowed is a folder")],
+    [
+        ("/proc/x", "it cannot be written"),
+        ("{file}/x", "is a file; allowed is a folder"),
+        ("'a\ntouch executed'", "allowed is a folder without line breaks"),
+    ],
 )
 def test_a_runs_folder_that_cannot_be_written_is_refused(runs, sentence, capsys, tmp_path):
     (tmp_path / "file").touch()

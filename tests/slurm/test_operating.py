@@ -20,10 +20,10 @@ from refsam.records.status import Reason, State, read_status
 
 
 @pytest.fixture(scope="module")
-def config():
+def config(synthetic):
     """A complete configuration for Slurm, as a run has it frozen."""
     config = compose(["resource=medium_8g", "model=vit_nano", "cluster=slurm"])
-    return replace(config, resource=replace(config.resource, request=SMALL))
+    return replace(config, dataset=synthetic, resource=replace(config.resource, request=SMALL))
 
 
 @pytest.fixture
@@ -148,6 +148,32 @@ def test_a_whole_array_is_cancelled_and_continued_and_nothing_twice(folder, conf
     wait_until(lambda: set(states(refsam).values()) == {("completed", None)})
     assert attempts(folder) == {"a": 1, "b": 3, "c": 3, "d": 3}
     assert count_starts(folder, "a") == 1
+
+
+def test_a_sweep_that_the_site_takes_in_parts_is_topped_up_by_continue(folder, config, refsam):
+    config = replace(config, cluster=replace(config.cluster, max_submit_jobs=2))
+    submit(folder, config, a="wait", b="wait", c="complete")
+    assert states(refsam)["c"] == ("planned", None)
+    assert refsam("continue", "study")["states"] == {"planned": 1}  # there is no room yet
+    (folder.root / "go").touch()
+    wait_until(lambda: [states(refsam)[name] for name in "ab"] == [("completed", None)] * 2)
+    wait_until(lambda: slurm("squeue", "--noheader") == "")
+    assert [run["run_id"] for run in refsam("continue", "study")["runs"]] == ["c-0"]
+    wait_until(lambda: states(refsam)["c"] == ("completed", None))
+    assert attempts(folder) == {"a": 1, "b": 1, "c": 1}
+
+
+def test_what_no_node_has_is_not_submitted_again(folder, config, capsys):
+    impossible = replace(SMALL, memory_gb=4000)
+    folder.sweep("study").root.mkdir(parents=True)
+    paths = folder.run("a-0")
+    paths.root.mkdir()
+    freeze(paths.config, replace(config, resource=replace(config.resource, request=impossible)))
+    known = {"format": 1, "name": "study", "runs": [{"run_id": "a-0", "overrides": {}}], "skipped": []}
+    write_json(folder.sweep("study").manifest, known)
+    assert cli.main(["continue", "study", "--runs", str(folder.root)]) == 2
+    assert "memory_gb" in capsys.readouterr().err
+    assert read_status(paths).state is State.planned
 
 
 def test_a_job_that_is_killed_whole_for_its_memory_is_submitted_again_by_whoever_looks(

@@ -26,8 +26,8 @@ from refsam.configuration.schema import (
 from refsam.datasets import hub_cache
 from refsam.datasets.index import check_images, fingerprint, inspect
 from refsam.datasets.listing import DataMissing, count_images, list_pairs
-from refsam.datasets.weights_cache import weights_present
 from refsam.errors import BadInput
+from refsam.orchestration.planning.fetched import no_weights, weights_not_fetched
 from refsam.orchestration.slurm.questions import SlurmQuery, statuses
 from refsam.records.metrics import MetricsRow, read_metrics
 from refsam.records.paths import RunPaths, RunsFolder
@@ -114,7 +114,7 @@ class Planner:
     query: SlurmQuery = field(default_factory=SlurmQuery)
     _data: dict[str, "_Data"] = field(default_factory=dict)
     _hashes: dict[Path, str] = field(default_factory=dict)
-    _snapshots: dict[str | None, bool] = field(default_factory=dict)
+    _weights: dict[str, str | None] = field(default_factory=dict)
     _image_problems: dict[tuple[object, ...], str | None] = field(default_factory=dict)
 
     def plan(self, jobs: Sequence[Sequence[str]], command: Sequence[str], name: str | None) -> Plan:
@@ -218,7 +218,7 @@ class Planner:
             elif path.is_file():
                 self._hashes[path] = file_hash(path)
             else:
-                raise BadInput(_no_weights(config.model))
+                raise BadInput(no_weights(config.model))
         return self._hashes[path]
 
     def _run_id(self, config: RefsamConfig) -> str:
@@ -234,16 +234,10 @@ class Planner:
                 yield sentence
 
     def _not_cached(self, model: ModelConfig) -> str | None:
-        if model.family == HUGGING_FACE:
-            if model.hub_id not in self._snapshots:
-                self._snapshots[model.hub_id] = hub_cache.snapshot(str(model.hub_id)) is not None
-            return None if self._snapshots[model.hub_id] else hub_cache.missing(model.name, model.hub_id)
-        if weights_present(model.name):
-            return None
-        return (
-            f"model.weights: the pretrained weights of {model.name} are not in micro-sam's cache; fetch them "
-            f"with: refsam prepare model={model.name}"
-        )
+        key = repr(model)
+        if key not in self._weights:
+            self._weights[key] = weights_not_fetched(model)
+        return self._weights[key]
 
 
 @dataclass(frozen=True)
@@ -295,21 +289,13 @@ def measured_rows(paths: RunPaths) -> list[MetricsRow]:
 
 
 def _folder(path: str) -> Path:
+    if not path.isprintable():  # a line of a job script would end there
+        raise BadInput(f"runs: {path!r} was given, allowed is a folder without line breaks in its name")
     root = Path(path)
     existing = next(parent for parent in (root, *root.parents) if parent.exists())
     if not existing.is_dir():
         raise BadInput(f"runs: {path} was given, but {existing} is a file; allowed is a folder")
     return root
-
-
-def _no_weights(model: ModelConfig) -> str:
-    if model.family == HUGGING_FACE:
-        return (
-            f"model.weights: {model.weights} is neither a folder nor a file; allowed are pretrained (with "
-            "model.hub_id=OWNER/NAME), random, and the path of a folder of save_pretrained or of a checkpoint"
-        )
-    allowed = "allowed are pretrained, random and the path of a checkpoint"
-    return f"model.weights: {model.weights} is no file; {allowed}"
 
 
 def _absolute(config: RefsamConfig) -> RefsamConfig:

@@ -4,19 +4,19 @@ import importlib.util
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from refsam.configuration.families import HUGGING_FACE
-from refsam.configuration.schema import RefsamConfig
+from refsam.configuration.schema import ClusterConfig, RefsamConfig
 from refsam.datasets.listing import COCO
 from refsam.errors import BadInput, SlurmSilent
 from refsam.orchestration import machine
 from refsam.orchestration.planning.checkpoint_room import room_needed
 from refsam.orchestration.planning.plan import Plan
 from refsam.orchestration.slurm import site
-from refsam.orchestration.slurm.requests import by_request
+from refsam.orchestration.slurm.requests import Run, by_request
 from refsam.records.paths import RunsFolder
 
 # Modules that every run imports, with the packages that bring them.
@@ -54,23 +54,28 @@ class Preflight:
 
 def preflight(plan: Plan, on_slurm: bool) -> Preflight:
     """Look at all that the runs to do need: data, weights, packages, room for checkpoints, and the site."""
-    todo = plan.todo
-    configs = [run.config for run in todo]
-    problems = [*plan.missing, *_missing_modules(configs)]
-    new = [run.config for run in todo if not plan.folder.run(run.run_id).latest.exists()]
-    problems += _folder_problems(plan.folder, room_needed(new))
+    found = preflight_of(plan.todo, plan.folder, plan.missing, on_slurm, plan.runs[0].config.cluster)
+    return replace(found, notes=(*_left_out(plan), *found.notes))
+
+
+def preflight_of(
+    runs: Sequence[Run], folder: RunsFolder, missing: Sequence[str], on_slurm: bool, cluster: ClusterConfig
+) -> Preflight:
+    """The same for runs that may be frozen, whose data or weights are `missing` as these sentences say."""
+    configs = [run.config for run in runs]
+    problems = [*missing, *_missing_modules(configs)]
+    new = [run.config for run in runs if not folder.run(run.run_id).latest.exists()]
+    problems += _folder_problems(folder, room_needed(new))
     notes: list[str] = []
-    left = _left_out(plan)
-    submits = on_slurm and not plan.runs[0].config.cluster.script_only
-    if submits and shutil.which("sbatch") is None:
+    if on_slurm and not cluster.script_only and shutil.which("sbatch") is None:
         problems.append(
-            f"cluster.kind: {plan.runs[0].config.cluster.kind} was given, but there is no sbatch on this "
+            f"cluster.kind: {cluster.kind} was given, but there is no sbatch on this "
             "machine; allowed is cluster=local, or the same command on a login node"
         )
     elif on_slurm:
-        of_site, notes = _request_problems(plan)
+        of_site, notes = _request_problems(runs)
         problems += of_site
-    return Preflight(tuple(dict.fromkeys(problems)), (*left, *notes))
+    return Preflight(tuple(dict.fromkeys(problems)), tuple(notes))
 
 
 def machine_problem(plan: Plan) -> str | None:
@@ -128,10 +133,10 @@ def _folder_problems(folder: RunsFolder, needed: int) -> list[str]:
     ]
 
 
-def _request_problems(plan: Plan) -> tuple[list[str], list[str]]:
+def _request_problems(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
     try:
         partitions, nodes = site.partitions(), site.nodes()
     except SlurmSilent as error:
         return [], [f"scontrol does not answer ({error}): what is asked of Slurm is not checked"]
-    found = [site.request_problem(request, partitions, nodes) for request, _ in by_request(plan.todo)]
+    found = [site.request_problem(request, partitions, nodes) for request, _ in by_request(runs)]
     return [problem for problem in found if problem is not None], []

@@ -29,7 +29,8 @@ def submit_again(
         return ()
     console.print(f"Killed with their jobs: {', '.join(ours)}", markup=False, soft_wrap=True)
     try:
-        resubmit(ours, folder, sweep, console)
+        # Looking at a sweep shall not fail for what is missing now: the attempt says it.
+        resubmit(ours, folder, sweep, console, look=False)
     except RunFailed as error:
         console.print(f"refsam: {error}", markup=False, soft_wrap=True)
     return tuple(run_id for run_id in ours if read_status(folder.run(run_id)).state is State.pending)

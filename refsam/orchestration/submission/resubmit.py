@@ -1,6 +1,6 @@
 """Running runs again, from the configurations frozen in their directories: nothing is composed anew."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -9,6 +9,8 @@ from refsam.configuration.frozen import from_values
 from refsam.configuration.schema import RefsamConfig
 from refsam.errors import BadInput
 from refsam.orchestration import machine
+from refsam.orchestration.planning.fetched import not_fetched
+from refsam.orchestration.planning.preflight import Preflight, preflight_of
 from refsam.orchestration.submission.sweeps import run_here, say, where
 from refsam.records.files import read_yaml
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
@@ -27,16 +29,22 @@ class FrozenRun:
         return self.run_id.rsplit("-", 1)[0]
 
 
-def resubmit(run_ids: Sequence[str], folder: RunsFolder, sweep: SweepPaths, console: Console) -> int:
+def resubmit(
+    run_ids: Sequence[str], folder: RunsFolder, sweep: SweepPaths, console: Console, look: bool = True
+) -> int:
     """Give the runs to Slurm, or execute them here, as their configurations say. Each must have one.
 
     What is done, in the queue, or executed by another process is left alone.
+
+    Args:
+        look: first at what the runs need, as before they were submitted for the first time.
 
     Returns:
         How many runs are left because the site allows no more jobs at a time.
 
     Raises:
-        BadInput: when this machine is not what a run asks for, or a configuration is damaged.
+        BadInput: when this machine is not what a run asks for, a configuration is damaged, or something that
+            the runs need is missing.
         RunFailed: when runs could not be submitted.
     """
     runs = [FrozenRun(run_id, frozen(folder.run(run_id))) for run_id in run_ids]
@@ -47,6 +55,8 @@ def resubmit(run_ids: Sequence[str], folder: RunsFolder, sweep: SweepPaths, cons
     groups: dict[str, list[FrozenRun]] = {}
     for run in runs:
         groups.setdefault(repr(run.config.cluster), []).append(run)
+    if look:
+        _look_at(groups.values(), folder, console)
     here, left = [], 0
     for group in groups.values():
         cluster = group[0].config.cluster
@@ -59,6 +69,19 @@ def resubmit(run_ids: Sequence[str], folder: RunsFolder, sweep: SweepPaths, cons
     if here:
         run_here(folder, here, console)
     return left
+
+
+def _look_at(groups: Iterable[list[FrozenRun]], folder: RunsFolder, console: Console) -> None:
+    """Say what could not be looked at. Raises BadInput that names all that is missing."""
+    problems: dict[str, None] = {}
+    for group in groups:
+        missing = not_fetched(run.config for run in group)
+        on_slurm = where(group[0].config) == "slurm"
+        found = preflight_of(group, folder, missing, on_slurm, group[0].config.cluster)
+        problems |= dict.fromkeys(found.problems)
+        for note in found.notes:
+            say(console, note)
+    Preflight(tuple(problems), ()).check()
 
 
 def frozen(paths: RunPaths) -> RefsamConfig:

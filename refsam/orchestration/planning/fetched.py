@@ -1,0 +1,58 @@
+"""Whether the data and the weights of runs are on the disk: compute nodes have no internet."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from refsam.configuration.families import HUGGING_FACE
+from refsam.configuration.schema import DatasetConfig, ModelConfig, RefsamConfig
+from refsam.datasets import hub_cache
+from refsam.datasets.listing import list_pairs
+from refsam.datasets.weights_cache import weights_present
+from refsam.errors import BadInput
+
+
+def not_fetched(configs: Iterable[RefsamConfig]) -> list[str]:
+    """What runs of frozen configurations would not find, one sentence each."""
+    found: dict[str, str | None] = {}
+    for config in configs:
+        if (data := repr(config.dataset)) not in found:
+            found[data] = _no_data(config.dataset)
+        if (model := repr(config.model)) not in found:
+            found[model] = weights_not_fetched(config.model)
+    return [sentence for sentence in found.values() if sentence is not None]
+
+
+def weights_not_fetched(model: ModelConfig) -> str | None:
+    """Why a job would not find the weights of a model, or None where it will."""
+    if model.weights == "random":
+        return None
+    if model.weights != "pretrained":
+        return None if Path(model.weights).exists() else no_weights(model)
+    if model.family == HUGGING_FACE:
+        there = hub_cache.snapshot(str(model.hub_id)) is not None
+        return None if there else hub_cache.missing(model.name, model.hub_id)
+    if weights_present(model.name):
+        return None
+    return (
+        f"model.weights: the pretrained weights of {model.name} are not in micro-sam's cache; fetch them "
+        f"with: refsam prepare model={model.name}"
+    )
+
+
+def no_weights(model: ModelConfig) -> str:
+    """The sentence about weights that are neither a file nor a word."""
+    if model.family == HUGGING_FACE:
+        return (
+            f"model.weights: {model.weights} is neither a folder nor a file; allowed are pretrained (with "
+            "model.hub_id=OWNER/NAME), random, and the path of a folder of save_pretrained or of a checkpoint"
+        )
+    allowed = "allowed are pretrained, random and the path of a checkpoint"
+    return f"model.weights: {model.weights} is no file; {allowed}"
+
+
+def _no_data(dataset: DatasetConfig) -> str | None:
+    try:
+        list_pairs(dataset)
+    except BadInput as error:
+        return str(error)
+    return None
