@@ -14,6 +14,7 @@ from refsam.errors import BadInput
 FIRST_PORT, LAST_PORT, PORTS_PER_CLUSTER = 20000, 32700, 20
 # Every running cluster has ports of its own, so it has job ids of its own too.
 JOB_IDS_PER_CLUSTER = 100_000
+LAST_JOB_ID = 67_043_328  # the default of MaxJobId, from which on numbers begin anew
 CGROUPS = Path("/sys/fs/cgroup")
 CONFIGURATION_FILES = ("slurm.conf", "gres.conf", "cgroup.conf", "slurmdbd.conf")
 SERVICES = ("slurmctld", "slurmdbd", "database")
@@ -43,10 +44,12 @@ def node_names() -> list[str]:
 def choose_settings() -> Settings:
     """Ports that nobody uses. Raises BadInput where all of them are taken."""
     names = [*SERVICES, *node_names()]
-    for index, start in enumerate(range(FIRST_PORT, LAST_PORT - PORTS_PER_CLUSTER, PORTS_PER_CLUSTER)):
+    for start in range(FIRST_PORT, LAST_PORT - PORTS_PER_CLUSTER, PORTS_PER_CLUSTER):
         ports = {name: start + offset for offset, name in enumerate(names)}
         if all(_is_free(port) for port in ports.values()):
-            return Settings(ports, first_job_id=(index + 1) * JOB_IDS_PER_CLUSTER)
+            # Drawn, because jobs of a cluster that was killed may live on, and their cgroups with them.
+            drawn = 1 + secrets.randbelow(LAST_JOB_ID // JOB_IDS_PER_CLUSTER - 1)
+            return Settings(ports, first_job_id=drawn * JOB_IDS_PER_CLUSTER)
     raise BadInput(f"no {len(names)} free TCP ports in a row between {FIRST_PORT} and {LAST_PORT}")
 
 

@@ -168,7 +168,7 @@ TRAINING = (
         "n_images=1",
     ),
     *("train.patch_shape=[160,160]", "train.min_samples=5", "train.validation_samples=1", "train.lr=1e-3"),
-    *("train.n_sub_iterations=2", "train.precision=float32", "train.epochs=30", "train.early_stopping=null"),
+    *("train.n_sub_iterations=2", "train.precision=float32", "train.epochs=60", "train.early_stopping=null"),
     *("evaluate.max_images=1", "evaluate.modes=[box]"),
 )
 
@@ -191,9 +191,10 @@ def history(folder, run_id):
 
 
 def has_trained(folder, run_id, epochs):
+    """Whether the run trains now, after so many epochs; a run that waits knows how far it was."""
     status = read_status(folder.run(run_id))
     assert status.state in (State.pending, State.running), status
-    return (status.epoch or 0) >= epochs
+    return status.state is State.running and (status.epoch or 0) >= epochs
 
 
 def meet_time_limit(job_id):
@@ -212,12 +213,14 @@ def test_a_training_with_two_time_limits_and_a_preemption_is_the_training_withou
     stopped = add_training(folder, "stopped", synthetic, "preemptible")
     whole = add_training(folder, "whole", synthetic, "medium")
     submit(folder, [stopped], SCIENCE)
-    for epochs, stop in ((1, meet_time_limit), (4, take_node), (8, meet_time_limit)):
-        wait_until(lambda epochs=epochs: has_trained(folder, "stopped", epochs))
+    epochs = 0
+    for stop in (meet_time_limit, take_node, meet_time_limit):
+        wait_until(lambda epochs=epochs: has_trained(folder, "stopped", epochs + 1))
         before = read_status(folder.run("stopped"))
         other = stop(before.job_id)
         status = wait_for(folder, "stopped", State.pending)
         assert status.attempt == before.attempt + 1
+        epochs = len(history(folder, "stopped"))
         if other is not None:
             wait_until(
                 lambda other=other: slurm("squeue", "--noheader", f"--jobs={other}", "--format=%N").strip()
@@ -233,6 +236,6 @@ def test_a_training_with_two_time_limits_and_a_preemption_is_the_training_withou
     reasons = [Reason.timeout, Reason.preempted, Reason.timeout, None]
     assert [attempt.reason for attempt in attempts] == reasons
     steps = [attempt.steps for attempt in attempts]
-    assert 0 < steps[0] < steps[1] < steps[2] < steps[3] == 150
-    assert len(history(folder, "stopped")) == 30
+    assert 0 < steps[0] < steps[1] < steps[2] < steps[3] == 300
+    assert len(history(folder, "stopped")) == 60
     assert history(folder, "stopped") == history(folder, "whole")

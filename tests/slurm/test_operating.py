@@ -5,7 +5,7 @@ import os
 from dataclasses import replace
 
 import pytest
-from slurm_helpers import HERE, SMALL, STAND_IN, slurm, starts, wait_until
+from slurm_helpers import HERE, SMALL, STAND_IN, nothing_is_left, slurm, starts, wait_until
 
 from refsam import cli
 from refsam.configuration.compose import compose
@@ -107,6 +107,7 @@ def test_every_state_is_shown_and_what_was_cancelled_outside_is_retried_alone(fo
     slurm("scancel", job_id(folder, "c"))
     wait_until(lambda: states(refsam) == {"a": completed, "b": failed, "c": cancelled, "d": cancelled})
     assert read_status(folder.run("d-0")).state is State.failed  # the record has learned it
+    wait_until(nothing_is_left)
     again = refsam("retry", "--reason", "cancelled")
     assert [run["run_id"] for run in again["runs"]] == ["c-0", "d-0"]
     assert again["states"] == {"pending": 2}
@@ -135,6 +136,7 @@ def test_a_whole_array_is_cancelled_and_continued_and_nothing_twice(folder, conf
     assert states(refsam)["d"] == ("pending", None)
     slurm("scancel", job_id(folder, "b").partition("_")[0])  # the whole array
     wait_until(lambda: [states(refsam)[name] for name in "bcd"] == [("failed", "cancelled")] * 3)
+    wait_until(nothing_is_left)
     assert [run["run_id"] for run in refsam("retry", "d")["runs"]] == ["d-0"]
     again = refsam("continue", "study")
     assert [run["run_id"] for run in again["runs"]] == ["b-0", "c-0"]
@@ -143,6 +145,7 @@ def test_a_whole_array_is_cancelled_and_continued_and_nothing_twice(folder, conf
     assert {run["run_id"] for run in everything["cancelled"]} == {"b-0", "c-0", "d-0"}
     wait_until(lambda: [states(refsam)[name] for name in "bcd"] == [("failed", "cancelled")] * 3)
     assert refsam("cancel", "study")["cancelled"] == []
+    wait_until(nothing_is_left)
     (folder.root / "go").touch()
     assert len(refsam("continue", "study")["runs"]) == 3
     wait_until(lambda: set(states(refsam).values()) == {("completed", None)})
@@ -157,7 +160,7 @@ def test_a_sweep_that_the_site_takes_in_parts_is_topped_up_by_continue(folder, c
     assert refsam("continue", "study")["states"] == {"planned": 1}  # there is no room yet
     (folder.root / "go").touch()
     wait_until(lambda: [states(refsam)[name] for name in "ab"] == [("completed", None)] * 2)
-    wait_until(lambda: slurm("squeue", "--noheader") == "")
+    wait_until(nothing_is_left)
     assert [run["run_id"] for run in refsam("continue", "study")["runs"]] == ["c-0"]
     wait_until(lambda: states(refsam)["c"] == ("completed", None))
     assert attempts(folder) == {"a": 1, "b": 1, "c": 1}
