@@ -27,6 +27,8 @@ from refsam.test_cluster.settings import (
 START_SECONDS = 300.0  # for each step of the start; all take a few seconds on two cores that are free
 JOBS_END_SECONDS = 20.0  # for cancelled jobs to end by themselves
 POLL_SECONDS = 0.2
+# 107 bytes of a socket's path, less /spool/cpu1/cpu1_67043327.4294967291, which the first step of a job makes.
+LONGEST_ROOT = 107 - 36
 
 
 class StartFailed(RuntimeError):
@@ -139,6 +141,11 @@ class Cluster:
 
     def _check_root(self) -> None:
         """Root's own folder, made by this program or not there: its content will be removed one day."""
+        if len(os.fsencode(self.root)) > LONGEST_ROOT:
+            raise BadInput(
+                f"--root: {self.root} was given, allowed is a path of {LONGEST_ROOT} bytes at most, because "
+                "Slurm makes sockets below it"
+            )
         if not self.root.exists():
             return
         facts = self.root.lstat()

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import psutil
 import pytest
@@ -54,8 +56,15 @@ def command_line(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=3 * PATIENCE, check=False)
 
 
-def test_two_ups_are_one_cluster_and_down_leaves_nothing(slurm_machine, tmp_path):
-    root = tmp_path / "cluster"
+@pytest.fixture
+def short_path():
+    """A folder for a cluster of a test's own: Slurm makes sockets below it, whose paths are limited."""
+    with tempfile.TemporaryDirectory(prefix="refsam-") as name:
+        yield Path(name)
+
+
+def test_two_ups_are_one_cluster_and_down_leaves_nothing(slurm_machine, short_path):
+    root = short_path / "cluster"
     assert command_line("status", "--root", root).returncode == 1
     first = command_line("up", "--root", root)
     assert first.returncode == 0, first.stderr
@@ -80,11 +89,11 @@ def test_two_ups_are_one_cluster_and_down_leaves_nothing(slurm_machine, tmp_path
             "sbatch",
             "--parsable",
             "--mem=100M",
-            f"--output={tmp_path}/job",
+            f"--output={short_path}/job",
             "--wrap=echo on; exec sleep 600",
         ]
         subprocess.run(job, env=environment, check=True, capture_output=True)
-        wait_until(lambda: (tmp_path / "job").exists() and (tmp_path / "job").read_text())
+        wait_until(lambda: (short_path / "job").exists() and (short_path / "job").read_text())
         assert "sleep" in {process.name() for process in of_cluster(root)}
     finally:
         down = command_line("down", "--root", root)
@@ -94,13 +103,21 @@ def test_two_ups_are_one_cluster_and_down_leaves_nothing(slurm_machine, tmp_path
     assert command_line("down", "--root", root).returncode == 0  # nothing to do
 
 
-def test_a_folder_with_something_else_in_it_is_refused_and_left_alone(slurm_machine, tmp_path):
-    (tmp_path / "thesis.tex").touch()
+def test_a_folder_with_something_else_in_it_is_refused_and_left_alone(slurm_machine, short_path):
+    (short_path / "thesis.tex").touch()
     for command in ("up", "down"):
-        answer = command_line(command, "--root", tmp_path)
+        answer = command_line(command, "--root", short_path)
         assert answer.returncode == 2
-        assert f"--root: {tmp_path} is neither empty nor a test cluster's" in answer.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+        assert f"--root: {short_path} is neither empty nor a test cluster's" in answer.stderr
+    assert [path.name for path in short_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_whose_path_leaves_no_room_for_sockets_is_refused(slurm_machine, tmp_path):
+    root = tmp_path / ("long" * 20)
+    answer = command_line("up", "--root", root)
+    assert answer.returncode == 2
+    assert "allowed is a path of 71 bytes at most" in answer.stderr
+    assert not root.exists()
 
 
 def of_cluster(root):
