@@ -27,7 +27,7 @@ from refsam.test_cluster.settings import (
 START_SECONDS = 300.0  # for each step of the start; all take a few seconds on two cores that are free
 JOBS_END_SECONDS = 20.0  # for cancelled jobs to end by themselves
 POLL_SECONDS = 0.2
-# 107 bytes of a socket's path, less /spool/cpu1/cpu1_67043327.4294967291, which the first step of a job makes.
+# 107 bytes of a socket's path, less /spool/cpu1/cpu1_67043327.4294967291, which a job's first step makes.
 LONGEST_ROOT = 107 - 36
 
 
