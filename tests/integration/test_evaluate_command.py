@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,13 +20,16 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch, synthetic):
     """A sweep `study` of a finished run with box and point measured, and of one that is not trained."""
+    monkeypatch.setenv("REFSAM_DATA", str(Path(synthetic.root).parent))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parent.parent)]))
     monkeypatch.setattr(local.run_locally, "__defaults__", ("fake_science:execute",))
     folder = RunsFolder(tmp_path / "runs")
     folder.sweep("study").root.mkdir(parents=True)
-    config = compose(["resource=local", "model=vit_nano", "cluster=local", "evaluate.pictures=0"])
+    config = compose(
+        ["resource=local", "model=vit_nano", "cluster=local", "dataset=synthetic", "evaluate.pictures=0"]
+    )
     for name in ("done-0", "open-1"):
         paths = folder.run(name)
         paths.results.mkdir(parents=True)
@@ -59,6 +63,16 @@ def test_a_finished_run_is_measured_in_what_is_missing_and_an_open_one_is_left_a
     assert read_status(folder.run("done-0")).attempt == 2
     assert configuration_of(folder.run("done-0")).modes == ["point", "box", "amg"]
     assert configuration_of(folder.run("open-1")).modes == ["point", "box"]
+
+
+def test_without_its_data_a_finished_run_stays_as_it_is(folder, capsys):
+    frozen = load(folder.run("done-0").config)
+    moved = replace(frozen.dataset, root=str(folder.root / "nowhere"))
+    freeze(folder.run("done-0").config, replace(frozen, dataset=moved))
+    before = folder.run("done-0").config.read_text(), read_status(folder.run("done-0"))
+    assert evaluate(folder, "study", "evaluate.modes=[amg]") == 2
+    assert "refsam prepare dataset=synthetic" in capsys.readouterr().err
+    assert (folder.run("done-0").config.read_text(), read_status(folder.run("done-0"))) == before
 
 
 def test_where_nothing_is_missing_nothing_happens(folder, capsys):

@@ -11,7 +11,7 @@ from refsam.configuration.schema import EvaluateConfig, RefsamConfig
 from refsam.orchestration.operating.targets import Target
 from refsam.orchestration.planning.plan import measured_rows
 from refsam.orchestration.slurm.questions import SlurmQuery, statuses
-from refsam.orchestration.submission.resubmit import frozen, resubmit
+from refsam.orchestration.submission.resubmit import FrozenRun, frozen, look_at, resubmit
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import State, read_status, run_lock, write_status
 
@@ -55,12 +55,14 @@ def evaluate_again(
             configs[run_id] = config
         else:
             complete.append(run_id)
+    # Before the records of finished runs are opened.
+    look_at([FrozenRun(run_id, config) for run_id, config in configs.items()], folder, console)
     for run_id, config in configs.items():
         _reopen(folder.run(run_id), config)
     if configs:
         words = "1 run" if len(configs) == 1 else f"{len(configs)} runs"
         console.print(f"{target.words}: {words} to evaluate", markup=False, soft_wrap=True)
-        resubmit(list(configs), folder, target.sweep, console)
+        resubmit(list(configs), folder, target.sweep, console, look=False)
     states = {run_id: str(read_status(folder.run(run_id)).state) for run_id in configs}
     return Evaluated(absent, tuple(complete), tuple(unfinished), states)
 

@@ -1,6 +1,6 @@
 """Running runs again, from the configurations frozen in their directories: nothing is composed anew."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -52,13 +52,10 @@ def resubmit(
         problem = None if run.config.cluster.explicit else machine.matches(run.config.resource)
         if problem is not None and where(run.config) == "local":
             raise BadInput(problem)
-    groups: dict[str, list[FrozenRun]] = {}
-    for run in runs:
-        groups.setdefault(repr(run.config.cluster), []).append(run)
     if look:
-        _look_at(groups.values(), folder, console)
+        look_at(runs, folder, console)
     here, left = [], 0
-    for group in groups.values():
+    for group in _by_cluster(runs):
         cluster = group[0].config.cluster
         if where(group[0].config) == "local":
             here += group
@@ -71,10 +68,10 @@ def resubmit(
     return left
 
 
-def _look_at(groups: Iterable[list[FrozenRun]], folder: RunsFolder, console: Console) -> None:
-    """Say what could not be looked at. Raises BadInput that names all that is missing."""
+def look_at(runs: Sequence[FrozenRun], folder: RunsFolder, console: Console) -> None:
+    """Say what could not be looked at. Raises BadInput that names all that the runs need and is missing."""
     problems: dict[str, None] = {}
-    for group in groups:
+    for group in _by_cluster(runs):
         missing = not_fetched(run.config for run in group)
         on_slurm = where(group[0].config) == "slurm"
         found = preflight_of(group, folder, missing, on_slurm, group[0].config.cluster)
@@ -82,6 +79,13 @@ def _look_at(groups: Iterable[list[FrozenRun]], folder: RunsFolder, console: Con
         for note in found.notes:
             say(console, note)
     Preflight(tuple(problems), ()).check()
+
+
+def _by_cluster(runs: Sequence[FrozenRun]) -> list[list[FrozenRun]]:
+    groups: dict[str, list[FrozenRun]] = {}
+    for run in runs:
+        groups.setdefault(repr(run.config.cluster), []).append(run)
+    return list(groups.values())
 
 
 def frozen(paths: RunPaths) -> RefsamConfig:
