@@ -1,8 +1,4 @@
-"""Hydra's own suites for launchers, with applications that know nothing of refsam, on a real Slurm.
-
-Of the integration suite one test: the others differ in names only, which Hydra makes, and pass on
-this machine (tests/integration/test_hydra_launcher.py).
-"""
+"""Hydra's own suites for launchers, with applications that know nothing of refsam, on a real Slurm."""
 
 import pytest
 from hydra.core.singleton import Singleton
@@ -41,7 +37,5 @@ class TestLauncher(LauncherTestSuite):
 @pytest.mark.parametrize(
     ("task_launcher_cfg", "extra_flags"), [({}, ["-m", "hydra/launcher=refsam", *ON_SLURM])]
 )
-class TestIntegration:
-    test_get_orig_dir_multirun = IntegrationTestSuite.test_get_orig_dir_multirun
-    generate_custom_cmd = IntegrationTestSuite.generate_custom_cmd
-    get_test_scratch_dir = IntegrationTestSuite.get_test_scratch_dir
+class TestIntegration(IntegrationTestSuite):
+    pass

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from dataclasses import replace
 
 import pytest
@@ -124,6 +125,20 @@ def test_every_state_is_shown_and_what_was_cancelled_outside_is_retried_alone(fo
     assert costs["jobs"][-1]["state"] == "COMPLETED"
     assert costs["cpu_hours"] == pytest.approx(costs["elapsed_seconds"] / 3600)  # on one core
     assert (costs["gpu_hours"], costs["queue_seconds"] >= 0) == (0, True)
+
+
+def test_what_a_job_with_a_gpu_has_cost_is_what_the_accounting_says(folder, config, refsam):
+    request = replace(SMALL, partition="gpu", gpu="V100", gpus=1)
+    submit(folder, replace(config, resource=replace(config.resource, request=request)), a="wait")
+    wait_until(lambda: count_starts(folder, "a") == 1)
+    time.sleep(3)  # the memory is looked at every second
+    (folder.root / "go").touch()
+    wait_until(lambda: states(refsam) == {"a": ("completed", None)})
+    wait_until(lambda: refsam("collect", "study")[0]["elapsed_seconds"] is not None)
+    costs = read_json(folder.run("a-0").costs)
+    assert costs["elapsed_seconds"] >= 3
+    assert costs["gpu_hours"] == pytest.approx(costs["elapsed_seconds"] / 3600)
+    assert 0 < costs["max_rss_gib"] < 1
 
 
 def test_a_whole_array_is_cancelled_and_continued_and_nothing_twice(folder, config, refsam):
