@@ -15,6 +15,7 @@ from refsam.commands.options import (
     print_json,
 )
 from refsam.errors import BadInput
+from refsam.records.logs import find_log
 
 if TYPE_CHECKING:
     from refsam.records.paths import RunPaths, RunsFolder
@@ -76,7 +77,7 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _logs(options: argparse.Namespace) -> int:
-    from refsam.orchestration.operating.logs import find_log, last, read_log
+    from refsam.orchestration.operating.logs import last, read_log
     from refsam.orchestration.operating.targets import find_run
 
     if options.lines is not None and options.lines < 0:
@@ -107,7 +108,7 @@ def _logs(options: argparse.Namespace) -> int:
 
 
 def _follow(folder: "RunsFolder", paths: "RunPaths", options: argparse.Namespace) -> int:
-    from refsam.orchestration.operating.logs import find_log, follow
+    from refsam.orchestration.operating.logs import follow
     from refsam.orchestration.operating.sweep_state import OPEN, look
     from refsam.orchestration.slurm.questions import SlurmQuery, glance
 

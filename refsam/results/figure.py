@@ -44,7 +44,7 @@ def figure(frame: pd.DataFrame, folder: Path, metric: str = METRIC, page: Page |
     for (dataset, resource), rows in parts(measured):
         with page.styled():
             drawn = _draw(rows, metric, dataset, resource, page)
-            written += save(drawn, folder, f"{metric.lower()}_{dataset}_{resource}", provenance(rows))
+            written += save(drawn, folder, f"{metric.lower()}_{dataset}_{resource}", provenance(rows), page)
     return written
 
 
@@ -62,6 +62,7 @@ def parts(measured: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFram
 
 
 def _draw(rows: pd.DataFrame, metric: str, dataset: str, resource: str, page: Page) -> "Figure":
+    from matplotlib import rcParams
     from matplotlib.lines import Line2D
 
     # What a run has once belongs to no mode; of a run without configuration the weights are not known.
@@ -101,7 +102,7 @@ def _draw(rows: pd.DataFrame, metric: str, dataset: str, resource: str, page: Pa
         if mode
     ]
     entries += [
-        Line2D([], [], color="black", linestyle=style, label=words(strategy))
+        Line2D([], [], color=rcParams["text.color"], linestyle=style, label=words(strategy))
         for strategy, style in lines.items()
     ]
     # Several lines for the legend of a narrow figure

@@ -83,7 +83,7 @@ def memory_figure(frame: pd.DataFrame, target: Path, page: Page) -> list[Path]:
         panel.set_xlabel("trainable parameters")
         panel.set_ylabel("peak memory of the training (GiB)")
         _legend(drawn, panel, points, page)
-        return save(drawn, target, "memory_parameters", provenance(runs))
+        return save(drawn, target, "memory_parameters", provenance(runs), page)
 
 
 def pareto_figure(frame: pd.DataFrame, target: Path, metric: str, mode: str | None, page: Page) -> list[Path]:
@@ -108,7 +108,7 @@ def pareto_figure(frame: pd.DataFrame, target: Path, metric: str, mode: str | No
         panel.set_ylabel(f"{words(str(mode))} {words(metric)}")
         panel.set_title("larger markers: more training images" if points["n_images"].nunique() > 1 else "")
         _legend(drawn, panel, points, page)
-        return save(drawn, target, f"pareto_{metric.lower()}_{mode}", provenance(rows))
+        return save(drawn, target, f"pareto_{metric.lower()}_{mode}", provenance(rows), page)
 
 
 def pareto_front(costs: Sequence[float], qualities: Sequence[float]) -> list[int]:
@@ -166,7 +166,7 @@ def training_figure(frame: pd.DataFrame, folder: RunsFolder, target: Path, page:
             if number % across == 0:
                 panel.set_ylabel("validation\n(lower is better)")
         drawn.legend(loc="outside lower center", ncols=2 * page.columns)
-        return save(drawn, target, "training_curves", provenance(runs))
+        return save(drawn, target, "training_curves", provenance(runs), page)
 
 
 def heat_map(
@@ -206,7 +206,7 @@ def heat_map(
         label = words(metric) if "mode" in axes else f"{words(mode)} {words(metric)}"
         drawn.colorbar(shown, ax=panel, label=label)
         name = f"heatmap_{metric.lower()}_{down}_{across}"
-        return save(drawn, target, name, provenance(frame, table.run_ids))
+        return save(drawn, target, name, provenance(frame, table.run_ids), page)
 
 
 def _images(count: int) -> str:
@@ -249,13 +249,15 @@ def _scatter(panel: "Axes", points: pd.DataFrame, x: str, y: str, sizes: bool = 
 
 def _legend(drawn: "Figure", panel: "Axes", points: pd.DataFrame, page: Page) -> None:
     """A marker for each strategy and a colour for each model, below the panel."""
+    from matplotlib import rcParams
     from matplotlib.lines import Line2D
 
     palette = colors()
     handles: list[Any] = list(panel.get_legend_handles_labels()[0])
     for number, strategy in enumerate(sorted(set(points["strategy"]))):
         marker = MARKERS[number % len(MARKERS)]
-        handles.append(Line2D([], [], color="black", marker=marker, linestyle="none", label=words(strategy)))
+        look = {"color": rcParams["text.color"], "marker": marker, "linestyle": "none"}
+        handles.append(Line2D([], [], label=words(strategy), **look))
     for number, model in enumerate(sorted(set(points["model"]))):
         color = palette[number % len(palette)]
         handles.append(Line2D([], [], color=color, linewidth=5, solid_capstyle="butt", label=model))

@@ -55,10 +55,12 @@ class Page:
     Attributes:
         columns: how many columns of a page it takes, 1 or 2.
         style: a matplotlib style file on top of refsam's.
+        kinds: the formats that figures are written in.
     """
 
     columns: int = 2
     style: Path | None = None
+    kinds: tuple[str, ...] = KINDS
 
     @property
     def width(self) -> float:
@@ -89,8 +91,8 @@ class Page:
         return drawn
 
 
-def save(drawn: "Figure", folder: Path, name: str, origin: dict[str, Any]) -> list[Path]:
-    """Write a figure as PNG, PDF and SVG with its provenance inside, and a sidecar file beside them."""
+def save(drawn: "Figure", folder: Path, name: str, origin: dict[str, Any], page: Page) -> list[Path]:
+    """Write a figure in the page's formats with its provenance inside, and a sidecar file beside them."""
     folder.mkdir(parents=True, exist_ok=True)
     line = one_line(origin)
     maker, made_at = origin["made_by"], origin["made_at"]
@@ -100,7 +102,7 @@ def save(drawn: "Figure", folder: Path, name: str, origin: dict[str, Any]) -> li
         "svg": {"Description": line, "Creator": maker, "Date": made_at},
     }
     paths = []
-    for kind in KINDS:
+    for kind in page.kinds:
         path = folder / f"{name}.{kind}"
         write_atomically(path, partial(drawn.savefig, format=kind, metadata=metadata[kind]))
         paths.append(path)

@@ -32,10 +32,20 @@ class SkippedRun:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a sweep asked for."""
+    """What a sweep asked for.
+
+    Attributes:
+        commands: the different commands that asked for it, as lists of words with the program first; the last
+            one was typed last.
+        created: when it was asked for first, UTC in ISO 8601.
+        updated: when it was asked for last.
+    """
 
     runs: list[PlannedRun]
     skipped: list[SkippedRun]
+    commands: list[list[str]]
+    created: str | None
+    updated: str | None
 
 
 def sweep_names(folder: RunsFolder) -> list[str]:
@@ -75,9 +85,13 @@ def read_manifest(sweep: SweepPaths) -> Manifest:
             raise BadInput(
                 f"{sweep.manifest} has the format {written_as}, this refsam reads up to {MANIFEST_FORMAT}"
             )
+        commands = values.get("commands") or [values.get("command") or []]
         return Manifest(
             [PlannedRun(str(run["run_id"]), dict(run["overrides"])) for run in values["runs"]],
             [SkippedRun(dict(skipped["overrides"]), str(skipped["reason"])) for skipped in values["skipped"]],
+            [[str(word) for word in command] for command in commands if command],
+            values.get("created") or None,
+            values.get("updated") or None,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedManifest(f"{sweep.manifest} is damaged: {error!r}") from error

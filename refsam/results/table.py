@@ -1,5 +1,6 @@
 """The results of a sweep as a table for the terminal."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -10,7 +11,7 @@ from rich.text import Text
 from refsam.results.collect import BASELINE, first_prompt
 
 # The order of this list is the order of columns and of rows.
-_AXES = {
+AXES = {
     "dataset": "data set",
     "model": "model",
     "weights": "weights",
@@ -49,8 +50,8 @@ def print_table(frame: pd.DataFrame, console: Console | None = None) -> None:
         console.print(", ".join(f"{count} {state}" for state, count in states.items()))
         console.print("Too many runs to read one by one; --rows and --columns make a table of them.")
         return
-    axes = _varying_axes(frame)
-    constant = _constant_axes(frame, axes)
+    axes = varying_axes(frame)
+    constant = constant_axes(frame, axes)
     if constant:
         console.print(
             Text("The same for all: " + ", ".join(f"{name} {value}" for name, value in constant.items()))
@@ -78,7 +79,7 @@ def _table(frame: pd.DataFrame, axes: list[str], with_training: bool, with_costs
     with_training &= bool(frame["best_epoch"].notna().any())
     table = Table(header_style="bold")
     for axis in axes:
-        table.add_column(_AXES[axis], justify="right" if _is_number(frame, axis) else "left", no_wrap=True)
+        table.add_column(AXES[axis], justify="right" if _is_number(frame, axis) else "left", no_wrap=True)
     for mode in modes:
         for metric in _METRICS:
             table.add_column(f"{mode}\n{metric}", justify="right", no_wrap=True)
@@ -113,14 +114,22 @@ def _table(frame: pd.DataFrame, axes: list[str], with_training: bool, with_costs
 
 def _explanation(row: "pd.Series[Any]", axes: list[str]) -> str:
     """What a run is, and its state: `lora, images 5: failed, out of memory: <message> (<run id>)`."""
-    what = [_text(row[axis]) if axis in _WORDS else f"{_AXES[axis]} {_text(row[axis])}" for axis in axes]
     state = str(row["status"])
     if _text(row["reason"]):
         state += f", {row['reason'].replace('_', ' ')}"
     message = f": {row['message']}" if _text(row["message"]) else ""
     run_id = f" ({row['run_id']})" if _text(row["run_id"]) else ""
-    named = ", ".join(text for text, axis in zip(what, axes, strict=True) if _text(row[axis]))
-    return f"{named or 'a run'}: {state}{message}{run_id}"
+    return f"{run_words(row, axes)}: {state}{message}{run_id}"
+
+
+def run_words(row: "Mapping[str, Any] | pd.Series[Any]", axes: list[str]) -> str:
+    """What a run is, by what tells the runs apart: `lora, images 5`."""
+    named = [
+        _text(row[axis]) if axis in _WORDS else f"{AXES[axis]} {_text(row[axis])}"
+        for axis in axes
+        if _text(row[axis])
+    ]
+    return ", ".join(named) or "a run"
 
 
 def ordered_modes(frame: pd.DataFrame) -> list[str]:
@@ -130,21 +139,22 @@ def ordered_modes(frame: pd.DataFrame) -> list[str]:
     return first + sorted(modes - set(first))
 
 
-def _varying_axes(frame: pd.DataFrame) -> list[str]:
+def varying_axes(frame: pd.DataFrame) -> list[str]:
     """What tells the runs apart. A baseline trains nothing, so what it would train with does not count."""
     trained = frame[frame["strategy"] != BASELINE]
     axes = []
-    for axis in _AXES:
+    for axis in AXES:
         compared = trained if axis in ("resource", "n_images", "n_objects") and len(trained) else frame
         if compared[axis].nunique(dropna=True) > 1 or axis == "strategy":
             axes.append(axis)
     return axes
 
 
-def _constant_axes(frame: pd.DataFrame, varying: list[str]) -> dict[str, str]:
+def constant_axes(frame: pd.DataFrame, varying: list[str]) -> dict[str, str]:
+    """What is the same for the whole sweep, by its words."""
     trained = frame[frame["strategy"] != BASELINE]
     constant = {}
-    for axis, name in _AXES.items():
+    for axis, name in AXES.items():
         values = (trained if len(trained) else frame)[axis].dropna()
         if axis not in varying and len(values):
             constant[name] = _text(values.iloc[0])
@@ -155,7 +165,7 @@ def _runs(frame: pd.DataFrame) -> list[pd.DataFrame]:
     """The rows of each run, sorted by what it is. Each combination that was left out is one, too."""
     keys = frame["run_id"].where(frame["run_id"].notna(), frame.index.astype(str))
     keyed = frame.assign(is_trained=frame["strategy"] != BASELINE, key=keys)
-    order = ["dataset", "model", "weights", "is_trained", *list(_AXES)[3:]]
+    order = ["dataset", "model", "weights", "is_trained", *list(AXES)[3:]]
     keyed = keyed.sort_values(order, kind="stable", na_position="last")
     return [run for _, run in keyed.groupby("key", sort=False)]
 

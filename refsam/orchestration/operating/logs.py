@@ -1,38 +1,13 @@
-"""The log of a run's attempt: where it is, and what is written to it while one looks."""
+"""The log of a run's attempt, and what is written to it while one looks."""
 
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from refsam.errors import BadInput
+from refsam.records.logs import find_log
 from refsam.records.paths import RunPaths
 
 POLL_SECONDS = 0.5
-SUFFIXES = (".out", ".err")  # submitit's names end so; the errors are in the first one unless it is old
-
-
-def attempt_numbers(paths: RunPaths) -> list[int]:
-    """The attempts that have a folder, in order."""
-    if not paths.attempts.is_dir():
-        return []
-    return sorted(int(path.name) for path in paths.attempts.iterdir() if path.name.isdigit())
-
-
-def find_log(paths: RunPaths, attempt: int | None = None) -> tuple[int, Path] | None:
-    """An attempt and its log: of the last attempt that has one, where none is named. None: there is no log.
-
-    Raises BadInput for an attempt that the run does not have.
-    """
-    numbers = attempt_numbers(paths)
-    if attempt is not None and attempt not in numbers:
-        known = ", ".join(map(str, numbers)) or "none"
-        raise BadInput(f"--attempt: {attempt} was given, run {paths.run_id} has {known}")
-    for number in [attempt] if attempt is not None else reversed(numbers):
-        for suffix in SUFFIXES:
-            logs = [path for path in paths.attempt(number).glob(f"*{suffix}") if path.exists()]
-            if logs:  # a link of a job that waits leads nowhere yet
-                return number, max(logs, key=lambda path: path.stat().st_mtime_ns)
-    return None
 
 
 def read_log(path: Path) -> str:

@@ -9,10 +9,10 @@ import yaml
 from rich.console import Console
 
 from refsam.orchestration.display import plain_text
-from refsam.orchestration.operating.logs import attempt_numbers, find_log
 from refsam.orchestration.operating.sweep_state import RunState
 from refsam.orchestration.operating.sweep_view import run_json, state_words
 from refsam.records.files import read_json, read_yaml
+from refsam.records.logs import attempt_numbers, find_log
 from refsam.records.paths import RunPaths
 
 # Of the status, in this order; the state itself comes first of all.

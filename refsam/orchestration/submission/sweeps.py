@@ -202,10 +202,14 @@ def _manifest(plan: Plan, known: dict[str, Any]) -> dict[str, Any]:
     skipped = [{"overrides": item.overrides, "reason": item.reason} for item in plan.skipped]
     asked = {run["run_id"] for run in runs}
     earlier = [run for run in known.get("runs", []) if run["run_id"] not in asked]
+    command = list(plan.command)
+    # Of a manifest from before all commands were kept, the last one is known.
+    commands = known.get("commands", [known["command"]] if known.get("command") else [])
     return {
         "format": MANIFEST_FORMAT,
         "name": plan.name,
-        "command": list(plan.command),
+        "command": command,
+        "commands": [*(each for each in commands if each != command), command],
         "refsam": refsam.__version__,
         "python": sys.version.split()[0],
         "created": known.get("created", now()),
