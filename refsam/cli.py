@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import refsam
-from refsam.commands import acting, evaluate, export, fit, looking, prepare, results, runs
+from refsam.commands import acting, cite, evaluate, export, fit, looking, prepare, results, runs
 from refsam.commands.options import (
     BAD_INPUT,
     COMPLETED,
@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add(commands)
     fit.add(commands)
     export.add(commands)
+    cite.add(commands)
     commands.add_parser("sweep", help="run a sweep: the same as python -m refsam.sweep", add_help=False)
     return parser
 
