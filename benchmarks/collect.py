@@ -23,8 +23,8 @@ import yaml
 
 from benchmarks.rows import write_csv
 from refsam.configuration.compose import compose
+from refsam.records.metrics import METRICS
 from refsam.records.paths import RunsFolder
-from refsam.results.run_rows import METRICS
 
 COLUMNS = ("tool", "runs", "rows", "seconds", "cpu_seconds", "peak_mib")
 PEER = """

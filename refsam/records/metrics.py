@@ -15,6 +15,12 @@ from typing import Any, NamedTuple
 from refsam.records.files import read_json, write_json
 
 FORMAT = 2
+# Of an instance segmentation, and of binary masks: what is measured of each image, in this order everywhere.
+SEGMENTATION_METRICS = ("mSA", "SA50", "SA75", "precision", "recall", "F1")
+MASK_METRICS = ("mIoU", "mF1")
+METRICS = SEGMENTATION_METRICS + MASK_METRICS
+# The parts of an image's time.
+SECONDS = ("seconds_embedding", "seconds_prompts", "seconds_postprocessing")
 
 MetricsRow = dict[str, Any]
 

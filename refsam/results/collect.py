@@ -12,6 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from refsam.records.files import write_atomically
+from refsam.records.metrics import METRICS
 from refsam.records.paths import RunsFolder, SweepPaths
 from refsam.results.index import SCHEMA, refreshed, settled
 from refsam.results.run_rows import (
@@ -20,7 +21,6 @@ from refsam.results.run_rows import (
     COSTS,
     INTEGERS,
     INVALID,
-    METRICS,
     Row,
 )
 from refsam.results.sweeps import DAMAGED, read_manifest

@@ -6,7 +6,7 @@ from typing import Any
 
 from refsam.configuration.strategies import strategy_label
 from refsam.records.files import read_json, read_yaml, read_yaml_sections
-from refsam.records.metrics import measurement, rows_of
+from refsam.records.metrics import METRICS, SECONDS, measurement, rows_of
 from refsam.records.paths import RunPaths
 from refsam.records.status import read_status
 from refsam.results.sweeps import DAMAGED
@@ -15,9 +15,7 @@ INVALID = "invalid"
 # The kind of a run that trains nothing (configuration.schema.Kind), and its strategy here.
 BASELINE = "baseline"
 
-METRICS = ("mSA", "SA50", "SA75", "precision", "recall", "F1", "mIoU", "mF1")
 INTERVALS = tuple(f"{name}_{bound}" for name in METRICS for bound in ("low", "high"))
-SECONDS = ("seconds_embedding", "seconds_prompts", "seconds_postprocessing")
 PARAMETERS = ("trainable_parameters", "total_parameters", "saved_bytes")
 TRAINING = ("best_epoch", "seconds_to_best", "seconds_total", "peak_memory_gib", *PARAMETERS)
 SAVINGS = (

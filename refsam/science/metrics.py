@@ -8,9 +8,7 @@ from bioimage_cpp.segmentation import label
 from elf.evaluation import matching, mean_segmentation_accuracy
 from numpy.typing import NDArray
 
-SEGMENTATION_METRICS = ("mSA", "SA50", "SA75", "precision", "recall", "F1")
-MASK_METRICS = ("mIoU", "mF1")
-METRICS = SEGMENTATION_METRICS + MASK_METRICS
+from refsam.records.metrics import MASK_METRICS, SEGMENTATION_METRICS
 
 # Places of SA50 and SA75 in elf's thresholds, np.arange(0.5, 1, 0.05), as in micro_sam.evaluation.
 _SA50, _SA75 = 0, 5

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from refsam.science.metrics import METRICS, mask_metrics, segmentation_metrics
+from refsam.records.metrics import METRICS
+from refsam.science.metrics import mask_metrics, segmentation_metrics
 
 
 def _squares(*corners: tuple[int, int], size: int = 4) -> np.ndarray:

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from refsam.science.evaluation.statistics import bootstrap_interval, summary
-from refsam.science.metrics import METRICS
+from refsam.records.bootstrap import bootstrap_interval
+from refsam.records.metrics import METRICS
+from refsam.science.evaluation.statistics import summary
 
 
 def image(value: float, n_objects: int = 4) -> dict[str, float]:

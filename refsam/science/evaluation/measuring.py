@@ -15,12 +15,12 @@ from segment_anything import SamPredictor
 
 from refsam.configuration.measurements import AUTOMATIC, NO_PROMPT, PROMPTED
 from refsam.configuration.schema import EvaluateConfig
-from refsam.records.metrics import Measurement
+from refsam.records.metrics import METRICS, SEGMENTATION_METRICS, Measurement
+from refsam.records.per_image import Row
 from refsam.science.evaluation.automatic import Segmenter, make_segmenter
 from refsam.science.evaluation.images import EmbeddedImage
 from refsam.science.evaluation.prompts import Part, PromptedSegmentation, decode, enlarge, parts_of, rounds
-from refsam.science.evaluation.statistics import Row
-from refsam.science.metrics import METRICS, SEGMENTATION_METRICS, mask_metrics, segmentation_metrics
+from refsam.science.metrics import mask_metrics, segmentation_metrics
 
 NO_DECODER = "the model has no decoder for automatic segmentation (train.decoder=true trains one)"
 

@@ -14,8 +14,9 @@ from refsam.configuration.measurements import AUTOMATIC, MODES, NO_PROMPT, NOTE,
 from refsam.configuration.schema import RefsamConfig
 from refsam.datasets.listing import Pair
 from refsam.records.files import read_json, write_json
-from refsam.records.metrics import Measurement, MetricsRow, measurement, write_metrics
+from refsam.records.metrics import SECONDS, Measurement, MetricsRow, measurement, write_metrics
 from refsam.records.paths import RunPaths
+from refsam.records.per_image import Row, read_rows, write_rows
 from refsam.science.engine.cache import DiskStore
 from refsam.science.evaluation.grid_search import grid_values, search
 from refsam.science.evaluation.images import LONGEST_SIDE, EmbeddedImage, embed, load_image, shared_embeddings
@@ -26,12 +27,10 @@ from refsam.science.evaluation.record import (
     key_of,
     prediction_path,
     present_metrics,
-    read_rows,
     unmeasured,
     write_prediction,
-    write_rows,
 )
-from refsam.science.evaluation.statistics import SECONDS, Row, summary
+from refsam.science.evaluation.statistics import summary
 
 Report = Callable[[str, int, int], None]
 

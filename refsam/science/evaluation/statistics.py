@@ -2,17 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
-
-from refsam.science.metrics import METRICS
-
-CONFIDENCE = 0.95
-RESAMPLES = 2000
-SECONDS = ("seconds_embedding", "seconds_prompts", "seconds_postprocessing")
-
-Row = dict[str, Any]
+from refsam.records.bootstrap import bootstrap_interval
+from refsam.records.metrics import METRICS, SECONDS
+from refsam.records.per_image import Row
 
 
 def summary(rows: Sequence[Row], seed: int) -> Row:
@@ -44,22 +37,6 @@ def summary(rows: Sequence[Row], seed: int) -> Row:
         "seconds_per_image": _mean([sum(row[name] for name in SECONDS) for row in measured]),
         **seconds,
     }
-
-
-def bootstrap_interval(values: Sequence[float], seed: int) -> tuple[float, float] | None:
-    """Percentile bootstrap of the mean: the interval that holds CONFIDENCE of RESAMPLES means of as many
-    values, drawn with replacement.
-
-    Returns:
-        The lower and the upper bound; None for less than two values, which say nothing about how they vary.
-    """
-    if len(values) < 2:
-        return None
-    numbers = np.asarray(values, dtype="float64")
-    drawn = np.random.default_rng(seed).integers(len(numbers), size=(RESAMPLES, len(numbers)))
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(numbers[drawn].mean(axis=1), (tail, 1 - tail))
-    return float(low), float(high)
 
 
 def _mean(values: Sequence[float]) -> float | None:

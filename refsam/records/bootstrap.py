@@ -1,0 +1,24 @@
+"""How sure a mean over images is. Numbers only: whoever has the values of single images may ask."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+
+
+def bootstrap_interval(values: Sequence[float], seed: int) -> tuple[float, float] | None:
+    """Percentile bootstrap of the mean: the interval that holds CONFIDENCE of RESAMPLES means of as many
+    values, drawn with replacement.
+
+    Returns:
+        The lower and the upper bound; None for less than two values, which say nothing about how they vary.
+    """
+    if len(values) < 2:
+        return None
+    numbers = np.asarray(values, dtype="float64")
+    drawn = np.random.default_rng(seed).integers(len(numbers), size=(RESAMPLES, len(numbers)))
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(numbers[drawn].mean(axis=1), (tail, 1 - tail))
+    return float(low), float(high)
