@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import refsam
-from refsam.commands import acting, cite, evaluate, export, fit, looking, prepare, results, runs
+from refsam.commands import acting, advice, cite, evaluate, export, fit, looking, prepare, results, runs
 from refsam.commands.options import (
     BAD_INPUT,
     COMPLETED,
@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     runs.add(commands)
     acting.add(commands)
     results.add(commands)
+    advice.add(commands)
     evaluate.add(commands)
     prepare.add(commands)
     fit.add(commands)

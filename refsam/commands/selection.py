@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from refsam.records.paths import RunsFolder, SweepPaths
 
 
+# What commands call the axes of the table.
+_OF_COMMANDS = {"peft": "strategy", "n_train_images": "n_images"}
+
+
 @dataclass(frozen=True)
 class Selection:
     """The rows that were asked for.
@@ -66,14 +70,18 @@ def comma_separated(text: str) -> tuple[str, ...]:
 
 
 def assignments(texts: list[str]) -> dict[str, str]:
-    """`axis=value`, also several with commas. Raises BadInput for what is no assignment."""
+    """`axis=value`, also several with commas; the groups of a command may be named as they are there.
+
+    Raises BadInput for what is no assignment.
+    """
     found: dict[str, str] = {}
     for text in texts:
         for part in comma_separated(text):
             name, equals, value = part.partition("=")
             if not equals:
                 raise BadInput(f"{part!r} is not AXIS=VALUE, such as model=vit_b")
-            found[name.strip()] = value.strip()
+            name = name.strip()
+            found[_OF_COMMANDS.get(name, name)] = value.strip()
     return found
 
 

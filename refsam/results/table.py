@@ -40,7 +40,7 @@ def print_table(frame: pd.DataFrame, console: Console | None = None) -> None:
         frame: As `refsam.results.collect.collect` returns it.
         console: Where to print; None: standard output.
     """
-    console = console or _standard_output()
+    console = console or standard_output()
     if frame.empty:
         console.print("This sweep has no runs.")
         return
@@ -68,7 +68,7 @@ def print_table(frame: pd.DataFrame, console: Console | None = None) -> None:
         console.print("No run of this sweep is completed yet, so there is nothing to compare.")
 
 
-def _standard_output() -> Console:
+def standard_output() -> Console:
     """A pipe or a file has no width that numbers and sentences could be cut for."""
     console = Console()
     return console if console.is_terminal else Console(width=_UNLIMITED)

@@ -112,7 +112,7 @@ def wide_table(
     row_values = ordered_values(measured, rows)
     column_values = ordered_values(measured, columns)
     grouped: dict[tuple[Any, ...], pd.DataFrame] = {
-        _key(key): part for key, part in measured.groupby([*rows, *columns], dropna=False, sort=False)
+        key_of(key): part for key, part in measured.groupby([*rows, *columns], dropna=False, sort=False)
     }
     cells: list[list[Cell | None]] = []
     for row in row_values:
@@ -229,13 +229,14 @@ def ordered_values(frame: pd.DataFrame, axes: Sequence[str]) -> list[tuple[Any, 
     """The combinations that exist; numbers by size, modes as the study has them, others by name."""
     if not axes:
         return [()]
-    found = {_key(values) for values in frame[list(axes)].itertuples(index=False)}
+    found = {key_of(values) for values in frame[list(axes)].itertuples(index=False)}
     return sorted(
         found, key=lambda values: [_order(axis, value) for axis, value in zip(axes, values, strict=True)]
     )
 
 
-def _key(values: Any) -> tuple[Any, ...]:
+def key_of(values: Any) -> tuple[Any, ...]:
+    """Values of axes as they are looked up by; None for a missing one."""
     given = tuple(values) if isinstance(values, tuple) else (values,)
     return tuple(None if pd.isna(value) else value for value in given)
 

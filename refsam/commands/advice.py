@@ -1,0 +1,119 @@
+"""`refsam compare` and `refsam recommend`: what the results of sweeps say to do."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from refsam.commands.options import COMPLETED, DAMAGED_RECORDS, Commands, add_command, add_json, print_json
+from refsam.commands.selection import add_where, assignments, name_problems, selected
+from refsam.errors import BadInput
+
+if TYPE_CHECKING:
+    from refsam.results.compare import Comparisons
+    from refsam.results.settings import Setting
+
+_OF_MEASUREMENTS = ("mode", "round", "mask_input")
+
+
+def add(commands: Commands) -> None:
+    _add_compare(commands)
+
+
+def _add_compare(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "compare",
+        _compare,
+        "differences to one setting of a sweep, with confidence intervals, paired over test images",
+        "Print for every other setting and every mode that both have the difference of a metric to the\n"
+        "baseline, its 95 % bootstrap interval over test images, whether that excludes 0, and the p-value\n"
+        "of Wilcoxon's signed-rank test, Holm-adjusted for all comparisons of the table. Settings are what\n"
+        "differs in more than the seed. Written as CSV and Markdown into the sweep's folder tables/.\n\n"
+        "Fields of --json: metric, baseline, comparisons (the columns of the CSV), notes, files.",
+        'refsam compare study --baseline "model=vit_b,peft=full,n_images=5" --metric SA50 --plot',
+    )
+    parser.add_argument("sweep", metavar="SWEEP", help="name of a sweep")
+    parser.add_argument(
+        "--baseline",
+        metavar="RUN|AXIS=VALUE,…",
+        help="one run, by its id or the beginning of it; or one setting, by what only it has",
+    )
+    parser.add_argument("--metric", default="SA50", help="what is compared (SA50)")
+    parser.add_argument("--plot", action="store_true", help="draw the differences, as PNG, PDF and SVG")
+    parser.add_argument(
+        "--width", type=int, choices=(1, 2), default=2, help="columns of a page that the figure takes (2)"
+    )
+    parser.add_argument(
+        "--style", type=Path, metavar="FILE", help="a matplotlib style file instead of refsam's"
+    )
+    add_where(parser)
+    add_json(parser)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    if not options.baseline:
+        raise BadInput("--baseline: nothing was given, allowed is a run or AXIS=VALUE, such as model=vit_b")
+    if options.style is not None and not options.style.is_file():
+        raise BadInput(f"--style {str(options.style)!r} is not a file")
+    where = assignments(options.where)
+    given = assignments([options.baseline]) if "=" in options.baseline else None
+    chosen = selected(argparse.Namespace(**vars(options), sweeps=[options.sweep], all=False, join=[]))
+    from refsam.results.collect import first_prompt
+    from refsam.results.compare import check_metric, compare
+    from refsam.results.compare_table import print_comparisons, records, write_comparisons
+    from refsam.results.find_setting import setting_of_run, setting_with
+    from refsam.results.settings import settings_of
+    from refsam.results.wide import choose
+
+    check_metric(options.metric)
+    frame = choose(chosen.frame, {axis: value for axis, value in where.items() if axis in _OF_MEASUREMENTS})
+    if "round" not in where:
+        frame = first_prompt(frame)
+    others = choose(frame, {axis: value for axis, value in where.items() if axis not in _OF_MEASUREMENTS})
+    settings = settings_of(frame, chosen.folder)
+    if not settings:
+        print(f"No run of sweep {options.sweep} is completed yet, so there is nothing to compare.")
+        return name_problems(chosen)
+    baseline = (
+        setting_of_run(options.baseline, settings, chosen.frame)
+        if given is None
+        else setting_with(given, settings, options.baseline)
+    )
+    found = compare(baseline, frame, others, chosen.folder, options.metric)
+    name = _file_name(options.baseline, baseline, options.metric)
+    files = write_comparisons(found, frame, chosen.output.tables / name)
+    if options.plot:
+        from refsam.results.forest import forest_plot
+        from refsam.results.page import Page
+
+        page = Page(columns=options.width, style=options.style)
+        files += forest_plot(found, frame, chosen.output.figures, name, page)
+    if options.json:
+        print_json(_json(found, records(found), files))
+    else:
+        print_comparisons(found)
+        for path in files:
+            print(path)
+    for problem in found.problems:
+        print(f"refsam: {problem}", file=sys.stderr)
+    return name_problems(chosen) or (DAMAGED_RECORDS if found.problems else COMPLETED)
+
+
+def _json(found: "Comparisons", rows: list[dict[str, object]], files: list[Path]) -> dict[str, object]:
+    from refsam.results.compare_table import notes
+
+    return {
+        "metric": found.metric,
+        "baseline": {**found.baseline.values, "run_ids": found.baseline.run_ids},
+        "comparisons": rows,
+        "notes": notes(found),
+        "files": list(map(str, files)),
+    }
+
+
+def _file_name(given: str, baseline: "Setting", metric: str) -> str:
+    """The same baseline writes the same files, whatever part of a run's name was typed."""
+    name = given if "=" in given else baseline.run_ids[0]
+    return re.sub(r"[^A-Za-z0-9_.=-]+", "_", f"compare-{metric}-{name}")

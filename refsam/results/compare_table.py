@@ -1,0 +1,202 @@
+"""Comparisons as a table for the terminal, as CSV and as Markdown, and what has to be said below it."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from refsam.records.bootstrap import RESAMPLES
+from refsam.records.files import write_text
+from refsam.results.compare import Comparison, Comparisons
+from refsam.results.formats import as_markdown
+from refsam.results.provenance import provenance, write_sidecar
+from refsam.results.settings import AXES, varying
+from refsam.results.table import AXES as TABLE_AXES
+from refsam.results.table import standard_output
+from refsam.results.wide import Cell, WideTable, axis_text
+
+COLUMNS = (
+    *(*AXES, "variant", "seeds", "mode", "round", "mask_input", "n_test_images", "n_left_out", "metric"),
+    *("baseline", "value", "difference", "low", "high", "excludes_zero", "p", "p_holm", "run_ids"),
+)
+_HEADINGS = {**TABLE_AXES, "variant": "else"}
+_LISTS = ("variant", "seeds", "run_ids")
+
+
+def records(found: Comparisons) -> list[dict[str, Any]]:
+    """One mapping for each comparison, with the keys COLUMNS; numbers with all digits."""
+    rows = []
+    for row in found.rows:
+        difference = row.difference
+        values = {
+            **row.setting.values,
+            "variant": list(row.setting.variant),
+            "seeds": [seed for seed in difference.seeds if seed >= 0],
+            **row.measured._asdict(),
+            "n_test_images": difference.n_images,
+            "n_left_out": difference.n_left_out,
+            "metric": found.metric,
+            "baseline": difference.baseline,
+            "value": difference.mean,
+            "difference": difference.difference,
+            "low": difference.low,
+            "high": difference.high,
+            "excludes_zero": difference.excludes_zero,
+            "p": difference.p,
+            "p_holm": difference.p_holm,
+            "run_ids": row.setting.run_ids,
+        }
+        rows.append({name: values[name] for name in COLUMNS})
+    return rows
+
+
+def print_comparisons(found: Comparisons, console: Console | None = None) -> None:
+    """Print a line per setting and mode, and below it how to read it."""
+    console = console or standard_output()
+    console.print(Text(f"Compared with {baseline_words(found)}."))
+    axes, constant = _axes(found)
+    if constant:
+        console.print(Text(f"The same for all: {', '.join(constant)}."))
+    shown = Table(header_style="bold")
+    table = _wide(found, axes)
+    for name in table.row_axes:
+        shown.add_column(name, no_wrap=True)
+    for name in table.headings:
+        shown.add_column(name, justify="right", no_wrap=True)
+    last = None
+    for row, names, cells in zip(found.rows, table.rows, table.cells, strict=True):
+        if last not in (None, row.measured):
+            shown.add_section()
+        last = row.measured
+        # Text, so that square brackets are not taken for rich's markup
+        shown.add_row(*map(Text, [*names, *(cell.text or "" for cell in cells if cell is not None)]))
+    console.print(shown)
+    for note in notes(found):
+        console.print(Text(note))
+
+
+def write_comparisons(found: Comparisons, frame: pd.DataFrame, path: Path) -> list[Path]:
+    """Write `path`.csv with all digits, `path`.md for reading, and where they come from; atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in records(found):
+        writer.writerow({**row, **{name: " ".join(map(str, row[name])) for name in _LISTS}})
+    written = [path.with_name(f"{path.name}.csv"), path.with_name(f"{path.name}.md")]
+    write_text(written[0], text.getvalue())
+    write_text(written[1], markdown(found))
+    write_sidecar(path, provenance(frame, found.run_ids), written)
+    return written
+
+
+def markdown(found: Comparisons) -> str:
+    """The table for a document, with what has to be said about it."""
+    axes, constant = _axes(found)
+    said = [f"{found.metric} compared with {baseline_words(found)}."]
+    said += [f"The same for all: {', '.join(constant)}."] if constant else []
+    table = as_markdown(_wide(found, axes))
+    return "\n".join([" ".join(said), "", table, *(f"- {note}" for note in notes(found))]) + "\n"
+
+
+def baseline_words(found: Comparisons) -> str:
+    """The baseline as sentences name it."""
+    axes, _ = _axes(found)
+    seeds = [str(seed) for seed in found.baseline.seeds if seed >= 0]
+    runs = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}" if seeds else found.baseline.run_ids[0]
+    return f"{found.baseline.words(axes)} ({runs})"
+
+
+def notes(found: Comparisons) -> list[str]:
+    """How the numbers were made, and what they do not say."""
+    if not found.rows:
+        return ["There is nothing to compare it with.", *found.left_out]
+    number = sum(row.difference.p is not None for row in found.rows)
+    several = any(len(row.difference.seeds) > 1 for row in found.rows)
+    over = "; an image's difference is its mean over the seeds that both settings have" if several else ""
+    said = [
+        f"Differences are means over the test images that both have{over}. Intervals: 95 %, percentile "
+        f"bootstrap over images ({RESAMPLES} resamples, always the same ones).",
+    ]
+    if number:
+        said.append(
+            "p: Wilcoxon's signed-rank test over images, adjusted by Holm for the "
+            f"{number} comparison{'s' if number > 1 else ''} of this table; the intervals are not adjusted."
+        )
+    if any(len(row.difference.seeds) < 2 for row in found.rows):
+        said.append(
+            "Where there is one seed, nothing is known of how much another training would change that."
+        )
+    left_out = sum(row.difference.n_left_out for row in found.rows)
+    if left_out:
+        said.append("Left out: images that only one of the two has; they are counted in the table.")
+    if any(row.difference.low is None for row in found.rows):
+        said.append("One image has no interval: it does not say how images vary.")
+    return [*said, *(f"Not compared: {sentence}." for sentence in found.left_out)]
+
+
+def difference_text(value: float) -> str:
+    """`+0.042` or `-0.042`."""
+    return f"{value:+.3f}"
+
+
+def _axes(found: Comparisons) -> tuple[list[str], list[str]]:
+    """The axes that differ, and the others in words."""
+    settings = [found.baseline, *(row.setting for row in found.rows)]
+    axes = varying(settings)
+    trained = next((setting for setting in settings if not setting.is_baseline), settings[0])
+    constant = [text for axis in AXES if axis not in axes and (text := trained.text(axis))]
+    return axes, constant
+
+
+def _wide(found: Comparisons, axes: list[str]) -> WideTable:
+    with_variant = any(row.setting.variant for row in found.rows)
+    with_left_out = any(row.difference.n_left_out for row in found.rows)
+    with_seeds = any(row.difference.seeds != (0,) for row in found.rows)
+    names = [*axes, *(["variant"] if with_variant else []), "mode", *(["seeds"] if with_seeds else [])]
+    titles = ["test images", *(["left out"] if with_left_out else []), "baseline", found.metric]
+    titles += ["difference", "95 % interval", "excludes 0", "p (Holm)"]
+    rows: list[tuple[str, ...]] = []
+    cells: list[list[Cell | None]] = []
+    for row in found.rows:
+        texts = {
+            **{axis: axis_text(row.setting.values[axis]) for axis in axes},
+            "variant": " ".join(row.setting.variant),
+            "mode": row.measured.words,
+            "seeds": " ".join(str(seed) for seed in row.difference.seeds if seed >= 0),
+        }
+        rows.append(tuple(texts[name] for name in names))
+        cells.append(
+            [Cell(row.difference.difference, None, 1, text=text) for text in _texts(row, with_left_out)]
+        )
+    return WideTable(
+        title=found.metric,
+        row_axes=tuple(_HEADINGS.get(name, name) for name in names),
+        rows=rows,
+        columns=[(title,) for title in titles],
+        metrics=[found.metric] * len(titles),
+        cells=cells,
+        run_ids=found.run_ids,
+    )
+
+
+def _texts(row: Comparison, with_left_out: bool) -> list[str]:
+    found = row.difference
+    interval = (
+        "none"
+        if found.low is None or found.high is None
+        else f"{difference_text(found.low)} to {difference_text(found.high)}"
+    )
+    excludes = {None: "", True: "yes", False: "no"}[found.excludes_zero]
+    p = "" if found.p_holm is None else "< 0.001" if found.p_holm < 0.001 else f"{found.p_holm:.3f}"
+    return [
+        str(found.n_images),
+        *([str(found.n_left_out)] if with_left_out else []),
+        *(f"{found.baseline:.3f}", f"{found.mean:.3f}", difference_text(found.difference), interval),
+        *(excludes, p),
+    ]

@@ -1,0 +1,89 @@
+"""The setting that a person means, by a run or by what only it has. Whatever is unclear is refused."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import pandas as pd
+
+from refsam.errors import BadInput, nearest
+from refsam.results.settings import AXES, Setting, varying
+from refsam.results.wide import axis_text
+
+NAMED = 5  # candidates that a sentence names at most
+
+
+def setting_with(values: Mapping[str, str], settings: list[Setting], given: str) -> Setting:
+    """The one setting with these values of axes, or of what else varies.
+
+    Raises BadInput with the candidates; it quotes what was `given`.
+    """
+    chosen = settings
+    for name, value in values.items():
+        chosen = _with_value(chosen, name, value, settings)
+    if not chosen:
+        raise BadInput(
+            f"--baseline: {given!r} was given, and no setting with results is all of that; there are "
+            f"{_listed([setting.words(varying(settings)) for setting in settings])}"
+        )
+    if len(chosen) > 1:
+        apart = [axis for axis in varying(chosen) if len({repr(each.values[axis]) for each in chosen}) > 1]
+        texts = [f"{axis}={axis_text(chosen[0].values[axis])}" for axis in apart] or [*chosen[0].variant]
+        raise BadInput(
+            f"--baseline: {given!r} was given, which may be one of {len(chosen)} settings: "
+            f"{_listed([setting.words(apart) for setting in chosen])}; choose by {' or '.join(texts)}, or "
+            "name a run"
+        )
+    return chosen[0]
+
+
+def setting_of_run(part: str, settings: list[Setting], frame: pd.DataFrame) -> Setting:
+    """One run alone, by its id or a part of it that no other run of the frame has.
+
+    Raises BadInput, naming the candidates.
+    """
+    known = list(dict.fromkeys(frame["run_id"].dropna()))
+    matches = [part] if part in known else [run for run in known if part and run.startswith(part)]
+    matches = matches or [run for run in known if part and part in run]
+    if not matches:
+        hint = nearest(part, known) or f"; there are {_listed(known)}"
+        raise BadInput(f"--baseline: {part!r} was given, and the sweep has no such run{hint}")
+    if len(matches) > 1:
+        raise BadInput(
+            f"--baseline: {part!r} was given, which may be one of {_listed(matches)}; give a part of the "
+            "name that only one has"
+        )
+    for setting in settings:
+        for seed, run in setting.runs.items():
+            if run == matches[0]:
+                return replace(setting, runs={seed: run})
+    status = frame.loc[frame["run_id"] == matches[0], "status"].iloc[0]
+    raise BadInput(
+        f"--baseline: run {matches[0]} is {status} and has nothing that others can be compared with"
+    )
+
+
+def _with_value(chosen: list[Setting], name: str, value: str, settings: list[Setting]) -> list[Setting]:
+    """Those of the chosen settings that have this value; all settings are what a sentence speaks of."""
+    others = {part.partition("=")[0] for setting in settings for part in setting.variant if "=" in part}
+    names = [*AXES, *sorted(others)]
+    if name not in names:
+        hint = nearest(name, names)
+        raise BadInput(f"--baseline: {name!r} is no axis of settings{hint}; axes are {', '.join(names)}")
+    there = sorted({text for setting in settings if (text := _value(setting, name))})
+    if value not in there:
+        hint = nearest(value, there) or f"; there are {', '.join(there) or 'none'}"
+        raise BadInput(f"--baseline: {name}={value} was given, and nothing with results has it{hint}")
+    return [setting for setting in chosen if _value(setting, name) == value]
+
+
+def _value(setting: Setting, name: str) -> str:
+    """The value of an axis, or of another part of the configuration that tells settings apart."""
+    if name in AXES:
+        return axis_text(setting.values[name])
+    return next((part.partition("=")[2] for part in setting.variant if part.startswith(f"{name}=")), "")
+
+
+def _listed(texts: Iterable[str]) -> str:
+    named = list(texts)
+    more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+    return f"{'; '.join(named[:NAMED]) or 'none'}{more}"
