@@ -83,7 +83,7 @@ def list_coco_pairs(dataset: DatasetConfig) -> list[Pair]:
         )
     if found.empty and dataset.empty_images == REFUSE:
         raise BadInput(
-            f"dataset.labels: {_path(dataset)} has {len(found.empty)} images without objects "
+            f"dataset.labels: {_path(dataset)} has {_number(len(found.empty), 'image')} without objects "
             f"({_some(found.empty)}); annotate them, or leave them out with dataset.empty_images={SKIP}"
         )
     if not found.pairs:
@@ -104,11 +104,7 @@ def left_out(dataset: DatasetConfig) -> str | None:
 
 
 def read_coco_labels(pair: Pair, dataset: DatasetConfig) -> NDArray[np.uint32]:
-    """(H, W) uint32: the objects of one image, numbered in the order of the file.
-
-    Raises:
-        BadInput: when a segmentation cannot be decoded.
-    """
+    """(H, W) uint32: the objects of one image, numbered in the order of the file."""
     import numpy as np
 
     found = _read(_path(dataset), tuple(dataset.categories))
@@ -204,8 +200,7 @@ def _look(dataset: DatasetConfig) -> _Look:
         elif not read.annotations[key]:
             empty.append(image.name)
         else:
-            name = Path(image.name).with_suffix("").as_posix()
-            pairs.append(Pair(name, file, path, key))
+            pairs.append(Pair(_name_of(image), file, path, key))
     return _Look(sorted(pairs, key=lambda pair: pair.name), problems, empty)
 
 
@@ -226,27 +221,32 @@ def _read_once(path: Path, categories: tuple[str, ...], changed: int, size: int)
     except (OSError, ValueError) as error:
         raise BadInput(f"dataset.labels: {path} cannot be read ({error})") from error
     content = parse(text, f"dataset.labels: {path}")
-    wanted = _wanted_categories(path, content["categories"], categories)
-    known = {category["id"] for category in content["categories"]}
     found = CocoFile()
+    known = _take_categories(found, content["categories"])
+    wanted = _wanted_categories(path, known, categories)
     _take_images(found, content["images"])
-    seen: set[Any] = set()
-    for annotation in content["annotations"]:
-        where = f"annotation {annotation.get('id')}"
-        image = found.images.get(annotation.get("image_id", ""))
-        if annotation.get("id") in seen:
+    seen: set[Key] = set()
+    for number, annotation in enumerate(content["annotations"]):
+        fields = ("id", "image_id", "category_id")
+        key, of_image, category = (_key(annotation.get(name)) for name in fields)
+        where = f"number {number} of the annotations" if key is None else f"annotation {key}"
+        image = None if of_image is None else found.images.get(of_image)
+        if key is None:
+            found.problems.append(Problem("annotation without an id", where))
+        elif key in seen:
             found.problems.append(Problem("duplicate annotation id", where))
         elif image is None:
             found.problems.append(Problem("annotation of an unknown image", where))
-        elif annotation.get("category_id") not in known:
+        elif category not in known:
             found.problems.append(Problem("annotation of an unknown category", f"{where} of {image.name}"))
-        elif annotation["category_id"] in wanted and not annotation.get("iscrowd"):
+        elif category in wanted and not annotation.get("iscrowd"):
             kind = _problem(annotation, image)
             if kind is None:
                 found.annotations[image.key].append(annotation["segmentation"])
             else:
                 found.problems.append(Problem(kind, f"{where} of {image.name}"))
-        seen.add(annotation.get("id"))
+        if key is not None:
+            seen.add(key)
     return found
 
 
@@ -264,39 +264,67 @@ def parse(text: str, where: str) -> dict[str, Any]:
         items = content.get(name) if isinstance(content, dict) else None
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             raise BadInput(f"{where} has no list of {name}, which COCO's format asks for")
-    for name, fields in (("images", ("id", "file_name", "height", "width")), ("categories", ("id", "name"))):
+    for name, text_field in (("images", "file_name"), ("categories", "name")):
         for index, item in enumerate(content[name]):
-            lacking = [key for key in fields if key not in item]
-            if lacking:
-                raise BadInput(f"{where} has no {lacking[0]} in number {index} of its {name}")
+            if _key(item.get("id")) is None:
+                raise BadInput(f"{where} has no id in number {index} of its {name}, a whole number or a name")
+            if not isinstance(item.get(text_field), str) or not item[text_field]:
+                raise BadInput(f"{where} has no {text_field} in number {index} of its {name}")
     return dict(content)
 
 
-def _wanted_categories(path: Path, listed: Sequence[dict[str, Any]], names: Sequence[str]) -> set[Any]:
-    there = {category["name"]: category["id"] for category in listed}
+def _key(value: Any) -> Key | None:
+    """What can be an id; None for anything else that JSON has."""
+    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
+
+
+def _take_categories(found: CocoFile, listed: Sequence[dict[str, Any]]) -> dict[Key, str]:
+    """The names of the categories by their ids."""
+    known: dict[Key, str] = {}
+    for item in listed:
+        if item["id"] in known:
+            found.problems.append(Problem("duplicate category id", f"{item['id']} of {item['name']}"))
+        known.setdefault(item["id"], item["name"])
+    return known
+
+
+def _wanted_categories(path: Path, known: Mapping[Key, str], names: Sequence[str]) -> set[Key]:
+    """The ids of the categories with these names; of all without names."""
+    there = list(dict.fromkeys(known.values()))
     for name in names:
         if name not in there:
             raise BadInput(
                 f"dataset.categories: {path} has no category {name}{nearest(name, there)}; it has "
                 f"{', '.join(there) or 'none'}"
             )
-    return {category["id"] for category in listed if not names or category["name"] in names}
+    return {key for key, name in known.items() if not names or name in names}
 
 
 def _take_images(found: CocoFile, images: Sequence[dict[str, Any]]) -> None:
     names: set[str] = set()
     for item in images:
-        image = CocoImage(item["id"], str(item["file_name"]), int(item["height"]), int(item["width"]))
+        size = (item.get("height"), item.get("width"))
+        image = CocoImage(item["id"], item["file_name"], *(size if all(map(_is_length, size)) else (0, 0)))
+        name = _name_of(image)
         if image.key in found.images:
             found.problems.append(Problem("duplicate image id", f"{image.key} of {image.name}"))
-        elif image.name in names:
+        elif name in names:
             found.problems.append(Problem("duplicate file name", image.name))
-        elif image.height < 1 or image.width < 1:
+        elif image.height < 1:
             found.problems.append(Problem("image without a size", image.name))
         else:
             found.images[image.key] = image
             found.annotations[image.key] = []
-        names.add(image.name)
+        names.add(name)
+
+
+def _name_of(image: CocoImage) -> str:
+    """What a run calls an image: the name of its file without suffix."""
+    return Path(image.name).with_suffix("").as_posix()
+
+
+def _is_length(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _problem(annotation: Mapping[str, Any], image: CocoImage) -> str | None:
@@ -304,31 +332,74 @@ def _problem(annotation: Mapping[str, Any], image: CocoImage) -> str | None:
     segmentation = annotation.get("segmentation")
     if not segmentation:
         return "empty segmentation"
-    box = annotation.get("bbox")
-    if box is not None and (not _numbers(box, 4) or not _inside(_corners(box), image)):
-        return "box outside of its image"
+    if kind := _box_problem(annotation.get("bbox"), image):
+        return kind
     if isinstance(segmentation, dict):
-        return _run_length_problem(segmentation, image)
-    if not isinstance(segmentation, list):
+        kind, what = _run_length_problem(segmentation, image), "run lengths"
+    elif isinstance(segmentation, list):
+        kind, what = _polygon_problem(segmentation, image), "polygon"
+    else:
         return "broken segmentation"
-    for polygon in segmentation:
+    if kind is not None:
+        return kind
+    from pycocotools import mask
+
+    # A sliver has an area, and may cover no pixel.
+    return None if int(mask.area(_encoded(segmentation, image))) else f"empty {what}"
+
+
+def _box_problem(box: Any, image: CocoImage) -> str | None:
+    if box is None:  # nothing here needs one
+        return None
+    if not _numbers(box, 4) or min(box[2:]) < 0:
+        return "broken box"
+    return None if _inside(_corners(box), image) else "box outside of its image"
+
+
+def _polygon_problem(polygons: Sequence[Any], image: CocoImage) -> str | None:
+    for polygon in polygons:
         if not _numbers(polygon, None) or len(polygon) < LEAST_COORDINATES or len(polygon) % 2:
             return "broken polygon"
         if not _inside(polygon, image):
             return "polygon outside of its image"
-    return "empty polygon" if all(_area(polygon) == 0 for polygon in segmentation) else None
+    return None
 
 
 def _run_length_problem(segmentation: Mapping[str, Any], image: CocoImage) -> str | None:
-    counts = segmentation.get("counts")
-    if list(segmentation.get("size") or ()) != [image.height, image.width]:
+    if segmentation.get("size") != [image.height, image.width]:
         return "run lengths of another size than the image"
-    if isinstance(counts, str):
-        return None if counts else "empty segmentation"
-    whole = isinstance(counts, list) and all(isinstance(count, int) and count >= 0 for count in counts)
-    if not whole or sum(counts or ()) != image.height * image.width:
+    counts = segmentation.get("counts")
+    lengths = _uncompressed(counts) if isinstance(counts, str) else counts
+    if not isinstance(lengths, list) or not all(
+        isinstance(length, int) and length >= 0 for length in lengths
+    ):
         return "broken run lengths"
-    return None if sum((counts or ())[1::2]) else "empty segmentation"
+    # pycocotools leaves the pixels that they do not reach to chance.
+    return None if sum(lengths) == image.height * image.width else "broken run lengths"
+
+
+def _uncompressed(text: str) -> list[int] | None:
+    """The numbers in the string of compressed run lengths; None where it is no such string.
+
+    Each number is in groups of five bits, the lowest first, in characters from the 48th on whose sixth bit
+    says that more follow; the highest bit is the sign. From the fourth on, numbers are differences to the one
+    two before (rleToString in pycocotools' maskApi.c).
+    """
+    numbers: list[int] = []
+    value = shift = 0
+    for character in text:
+        group = ord(character) - 48
+        if not 0 <= group < 64:
+            return None
+        value |= (group & 31) << shift
+        shift += 5
+        if group & 32:
+            continue
+        if group & 16:
+            value -= 1 << shift
+        numbers.append(value + numbers[-2] if len(numbers) > 2 else value)
+        value = shift = 0
+    return numbers if shift == 0 else None
 
 
 def _numbers(values: Any, count: int | None) -> bool:
@@ -352,30 +423,23 @@ def _inside(coordinates: Sequence[float], image: CocoImage) -> bool:
     )
 
 
-def _area(polygon: Sequence[float]) -> float:
-    """In square pixels."""
-    x, y = polygon[::2], polygon[1::2]
-    return abs(sum(x[i - 1] * y[i] - x[i] * y[i - 1] for i in range(len(x)))) / 2
-
-
 def _mask(segmentation: Any, image: CocoImage) -> NDArray[np.bool_]:
-    """(H, W) bool of polygons, or of run lengths, compressed or not."""
+    """(H, W) bool of polygons, or of run lengths, compressed or not, which have no problem."""
     from pycocotools import mask
 
-    try:
-        if isinstance(segmentation, list):
-            encoded = mask.merge(mask.frPyObjects(segmentation, image.height, image.width))
-        elif isinstance(segmentation["counts"], list):
-            encoded = mask.frPyObjects(segmentation, image.height, image.width)
-        else:
-            encoded = {**segmentation, "counts": segmentation["counts"].encode()}
-        decoded: NDArray[np.bool_] = mask.decode(encoded).astype(bool)
-    # pycocotools raises whatever its parsing meets.
-    except Exception as error:
-        raise BadInput(
-            f"dataset.labels: a segmentation of {image.name} cannot be decoded ({error})"
-        ) from error
+    decoded: NDArray[np.bool_] = mask.decode(_encoded(segmentation, image)).astype(bool)
     return decoded
+
+
+def _encoded(segmentation: Any, image: CocoImage) -> Any:
+    """The same as pycocotools' compressed run lengths."""
+    from pycocotools import mask
+
+    if isinstance(segmentation, list):
+        return mask.merge(mask.frPyObjects(segmentation, image.height, image.width))
+    if isinstance(segmentation["counts"], list):
+        return mask.frPyObjects(segmentation, image.height, image.width)
+    return {**segmentation, "counts": segmentation["counts"].encode()}
 
 
 def _counted(problems: Sequence[Problem]) -> str:
