@@ -7,7 +7,19 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import refsam
-from refsam.commands import acting, advice, cite, evaluate, export, fit, looking, prepare, results, runs
+from refsam.commands import (
+    acting,
+    advice,
+    cite,
+    evaluate,
+    export,
+    fit,
+    looking,
+    prepare,
+    results,
+    runs,
+    track,
+)
 from refsam.commands.options import (
     BAD_INPUT,
     COMPLETED,
@@ -64,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add(commands)
     export.add(commands)
     cite.add(commands)
+    track.add(commands)
     commands.add_parser("sweep", help="run a sweep: the same as python -m refsam.sweep", add_help=False)
     return parser
 

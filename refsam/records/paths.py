@@ -163,6 +163,11 @@ class SweepPaths:
         return self.root / "figures"
 
     @property
+    def trackers(self) -> Path:
+        """What other programs were told of the runs."""
+        return self.root / "trackers"
+
+    @property
     def jobs(self) -> Path:
         """Where submitit keeps scripts, pickles and logs: a folder for each array."""
         return self.root / "jobs"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_runs import Killed, kill_at, rows, run_training, small_config
 
 from refsam.configuration.schema import DatasetConfig, Precision
@@ -142,7 +143,9 @@ def test_history_and_summary_agree(synthetic: DatasetConfig, tmp_path: Path) -> 
     assert summary.peak_memory_gib >= summary.base_memory_gib > 0
     assert json.loads(paths.training.read_text())["best_metric"] == summary.best_metric
     assert json.loads(paths.savings.read_text()) == summary.savings
-    assert list(paths.tensorboard.rglob("events.*"))
+    events = EventAccumulator(str(paths.tensorboard / paths.run_id)).Reload()
+    assert len(events.Scalars("train/loss")) == 9
+    assert [each.value for each in events.Scalars("validation/metric")] == pytest.approx(metrics)
     # A report after each of the 9 steps and each of the 3 epochs.
     assert [report.iteration for report in reports] == [1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9, 9]
     assert [report.epoch for report in reports] == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3]

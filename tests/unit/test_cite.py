@@ -20,7 +20,7 @@ from refsam.records.files import read_yaml, write_json
 from refsam.records.paths import RunsFolder
 from refsam.records.status import State, Status, write_status
 from refsam.results.cite import REFERENCES, RULES, citations, references
-from refsam.results.collect import COLUMNS, collect
+from refsam.results.collect import collect
 
 CONF = Path(__file__).parents[2] / "conf"
 OWN = {"hf", "folder", "coco"}  # under these a user's own model or images go

@@ -1,0 +1,97 @@
+"""What all trackers have in common, and how runs get into one: each once, and anew where it changed."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from refsam.errors import BadInput
+from refsam.records.files import read_json, write_json
+from refsam.results.trackers.tracked import TrackedRun
+
+LEDGER = "refsam.json"
+
+
+class Tracker(ABC):
+    """A place that runs are told to.
+
+    Attributes:
+        destination: as a person names it.
+        hint: the command that shows what is there.
+    """
+
+    destination: str
+    hint: str
+
+    @abstractmethod
+    def known(self) -> Mapping[str, str]:
+        """The signatures of the runs that are there, by run id; empty for what was not told to its end."""
+
+    @abstractmethod
+    def tell(self, run: TrackedRun) -> None:
+        """Write a run that is not there."""
+
+    @abstractmethod
+    def remove(self, run_id: str) -> None:
+        """Take back what was told of a run."""
+
+
+@dataclass
+class Told:
+    """How many runs were new, told anew because their records had changed, and left as they were."""
+
+    new: int = 0
+    changed: int = 0
+    unchanged: int = 0
+
+
+def tell(runs: Iterable[TrackedRun], tracker: Tracker) -> Told:
+    """Bring runs into a tracker. What is there with the same content stays as it is."""
+    told = Told()
+    known = tracker.known()
+    for run in runs:
+        if known.get(run.run_id) == run.signature:
+            told.unchanged += 1
+            continue
+        if run.run_id in known:
+            tracker.remove(run.run_id)
+            told.changed += 1
+        else:
+            told.new += 1
+        tracker.tell(run)
+    return told
+
+
+class Ledger:
+    """What a folder holds, for trackers that cannot be asked: refsam.json, by run id.
+
+    An entry is written when its run has been told to the end.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / LEDGER
+        try:
+            self.entries: dict[str, dict[str, Any]] = read_json(self._path)
+        except FileNotFoundError:
+            self.entries = {}
+        except ValueError as error:
+            raise BadInput(f"--destination: {error}; remove the folder to write it anew") from error
+
+    def write(self) -> None:
+        write_json(self._path, self.entries)
+
+
+def folder_of(destination: str | None, default: Path) -> Path:
+    """The folder of a tracker that writes files, made if need be. Raises BadInput where it cannot be."""
+    folder = default if destination is None else Path(destination)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"--destination {str(folder)!r} cannot be a folder: {error.strerror}") from error
+    return folder
+
+
+def missing(package: str, extra: str) -> BadInput:
+    """The sentence for a client that is not installed."""
+    return BadInput(f'--to {extra} needs {package}, which is not installed: pip install "refsam[{extra}]"')
