@@ -6,14 +6,17 @@ values themselves (rank, layers, share of blocks) are in conf/peft, with where t
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 from refsam.configuration.linear_layers import Layers, linear_layers
+from refsam.configuration.resources import folder
 from refsam.configuration.schema import AUTO, ModelConfig, PeftConfig
 from refsam.errors import nearest
+from refsam.records.files import read_yaml
 
 PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 HEADS = ("prompt_encoder", "mask_decoder")
@@ -258,13 +261,37 @@ def is_quantized(peft: PeftConfig) -> bool:
 
 
 def strategy_label(peft: Mapping[str, Any]) -> str:
-    """What tables call a strategy: its name, and the share of blocks where it is not in all of them.
+    """What tables call a strategy: its name, the share of blocks where it is not in all of them, and what
+    differs from the settings of its file, as `late_lora 50 %, rank 8`: two of one name are two strategies.
 
     Args:
-        peft: the values of a PeftConfig, also of one from before there were shares.
+        peft: the values of a PeftConfig, also of one from before there were all of its fields.
     """
-    share = peft.get("share")
-    return str(peft["name"]) if share is None else f"{peft['name']} {share:g} %"
+    name, share = str(peft["name"]), peft.get("share")
+    usual = _settings_of_file(name)
+    label = name if share is None else f"{name} {share:g} %"
+    return ", ".join([label, *_unusual(peft, usual)])
+
+
+def _unusual(peft: Mapping[str, Any], usual: Mapping[str, Any]) -> Iterator[str]:
+    """The settings that differ from the usual ones, in words."""
+    for item in dataclasses.fields(PeftConfig):
+        value: Any = peft.get(item.name)
+        is_usual = item.name not in peft or (value or None) == (usual.get(item.name) or None)
+        if item.name in ("name", "share") or is_usual:
+            continue
+        if item.name == "freeze":
+            yield f"frozen {' '.join(part for part in PARTS if part in value)}"
+        else:
+            shown = " ".join(map(str, value)) if isinstance(value, list) else value
+            yield f"{item.name.replace('_', ' ')} {shown}"
+
+
+@lru_cache
+def _settings_of_file(name: str) -> dict[str, Any]:
+    """The settings that conf/peft has for a strategy; none where it has no such file."""
+    path = folder("conf") / "peft" / f"{name}.yaml"
+    return dict(read_yaml(path)) if path.is_file() else {}
 
 
 def trained_share(peft: PeftConfig) -> float:

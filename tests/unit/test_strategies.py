@@ -1,13 +1,14 @@
 """Which strategies go with which models."""
 
 import importlib.util
+from dataclasses import asdict
 
 import pytest
 
 from refsam.configuration.checks import combination_problem
 from refsam.configuration.compose import compose
 from refsam.configuration.schema import ModelConfig, PeftConfig
-from refsam.configuration.strategies import STRATEGIES, strategy_problem, target_layers
+from refsam.configuration.strategies import STRATEGIES, strategy_label, strategy_problem, target_layers
 
 
 def model(architecture: str) -> ModelConfig:
@@ -136,6 +137,33 @@ def test_a_share_of_the_blocks_are_the_last_ones(share: float | None, blocks: in
         f"image_encoder.blocks.{block}.{layer}" for block in range(12) for layer in ("attn.qkv", "mlp.lin1")
     ]
     assert target_layers(names, [".*"], share) == names[24 - 2 * blocks :]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "label"),
+    [
+        (("peft=lora",), "lora"),
+        (("peft=lora_32",), "lora, rank 32"),
+        (("peft=freeze_encoder",), "freeze_encoder"),
+        (("peft=freeze_encoder", "peft.freeze=[prompt_encoder,image_encoder]"),
+         "freeze_encoder, frozen image_encoder prompt_encoder"),
+        (("peft=full", "peft.freeze=[mask_decoder]"), "full, frozen mask_decoder"),
+        (("peft=late_ft_25",), "late_ft 25 %"),
+        (("peft=late_lora", "peft.update_matrices=[q,k,v]"), "late_lora 50 %, update matrices q k v"),
+        (("peft=dora", "peft.rank=8", "peft.alpha=16"), "dora, rank 8, alpha 16"),
+        (("peft=qdora", "peft.double_quantization=false"), "qdora, double quantization False"),
+        (("peft=oft", "peft.options.oft_block_size=16"), "oft, options {'oft_block_size': 16}"),
+    ],
+)  # fmt: skip
+def test_tables_tell_strategies_of_one_name_apart_by_their_settings(
+    overrides: tuple[str, ...], label: str
+) -> None:
+    assert strategy_label(asdict(of_file(*overrides))) == label
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_tables_call_a_strategy_as_its_file_is_by_its_name(name: str) -> None:
+    assert strategy_label(asdict(of_file(f"peft={name}"))).removesuffix(" 50 %") == name
 
 
 def test_without_bitsandbytes_a_sweep_leaves_out_what_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
