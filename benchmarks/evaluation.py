@@ -167,6 +167,7 @@ def _measured(side: Callable[..., None], options: argparse.Namespace) -> dict[st
     config.evaluate.save_predictions, config.evaluate.pictures = True, 0
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
+        config.data = folder  # no embedding is there already
         side(config, Path(folder), clock)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (GIB / 1024)
     return {

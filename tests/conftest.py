@@ -70,6 +70,12 @@ def pytest_sessionstart() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What runs share, such as embeddings, is no other session's; a test may say another folder."""
+    os.environ["REFSAM_DATA"] = str(tmp_path_factory.mktemp("refsam_data"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order the tests by their folders."""
     items.sort(key=lambda item: FOLDERS.index(item.path.relative_to(TESTS).parts[0]))

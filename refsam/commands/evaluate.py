@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from refsam.commands.options import (
@@ -27,7 +28,8 @@ def add(commands: Commands) -> None:
         "measure finished runs in other modes, only what is missing",
         "Measure the finished runs of a sweep, or one run, in what the overrides ask for beyond what was\n"
         "measured. Nothing is trained again, and nothing is measured twice. Runs that are not finished are\n"
-        "left alone. Without overrides: what was asked for and is missing.\n\n"
+        "left alone. Without overrides: what was asked for and is missing. evaluate.where=RESOURCE measures\n"
+        "on another resource than the runs were trained on.\n\n"
         "Fields of --json: sweep; runs: run_id and missing (what is measured) of those that were given to\n"
         "Slurm or executed here; complete and unfinished: run ids of the others; states: of the runs,\n"
         "afterwards.",
@@ -77,6 +79,7 @@ def _wanted(overrides: list[str]) -> "tuple[set[str], EvaluateConfig]":
     from refsam.configuration.checks import check_values
     from refsam.configuration.compose import compose
     from refsam.configuration.composition_errors import explain
+    from refsam.configuration.evaluation_place import evaluation_resource
     from refsam.configuration.measurements import EXTENDABLE
 
     named: set[str] = set()
@@ -98,4 +101,5 @@ def _wanted(overrides: list[str]) -> "tuple[set[str], EvaluateConfig]":
             raise
         raise BadInput(sentence) from error
     check_values(config)
-    return named, config.evaluate
+    place = evaluation_resource(config.evaluate.where, lambda chosen: compose([chosen]))
+    return named, replace(config.evaluate, resource=place)

@@ -114,6 +114,11 @@ _RULES = (
         lambda modes: bool(modes) and set(modes) <= set(MODES) and len(set(modes)) == len(modes),
         f"a list of {', '.join(MODES)}",
     ),
+    _Rule(
+        "evaluate.where",
+        lambda where: re.fullmatch(r"[\w.-]+", where) is not None,
+        "run, or the name of a resource",
+    ),
     _Rule("evaluate.rounds", _whole(0), "a whole number from 0"),
     _Rule("evaluate.grid", _one_of(GRIDS), ", ".join(GRIDS)),
     _Rule("evaluate.pictures", _whole(0), "a whole number from 0"),

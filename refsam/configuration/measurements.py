@@ -16,7 +16,7 @@ MODES = (*PROMPTED, *AUTOMATIC, NO_PROMPT)
 # What can be asked for beyond what a run was frozen with; everything else is what its results depend on.
 EXTENDABLE = (
     *("modes", "rounds", "mask_input", "grid", "small_grid", "points_per_side", "batch_size"),
-    *("save_predictions", "pictures"),
+    *("save_predictions", "pictures", "where"),
 )
 
 # Where the parameters of the automatic modes come from: searched among the values of the resource study,
@@ -89,6 +89,8 @@ def extended(frozen: EvaluateConfig, wanted: EvaluateConfig) -> EvaluateConfig:
         points_per_side=wanted.points_per_side,
         pictures=max(frozen.pictures, wanted.pictures),
         save_predictions=frozen.save_predictions or wanted.save_predictions,
+        where=wanted.where,
+        resource=wanted.resource,
     )
 
 

@@ -13,6 +13,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 AUTO = "auto"
+OWN_JOB = "run"  # of evaluate.where: no job of its own
 
 
 class Kind(StrEnum):
@@ -223,6 +224,8 @@ class EvaluateConfig:
     """How the result is measured, see docs/evaluation.md."""
 
     modes: list[str] = MISSING  # point, box, amg, ais, apg, no_prompt
+    where: str = OWN_JOB  # in the run's own job (run), or after it, as a job on this resource
+    resource: ResourceConfig | None = None  # what `where` names; filled in by the plan
     rounds: int = 0  # of correcting prompts after the first one, for point and box
     # Whether the mask of the round before is an input of the next one; with both, each is measured.
     mask_input: list[bool] = field(default_factory=lambda: [False, True])

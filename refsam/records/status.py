@@ -25,6 +25,9 @@ class State(StrEnum):
     failed = "failed"
 
 
+TRAINED = "trained"  # the phase of a run that a job has trained, and another one evaluates
+
+
 class Reason(StrEnum):
     """Why a run failed."""
 
@@ -48,10 +51,11 @@ class Status:
     message: str | None = None  # one sentence for a person
     attempt: int = 0
     job_id: str | None = None
+    evaluation_job_id: str | None = None  # of the job that evaluates the run once job_id has trained it
     host: str | None = None
     pid: int | None = None
     device: str | None = None
-    phase: str | None = None  # loading, training, evaluating
+    phase: str | None = None  # loading, training, evaluating, or TRAINED
     epoch: int | None = None  # epochs finished
     epochs: int | None = None  # epochs at most
     steps: int | None = None  # training steps that latest.pt holds

@@ -35,7 +35,7 @@ IDENTITY = ("resource", "model", "weights", "strategy", "n_images", "n_objects",
 COLUMNS = (
     *("run_id", "sweep", "kind", *IDENTITY),
     *("mode", "round", "mask_input", *METRICS, "n_test_images", "seconds_per_image", *SECONDS, *INTERVALS),
-    *(*TRAINING, *SAVINGS, "arithmetic", "device", "hardware", *COSTS),
+    *(*TRAINING, *SAVINGS, "arithmetic", "device", "hardware", "evaluation_hardware", *COSTS),
     *("torch_version", "micro_sam_version", "refsam_version", "commit", "host", "job_id", "ended_at"),
     *("attempts", "status", "reason", "message"),
 )
@@ -222,6 +222,7 @@ def _from_metrics(metrics: dict[str, Any], path: Path) -> list[Row]:
                 row |= {f"{name}_low": _number_or_none(low), f"{name}_high": _number_or_none(high)}
         measured = measurement(values)
         row |= {"mode": measured.mode, "round": measured.round, "mask_input": measured.mask_input}
+        row["evaluation_hardware"] = values.get("hardware")
         rows.append(row | {"n_test_images": int(values["n_images"])})
     return rows
 

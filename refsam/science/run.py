@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from refsam.records.attempts import read_attempt
 from refsam.records.files import write_json
 from refsam.records.paths import RunPaths
 from refsam.records.status import (
+    TRAINED,
     Reason,
     State,
     Status,
@@ -65,6 +67,7 @@ class StatusWriter:
             state=State.running,
             attempt=attempt,
             job_id=_job_id() or before.job_id,
+            evaluation_job_id=before.evaluation_job_id,
             host=os.uname().nodename,
             pid=os.getpid(),
             phase="loading",
@@ -112,6 +115,11 @@ class StatusWriter:
             seconds = (time.monotonic() - self._evaluation_started) / done
             self.update(seconds_left=seconds * (total - done))
 
+    def trained(self) -> None:
+        """The last word of a run that another job evaluates."""
+        free_reserve(self._paths)
+        self.transition(phase=TRAINED, seconds_left=None)
+
     def completed(self) -> None:
         free_reserve(self._paths)
         self.transition(state=State.completed, phase=None, seconds_left=None, ended_at=now())
@@ -123,6 +131,8 @@ class StatusWriter:
 
 def execute(root: Path) -> None:
     """Run the run in the directory `root` to its end, from wherever its record says it is.
+
+    With REFSAM_TRAINS_ONLY=1 in the environment that is the end of the training.
 
     Whatever makes the run fail is written to its status and raised again, so that the job ends with an error
     and its log has the traceback.
@@ -137,27 +147,36 @@ def execute(root: Path) -> None:
         try:
             hold_reserve(paths)
             settings = read_attempt(paths, status.attempt).settings
-            _execute(with_settings(load(paths.config), settings), paths, status)
+            config = with_settings(load(paths.config), settings)
+            trains_only = os.environ.get("REFSAM_TRAINS_ONLY") == "1"
+            is_complete = _execute(config, paths, status, trains_only)
         except BaseException as error:
             status.failed(*_reason_and_message(error))
             raise
-        status.completed()
+        if is_complete:
+            status.completed()
+        else:
+            status.trained()
 
 
-def _execute(config: RefsamConfig, paths: RunPaths, status: StatusWriter) -> None:
+def _execute(config: RefsamConfig, paths: RunPaths, status: StatusWriter, trains_only: bool) -> bool:
+    """Train and evaluate, or only train; whether nothing is left to do."""
     if "REFSAM_THREADS" in os.environ:
         torch.set_num_threads(int(os.environ["REFSAM_THREADS"]))
     be_deterministic()
     seed_everything(config.seed, "run")
-    device = choose_device(config)
+    trained = config.kind is Kind.baseline or paths.training.exists()
+    evaluated_on = config.evaluate.resource if trained and not trains_only else None
+    device = choose_device(replace(config, resource=evaluated_on or config.resource))
     status.transition(device=str(device))
     paths.results.mkdir(parents=True, exist_ok=True)
-    trained = config.kind is Kind.baseline or paths.training.exists()
     # What trained the model is kept when only an evaluation is made up for, perhaps on another machine.
     if not (paths.training.exists() and paths.environment.exists()):
         write_json(paths.environment, describe_environment(config, device))
     if not trained:
         train(config, paths, training_loaders(config), status.training)
+    if trains_only:
+        return False
     if unmeasured(config, paths):
         if config.kind is Kind.baseline:
             predictor, decoder_state, _ = initial_predictor(config.model, config.seed, device)
@@ -173,6 +192,7 @@ def _execute(config: RefsamConfig, paths: RunPaths, status: StatusWriter) -> Non
             decoder=segmentation_decoder(predictor.model, config.model, decoder_state, device),
             validation=validation_images(config),
         )
+    return True
 
 
 def _reason_and_message(error: BaseException) -> tuple[Reason, str]:

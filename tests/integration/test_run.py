@@ -20,6 +20,7 @@ from refsam.records.metrics import read_metrics
 from refsam.records.paths import RunPaths
 from refsam.records.status import AlreadyRunning, Reason, State, Status, read_status, run_lock, write_status
 from refsam.science import run
+from refsam.science.hardware import processor_name
 
 
 @pytest.fixture
@@ -49,6 +50,33 @@ def test_a_run_is_trained_evaluated_and_completed(paths: RunPaths) -> None:
     assert environment["weights"] == {"source": "random, seed 0", "hash": None}
     assert environment["precision"] == "float32"
     assert environment["cores"] >= 1
+
+
+def test_a_run_that_another_job_evaluates_stops_when_it_is_trained(
+    paths: RunPaths, config: RefsamConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The evaluation's device is that of the resource that `evaluate.where` names."""
+
+    def evaluated_on(device: str) -> None:
+        place = replace(config.resource, device=device)
+        freeze(paths.config, replace(config, evaluate=replace(config.evaluate, resource=place)))
+
+    evaluated_on("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("REFSAM_TRAINS_ONLY", "1")
+    run.execute(paths.root)
+    status = read_status(paths)
+    assert (status.state, status.phase, status.device) == (State.running, "trained", "cpu")
+    assert paths.training.exists()
+    assert not paths.metrics.exists()
+    monkeypatch.delenv("REFSAM_TRAINS_ONLY")
+    with pytest.raises(BadInput, match=r"resource\.device=cuda"):
+        run.execute(paths.root)
+    evaluated_on("cpu")
+    run.execute(paths.root)
+    assert read_status(paths).state is State.completed
+    (row,) = read_metrics(paths.metrics)
+    assert row["hardware"] == processor_name(torch.device("cpu"))
 
 
 def test_only_what_is_missing_is_done(

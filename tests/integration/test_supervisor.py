@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -54,6 +55,26 @@ def test_a_completed_attempt_has_a_record_and_is_not_repeated(paths):
     assert 0 < attempt.peak_memory_gib < 10
     job(paths, "complete")()
     assert science.starts(paths.root.parent) == ["run"]
+
+
+@pytest.mark.parametrize("evaluation", ["13_2", None], ids=["a job of Slurm", "a person's script"])
+def test_a_run_that_another_job_evaluates_is_handed_over(paths, monkeypatch, evaluation):
+    monkeypatch.setenv("REFSAM_TRAINS_ONLY", "")  # which the job changes
+    waiting = Status(State.pending, attempt=1, job_id="7_2", evaluation_job_id=evaluation)
+    write_status(paths, waiting)
+    training = replace(job(paths, "complete"), trains_only=True)
+    training()
+    status = read_status(paths)
+    if evaluation is None:
+        assert (status.state, status.attempt, status.job_id) == (State.planned, 1, None)
+    else:
+        assert (status.state, status.attempt, status.job_id) == (State.pending, 2, "13_2")
+    first = read_attempt(paths, 1)
+    assert (first.state, first.job_id) == (State.completed, "7_2")
+    monkeypatch.setenv("REFSAM_TRAINS_ONLY", "")
+    job(paths, "complete")()
+    assert (read_status(paths).state, read_status(paths).attempt) == (State.completed, 2)
+    assert len(science.starts(paths.root.parent)) == 2
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,16 @@
 """The command as it is typed: plans, refusals, and what it does not import."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from refsam.sweep import main
+
+CHECKOUT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +87,28 @@ def test_invalid_combinations_are_left_out_and_named(capsys):
     assert "model=vit_l: peft=auto: resource v100 has no settings for vit_l" in output
 
 
+def test_a_plan_says_where_runs_are_evaluated(capsys):
+    asked = ["-m", "resource=gtx1080,v100", "n_images=1,2", "dry_run=true", "resource.request.time=1:00:00"]
+    assert sweep(*asked) == 0
+    runs = set(re.findall(r"\b[0-9a-f]{10}\b", capsys.readouterr().out))
+    assert sweep(*asked, "evaluate.where=medium_8g") == 0
+    output = capsys.readouterr().out
+    assert set(re.findall(r"\b[0-9a-f]{10}\b", output)) == runs
+    for gpu in ("GTX1080", "V100"):
+        assert f"\npartition gpu, 1 × {gpu}, 8 cores, 32 GiB, 1:00:00" in output
+    assert output.count("\nThen evaluated on partition medium, no GPU, 8 cores, 8 GiB, 2-00:00:00\n") == 2
+    # The initial model is only evaluated, so it goes there at once, with the time of the resource's file.
+    assert "\npartition medium, no GPU, 8 cores, 8 GiB, 2-00:00:00" in output
+    assert "5 runs (4 finetunings, 1 baseline), 3 kinds of request" in output
+
+
+def test_the_plan_of_the_resource_study_is_the_one_in_the_documentation(capsys):
+    assert sweep("--config-name", "covid_if", "dry_run=true") == 0
+    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    documented = (CHECKOUT / "docs" / "covid_if_plan.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in printed if not line.startswith("Missing: ")] == documented
+
+
 BAD_INPUT = [
     (["resource=gtx1081"], "resource: 'gtx1081' is no choice (did you mean gtx1080?)"),
     (["train=quik"], "train: 'quik' is no choice (did you mean quick?)"),
@@ -100,6 +126,11 @@ BAD_INPUT = [
     (["n_images=11"], "n_images: 11 was given, but of the 48 images of dataset=nuclei 10 are for training"),
     (["n_images="], "n_images: '' was given"),
     (["n_images=choice()"], "choice"),
+    (
+        ["evaluate.where=medium_9g"],
+        "evaluate.where: 'medium_9g' was given (did you mean medium_8g?), allowed is run, or one of the",
+    ),
+    (["evaluate.where=a b"], "evaluate.where: 'a b' was given, allowed is run, or the name of a resource"),
     (["n_objects=few"], "n_objects: 'few' was given, allowed is auto, or a whole number from 1"),
     (["train.lr=-1"], "train.lr: -1.0 was given, allowed is a number above 0"),
     (

@@ -1,13 +1,18 @@
 """The real Slurm that the tests of this folder run on."""
 
+import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from refsam import cli
 from refsam.errors import BadInput
+from refsam.orchestration.submission import arrays
+from refsam.records.paths import RunsFolder
 from refsam.test_cluster.cluster import Cluster
 from refsam.test_cluster.packages import check_machine
 
@@ -47,3 +52,26 @@ def slurm_cluster(running_cluster: Cluster) -> Iterator[Cluster]:
     running_cluster.make_idle()
     yield running_cluster
     running_cluster.cancel_jobs()
+
+
+@pytest.fixture
+def folder(slurm_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunsFolder:
+    """A runs folder, and the stand-in for the science, which the commands' jobs execute, too."""
+    here = Path(__file__).parent
+    monkeypatch.setenv("PYTHONPATH", f"{here}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setattr(arrays.submit_to_slurm, "__defaults__", ("stand_in:execute",))
+    root = tmp_path / "runs"
+    root.mkdir()
+    return RunsFolder(root)
+
+
+@pytest.fixture
+def refsam(folder: RunsFolder, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """The command, as a function of its arguments: the JSON document that it prints."""
+
+    def call(*arguments: str, status: int = 0) -> Any:
+        capsys.readouterr()
+        assert cli.main([*arguments, "--json", "--runs", str(folder.root)]) == status
+        return json.loads(capsys.readouterr().out)
+
+    return call

@@ -1,22 +1,18 @@
 """A sweep on a real Slurm, as a person operates it: seen, cancelled, tried again, also without Slurm."""
 
-import json
-import os
 import time
 from dataclasses import replace
 
 import pytest
-from slurm_helpers import HERE, SMALL, STAND_IN, nothing_is_left, slurm, starts, wait_until
+from slurm_helpers import SMALL, nothing_is_left, slurm, starts, wait_until
 
 from refsam import cli
 from refsam.configuration.compose import compose
 from refsam.configuration.frozen import freeze
-from refsam.orchestration.submission import arrays
 from refsam.orchestration.submission.arrays import submit_to_slurm
 from refsam.orchestration.submission.resubmit import FrozenRun
 from refsam.records.attempts import read_attempt
 from refsam.records.files import read_json, write_json
-from refsam.records.paths import RunsFolder
 from refsam.records.status import Reason, State, read_status
 
 
@@ -25,16 +21,6 @@ def config(synthetic):
     """A complete configuration for Slurm, as a run has it frozen."""
     config = compose(["resource=medium_8g", "model=vit_nano", "cluster=slurm"])
     return replace(config, dataset=synthetic, resource=replace(config.resource, request=SMALL))
-
-
-@pytest.fixture
-def folder(slurm_cluster, tmp_path, monkeypatch):
-    """A runs folder, and the stand-in for the science, which the commands' jobs execute, too."""
-    monkeypatch.setenv("PYTHONPATH", f"{HERE}:{os.environ.get('PYTHONPATH', '')}")
-    monkeypatch.setattr(arrays.submit_to_slurm, "__defaults__", (STAND_IN,))
-    root = tmp_path / "runs"
-    root.mkdir()
-    return RunsFolder(root)
 
 
 def submit(folder, config, parallel=None, **behaviours):
@@ -52,18 +38,6 @@ def submit(folder, config, parallel=None, **behaviours):
     known = [{"run_id": path.name, "overrides": {}} for path in sorted(folder.root.glob("*-0"))]
     write_json(sweep.manifest, {"format": 1, "name": "study", "runs": known, "skipped": []})
     submit_to_slurm(runs, folder, sweep, config.cluster, lambda sentence: None)
-
-
-@pytest.fixture
-def refsam(folder, capsys):
-    """The command, as a function of its arguments: the JSON document that it prints."""
-
-    def call(*arguments, status=0):
-        capsys.readouterr()
-        assert cli.main([*arguments, "--json", "--runs", str(folder.root)]) == status
-        return json.loads(capsys.readouterr().out)
-
-    return call
 
 
 def states(refsam):

@@ -221,6 +221,12 @@ def with_cores(run_id, cores):
     return Run(run_id, asking(replace(SMALL, cores=cores)))
 
 
+def evaluated_elsewhere(run_id):
+    config = asking(SMALL)
+    elsewhere = ResourceConfig(name="other", request=replace(SMALL, cores=2))
+    return Run(run_id, replace(config, evaluate=replace(config.evaluate, resource=elsewhere)))
+
+
 def other_shell(folder, before, *run_ids):
     command = [sys.executable, "-c", PROGRAM, str(HERE), str(folder.root), before, *run_ids]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -257,6 +263,27 @@ def test_a_submission_that_is_killed_is_taken_back_and_repeated(folder, moment):
     submit(folder, runs)
     wait_for_state(folder, runs, State.completed)
     assert [len(starts(folder, run.run_id)) for run in runs] == [1, 1]
+    wait_until(nothing_is_left)
+
+
+def test_a_submission_that_is_killed_before_its_evaluation_is_recorded_leaves_none_of_both(folder):
+    """Killed after both calls of sbatch: what waits for a training that is taken back goes with it."""
+    die = (
+        "import os; from refsam.orchestration.submission import arrays\n"
+        "runs = [test_submission.evaluated_elsewhere('a')]\n"
+        "arrays._write_pending = lambda *arguments: os.kill(os.getpid(), 9)"
+    )
+    add_run(folder, "a")
+    run = evaluated_elsewhere("a")
+    shell = other_shell(folder, die)
+    output = shell.communicate(timeout=PATIENCE)[0]
+    assert shell.returncode == -9, output
+    assert len(queue("%i")) == 2
+    (said,) = submit(folder, [run])
+    first, _, then = said.removeprefix("Job ").partition(":")[0].partition(" and ")
+    wait_until(lambda: {row[0].partition("_")[0] for row in queue("%i")} <= {first, then})
+    wait_for_state(folder, [run], State.completed)
+    assert len(starts(folder, "a")) == 2  # trained and evaluated
     wait_until(nothing_is_left)
 
 
@@ -418,9 +445,9 @@ def test_what_a_person_submits_by_hand_runs_and_is_recorded(folder):
     gpu = add_run(folder, "c", request=request_of("v100"))
     sweep = folder.sweep("study")
     scripts = write_scripts([*runs, gpu], folder, sweep, CLUSTER, pytest.fail, STAND_IN)
-    assert [path.name for path in scripts] == ["1-medium.sh", "2-gpu-V100.sh"]
-    for path in scripts:
-        subprocess.run(["sbatch", str(path)], check=True, capture_output=True)
+    assert [script.path.name for script in scripts] == ["1-medium.sh", "2-gpu-V100.sh"]
+    for script in scripts:
+        subprocess.run(script.command, shell=True, check=True, capture_output=True)
     done = wait_for_state(folder, [*runs, gpu], State.completed)
     assert [status.attempt for status in done.values()] == [1, 1, 1]
     seen = read_json(folder.run("c").root / "seen.json")

@@ -9,13 +9,14 @@ from refsam.configuration.frozen import freeze
 from refsam.configuration.schema import Kind, RefsamConfig, SettingConfig
 from refsam.orchestration.planning.estimate import (
     GroupEstimate,
+    Part,
     Source,
     by_published_times,
     estimate,
     group_words,
     total_words,
 )
-from refsam.orchestration.slurm.requests import by_request
+from refsam.orchestration.slurm.requests import Jobs, by_jobs
 from refsam.records.files import read_yaml, write_json
 from refsam.records.paths import RunsFolder
 from refsam.records.status import State, Status, write_status
@@ -56,7 +57,7 @@ def add_finished(folder, config, name, best_epoch=4, job_id="7_0", n_images=5, *
 
 def expected(folder, *configs, on_slurm=True):
     runs = [Run(f"planned-{number}", config) for number, config in enumerate(configs)]
-    return estimate(by_request(runs), folder, on_slurm)
+    return estimate(by_jobs(runs, folder), folder, on_slurm)
 
 
 def test_finished_runs_of_the_same_kind_tell_the_time(folder, config):
@@ -152,15 +153,28 @@ def test_what_nobody_published_is_not_known(config, change):
 
 
 def test_the_sum_tells_gpu_hours_and_other_hours_apart(config):
-    gpu = GroupEstimate(
-        config.resource.request, 2, 4, 1, 36_000.0, 72_000.0, frozenset({Source.published}), 0
-    )
-    cpu = GroupEstimate(config.resource.request, 0, 1, 0, 1800.0, 3600.0, frozenset({Source.runs}), 3)
+    jobs = Jobs(config.resource.request)
+    gpu = GroupEstimate(jobs, Part.all, 2, 4, 1, 36_000.0, 72_000.0, frozenset({Source.published}), 0)
+    cpu = GroupEstimate(jobs, Part.all, 0, 1, 0, 1800.0, 3600.0, frozenset({Source.runs}), 3)
     assert total_words([gpu, cpu]) == (
         "Expected in all: 20.0 h on GPUs (GPU hours), at most 40.0 h; 30 min without GPU, at most 1.0 h; "
         "not known for 1 run."
     )
     assert "micro-sam's resource study, without the evaluation; not known for 1 run." in group_words(gpu)
+
+
+def test_a_training_and_its_evaluation_elsewhere_are_expected_apart(folder, config):
+    """15 epochs of 50 steps of 2 s and 60 s of loading on the GPU; 10 images of 4 s and loading elsewhere."""
+    add_finished(folder, config, "a")
+    elsewhere = compose(["resource=medium_8g"]).resource
+    apart = replace(config, evaluate=replace(config.evaluate, resource=elsewhere))
+    training, evaluation = expected(folder, apart)
+    (whole,) = expected(folder, config)
+    assert (training.part, evaluation.part) == (Part.training, Part.evaluation)
+    assert (training.gpus, evaluation.gpus) == (1, 0)
+    assert training.seconds == whole.seconds - 40
+    assert evaluation.seconds == 40 + 60
+    assert group_words(evaluation).startswith("Expected for the evaluation: 2 min")
 
 
 def test_the_published_times_are_those_of_the_table():

@@ -34,6 +34,8 @@ def name(*overrides, fingerprint="data", weights=None):
         "resource.request.partition=other",
         "evaluate.modes=[box]",
         "evaluate.batch_size=3",
+        "evaluate.where=v100",
+        "+resource@evaluate.resource=v100",
         "dataset.root=/elsewhere",
         "model.memory_gb=3",
         "dry_run=true",

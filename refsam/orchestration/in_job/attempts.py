@@ -22,7 +22,16 @@ from refsam.records.attempts import (
     write_attempt,
 )
 from refsam.records.paths import RunPaths
-from refsam.records.status import Reason, State, Status, free_reserve, now, run_lock, write_status
+from refsam.records.status import (
+    TRAINED,
+    Reason,
+    State,
+    Status,
+    free_reserve,
+    now,
+    run_lock,
+    write_status,
+)
 
 LOCK_SECONDS = 10.0  # for whoever corrects the record at this moment
 STOPPED = {
@@ -73,7 +82,11 @@ def begin_attempt(paths: RunPaths) -> bool:
         write_attempt(paths, number, attempt)
         _link_log(paths, number)
         pending = Status(
-            State.pending, attempt=number, job_id=attempt.job_id, submitted_at=status.submitted_at
+            State.pending,
+            attempt=number,
+            job_id=attempt.job_id,
+            evaluation_job_id=status.evaluation_job_id,
+            submitted_at=status.submitted_at,
         )
         write_status(paths, pending.changed())
         return True
@@ -82,12 +95,17 @@ def begin_attempt(paths: RunPaths) -> bool:
 def end_of_attempt(paths: RunPaths, outcome: Outcome) -> Status:
     """Write how the attempt ended; the status is pending when another one follows by itself.
 
+    So it is when the attempt has trained a run that another job evaluates: that job's attempt is the next.
+    Where nobody knows that job, since a person submits it, the status is planned.
+
     What the process has written about itself wins, but for the reason of a stop, which only Slurm knows, and
     for helpers of it that were killed for their memory, which it takes for an error.
     """
     with run_lock(paths, LOCK_SECONDS):
         free_reserve(paths)
         before = read_record(paths)
+        if before.phase == TRAINED and before.state is State.running and outcome.exit_status == 0:
+            return _hand_over(paths, before, outcome)
         status = _last_word(paths, before, outcome)
         used = used_savings(paths, status, outcome.trained)
         peak = round(outcome.peak_memory_gib, 3)
@@ -127,6 +145,20 @@ def attempt_here(paths: RunPaths, execute: Callable[[Path], None]) -> None:
     finally:
         with run_lock(paths, LOCK_SECONDS):
             end_attempt(paths, read_record(paths))
+
+
+def _hand_over(paths: RunPaths, status: Status, outcome: Outcome) -> Status:
+    """End the attempt of a run that is trained; the next one is that of the job which evaluates it."""
+    trained = status.changed(state=State.completed, ended_at=now())
+    used = used_savings(paths, trained, outcome.trained)
+    end_attempt(paths, trained, used=used, peak_memory_gib=round(outcome.peak_memory_gib, 3))
+    job_id = status.evaluation_job_id
+    if job_id is None:
+        after = Status(State.planned, attempt=status.attempt, updated_at=now())
+    else:
+        after = replace(requeued(status, f"Trained; job {job_id} evaluates it."), job_id=job_id)
+    write_status(paths, after)
+    return after
 
 
 def _after_failure(paths: RunPaths, status: Status) -> Status:

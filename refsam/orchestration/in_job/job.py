@@ -8,6 +8,7 @@ from refsam.orchestration.in_job.supervisor import supervise
 from refsam.records.paths import RunPaths
 
 SCIENCE = "refsam.science.run:execute"
+TRAINS_ONLY = "REFSAM_TRAINS_ONLY"  # in the environment of a run that another job evaluates
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,14 @@ class RunJob:
             scheduler set it. submitit's local executor always sets it, to nothing unless GPUs are requested.
         entry_point: `module:function`; the function takes the run directory, holds the run's lock while it
             works, keeps status.json up to date and raises when the run fails.
+        trains_only: whether another job evaluates the run.
     """
 
     root: str
     threads: int | None = None
     devices: str | None = None
     entry_point: str = SCIENCE
+    trains_only: bool = False
 
     def __call__(self) -> None:
         """Raises what `supervise` raises."""
@@ -37,6 +40,8 @@ class RunJob:
             os.environ.update(thread_environment(self.threads))
         if self.devices is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.devices
+        if self.trains_only:
+            os.environ[TRAINS_ONLY] = "1"
         supervise(RunPaths(Path(self.root)), self.entry_point)
 
 

@@ -54,7 +54,8 @@ def supervise(paths: RunPaths, entry_point: str) -> None:
         while begin_attempt(paths):
             outcome, requeued_by_slurm = child.execute()
             status = end_of_attempt(paths, outcome)
-            if status.state is State.completed:
+            handed_over = outcome.exit_status == 0 and status.state in (State.pending, State.planned)
+            if status.state is State.completed or handed_over:
                 return
             if outcome.stopped is not None:
                 _leave(paths, status, requeued_by_slurm)

@@ -45,7 +45,8 @@ def cancel(runs: Sequence[RunState], folder: RunsFolder, whole_sweep: bool) -> C
     alive = [run for run in runs if run.status.state in OPEN]
     on_slurm = [run for run in alive if run.status.job_id is not None]
     if on_slurm:
-        _scancel([run.status.job_id for run in on_slurm if run.status.job_id is not None])
+        jobs = [(run.status.job_id, run.status.evaluation_job_id) for run in on_slurm]
+        _scancel(list(dict.fromkeys(job_id for both in jobs for job_id in both if job_id is not None)))
     asked, queues, impossible = [], set(), []
     starting = []
     for run in alive:

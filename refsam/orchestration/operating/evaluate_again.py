@@ -68,7 +68,8 @@ def evaluate_again(
 
 
 def _with(config: RefsamConfig, wanted: EvaluateConfig, named: Collection[str]) -> RefsamConfig:
-    given = replace(config.evaluate, **{name: getattr(wanted, name) for name in named})
+    names = {*named, *(["resource"] if "where" in named else [])}
+    given = replace(config.evaluate, **{name: getattr(wanted, name) for name in names})
     return replace(config, evaluate=extended(config.evaluate, given))
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any, Protocol
 
-from refsam.configuration.schema import Kind, RefsamConfig, RequestConfig
+from refsam.configuration.schema import Kind, RefsamConfig
 from refsam.orchestration.planning.finished_runs import FinishedRun, Key, finished_runs, key_of
+from refsam.orchestration.slurm.requests import Jobs
 from refsam.records.files import read_yaml
 from refsam.records.fits import Fit, known_fits, seconds_per_step
 from refsam.records.paths import RunPaths, RunsFolder
@@ -29,6 +30,14 @@ class Source(StrEnum):
     runs = "runs"
     fit = "fit"
     published = "published"
+
+
+class Part(StrEnum):
+    """What of a run is to do in one job."""
+
+    all = "all"
+    training = "training"
+    evaluation = "evaluation"
 
 
 class PlannedRun(Protocol):
@@ -52,16 +61,18 @@ class Expected:
 
 @dataclass(frozen=True)
 class GroupEstimate:
-    """The runs with the same request. Those without an expected time are only counted.
+    """The runs with the same requests. Those without an expected time are only counted.
 
     Attributes:
+        part: of the runs, where another job than the one of this estimate does the rest.
         gpus: of each run.
         seconds: expected, summed over the runs whose times are known; None where there is none.
         at_most: the same sum of the upper limits.
         finished: how many finished runs it was made from.
     """
 
-    request: RequestConfig
+    jobs: Jobs
+    part: Part
     gpus: int
     runs: int
     unknown: int
@@ -72,11 +83,12 @@ class GroupEstimate:
 
 
 def estimate(
-    groups: Sequence[tuple[RequestConfig, Sequence[PlannedRun]]],
+    groups: Sequence[tuple[Jobs, Sequence[PlannedRun]]],
     folder: RunsFolder,
     on_slurm: bool,
 ) -> list[GroupEstimate]:
-    """The expected times of runs that are to do, in groups of the same request.
+    """The expected times of runs that are to do, in groups of the same requests; two for those that one job
+    trains and another one evaluates.
 
     Args:
         folder: where finished runs are looked for; a bounded number of them is read.
@@ -85,11 +97,16 @@ def estimate(
     keys = {run.run_id: key_of(run.config, on_slurm) for _, runs in groups for run in runs}
     finished = finished_runs(folder, keys.values())
     fits = known_fits(folder.root)
-    return [_group(request, runs, keys, finished, fits, folder) for request, runs in groups]
+    return [
+        _group(jobs, part, runs, keys, finished, fits, folder)
+        for jobs, runs in groups
+        for part in ([Part.all] if jobs.then is None else [Part.training, Part.evaluation])
+    ]
 
 
 def _group(
-    request: RequestConfig,
+    jobs: Jobs,
+    part: Part,
     runs: Sequence[PlannedRun],
     keys: dict[str, Key],
     finished: dict[Key, list[FinishedRun]],
@@ -99,14 +116,17 @@ def _group(
     known = []
     for run in runs:
         paths = folder.run(run.run_id)
-        trained = paths.training.exists()  # and an evaluation is made up for
-        expected = by_finished_runs(run.config, finished[keys[run.run_id]], trained)
-        if expected is None and not trained:
+        # Of a trained run an evaluation is made up for.
+        to_do = Part.evaluation if paths.training.exists() else part
+        expected = by_finished_runs(run.config, finished[keys[run.run_id]], to_do)
+        if expected is None and to_do is not Part.evaluation:
             expected = by_fit(run.config, fits) or by_published_times(run.config)
         if expected is not None:
-            known.append(expected if trained else _left(expected, paths))
+            known.append(expected if to_do is Part.evaluation else _left(expected, paths))
+    request = jobs.first if jobs.then is None or part is Part.training else jobs.then
     return GroupEstimate(
-        request=request,
+        jobs=jobs,
+        part=part,
         gpus=request.gpus,
         runs=len(runs),
         unknown=len(runs) - len(known),
@@ -118,19 +138,19 @@ def _group(
 
 
 def by_finished_runs(
-    config: RefsamConfig, finished: Sequence[FinishedRun], trained: bool = False
+    config: RefsamConfig, finished: Sequence[FinishedRun], part: Part = Part.all
 ) -> Expected | None:
-    """The time of a run by others of its kind; of those with as many images where there are such.
-
-    Args:
-        trained: only the evaluation is to do.
+    """The time of a run, or a part of it, by others of its kind; of those with as many images where there
+    are such.
     """
     if not finished:
         return None
     alike = [run for run in finished if run.n_images == config.n_images] or finished
     overhead = median([run.overhead for run in alike if run.overhead is not None] or [0.0])
-    other = median(_evaluation(config, run) for run in alike) + overhead
-    if config.kind == Kind.baseline or trained:
+    other = overhead
+    if part is not Part.training:
+        other += median(_evaluation(config, run) for run in alike)
+    if config.kind == Kind.baseline or part is Part.evaluation:
         return Expected(other, other, Source.runs)
     per_step = median(run.seconds_per_step for run in alike if run.seconds_per_step is not None)
     # The longest epochs: a training that ended in the middle of one has shorter ones on average.
@@ -187,8 +207,9 @@ def by_published_times(config: RefsamConfig) -> Expected | None:
 
 def group_words(group: GroupEstimate) -> str:
     """`Expected: 3.4 h, at most 8.5 h, by 4 finished runs of the same kind.`"""
+    of = "" if group.part is Part.all else f" for the {group.part}"
     if group.seconds is None or group.at_most is None:
-        return "Expected time: not known, no run of this kind has finished here."
+        return f"Expected time{of}: not known, no run of this kind has finished here."
     origin = []
     if Source.runs in group.sources:
         runs = "1 finished run" if group.finished == 1 else f"{group.finished} finished runs"
@@ -197,7 +218,9 @@ def group_words(group: GroupEstimate) -> str:
         origin.append("the steps that refsam fit measured, without the evaluation")
     if Source.published in group.sources:
         origin.append(f"the times of {_published()['source']}, without the evaluation")
-    text = f"Expected: {_hours(group.seconds)}, at most {_hours(group.at_most)}, by {' and '.join(origin)}"
+    text = (
+        f"Expected{of}: {_hours(group.seconds)}, at most {_hours(group.at_most)}, by {' and '.join(origin)}"
+    )
     return f"{text}; not known for {_runs(group.unknown)}." if group.unknown else f"{text}."
 
 
@@ -213,7 +236,7 @@ def total_words(groups: Sequence[GroupEstimate]) -> str:
         most = [at_most * gpus for _, at_most, gpus in known if at_most is not None]
         if expected:
             parts.append(f"{_hours(sum(expected))} {words}, at most {_hours(sum(most))}")
-    unknown = sum(group.unknown for group in groups)
+    unknown = sum(group.unknown for group in groups if group.part is not Part.evaluation)
     if not parts:
         return "Expected in all: not known."
     text = f"Expected in all: {'; '.join(parts)}"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from refsam.configuration.checks import check_values, combination_problem, missing_setting
 from refsam.configuration.compose import Composer, typed
+from refsam.configuration.evaluation_place import evaluation_resource
 from refsam.configuration.families import HUGGING_FACE
 from refsam.configuration.identity import file_hash, identity, run_id
 from refsam.configuration.measurements import missing
@@ -22,6 +23,7 @@ from refsam.configuration.schema import (
     Kind,
     ModelConfig,
     RefsamConfig,
+    ResourceConfig,
 )
 from refsam.datasets import hub_cache
 from refsam.datasets.index import check_images, fingerprint, inspect
@@ -115,6 +117,7 @@ class Planner:
     _data: dict[str, "_Data"] = field(default_factory=dict)
     _hashes: dict[Path, str] = field(default_factory=dict)
     _weights: dict[str, str | None] = field(default_factory=dict)
+    _places: dict[str, ResourceConfig | None] = field(default_factory=dict)
     _image_problems: dict[tuple[object, ...], str | None] = field(default_factory=dict)
 
     def plan(self, jobs: Sequence[Sequence[str]], command: Sequence[str], name: str | None) -> Plan:
@@ -174,11 +177,22 @@ class Planner:
             config = typed(self.composer.values([*others, f"peft={setting.peft}"]))
         if setting is not None and config.n_objects == AUTO:
             config = replace(config, n_objects=setting.n_objects)
+        place = self._evaluation_resource(config.evaluate.where, job)
+        config = replace(config, evaluate=replace(config.evaluate, resource=place))
         config = with_patch_pool(_absolute(config))
         if problem is None:
             data = self._data_of(config.dataset)
             problem = combination_problem(config, data.total, data.names) or self._image_problem(config)
         return config, problem
+
+    def _evaluation_resource(self, where: str, job: Sequence[str]) -> ResourceConfig | None:
+        """As its file says: what is given as `resource.…` is meant for the training."""
+        if where not in self._places:
+            others = [override for override in job if _pairs([override])[0][0].split(".")[0] != "resource"]
+            self._places[where] = evaluation_resource(
+                where, lambda chosen: typed(self.composer.values([*others, chosen]))
+            )
+        return self._places[where]
 
     def _data_of(self, dataset: DatasetConfig) -> "_Data":
         key = repr(dataset)

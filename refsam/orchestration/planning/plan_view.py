@@ -8,12 +8,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from refsam.configuration.schema import Kind, RequestConfig
+from refsam.configuration.schema import Kind
 from refsam.configuration.strategies import strategy_label
 from refsam.orchestration.planning.estimate import GroupEstimate, group_words, total_words
 from refsam.orchestration.planning.plan import Plan, PlannedRun, Standing
 from refsam.orchestration.planning.preflight import Preflight
-from refsam.orchestration.slurm.requests import by_request, request_text
+from refsam.orchestration.slurm.requests import Jobs, by_jobs, request_text
 
 _WORDS = {
     Standing.new: "to run",
@@ -35,10 +35,12 @@ def print_plan(plan: Plan, console: Console, expected: Sequence[GroupEstimate], 
     common = _common(plan)
     if common:
         console.print("All runs: " + ", ".join(f"{name} {escape(value)}" for name, value in common.items()))
-    for request, runs in by_request(plan.runs):
-        console.print(_group(request, runs, common))
+    for jobs, runs in by_jobs(plan.runs, plan.folder):
+        console.print(_group(jobs, runs, common))
+        if jobs.then is not None:
+            console.print(f"Then evaluated on {escape(request_text(jobs.then))}", soft_wrap=True)
         for group in expected:
-            if group.request == request:
+            if group.jobs == jobs:
                 console.print(f"{escape(group_words(group))}\n", soft_wrap=True)
     if plan.skipped:
         console.print("[bold]Left out, because it cannot run:[/bold]")
@@ -69,10 +71,11 @@ def summary(plan: Plan) -> str:
         for standing, words in _WORDS.items()
         if (number := sum(run.standing == standing for run in plan.runs))
     ]
+    kinds = len(by_jobs(plan.runs, plan.folder))
     left_out = f"; {len(plan.skipped)} left out" if plan.skipped else ""
     return (
         f"Sweep {plan.name}: {_count(len(plan.runs), 'run')} ({_count(finetunings, 'finetuning')}, "
-        f"{_count(baselines, 'baseline')}), {_count(len(by_request(plan.runs)), 'kind')} of request; "
+        f"{_count(baselines, 'baseline')}), {_count(kinds, 'kind')} of request; "
         f"{', '.join(counts)}{left_out}."
     )
 
@@ -100,9 +103,9 @@ def _common(plan: Plan) -> dict[str, str]:
     return {name: cells[0][name] for name in candidates if len({row[name] for row in cells}) == 1}
 
 
-def _group(request: RequestConfig, runs: list[PlannedRun], common: dict[str, str]) -> Table:
+def _group(jobs: Jobs, runs: list[PlannedRun], common: dict[str, str]) -> Table:
     table = Table(
-        title=escape(request_text(request)),
+        title=escape(request_text(jobs.first)),
         title_justify="left",
         title_style="bold",
         box=SIMPLE,

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from refsam.configuration.evaluation_place import used_resources
 from refsam.configuration.families import HUGGING_FACE
 from refsam.configuration.schema import ClusterConfig, RefsamConfig
 from refsam.datasets.listing import COCO
@@ -16,7 +17,7 @@ from refsam.orchestration import machine
 from refsam.orchestration.planning.checkpoint_room import room_needed
 from refsam.orchestration.planning.plan import Plan
 from refsam.orchestration.slurm import site
-from refsam.orchestration.slurm.requests import Run, by_request
+from refsam.orchestration.slurm.requests import Run, by_jobs
 from refsam.records.paths import RunsFolder
 
 # Modules that every run imports, with the packages that bring them.
@@ -73,7 +74,7 @@ def preflight_of(
             "machine; allowed is cluster=local, or the same command on a login node"
         )
     elif on_slurm:
-        of_site, notes = _request_problems(runs)
+        of_site, notes = _request_problems(runs, folder)
         problems += of_site
     return Preflight(tuple(dict.fromkeys(problems)), tuple(notes))
 
@@ -82,7 +83,7 @@ def machine_problem(plan: Plan) -> str | None:
     """Why this machine is not the resource that a run asks for, where that was not asked for explicitly."""
     if plan.runs[0].config.cluster.explicit:
         return None
-    problems = (machine.matches(run.config.resource) for run in plan.todo)
+    problems = (machine.matches(each) for run in plan.todo for each in used_resources(run.config))
     return next((problem for problem in problems if problem is not None), None)
 
 
@@ -133,10 +134,14 @@ def _folder_problems(folder: RunsFolder, needed: int) -> list[str]:
     ]
 
 
-def _request_problems(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
+def _request_problems(runs: Sequence[Run], folder: RunsFolder) -> tuple[list[str], list[str]]:
     try:
         partitions, nodes = site.partitions(), site.nodes()
     except SlurmSilent as error:
         return [], [f"scontrol does not answer ({error}): what is asked of Slurm is not checked"]
-    found = [site.request_problem(request, partitions, nodes) for request, _ in by_request(runs)]
+    found = [
+        site.request_problem(request, partitions, nodes)
+        for jobs, _ in by_jobs(runs, folder)
+        for request in jobs.requests
+    ]
     return [problem for problem in found if problem is not None], []

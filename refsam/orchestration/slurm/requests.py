@@ -1,11 +1,13 @@
-"""What Slurm is asked for: the runs grouped by it, its words for a person, its times in minutes."""
+"""What Slurm is asked for: the jobs of a run, runs grouped by them, words for a person, times in minutes."""
 
 import dataclasses
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from refsam.errors import BadInput
+from refsam.records.paths import RunPaths, RunsFolder
 
 if TYPE_CHECKING:  # importing the schema imports Hydra, which those who only look at a sweep do without
     from refsam.configuration.schema import RefsamConfig, RequestConfig
@@ -24,12 +26,39 @@ class Run(Protocol):
 SomeRun = TypeVar("SomeRun", bound=Run)
 
 
-def by_request(runs: Sequence[SomeRun]) -> "list[tuple[RequestConfig, list[SomeRun]]]":
+@dataclass(frozen=True)
+class Jobs:
+    """What Slurm is asked for to complete a run.
+
+    Attributes:
+        first: of the job that does what is to be done next.
+        then: of the job that evaluates the run when the first has trained it; None where the first one does.
+    """
+
+    first: "RequestConfig"
+    then: "RequestConfig | None" = None
+
+    @property
+    def requests(self) -> "list[RequestConfig]":
+        return [self.first] if self.then is None else [self.first, self.then]
+
+
+def jobs_of(config: "RefsamConfig", paths: RunPaths) -> Jobs:
+    """The jobs of a run, by `evaluate.where` and by whether it is trained already."""
+    elsewhere = config.evaluate.resource
+    if elsewhere is None:
+        return Jobs(config.resource.request)
+    if config.kind == "baseline" or paths.training.exists():
+        return Jobs(elsewhere.request)
+    return Jobs(config.resource.request, elsewhere.request)
+
+
+def by_jobs(runs: Sequence[SomeRun], folder: RunsFolder) -> list[tuple[Jobs, list[SomeRun]]]:
     """The runs grouped by what Slurm is asked for, in order of appearance."""
-    groups: dict[tuple[object, ...], tuple[RequestConfig, list[SomeRun]]] = {}
+    groups: dict[tuple[object, ...], tuple[Jobs, list[SomeRun]]] = {}
     for run in runs:
-        request = run.config.resource.request
-        groups.setdefault(dataclasses.astuple(request), (request, []))[1].append(run)
+        jobs = jobs_of(run.config, folder.run(run.run_id))
+        groups.setdefault(dataclasses.astuple(jobs), (jobs, []))[1].append(run)
     return list(groups.values())
 
 
@@ -50,6 +79,12 @@ def request_text(request: Request) -> str:
     parts.append("no GPU" if not request.gpus else f"{request.gpus} × {request.gpu or 'GPU'}")
     parts += [f"{request.cores} cores", f"{request.memory_gb} GiB", request.time]
     return ", ".join(parts)
+
+
+def jobs_text(jobs: Jobs) -> str:
+    """`partition gpu, 1 × V100, 8 cores, 32 GiB, 2-00:00:00; evaluated on partition medium, …`."""
+    text = request_text(jobs.first)
+    return text if jobs.then is None else f"{text}; evaluated on {request_text(jobs.then)}"
 
 
 def minutes(time: str) -> int:

@@ -1,5 +1,8 @@
 """Handing runs to Slurm: one job array for all runs with the same request, through submitit.
 
+Where runs are evaluated on another resource than they are trained on, a second array follows the first, task
+by task.
+
 An array is submitted on hold and released when the record of every run of it names its job. So no run starts
 that its record does not know, whatever interrupts the submission, and what was interrupted can be taken back
 unseen. Whoever submits into a runs folder holds its lock, so two shells never submit the same run.
@@ -13,20 +16,21 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from refsam.configuration.schema import ClusterConfig, RequestConfig
+from refsam.configuration.schema import ClusterConfig
 from refsam.errors import RunFailed, SlurmSilent
 from refsam.orchestration.in_job.job import SCIENCE, RunJob
 from refsam.orchestration.slurm import patience, site
 from refsam.orchestration.slurm.patience import Say, patiently
 from refsam.orchestration.slurm.questions import SlurmQuery, is_momentary, read_record, run_command
 from refsam.orchestration.slurm.reconcile import reconcile
-from refsam.orchestration.slurm.requests import Run, by_request, request_text
-from refsam.orchestration.submission.slurm_script import check_folder, parameters
+from refsam.orchestration.slurm.requests import Jobs, Run, by_jobs, jobs_of, jobs_text
+from refsam.orchestration.submission.slurm_script import check_folder, follow, parameters
 from refsam.orchestration.submission.snapshot import take_snapshot
 from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
@@ -142,7 +146,7 @@ def submit_to_slurm(
             if not waiting:
                 return 0
             limits = site.limits(cluster, say)
-            now_allowed = _now_allowed(waiting, limits, say)
+            now_allowed = _now_allowed(waiting, folder, limits, say)
         except SlurmSilent as error:
             raise RunFailed(f"Slurm does not answer, so nothing was submitted: {error}") from error
         snapshot = take_snapshot(folder) if cluster.snapshot else None
@@ -156,22 +160,25 @@ def submit_to_slurm(
     return left
 
 
-def _now_allowed(waiting: list[Run], limits: site.Limits, say: Say) -> list[Run]:
-    """The first of the waiting runs, as many as the site still takes. Raises SlurmSilent."""
+def _now_allowed(waiting: list[Run], folder: RunsFolder, limits: site.Limits, say: Say) -> list[Run]:
+    """The first of the waiting runs, as many as the site still takes the jobs of. Raises SlurmSilent."""
     if limits.jobs is None:
         return waiting
-    return waiting[: max(0, limits.jobs - site.jobs_in_queue(say))]
+    room = limits.jobs - site.jobs_in_queue(say)
+    needed = accumulate(len(jobs_of(run.config, folder.run(run.run_id)).requests) for run in waiting)
+    return [run for run, jobs in zip(waiting, needed, strict=True) if jobs <= room]
 
 
 def _submit_arrays(runs: Sequence[Run], largest: int, order: Order) -> tuple[int, list[str]]:
     """Submit the runs in arrays of at most `largest`; how many were submitted, and why others were not."""
     submitted, failures = 0, []
-    for request, group in by_request(runs):
+    for jobs, group in by_jobs(runs, order.folder):
+        text = jobs_text(jobs)
         parts = [group[start : start + largest] for start in range(0, len(group), largest)]
         while parts:
             part = parts.pop(0)
             try:
-                number = _submit_array(request, part, order)
+                numbers = _submit_array(jobs, part, order)
             except QueueFull:
                 # How many more the site takes is not said, so it is tried.
                 if len(part) == 1:
@@ -180,10 +187,10 @@ def _submit_arrays(runs: Sequence[Run], largest: int, order: Order) -> tuple[int
                 parts[:0] = [part[:half], part[half:]]
             except (SubmissionFailed, OSError) as error:  # a full disk is one
                 failures.append(str(error))
-                order.say(f"Not submitted ({request_text(request)}): {error}")
+                order.say(f"Not submitted ({text}): {error}")
             else:
                 submitted += len(part)
-                order.say(f"Job {number}: {_count(len(part))}, {request_text(request)}")
+                order.say(f"Job {' and '.join(numbers)}: {_count(len(part))}, {text}")
     return submitted, failures
 
 
@@ -192,19 +199,25 @@ def check_submission(
 ) -> None:
     """Raise BadInput when the configuration cannot be made a job script. Writes nothing, asks nobody."""
     check_folder(folder.root)
-    for request, group in by_request(runs):
-        parameters(request, cluster, group, sweep.name, sweep.name)
+    for jobs, group in by_jobs(runs, folder):
+        for request in jobs.requests:
+            parameters(request, cluster, group, sweep.name, sweep.name)
 
 
-def _submit_array(request: RequestConfig, runs: Sequence[Run], order: Order) -> str:
-    """Submit one array, write its runs' records and release it; its number. Raises SubmissionFailed."""
+def _submit_array(jobs: Jobs, runs: Sequence[Run], order: Order) -> list[str]:
+    """Submit one array, and the one that follows it where the jobs say so, write its runs' records and
+    release it; the numbers of the arrays. Raises SubmissionFailed.
+    """
     say = order.say
     for delay in (*patience.RETRY_SECONDS, None):
         submission = _Submission(order.sweep.jobs / secrets.token_hex(4), order.sweep.name)
         submission.folder.mkdir(mode=0o700)
         submission.write([run.run_id for run in runs], [], done=False)
         try:
-            jobs = _sbatch(request, runs, order, submission)
+            first = _sbatch(jobs, runs, order, submission)
+            number = first[0].job_id.partition("_")[0]
+            # Cancelled with the first one, whatever becomes of this submission.
+            then = None if jobs.then is None else _sbatch(jobs, runs, order, submission, after=number)
             break
         except (FailedJobError, FailedSubmissionError, OSError) as error:
             # The call may have gone through all the same. Its array is on hold, and is taken back now, or by
@@ -218,21 +231,24 @@ def _submit_array(request: RequestConfig, runs: Sequence[Run], order: Order) -> 
                 raise SubmissionFailed(words) from error
             say(f"{words}; trying again in {delay:.0f} s")
             time.sleep(delay)
-    number = jobs[0].job_id.partition("_")[0]
+    numbers = [number] if then is None else [number, then[0].job_id.partition("_")[0]]
+    evaluations = [None] * len(runs) if then is None else [job.job_id for job in then]
     written: list[tuple[RunPaths, Status]] = []
 
-    def begin(run: Run, job: "submitit.Job[None]") -> None:
-        written.append(_write_pending(order.folder.run(run.run_id), job))
+    def begin(run: Run, job: "submitit.Job[None]", evaluation: str | None) -> None:
+        written.append(_write_pending(order.folder.run(run.run_id), job, evaluation))
 
     try:
-        _check_possible(jobs[0].paths.submission_file, say)
+        for array in (first, then or []):
+            if array:
+                _check_possible(array[0].paths.submission_file, say)
         with ThreadPoolExecutor(WRITERS) as pool:  # most of the time goes into waiting for the disk
-            list(pool.map(begin, runs, jobs))
-        submission.write([run.run_id for run in runs], [job.job_id for job in jobs], done=False)
+            list(pool.map(begin, runs, first, evaluations))
+        submission.write([run.run_id for run in runs], [job.job_id for job in first], done=False)
         patiently(lambda: run_command(["scontrol", "release", number]), say)
     except BaseException as error:
         try:
-            run_command(["scancel", number])
+            run_command(["scancel", *numbers])
         except SlurmSilent as silence:
             # Released or not, the records name the job; the next command finds out.
             raise SubmissionFailed(f"job {number} is in the queue, perhaps on hold: {silence}") from error
@@ -241,26 +257,36 @@ def _submit_array(request: RequestConfig, runs: Sequence[Run], order: Order) -> 
         if isinstance(error, SubmissionFailed | OSError | SlurmSilent | AlreadyRunning):
             raise SubmissionFailed(f"job {number} was cancelled again: {error}") from error
         raise
-    submission.write([run.run_id for run in runs], [job.job_id for job in jobs], done=True)
-    return number
+    submission.write([run.run_id for run in runs], [job.job_id for job in first], done=True)
+    return numbers
 
 
 def _sbatch(
-    request: RequestConfig, runs: Sequence[Run], order: Order, submission: _Submission
+    jobs_of_run: Jobs, runs: Sequence[Run], order: Order, submission: _Submission, after: str | None = None
 ) -> "list[submitit.Job[None]]":
-    """The jobs of the array, in the order of `runs`. Raises submitit's errors with what sbatch said."""
+    """The jobs of an array, in the order of `runs`. Raises submitit's errors with what sbatch said.
+
+    Args:
+        after: the number of the first array, for the one that follows it.
+    """
+    request, name = jobs_of_run.first, submission.job_name
+    if after is not None:
+        assert jobs_of_run.then is not None
+        request, name = jobs_of_run.then, f"{name}-evaluation"
+    values = parameters(request, order.cluster, runs, submission.sweep, name, order.snapshot)
+    if after is not None:
+        follow(values, after)
     executor = submitit.SlurmExecutor(submission.folder)
-    name = submission.job_name
-    executor.update_parameters(
-        **parameters(request, order.cluster, runs, submission.sweep, name, order.snapshot)
-    )
+    executor.update_parameters(**values)
+    trains_only = jobs_of_run.then is not None and after is None
     devices = None if request.gpus else ""  # a node may have GPUs that this run has not asked for
     jobs = []
     # submitit prints what sbatch says before it raises it.
     with contextlib.redirect_stderr(io.StringIO()), executor.batch():
         for run in runs:
             root = str(order.folder.run(run.run_id).root.absolute())
-            jobs.append(executor.submit(RunJob(root, request.cores, devices, order.entry_point)))
+            job = RunJob(root, request.cores, devices, order.entry_point, trains_only)
+            jobs.append(executor.submit(job))
     return jobs
 
 
@@ -281,7 +307,9 @@ def _check_possible(script: Path, say: Say) -> None:
             return
 
 
-def _write_pending(paths: RunPaths, job: "submitit.Job[None]") -> tuple[RunPaths, Status]:
+def _write_pending(
+    paths: RunPaths, job: "submitit.Job[None]", evaluation: str | None
+) -> tuple[RunPaths, Status]:
     """Begin an attempt: status `pending` with the job's id, a link to its log. Returns the status before."""
     with run_lock(paths):
         before = read_record(paths)
@@ -295,6 +323,7 @@ def _write_pending(paths: RunPaths, job: "submitit.Job[None]") -> tuple[RunPaths
             State.pending,
             attempt=before.attempt + 1,
             job_id=job.job_id,
+            evaluation_job_id=evaluation,
             submitted_at=time_now,
             updated_at=time_now,
         )

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from refsam.errors import SlurmSilent
 from refsam.orchestration.in_job.job import SCIENCE
 from refsam.orchestration.slurm import site
 from refsam.orchestration.slurm.patience import Say
-from refsam.orchestration.slurm.requests import Run, by_request, request_text
-from refsam.orchestration.submission.slurm_script import check_folder, parameters
+from refsam.orchestration.slurm.requests import Run, by_jobs, request_text
+from refsam.orchestration.submission.slurm_script import check_folder, follow, parameters
 from refsam.orchestration.submission.snapshot import take_snapshot
 from refsam.records.files import write_text
 from refsam.records.paths import RunsFolder, SweepPaths
@@ -34,6 +35,27 @@ _NOT_OPTIONS = frozenset(
 SIGNAL_SECONDS = 90  # before the time limit, where the parameters do not say
 
 
+@dataclass(frozen=True)
+class JobScript:
+    """A script that a person submits.
+
+    Attributes:
+        then: the script of the array that evaluates what this one trains, task by task.
+    """
+
+    path: Path
+    then: Path | None
+
+    @property
+    def command(self) -> str:
+        """What the person types."""
+        first = shlex.quote(str(self.path.absolute()))
+        if self.then is None:
+            return f"sbatch {first}"
+        then = shlex.quote(str(self.then.absolute()))
+        return f'sbatch --dependency="aftercorr:$(sbatch --parsable {first})" {then}'
+
+
 def write_scripts(
     runs: Sequence[Run],
     folder: RunsFolder,
@@ -41,10 +63,11 @@ def write_scripts(
     cluster: ClusterConfig,
     say: Say,
     entry_point: str = SCIENCE,
-) -> list[Path]:
+) -> list[JobScript]:
     """Write one job script per request (more where an array may not have so many tasks) and return them.
 
-    The scripts of an earlier call are replaced. Raises BadInput for what a job script cannot carry.
+    Runs that are evaluated on another resource have a second one. The scripts of an earlier call are
+    replaced. Raises BadInput for what a job script cannot carry.
     """
     check_folder(folder.root)
     largest = _largest_array(cluster, say)
@@ -53,15 +76,24 @@ def write_scripts(
     logs = sweep.jobs / "scripts"
     for path in (sweep.scripts, logs):
         path.mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
-    for request, group in by_request(runs):
+    written: list[JobScript] = []
+    for jobs, group in by_jobs(runs, folder):
         for start in range(0, len(group), largest):
             part = group[start : start + largest]
-            path = sweep.scripts / f"{len(written) + 1}-{_name(request)}.sh"
-            job_name = f"refsam-{sweep.name}-{path.stem}"
-            values = parameters(request, cluster, part, sweep.name, job_name, snapshot)
-            write_text(path, _script(request, values, part, folder, logs, entry_point))
-            written.append(path)
+            paths: list[Path] = []
+            for request in jobs.requests:
+                is_evaluation = bool(paths)
+                name = f"{len(written) + 1}-{_name(request)}{'-evaluation' if is_evaluation else ''}"
+                values = parameters(
+                    request, cluster, part, sweep.name, f"refsam-{sweep.name}-{name}", snapshot
+                )
+                if is_evaluation:
+                    follow(values, None)
+                arguments = ["--train"] if jobs.then is not None and not is_evaluation else []
+                text = _script(request, values, part, folder, logs, entry_point, arguments)
+                paths.append(sweep.scripts / f"{name}.sh")
+                write_text(paths[-1], text)
+            written.append(JobScript(paths[0], paths[1] if len(paths) > 1 else None))
     return written
 
 
@@ -72,6 +104,7 @@ def _script(
     folder: RunsFolder,
     logs: Path,
     entry_point: str,
+    arguments: Sequence[str],
 ) -> str:
     """The text of one script: options, prologue, the list of run directories, and one line that runs one."""
     options = {name: value for name, value in values.items() if name not in _NOT_OPTIONS}
@@ -81,7 +114,7 @@ def _script(
     options["open_mode"] = "append"
     options["signal"] = f"USR2@{values.get('signal_delay_s', SIGNAL_SECONDS)}"
     directories = [shlex.quote(str(folder.run(run.run_id).root.absolute())) for run in runs]
-    python = f"{shlex.quote(sys.executable)} -u -m refsam.orchestration.in_job.run_job"
+    module = shlex.join([sys.executable, "-u", "-m", "refsam.orchestration.in_job.run_job", *arguments])
     other = [] if entry_point == SCIENCE else [shlex.quote(entry_point)]
     srun = shlex.join(["srun", "--unbuffered", *values["srun_args"]])
     lines = [
@@ -95,7 +128,7 @@ def _script(
         "runs=(",
         *(f"    {directory}" for directory in directories),
         ")",
-        " ".join([srun, python, '"${runs[$SLURM_ARRAY_TASK_ID]}"', *other]),
+        " ".join([srun, module, '"${runs[$SLURM_ARRAY_TASK_ID]}"', *other]),
     ]
     return "\n".join(lines) + "\n"
 

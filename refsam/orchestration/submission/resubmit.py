@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from refsam.configuration.evaluation_place import used_resources
 from refsam.configuration.frozen import from_values
 from refsam.configuration.schema import RefsamConfig
 from refsam.errors import BadInput
@@ -49,9 +50,11 @@ def resubmit(
     """
     runs = [FrozenRun(run_id, frozen(folder.run(run_id))) for run_id in run_ids]
     for run in runs:
-        problem = None if run.config.cluster.explicit else machine.matches(run.config.resource)
-        if problem is not None and where(run.config) == "local":
-            raise BadInput(problem)
+        if run.config.cluster.explicit or where(run.config) != "local":
+            continue
+        for problem in map(machine.matches, used_resources(run.config)):
+            if problem is not None:
+                raise BadInput(problem)
     if look:
         look_at(runs, folder, console)
     here, left = [], 0
@@ -89,7 +92,6 @@ def _by_cluster(runs: Sequence[FrozenRun]) -> list[list[FrozenRun]]:
 
 
 def frozen(paths: RunPaths) -> RefsamConfig:
-    """The configuration in a run's directory. Raises BadInput when it is damaged."""
     """The configuration in a run's directory. Raises BadInput when it is damaged."""
     try:
         # Checked when it was frozen, and again by the job; OmegaConf takes a second for thirty of them.

@@ -68,6 +68,22 @@ def parameters(
     return values
 
 
+def follow(values: dict[str, Any], array: str | None) -> None:
+    """Let an array with these parameters begin after another one: each task when the other one's task of the
+    same number has succeeded. Where that can no longer be, Slurm cancels the task.
+
+    It needs not be put on hold, since the other one is.
+
+    Args:
+        array: the other one's number; None where who submits the array says it.
+    """
+    extra = values["additional_parameters"]
+    del extra["hold"]
+    extra["kill_on_invalid_dep"] = "yes"
+    if array is not None:
+        extra["dependency"] = f"aftercorr:{array}"
+
+
 def check_folder(path: Path) -> None:
     """Raise BadInput for a folder whose name means something else in a job script than in the shell."""
     _check_text("runs", str(path))

@@ -27,7 +27,7 @@ from refsam.orchestration.planning.plan import Plan, PlannedRun, Standing
 from refsam.orchestration.planning.plan_view import print_expected, print_plan, summary
 from refsam.orchestration.planning.preflight import Preflight, machine_problem, preflight
 from refsam.orchestration.slurm.questions import read_record
-from refsam.orchestration.slurm.requests import by_request
+from refsam.orchestration.slurm.requests import by_jobs
 from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import State, Status, now, read_status, run_lock, write_status
@@ -54,7 +54,7 @@ def submit(plan: Plan, console: Console, in_process: bool = False) -> dict[str, 
     config = plan.runs[0].config
     on_slurm = not in_process and where(config) == "slurm"
     found = preflight(plan, on_slurm)
-    expected = estimate(by_request(plan.todo), plan.folder, on_slurm)
+    expected = estimate(by_jobs(plan.todo, plan.folder), plan.folder, on_slurm)
     if config.dry_run:
         print_plan(plan, console, expected, found)
         return {}
@@ -138,7 +138,7 @@ def _write_scripts(plan: Plan, console: Console) -> None:
     if scripts:
         console.print("Nothing was submitted. To submit the runs to do, type once:")
     for script in scripts:
-        say(console, f"  sbatch {shlex.quote(str(script.absolute()))}")
+        say(console, f"  {script.command}")
 
 
 def check_ready(plan: Plan, found: Preflight, on_slurm: bool) -> None:

@@ -168,9 +168,14 @@ def _place(block: Any) -> Place:
 
 
 def shared_embeddings(config: RefsamConfig, predictor: SamPredictor, paths: RunPaths) -> DiskStore | None:
-    """Where test images' embeddings are kept; None where no other run has the same encoder."""
+    """Where test images' embeddings are kept; None where no other run would find them.
+
+    Other runs have the encoder if it is that of the initial model. Their number is small and known, so they
+    are kept on the disk also where those of the training are kept in memory.
+    """
     is_initial = config.kind is Kind.baseline or encoder_is_frozen(config.peft)
-    if config.train.embedding_cache != "disk" or not is_initial:
+    if config.train.embedding_cache == "off" or not is_initial:
         return None
     encoder = predictor.model.image_encoder
-    return shared_store(config, paths, encoder, predictor.device, "float32, images in tiles")
+    store = shared_store(config, paths, encoder, predictor.device, "float32, images in tiles")
+    return None if store.folder.is_relative_to(paths.root) else store

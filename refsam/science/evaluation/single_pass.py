@@ -31,6 +31,7 @@ from refsam.science.evaluation.record import (
     write_prediction,
 )
 from refsam.science.evaluation.statistics import summary
+from refsam.science.hardware import processor_name
 
 Report = Callable[[str, int, int], None]
 
@@ -127,7 +128,8 @@ class _SinglePass:
         """Write the rows of metrics.json for what is wanted beside those that are there."""
         recorded = {measurement(row): row for row in present_metrics(self._config, self._paths)}
         for each in wanted:
-            recorded[each] = {**each._asdict(), "weights": self._weights, **self._means(each)}
+            of_run = {"weights": self._weights, "hardware": processor_name(self._model.predictor.device)}
+            recorded[each] = {**each._asdict(), **of_run, **self._means(each)}
         write_metrics(self._paths.metrics, list(recorded.values()))
 
     def _means(self, each: Measurement) -> MetricsRow:
