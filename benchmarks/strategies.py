@@ -124,6 +124,7 @@ def main() -> None:
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--precision", default="float32", help="float32 or bfloat16")
     parser.add_argument("--name", default="strategies", help="of the CSV")
+    parser.set_defaults(decoder=False, limit_gib=None)
     arguments = parser.parse_args()
     if arguments.parameters:
         print_parameters()

@@ -1,4 +1,4 @@
-"""One interactive training step, micro-sam's and ours, each in a process of its own.
+"""One training step, micro-sam's and ours, each in a process of its own.
 
 `python -m benchmarks.train_step`: the same weights (random, seeded), batch of real nuclei (`refsam prepare
 dataset=nuclei`, REFSAM_DATA) and seeds for both. Written are seconds (of the clock, and of all cores
@@ -6,27 +6,42 @@ together, which tells more on a machine that others use), peak memory above what
 ratios, and how well losses and gradients agree. Prompts are drawn where a prediction is wrong, so rounding
 can move one by a pixel; gradients are therefore compared with micro-sam's prompts replayed, unless
 `--own-prompts` is given.
+
+With `--decoder` a step has two halves, as micro-sam's joint training: the interactive loss and that of the
+segmentation decoder, each with its gradients, here both at the same weights.
+
+A step that runs out of memory (`--limit-gib`, or what the machine has) is a row that says so, and that engine
+is not tried with more objects. `--add` keeps what an earlier call has measured, and measures the rest.
 """
 
 import argparse
 import json
+import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.memory import MIB, PeakMemory
-from benchmarks.rows import save_figure, write_csv
+from benchmarks.rows import read_csv, write_csv
+from benchmarks.train_step_figure import save_steps
 
 MICRO_SAM, REFSAM = "micro_sam", "refsam"
-COLUMNS = (
+OUT_OF_MEMORY, NOT_TRIED = "out of memory", "not tried: fewer objects ran out of memory"
+CHOSEN = (
     "model", "peft", "n_objects", "engine", "object_chunk", "checkpoint_encoder", "attention", "precision",
-    "trainable_parameters", "total_parameters", "weights_mib",
+    "n_sub_iterations", "decoder",
+)  # fmt: skip
+# What two rows that are compared have in common.
+SAME_STEP = ("model", "peft", "n_objects", "n_sub_iterations", "decoder")
+COLUMNS = (
+    *CHOSEN, "limit_gib", "outcome", "trainable_parameters", "total_parameters", "weights_mib",
     "seconds", "cpu_seconds", "base_mib", "above_base_mib", "loss",
     "gradient_norm", "seconds_ratio", "cpu_ratio", "memory_ratio",
     "loss_difference", "gradient_difference", "worst_parameter",
@@ -35,12 +50,15 @@ STEP = (
     "model.weights=random",
     "dataset=nuclei",
     "n_images=1",
-    "train.decoder=false",
     "train.min_samples=1",
     "train.validation_samples=1",
 )
-# What is added to all scores of a softmax has no gradient but rounding.
+STEP_SECONDS = 3600.0  # after which a step is given up
+# What is added to all scores of a softmax has no gradient but rounding, nor has what the next normalization
+# takes away again (in the segmentation decoder); the latter is below this share of the largest gradient.
 NO_GRADIENT = "k_proj.bias"
+NOISE = 1e-4
+HALVES = ("interactive", "segmentation")
 
 
 class ReplayedPrompts:
@@ -59,12 +77,28 @@ class ReplayedPrompts:
 
 def measure(arguments: argparse.Namespace) -> None:
     """One step in this process; its row, gradients and prompts go to `arguments.output`."""
+    from refsam.science.run import is_out_of_memory
+
+    output = Path(arguments.output)
+    row: dict[str, Any] = {name: getattr(arguments, name) for name in CHOSEN}
+    try:
+        row |= take_step(arguments, output)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        row["outcome"] = OUT_OF_MEMORY
+    (output / "row.json").write_text(json.dumps(row))
+
+
+def take_step(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
+    """What was measured of the step."""
     import torch
 
     from refsam.configuration.compose import compose
     from refsam.records.paths import RunPaths
     from refsam.science.data import training_loaders
     from refsam.science.engine.step import LowMemoryStep
+    from refsam.science.randomness import seed_everything
     from refsam.science.training import build_trainer
 
     chosen = ("n_objects", "model")
@@ -73,13 +107,14 @@ def measure(arguments: argparse.Namespace) -> None:
         [
             *(f"{name}={getattr(arguments, name)}" for name in chosen),
             *(f"train.{name}={getattr(arguments, name)}" for name in trained),
+            f"train.decoder={str(arguments.decoder).lower()}",
             *strategy_overrides(arguments.peft),
             *STEP,
         ]
     )
+    seed_everything(config.seed, "model")  # of what a strategy adds to it
     loaders = training_loaders(config)
-    batch = next(iter(loaders[0]))
-    output = Path(arguments.output)
+    x, y = next(iter(loaders[0]))
     trainer = build_trainer(config, RunPaths(output / "run"), loaders, lambda progress: None)
     kept = torch.load(arguments.replay)["prompts"] if arguments.replay else None
     trainer.prompt_generator = prompts = ReplayedPrompts(trainer.prompt_generator, kept)
@@ -87,23 +122,35 @@ def measure(arguments: argparse.Namespace) -> None:
     np.random.seed(0)
     torch.manual_seed(0)
     trainer.model.train()
-    context = torch.autocast("cpu", getattr(torch, arguments.precision), arguments.precision != "float32")
+    halves = [lambda: trainer._interactive_train_iteration(x, y[:, :1])[0]]
+    parameters = dict(trainer.model.named_parameters())
+    if arguments.decoder:
+        trainer.unetr.train()
+        halves.append(lambda: trainer._instance_iteration(x, y[:, 1:]))
+        parameters |= {
+            name: value for name, value in trainer.unetr.named_parameters() if not name.startswith("encoder")
+        }
+    losses, gradients = [], {}
     with PeakMemory() as memory:
         started, started_cpu = time.perf_counter(), time.process_time()
-        with context:
-            loss = trainer._interactive_train_iteration(*batch)[0]
-        if loss.requires_grad:
-            loss.backward()
+        for name, half in zip(HALVES, halves, strict=False):
+            with torch.autocast("cpu", getattr(torch, arguments.precision), arguments.precision != "float32"):
+                loss = half()
+            if loss.requires_grad:
+                loss.backward()
+            losses.append(loss.item())
+            gradients |= {
+                f"{name}: {parameter}": value.grad
+                for parameter, value in parameters.items()
+                if value.grad is not None
+            }
+            trainer.optimizer.zero_grad()
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - started_cpu
-    gradients = {
-        name: value.grad for name, value in trainer.model.named_parameters() if value.grad is not None
-    }
     norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
-    row: dict[str, Any] = {name: getattr(arguments, name) for name in COLUMNS if hasattr(arguments, name)}
-    if isinstance(trainer, LowMemoryStep):
-        row["object_chunk"] = trainer.object_chunk
+    torch.save({"gradients": gradients, "prompts": prompts.kept}, output / "step.pt")
     trainable, total = trainer.parameter_counts
-    row |= {
+    chunk = {"object_chunk": trainer.object_chunk} if isinstance(trainer, LowMemoryStep) else {}
+    return chunk | {
         "trainable_parameters": trainable,
         "total_parameters": total,
         "weights_mib": round(trainer.weights_bytes / MIB, 1),
@@ -111,11 +158,9 @@ def measure(arguments: argparse.Namespace) -> None:
         "cpu_seconds": round(cpu_seconds, 2),
         "base_mib": round(memory.base),
         "above_base_mib": round(memory.peak - memory.base),
-        "loss": loss.item(),
+        "loss": sum(losses),
         "gradient_norm": norm.item(),
     }
-    torch.save({"gradients": gradients, "prompts": prompts.kept}, output / "step.pt")
-    (output / "row.json").write_text(json.dumps(row))
 
 
 def strategy_overrides(strategy: str) -> list[str]:
@@ -127,19 +172,33 @@ def strategy_overrides(strategy: str) -> list[str]:
 def run_step(
     arguments: argparse.Namespace, output: Path, replay: Path | None, **changes: Any
 ) -> dict[str, Any]:
-    """One step in a new process."""
+    """One step in a new process, which may use `arguments.limit_gib` of memory.
+
+    Raises:
+        RuntimeError: where others on the machine leave less than that, or when the step failed.
+    """
+    from refsam.orchestration.fit.limits import memory_limit
+    from refsam.orchestration.machine import memory_available_gb
+
+    free = memory_available_gb()
+    if free < (arguments.limit_gib or 0.0):
+        raise RuntimeError(f"--limit-gib {arguments.limit_gib:g}: {free:.1f} GiB are free now")
     output.mkdir()
-    values = {**vars(arguments), **changes, "output": str(output)}
-    options = ["model", "peft", "n_objects", "engine", "object_chunk", "checkpoint_encoder", "attention"]
-    options += ["precision", "n_sub_iterations", "output"]
-    command = [sys.executable, "-m", "benchmarks.train_step", "--measure"]
-    for name in options:
-        command += [f"--{name.replace('_', '-')}", str(values[name])]
-    if replay is not None:
-        command += ["--replay", str(replay)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    row: dict[str, Any] = json.loads((output / "row.json").read_text())
-    return row
+    values = {**vars(arguments), **changes}
+    command = [sys.executable, "-m", "benchmarks.train_step", "--measure", "--output", str(output)]
+    for name in CHOSEN:
+        if name != "decoder":
+            command += [f"--{name.replace('_', '-')}", str(values[name])]
+    command += ["--decoder"] if values["decoder"] else []
+    command += ["--replay", str(replay)] if replay is not None else []
+    with memory_limit(arguments.limit_gib) as limit:
+        ended = limit.run(command, dict(os.environ), output / "log", STEP_SECONDS)
+    row = {name: values[name] for name in CHOSEN} | {"outcome": OUT_OF_MEMORY}
+    if not ended.killed_for_memory:
+        if ended.status != 0:
+            raise RuntimeError(f"{' '.join(command)}: status {ended.status}\n{(output / 'log').read_text()}")
+        row = json.loads((output / "row.json").read_text())
+    return row | {"limit_gib": arguments.limit_gib}
 
 
 def compare(row: dict[str, Any], theirs: dict[str, Any], step: Path, reference: Path) -> dict[str, Any]:
@@ -149,10 +208,12 @@ def compare(row: dict[str, Any], theirs: dict[str, Any], step: Path, reference: 
     ours, expected = (torch.load(path / "step.pt", mmap=True)["gradients"] for path in (step, reference))
     if ours.keys() != expected.keys():
         raise ValueError(f"gradients of other parameters: {sorted(ours.keys() ^ expected.keys())}")
+    norms = {name: max(float(ours[name].norm()), float(expected[name].norm())) for name in expected}
+    noise = NOISE * max(norms.values())
     differences = {
         name: float((ours[name] - gradient).norm() / gradient.norm())
         for name, gradient in expected.items()
-        if not name.endswith(NO_GRADIENT) and float(gradient.norm()) > 0
+        if norms[name] > noise and not name.endswith(NO_GRADIENT)
     }
     worst = max(differences, key=differences.__getitem__)
     return {
@@ -165,73 +226,84 @@ def compare(row: dict[str, Any], theirs: dict[str, Any], step: Path, reference: 
     }
 
 
-def benchmark(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """All rows: micro-sam's step and ours for each model, strategy and number of objects."""
-    rows = []
-    for model in arguments.models:
-        for peft in arguments.strategies:
-            for count in arguments.counts:
-                with tempfile.TemporaryDirectory() as folder:
-                    chosen = {"model": model, "peft": peft, "n_objects": count}
-                    theirs: dict[str, Any] | None = None
-                    reference = Path(folder) / "theirs"
-                    if count <= arguments.micro_sam_up_to:
-                        theirs = run_step(arguments, reference, None, **chosen, engine=MICRO_SAM)
-                        rows.append(theirs)
-                        report(theirs)
-                    replayed = reference / "step.pt" if theirs and not arguments.own_prompts else None
-                    ours = run_step(arguments, Path(folder) / "ours", replayed, **chosen, engine=REFSAM)
-                    if theirs is not None:
-                        ours |= compare(ours, theirs, Path(folder) / "ours", reference)
-                    rows.append(ours)
-                    report(ours)
-    return rows
+def benchmark(arguments: argparse.Namespace, known: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """micro-sam's row and ours, of each model, strategy and number of objects that `known` does not have."""
+    rows = list(known)
+    for model, peft, count in product(arguments.models, arguments.strategies, sorted(arguments.counts)):
+        chosen = {"model": model, "peft": peft, "n_objects": count}
+        step = step_of({**vars(arguments), **chosen})
+        if all(step_of(row) != step for row in rows):
+            more = pair(arguments, chosen, without_memory(rows, step))
+            rows += more
+            yield more
+
+
+def step_of(row: dict[str, Any]) -> dict[str, str]:
+    return {name: str(row[name]) for name in SAME_STEP}
+
+
+def without_memory(rows: list[dict[str, Any]], step: dict[str, str]) -> set[str]:
+    """The engines that ran out of memory in the same step with fewer objects."""
+    count = int(step["n_objects"])
+    return {
+        row["engine"]
+        for row in rows
+        if row.get("outcome")
+        and int(row["n_objects"]) < count
+        and {**step_of(row), "n_objects": str(count)} == step
+    }
+
+
+def pair(arguments: argparse.Namespace, chosen: dict[str, Any], hopeless: set[str]) -> list[dict[str, Any]]:
+    """The rows of both engines, of which those that are `hopeless` are not tried."""
+    rows: dict[str, dict[str, Any]] = {}
+    precisions = {
+        MICRO_SAM: arguments.micro_sam_precision or arguments.precision,
+        REFSAM: arguments.precision,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for engine, precision in precisions.items():
+            changes = {**chosen, "engine": engine, "precision": precision}
+            if engine in hopeless:
+                values = {**vars(arguments), **changes}
+                rows[engine] = {name: values[name] for name in CHOSEN} | {"outcome": NOT_TRIED}
+            else:
+                kept = Path(folder) / MICRO_SAM / "step.pt"
+                replay = kept if kept.exists() and not arguments.own_prompts else None
+                rows[engine] = run_step(arguments, Path(folder) / engine, replay, **changes)
+        if all("outcome" not in row for row in rows.values()):
+            steps = (Path(folder) / REFSAM, Path(folder) / MICRO_SAM)
+            rows[REFSAM] |= compare(rows[REFSAM], rows[MICRO_SAM], *steps)
+    return list(rows.values())
 
 
 def report(row: dict[str, Any]) -> None:
-    print(", ".join(f"{name} {row[name]}" for name in COLUMNS if row.get(name) is not None), flush=True)
-
-
-def write(rows: list[dict[str, Any]], name: str) -> None:
-    """The rows as CSV, and their seconds and memory as a figure."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    write_csv(name, COLUMNS, rows)
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 0.5 * len(rows) + 1.5), sharey=True)
-    labels = [f"{row['model']}, {row['peft']}, {row['n_objects']} objects: {row['engine']}" for row in rows]
-    colors = ["0.6" if row["engine"] == MICRO_SAM else "tab:blue" for row in rows]
-    gibibytes = [row["above_base_mib"] / 1024 for row in rows]
-    for axis, values, unit in (
-        (axes[0], [row["seconds"] for row in rows], "seconds per step"),
-        (axes[1], gibibytes, "GiB above what stands before the step"),
-    ):
-        bars = axis.barh(range(len(rows)), values, color=colors)
-        axis.bar_label(bars, fmt="%.1f", padding=2)
-        axis.set_xlabel(unit)
-        axis.margins(x=0.15)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_yticks(range(len(rows)), labels)
-    axes[0].invert_yaxis()
-    save_figure(name, figure)
+    shown = (f"{name} {row[name]}" for name in COLUMNS if row.get(name) not in (None, ""))
+    print(", ".join(shown), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__)
     parser.add_argument("--models", nargs="+", default=["vit_t", "vit_b"])
     parser.add_argument(
-        "--strategies", nargs="+", default=["full"], help="full, freeze_encoder, 'lora rank=32', …"
+        "--strategies",
+        nargs="+",
+        default=["full", "freeze_encoder", "hf_lora"],
+        help="names of conf/peft, with settings as in 'lora rank=32'",
     )
-    parser.add_argument("--counts", nargs="+", type=int, default=[1, 5, 10, 45], help="numbers of objects")
-    parser.add_argument("--micro-sam-up-to", type=int, default=10, help="objects; its memory grows with them")
+    parser.add_argument(
+        "--counts", nargs="+", type=int, default=[1, 5, 10, 25, 45], help="numbers of objects"
+    )
     parser.add_argument("--object-chunk", default="auto")
     parser.add_argument("--checkpoint-encoder", default="auto")
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--precision", default="float32", help="float32 or bfloat16")
+    parser.add_argument("--micro-sam-precision", help="of micro-sam's step, if not the same")
     parser.add_argument("--n-sub-iterations", type=int, default=8)
+    parser.add_argument("--decoder", action="store_true", help="with the segmentation decoder")
     parser.add_argument("--own-prompts", action="store_true", help="do not replay micro-sam's prompts")
+    parser.add_argument("--limit-gib", type=float, help="of memory for a process; none: what there is")
+    parser.add_argument("--add", action="store_true", help="to the rows of an earlier call like this")
     parser.add_argument("--name", default="train_step", help="of the CSV and the figure")
     for internal in ("model", "peft", "engine", "output", "replay"):
         parser.add_argument(f"--{internal}", help=argparse.SUPPRESS)
@@ -240,8 +312,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.measure:
         measure(arguments)
-    else:
-        write(benchmark(arguments), arguments.name)
+        return
+    rows = read_csv(arguments.name) if arguments.add else []
+    for more in benchmark(arguments, list(rows)):
+        for row in more:
+            report(row)
+        rows += more
+        write_csv(arguments.name, COLUMNS, rows)
+    save_steps(arguments.name)
 
 
 if __name__ == "__main__":

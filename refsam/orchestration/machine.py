@@ -8,18 +8,15 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from refsam.cgroups import GIB, cgroup_folders, kernel_text, memory_limits_gib
 from refsam.configuration.schema import AUTO, ResourceConfig
 from refsam.errors import BadInput
 
-GIB = 1024**3
-CGROUPS = Path("/sys/fs/cgroup")
-OWN_CGROUPS = Path("/proc/self/cgroup")
 KERNEL_COUNTERS = Path("/proc/vmstat")
 CPU_INFORMATION = Path("/proc/cpuinfo")
 
@@ -35,18 +32,13 @@ class Gpu:
 
 def processor() -> str:
     """The processor's name, from /proc/cpuinfo where there is one."""
-    found = re.search(r"^model name\s*:\s*(.+)$", _text(CPU_INFORMATION), re.MULTILINE)
+    found = re.search(r"^model name\s*:\s*(.+)$", kernel_text(CPU_INFORMATION), re.MULTILINE)
     return found.group(1).strip() if found else platform.processor() or platform.machine()
 
 
 def memory_gb() -> float:
     """GiB of main memory of this machine, or of the smallest cgroup around this process."""
-    limits = [float(psutil.virtual_memory().total)]
-    for folder in cgroup_folders("memory"):
-        for name in ("memory.max", "memory.limit_in_bytes"):
-            text = _text(folder / name).strip()
-            limits += [float(text)] if text.isdigit() else []
-    return min(limits) / GIB
+    return min(psutil.virtual_memory().total / GIB, *memory_limits_gib())
 
 
 def cores() -> int:
@@ -185,28 +177,12 @@ def out_of_memory_kills_in(folder: Path) -> int | None:
     return None
 
 
-def cgroup_folders(controller: str) -> Iterator[Path]:
-    """The folders of this process's cgroup and of all above it, for one `controller`, innermost first."""
-    for line in _text(OWN_CGROUPS).splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            mount = CGROUPS
-        elif controller in controllers.split(","):
-            mount = CGROUPS / controller
-        else:
-            continue
-        folder = mount / path.lstrip("/")
-        for candidate in (folder, *folder.parents):
-            # In a container the path may be that of the host, which is not mounted here; its root is.
-            if candidate.is_relative_to(mount) and candidate.is_dir():
-                yield candidate
-
-
 def _cpu_quota(folder: Path) -> float | None:
     """Cores that the cgroup in `folder` may use; None where it sets no limit."""
-    quota = _text(folder / "cpu.max").split()  # version 2: "200000 100000" or "max 100000"
+    quota = kernel_text(folder / "cpu.max").split()  # version 2: "200000 100000" or "max 100000"
     if not quota:
-        quota = [*_text(folder / "cpu.cfs_quota_us").split(), *_text(folder / "cpu.cfs_period_us").split()]
+        version_1 = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        quota = [part for name in version_1 for part in kernel_text(folder / name).split()]
     if len(quota) == 2 and quota[0].isdigit() and int(quota[1]) > 0:
         return int(quota[0]) / int(quota[1])
     return None
@@ -221,7 +197,7 @@ def _memory_room(folder: Path) -> int | None:
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
-        limit_text, used_text = _text(folder / limit).strip(), _text(folder / used).strip()
+        limit_text, used_text = kernel_text(folder / limit).strip(), kernel_text(folder / used).strip()
         if limit_text.isdigit() and used_text.isdigit():
             return int(limit_text) - int(used_text) + (_counter(folder / "memory.stat", cached) or 0)
     return None
@@ -229,15 +205,8 @@ def _memory_room(folder: Path) -> int | None:
 
 def _counter(path: Path, name: str) -> int | None:
     """The number beside `name` in a file of `name number` lines; None where it is not there."""
-    for line in _text(path).splitlines():
+    for line in kernel_text(path).splitlines():
         key, _, value = line.partition(" ")
         if key == name and value.strip().isdigit():
             return int(value)
     return None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return ""  # every kernel and container shows other ones of these files

@@ -33,7 +33,8 @@ PEFTS = {
     "dora": PeftConfig(name="dora", rank=2, targets=[r".*\.attn\.(qkv|proj)", r".*\.mlp\.lin[12]"]),
 }
 Gradients = dict[str, torch.Tensor]
-NOISE = {torch.float32: 1e-5, torch.float64: 1e-8}
+# Below this share of the largest gradient is nothing but rounding; micro-sam takes float32 in some places.
+NOISE = {torch.float32: 1e-4, torch.float64: 1e-8}
 
 
 class LowMemorySamTrainer(LowMemoryStep, SamTrainer):
@@ -236,21 +237,20 @@ def reference(case: Case) -> Step:
 def assert_same_gradients(step: Step, reference: Step, tolerance: float) -> None:
     """Every parameter's gradient agrees: the norm of the difference is below `tolerance` of the norm.
 
-    Some gradients are zero in exact arithmetic and rounding in the computer's: of what is added to all scores
-    of a softmax (the biases of the mask decoder's keys), which are left out, and of what is added to a
-    channel that is normalized next (in the segmentation decoder), which fall below NOISE of the largest norm;
-    the difference is taken relative to that then.
+    Some gradients are zero in exact arithmetic and rounding in the computer's, and are left out: of what is
+    added to all scores of a softmax (the biases of the mask decoder's keys), and of what the next
+    normalization takes away again (in the segmentation decoder), which both steps have below NOISE.
     """
     assert len(step.gradients) == len(reference.gradients) > 0
     for ours, theirs in zip(step.gradients, reference.gradients, strict=True):
         assert ours.keys() == theirs.keys()
         assert len(ours) > 0
-        norms = {name: float(gradient.norm()) for name, gradient in theirs.items()}
+        norms = {name: max(float(ours[name].norm()), float(theirs[name].norm())) for name in theirs}
         noise = NOISE[next(iter(theirs.values())).dtype] * max(norms.values())
         differences = {
-            name: float((ours[name] - gradient).norm()) / max(norms[name], noise)
+            name: float((ours[name] - gradient).norm()) / float(gradient.norm())
             for name, gradient in theirs.items()
-            if not name.endswith("k_proj.bias")
+            if norms[name] > noise and not name.endswith("k_proj.bias")
         }
         worst = max(differences, key=differences.__getitem__)
         assert differences[worst] < tolerance, f"{worst}: {differences[worst]:.1e}, norm {norms[worst]:.1e}"

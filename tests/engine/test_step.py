@@ -96,9 +96,12 @@ def test_each_saving_of_the_decoder_leaves_gradients_and_statistics(
 
 @pytest.mark.parametrize("peft", PEFTS)
 @pytest.mark.parametrize("iteration", [0, 1], ids=["point", "box"])
-def test_float32_agrees_to_four_digits(peft: str, iteration: int) -> None:
-    case = Case(architecture="vit_nano", peft=peft, iteration=iteration, dtype=torch.float32, n_objects=3)
-    step = take_step(replace(case, savings=ALL), 2)
+@pytest.mark.parametrize("decoder", [False, True], ids=["interactive", "joint"])
+def test_float32_agrees_to_four_digits(peft: str, iteration: int, decoder: bool) -> None:
+    case = Case(architecture="vit_nano", peft=peft, iteration=iteration, decoder=decoder, n_objects=3)
+    case = replace(case, dtype=torch.float32)
+    decoder_savings = ALL_OF_DECODER if decoder else ()
+    step = take_step(replace(case, savings=ALL, decoder_savings=decoder_savings), 2)
     assert_same_gradients(step, reference(case), 1e-4)
 
 
@@ -144,8 +147,9 @@ def test_the_summed_step_encodes_once() -> None:
     assert len(calls) == 1
 
 
-def test_vit_t_agrees_and_keeps_its_batch_statistics() -> None:
-    case = Case(architecture="vit_t", n_objects=2, n_sub_iterations=2, dtype=torch.float32)
+@pytest.mark.parametrize("peft", ["full", "frozen encoder", "dora"])
+def test_vit_t_agrees_and_keeps_its_batch_statistics(peft: str) -> None:
+    case = Case(architecture="vit_t", peft=peft, n_objects=2, n_sub_iterations=2, dtype=torch.float32)
     step = take_step(replace(case, savings=(use_linear_resizing, checkpointed)), 1)
     assert_same_gradients(step, reference(case), 1e-4)
     expected = dict(reference(case).model.named_buffers())

@@ -15,7 +15,7 @@ from refsam.configuration.schema import DatasetConfig, RefsamConfig
 from refsam.errors import BadInput
 from refsam.records.paths import RunPaths
 from refsam.science.data import training_loaders
-from refsam.science.engine.setup import Savings, choose_savings, usable_memory
+from refsam.science.engine.setup import Savings, choose_savings, memory_gib, usable_memory
 from refsam.science.models import load_model
 from refsam.science.training import build_trainer, train
 
@@ -240,3 +240,15 @@ def test_large_tensors_are_kept_only_where_there_is_room_for_the_gaps() -> None:
 def test_memory_is_the_smallest_of_the_limits() -> None:
     assert usable_memory(configured(), CPU) == pytest.approx(0.8 * 8 - 1)
     assert usable_memory(configured("resource.request.memory_gb=100000"), CPU) < 10000
+
+
+def test_the_limit_of_a_group_above_the_run_s_own_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refsam.cgroups.CGROUPS", tmp_path)
+    monkeypatch.setattr("refsam.cgroups.OWN_CGROUPS", tmp_path / "own")
+    (tmp_path / "own").write_text("0::/job_7/step_0\n")
+    (tmp_path / "job_7" / "step_0").mkdir(parents=True)
+    (tmp_path / "job_7" / "memory.max").write_text(f"{2 * 2**30}\n")
+    (tmp_path / "job_7" / "step_0" / "memory.max").write_text("max\n")
+    assert memory_gib(configured(), CPU) == 2.0

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from refsam.orchestration import machine
+from refsam.cgroups import cgroup_folders
 from refsam.orchestration.fit import limits
 from refsam.orchestration.fit.limits import Ended, memory_limit
 
@@ -35,9 +35,7 @@ def run(gib: float, command: list[str], log: Path, seconds: float = PATIENCE) ->
 
 def groups() -> list[Path]:
     return [
-        group
-        for parent in machine.cgroup_folders("memory")
-        for group in parent.glob(f"{limits.PREFIX}{os.getpid()}")
+        group for parent in cgroup_folders("memory") for group in parent.glob(f"{limits.PREFIX}{os.getpid()}")
     ]
 
 
@@ -89,7 +87,7 @@ def test_no_process_survives_the_one_that_started_it(number: signal.Signals, tmp
         with memory_limit(0.5):  # removes what a killed one could not
             left = [
                 group
-                for folder in machine.cgroup_folders("memory")
+                for folder in cgroup_folders("memory")
                 for group in folder.glob(f"{limits.PREFIX}{parent.pid}")
             ]
         assert left == []

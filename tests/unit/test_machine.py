@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from refsam import cgroups
 from refsam.configuration.schema import RequestConfig, ResourceConfig
 from refsam.errors import BadInput
 from refsam.orchestration import machine
@@ -131,8 +132,8 @@ def test_runs_share_the_cores(parallel, cores, threads):
 @pytest.fixture
 def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty /sys/fs/cgroup and /proc, to be filled by a test."""
-    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
-    monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(cgroups, "CGROUPS", tmp_path)
+    monkeypatch.setattr(cgroups, "OWN_CGROUPS", tmp_path / "own")
     monkeypatch.setattr(machine, "KERNEL_COUNTERS", tmp_path / "vmstat")
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(16)))
     return tmp_path
@@ -160,6 +161,7 @@ def test_limits_of_cgroups_version_2_count_also_those_above(kernel):
         memory__events="low 0\noom_kill 4\n",
     )
     assert machine.cores() == 2
+    assert machine.memory_gb() == 3.0
     assert machine.memory_available_gb() == 1.5
     assert machine.out_of_memory_kills() == 4
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from refsam.cgroups import GIB, cgroup_folders, kernel_text
 from refsam.orchestration import machine
 
 CGROUP, RLIMIT, CUDA = "cgroup", "rlimit", "cuda"
@@ -42,7 +43,7 @@ class Limit:
     """At most `gib` GiB for the processes that `run` starts. None sets no limit of main memory."""
 
     def __init__(self, gib: float | None, group: Path | None) -> None:
-        self._bytes = None if gib is None else int(gib * machine.GIB)
+        self._bytes = None if gib is None else int(gib * GIB)
         self._group = group
 
     @property
@@ -91,7 +92,7 @@ class Limit:
 @contextlib.contextmanager
 def memory_limit(gib: float | None) -> Iterator[Limit]:
     """A limit of main memory; its cgroup, where it has one, is there as long as the context is open."""
-    group = None if gib is None else _make_group(int(gib * machine.GIB))
+    group = None if gib is None else _make_group(int(gib * GIB))
     try:
         yield Limit(gib, group)
     finally:
@@ -101,9 +102,9 @@ def memory_limit(gib: float | None) -> Iterator[Limit]:
 
 def _make_group(limit: int) -> Path | None:
     """A new cgroup with a limit in bytes; None where this process may not make one."""
-    for parent in machine.cgroup_folders("memory"):
+    for parent in cgroup_folders("memory"):
         version = VERSION_1 if (parent / VERSION_1[0]).exists() else VERSION_2
-        if version is VERSION_2 and "memory" not in _text(parent / "cgroup.subtree_control").split():
+        if version is VERSION_2 and "memory" not in kernel_text(parent / "cgroup.subtree_control").split():
             continue  # a group that has processes cannot have groups with limits: one above it can
         _remove_leftovers(parent)
         group = parent / f"{PREFIX}{os.getpid()}"
@@ -145,10 +146,3 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return ""

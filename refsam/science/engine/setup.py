@@ -17,6 +17,7 @@ from mobile_sam.modeling import TinyViT
 from segment_anything.modeling import Sam
 from torch_em.model import UNETR
 
+from refsam.cgroups import memory_limits_gib
 from refsam.configuration.families import HUGGING_FACE, attention_of
 from refsam.configuration.patch_pool import encoder_is_frozen
 from refsam.configuration.schema import AUTO, RefsamConfig
@@ -57,7 +58,6 @@ TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 32768}
 CACHE_SHARE = 0.1
 # How much larger than its peak a process may get whose large freed tensors stay on the heap.
 GAPS = 1.5
-CGROUP_LIMITS = ("/sys/fs/cgroup/memory{}/memory.limit_in_bytes", "/sys/fs/cgroup{}/memory.max")
 
 
 @dataclass(frozen=True)
@@ -204,24 +204,7 @@ def memory_gib(config: RefsamConfig, device: torch.device) -> float:
     if device.type == "cuda":
         fraction = torch.cuda.get_per_process_memory_fraction(device)
         return fraction * torch.cuda.get_device_properties(device).total_memory / GIB
-    return min(config.resource.request.memory_gb, psutil.virtual_memory().total / GIB, *_cgroup_limits())
-
-
-def _cgroup_limits() -> list[float]:
-    """Limits of this process's memory cgroup in GiB, version 1 or 2; none where there is none."""
-    groups = Path("/proc/self/cgroup")
-    if not groups.exists():
-        return []
-    found = []
-    for line in groups.read_text(encoding="utf-8").splitlines():
-        _, controllers, name = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        for limit in CGROUP_LIMITS:
-            path = Path(limit.format(name.rstrip("/")))
-            if path.exists() and (text := path.read_text(encoding="utf-8").strip()) != "max":
-                found.append(int(text) / GIB)
-    return found
+    return min(config.resource.request.memory_gb, psutil.virtual_memory().total / GIB, *memory_limits_gib())
 
 
 def _checkpoint_every(setting: str | bool | int, needed: bool) -> int | None:

@@ -1,0 +1,96 @@
+"""What benchmarks.train_step does with steps that run out of memory, and with what was measured before."""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import rows, train_step
+from benchmarks.train_step import MICRO_SAM, NOT_TRIED, OUT_OF_MEMORY, REFSAM
+from benchmarks.train_step_figure import save_steps
+
+FIXED = {"object_chunk": "auto", "checkpoint_encoder": "auto", "attention": "auto", "decoder": False}
+MOST = {MICRO_SAM: 5, REFSAM: 45}
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, str]]:
+    """Engine, number of objects and precision of the steps that were taken; micro-sam's fits 5 objects."""
+    taken: list[tuple[str, int, str]] = []
+
+    def step(arguments: Namespace, output: Path, replay: Path | None, **changes: Any) -> dict[str, Any]:
+        values = {**vars(arguments), **changes}
+        taken.append((values["engine"], values["n_objects"], values["precision"]))
+        row = {name: values[name] for name in train_step.CHOSEN}
+        fits = values["n_objects"] <= MOST[values["engine"]]
+        return row | ({"cpu_seconds": 2.0, "above_base_mib": 512} if fits else {"outcome": OUT_OF_MEMORY})
+
+    monkeypatch.setattr(train_step, "run_step", step)
+    monkeypatch.setattr(train_step, "compare", lambda *_: {"seconds_ratio": 1.0})
+    return taken
+
+
+def arguments(*counts: int, **changes: Any) -> Namespace:
+    values = {
+        "precision": "float32",
+        "micro_sam_precision": None,
+        "n_sub_iterations": 8,
+        "own_prompts": False,
+    }
+    return Namespace(models=["vit_t"], strategies=["full"], counts=counts, **FIXED, **{**values, **changes})
+
+
+def test_an_engine_that_ran_out_of_memory_is_not_tried_with_more(measured: list[Any]) -> None:
+    found = [row for pair in train_step.benchmark(arguments(10, 1, 45), []) for row in pair]
+    outcomes = {(row["engine"], row["n_objects"]): row.get("outcome") for row in found}
+    assert outcomes == {
+        (MICRO_SAM, 1): None,
+        (REFSAM, 1): None,
+        (MICRO_SAM, 10): OUT_OF_MEMORY,
+        (REFSAM, 10): None,
+        (MICRO_SAM, 45): NOT_TRIED,
+        (REFSAM, 45): None,
+    }
+    assert (MICRO_SAM, 45, "float32") not in measured
+    assert [row["n_objects"] for row in found if "seconds_ratio" in row] == [1]
+
+
+def test_what_was_measured_before_is_not_measured_again(
+    measured: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(rows, "RESULTS", tmp_path)
+    first = [row for pair in train_step.benchmark(arguments(1, 10), []) for row in pair]
+    rows.write_csv("steps", train_step.COLUMNS, first)
+    measured.clear()
+    later = arguments(1, 10, 25, micro_sam_precision="bfloat16")
+    found = [row for pair in train_step.benchmark(later, rows.read_csv("steps")) for row in pair]
+    assert [(row["engine"], row["n_objects"], row.get("outcome")) for row in found] == [
+        (MICRO_SAM, 25, NOT_TRIED),
+        (REFSAM, 25, None),
+    ]
+    assert [row["precision"] for row in found] == ["bfloat16", "float32"]
+    assert measured == [(REFSAM, 25, "float32")]
+
+
+def test_the_figure_has_a_panel_for_each_model_and_strategy(
+    measured: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from matplotlib.figure import Figure
+
+    saved: list[Figure] = []
+    monkeypatch.setattr(rows, "RESULTS", tmp_path)
+    monkeypatch.setattr("benchmarks.train_step_figure.save_figure", lambda _, figure: saved.append(figure))
+    given = arguments(1, 5, 10, 45)
+    given.models, given.strategies = ["vit_t", "vit_b"], ["full", "lora"]
+    found = [row for pair in train_step.benchmark(given, []) for row in pair]
+    rows.write_csv("steps", train_step.COLUMNS, found)
+    save_steps("steps")
+    (figure,) = saved
+    assert len(figure.axes) == 8
+    titles = [axis.get_title().splitlines()[0] for axis in figure.axes[:4]]
+    assert titles == ["vit_t, full", "vit_t, lora", "vit_b, full", "vit_b, lora"]
+    seconds = {line.get_label(): list(line.get_xdata()) for line in figure.axes[0].get_lines()}
+    assert seconds["micro-sam's step"] == [1, 5]
+    assert seconds["micro-sam's step: out of memory"] == [10, 45]
+    assert seconds["refsam's step"] == [1, 5, 10, 45]
