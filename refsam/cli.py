@@ -16,6 +16,7 @@ from refsam.commands import (
     fit,
     looking,
     prepare,
+    report,
     results,
     runs,
     track,
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     runs.add(commands)
     acting.add(commands)
     results.add(commands)
+    report.add(commands)
     advice.add(commands)
     evaluate.add(commands)
     prepare.add(commands)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from refsam.datasets.prepare import prepare
 
 TESTS = Path(__file__).parent
 CONF = TESTS.parent / "conf"
+sys.path.insert(0, str(TESTS))  # test files of several folders import the modules that lie here
 # Longest first, so that no worker is left alone with them at the end.
-FOLDERS = ("slurm", "integration", "engine", "unit")
+FOLDERS = ("slurm", "integration", "engine", "browser", "unit")
 
 
 def dataset_config(name: str, root: Path, **values: object) -> DatasetConfig:

@@ -35,7 +35,8 @@ def find_log(paths: RunPaths, attempt: int | None = None) -> tuple[int, Path] | 
 def log_end(path: Path, lines: int, most_bytes: int) -> str:
     """The last lines of a log, and no more than so many bytes of it; what is no UTF-8 in it is replaced.
 
-    Raises OSError when it cannot be read.
+    Of a line that was written over and over, as progress bars are, the last state counts. Raises OSError when
+    the log cannot be read.
     """
     with path.open("rb") as file:
         size = file.seek(0, 2)
@@ -43,4 +44,5 @@ def log_end(path: Path, lines: int, most_bytes: int) -> str:
         text = file.read().decode("utf-8", errors="replace")
     if size > most_bytes:
         text = text.partition("\n")[2] or text  # the first line is cut
-    return "\n".join(text.splitlines()[-lines:])
+    whole = text.rstrip().split("\n")[-lines:]
+    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in whole)

@@ -168,6 +168,10 @@ class SweepPaths:
         return self.root / "trackers"
 
     @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
     def jobs(self) -> Path:
         """Where submitit keeps scripts, pickles and logs: a folder for each array."""
         return self.root / "jobs"

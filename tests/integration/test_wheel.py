@@ -58,6 +58,8 @@ def test_the_wheel_carries_configurations_sweeps_and_templates(wheel):
     assert tracked
     assert {f"refsam/{path}" for path in tracked} <= names
     assert "refsam/orchestration/planning/published_times.yaml" in names
+    parts = ("page.html.jinja", "report.css", "report.js", "dark.mplstyle", "power.yaml")
+    assert {f"refsam/results/report/{part}" for part in parts} <= names
 
 
 def test_an_installed_refsam_plans_a_named_sweep_in_an_empty_folder(installed, tmp_path):

@@ -1,0 +1,90 @@
+"""The wide tables of the report: quality per method and number of images, and those of the studies."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from refsam.errors import BadInput
+from refsam.results.collect import BASELINE
+from refsam.results.studies import STUDIES
+from refsam.results.wide import WideTable, cell_text, wide_table
+
+METRICS = ("SA50", "mSA", "mIoU")
+_HEADINGS = {
+    "resource": "Best epoch and training time",
+    "peft": "Parameters, memory, time and SA50",
+    "hugging_face": "mIoU, mF1 and time of inference",
+}
+_EXPLANATIONS = {
+    "resource": "Epochs from 0; training time until the best epoch, h:mm:ss.",
+    "peft": "Trained parameters in millions, peak memory in GiB, training in minutes. "
+    "The best of a column is bold.",
+    "hugging_face": "mIoU and mF1 in percent; inference in ms per image. The best of a column is bold.",
+}
+_OVER_SEEDS = (
+    "The mean over seeds with its standard deviation where there are several. The best of a row is bold."
+)
+_CAN_DIFFER = ("dataset", "resource", "model", "weights")  # of what the quality tables have rows for
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row: its names, and for each column a text and whether it is the best."""
+
+    names: tuple[str, ...]
+    cells: list[tuple[str, bool]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A wide table as the page shows it."""
+
+    title: str
+    explanation: str
+    axes: list[str]
+    headings: list[str]
+    lines: list[Line]
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """The tables, and sentences about those that cannot be made."""
+
+    tables: list[Comparison]
+    notes: list[str]
+
+
+def comparisons(frame: pd.DataFrame) -> Comparisons:
+    """All wide tables that the rows have values for."""
+    tables: list[Comparison] = []
+    notes: list[str] = []
+    trained = frame[frame["strategy"] != BASELINE]
+    axes = [axis for axis in _CAN_DIFFER if (trained if len(trained) else frame)[axis].nunique() > 1]
+    axes += ["strategy", *(["n_objects"] if trained["n_objects"].nunique() > 1 else [])]
+    for metric in METRICS:
+        title = f"{metric} over training images"
+        try:
+            table = wide_table(frame, axes, ("n_images",), (metric,))
+        except BadInput as error:
+            notes.append(f"{title}: left out, because {error}.")
+            continue
+        tables.append(_comparison(table, title, _OVER_SEEDS))
+    tables += [
+        _comparison(make(frame), _HEADINGS[name], _EXPLANATIONS[name]) for name, make in STUDIES.items()
+    ]
+    return Comparisons([table for table in tables if table.lines and table.headings], notes)
+
+
+def _comparison(table: WideTable, title: str, explanation: str) -> Comparison:
+    lines = [
+        Line(
+            names,
+            [
+                (cell_text(cell, metric), cell is not None and cell.best)
+                for cell, metric in zip(cells, table.metrics, strict=True)
+            ],
+        )
+        for names, cells in zip(table.rows, table.cells, strict=True)
+    ]
+    axes = [axis.replace("_", " ") for axis in table.row_axes]
+    return Comparison(title, explanation, axes, table.headings, lines)

@@ -1,0 +1,116 @@
+"""The runs that failed: why, in which attempts, and how their logs end."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from refsam.records.attempts import Attempt, read_attempts
+from refsam.records.logs import find_log, log_end
+from refsam.records.paths import RunPaths
+from refsam.results.report.sources import printable
+from refsam.results.table import run_words, varying_axes
+
+FAILED = "failed"
+LINES, BYTES = 60, 6_000  # of a log's end
+MOST_LOGS = 100  # whose ends are in the report: with more, it would be too large to send
+
+
+@dataclass(frozen=True)
+class AttemptLine:
+    """One execution of a failed run."""
+
+    number: int
+    reason: str
+    message: str
+    host: str
+    started_at: str
+    ended_at: str
+    settings: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A failed run.
+
+    Attributes:
+        anchor: the id of its section in the page.
+        what: what tells it apart from the others of the sweep.
+        log: the end of its log, None where it has no log or it is not in the report.
+        log_path: where the whole log stands; None: there is no log.
+    """
+
+    anchor: str
+    run_id: str
+    what: str
+    reason: str
+    message: str
+    job_id: str
+    host: str
+    ended_at: str
+    attempts: list[AttemptLine]
+    log: str | None
+    log_path: str | None
+
+
+def failures(frame: pd.DataFrame, runs: Mapping[str, RunPaths]) -> list[Failure]:
+    """The failed runs, in the order of the table."""
+    axes = varying_axes(frame)
+    failed = frame[(frame["status"] == FAILED) & frame["run_id"].notna()].drop_duplicates("run_id")
+    found = []
+    for number, row in enumerate(failed.to_dict("records")):
+        paths = runs[row["run_id"]]
+        log, log_path = _log(paths, number < MOST_LOGS)
+        last = 0 if pd.isna(row["attempts"]) else int(row["attempts"])
+        found.append(
+            Failure(
+                anchor=f"run-{number + 1}",
+                run_id=row["run_id"],
+                what=run_words({str(key): value for key, value in row.items()}, axes),
+                reason=_words(row["reason"]) or "not known",
+                message=printable(_words(row["message"], keep=True)),
+                job_id=_words(row["job_id"], keep=True),
+                host=_words(row["host"], keep=True),
+                ended_at=_words(row["ended_at"], keep=True),
+                attempts=[
+                    _attempt_line(count, each)
+                    for count, each in enumerate(read_attempts(paths, last), start=1)
+                ],
+                log=log,
+                log_path=log_path,
+            )
+        )
+    return found
+
+
+def _log(paths: RunPaths, is_wanted: bool) -> tuple[str | None, str | None]:
+    found = find_log(paths)
+    if found is None:
+        return None, None
+    path = str(found[1].absolute())
+    if not is_wanted:
+        return None, path
+    try:
+        return printable(log_end(found[1], LINES, BYTES)), path
+    except OSError as error:  # another person's log may not be readable
+        return f"It cannot be read: {error.strerror}.", path
+
+
+def _attempt_line(number: int, attempt: Attempt) -> AttemptLine:
+    return AttemptLine(
+        number=number,
+        reason=_words(attempt.reason) or _words(attempt.state) or "not known",
+        message=printable(attempt.message or ""),
+        host=attempt.host or "",
+        started_at=attempt.started_at or "",
+        ended_at=attempt.ended_at or "",
+        settings=", ".join(f"{name}={value}" for name, value in attempt.settings.items()),
+    )
+
+
+def _words(value: Any, keep: bool = False) -> str:
+    """A value of the table as text; names as words unless they are to be kept."""
+    if value is None or pd.isna(value):
+        return ""
+    return str(value) if keep else str(value).replace("_", " ")

@@ -1,0 +1,91 @@
+"""The first answers of the report: where the runs are, and the best of each mode."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from refsam.results.collect import BASELINE, INVALID, first_prompt
+from refsam.results.sweeps import DAMAGED
+from refsam.results.table import ordered_modes, run_words, varying_axes
+
+# A sign beside each state, so that no meaning is in a colour alone.
+SIGNS = {
+    "completed": "✓",
+    "running": "▶",
+    "pending": "…",
+    "planned": "○",
+    "failed": "✕",
+    DAMAGED: "!",
+    INVALID: "–",
+}
+_METRICS = ("SA50", "mIoU")  # the first that was measured in a mode
+
+
+@dataclass(frozen=True)
+class StateCount:
+    """How many runs are in a state; of failed ones, for which reasons."""
+
+    state: str
+    sign: str
+    runs: int
+    reasons: str
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best run in a mode, and what the initial model reaches there."""
+
+    mode: str
+    metric: str
+    value: str
+    interval: str
+    what: str
+    initial: str
+
+
+def states(frame: pd.DataFrame) -> list[StateCount]:
+    """Runs by their state, in the order of SIGNS. Combinations that were left out are no runs."""
+    runs = frame[frame["run_id"].notna()].drop_duplicates("run_id")
+    found = []
+    for state, sign in SIGNS.items():
+        chosen = runs[runs["status"] == state]
+        if chosen.empty:
+            continue
+        reasons = chosen["reason"].dropna().value_counts()
+        words = ", ".join(f"{str(name).replace('_', ' ')} {count}" for name, count in reasons.items())
+        found.append(StateCount(state, sign, len(chosen), words if state == "failed" else ""))
+    return found
+
+
+def bests(frame: pd.DataFrame) -> list[Best]:
+    """The best finetuned run of each data set and mode, by its first prompt."""
+    axes = varying_axes(frame)
+    measured = first_prompt(frame[frame["mode"].notna()])
+    several = measured["dataset"].nunique() > 1
+    found = []
+    for dataset, of_dataset in measured.groupby("dataset", dropna=False, sort=True):
+        for mode in ordered_modes(of_dataset):
+            rows = of_dataset[of_dataset["mode"] == mode]
+            metric = next((name for name in _METRICS if rows[name].notna().any()), None)
+            trained = rows[(rows["strategy"] != BASELINE) & (rows[metric].notna() if metric else False)]
+            if metric is None or trained.empty:
+                continue
+            row: Any = trained.iloc[trained[metric].to_numpy("float64").argmax()]
+            initial = rows[
+                (rows["strategy"] == BASELINE)
+                & (rows["model"] == row["model"])
+                & (rows["weights"] == row["weights"])
+            ][metric].dropna()
+            low, high = row[f"{metric}_low"], row[f"{metric}_high"]
+            found.append(
+                Best(
+                    mode=f"{dataset}, {mode}" if several else mode,
+                    metric=metric,
+                    value=f"{row[metric]:.3f}",
+                    interval="" if pd.isna(low) or pd.isna(high) else f"{low:.3f} to {high:.3f}",
+                    what=run_words(row, axes),
+                    initial=f"{initial.mean():.3f}" if len(initial) else "",
+                )
+            )
+    return found

@@ -1,0 +1,117 @@
+"""Sample segmentations: what evaluation drew of the best run of each method, made small enough to send."""
+
+import base64
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from PIL import Image, UnidentifiedImageError
+
+from refsam.records.paths import RunPaths
+from refsam.results.collect import first_prompt
+from refsam.results.report.sources import printable
+from refsam.results.table import ordered_modes, run_words, varying_axes
+
+MOST = 16  # pictures in the report
+WIDTH = 1400  # pixels at most
+QUALITY = 80  # of WebP
+METHOD = ["dataset", "model", "weights", "strategy"]  # whose best run is shown
+_QUALITIES = ("SA50", "mIoU")  # by which a run is the best
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture: ground truth, prediction and errors of a test image, in one mode."""
+
+    mode: str
+    image: str
+    what: str
+    words: str
+    uri: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The chosen pictures, and how many others the runs' directories hold."""
+
+    chosen: list[Picture]
+    others: int
+
+
+def pictures(frame: pd.DataFrame, runs: Mapping[str, RunPaths]) -> Pictures:
+    """For each mode, the same test image as every method segments it: the best run of each.
+
+    Where methods and modes are more than MOST, the modes come first: the best methods are kept.
+    """
+    axes = varying_axes(frame)
+    measured = first_prompt(frame[frame["mode"].notna() & frame["run_id"].notna()])
+    files = {run: sorted((runs[run].results / "pictures").glob("*.png")) for run in set(measured["run_id"])}
+    total = sum(map(len, files.values()))
+    modes = ordered_modes(measured)
+    best = [row for row in _best_runs(measured) if files[row["run_id"]]]
+    shown = best[-max(1, MOST // max(1, len(modes))) :]
+    chosen = []
+    for mode in modes:
+        shared = _shared_image(mode, [files[row["run_id"]] for row in shown])
+        for row in shown:
+            path = runs[row["run_id"]].results / "pictures" / f"{mode}-{shared}.png"
+            if path in files[row["run_id"]]:
+                measures = _measures(runs[row["run_id"]], mode, shared)
+                chosen.append(_picture(path, mode, shared, run_words(row, axes), measures))
+    return Pictures([each for each in chosen if each is not None], total - len(chosen))
+
+
+def _best_runs(measured: pd.DataFrame) -> list[dict[str, Any]]:
+    """The best run of each method over all modes, the best method last."""
+    found: list[tuple[float, dict[str, Any]]] = []
+    for _, rows in measured.groupby(METHOD, sort=False, dropna=False):
+        metric = next((name for name in _QUALITIES if rows[name].notna().any()), None)
+        if metric is None:
+            continue
+        means = rows.groupby("run_id", sort=False)[metric].mean()
+        run = rows[rows["run_id"] == means.idxmax()].iloc[0]
+        found.append((float(means.max()), {str(key): value for key, value in run.items()}))
+    return [row for _, row in sorted(found, key=lambda item: item[0])]
+
+
+def _shared_image(mode: str, files: Sequence[Sequence[Path]]) -> str:
+    """The image that most runs have a picture of in a mode, as files are named after it."""
+    names = [path.stem.removeprefix(f"{mode}-") for each in files for path in each if _is_of(path, mode)]
+    return max(sorted(set(names)), key=names.count, default="")
+
+
+def _is_of(path: Path, mode: str) -> bool:
+    return path.name.startswith(f"{mode}-")
+
+
+def _picture(path: Path, mode: str, image: str, what: str, measures: str) -> Picture | None:
+    try:
+        with Image.open(path) as opened:
+            shown = opened.convert("RGB")
+    except (OSError, UnidentifiedImageError):  # one picture less; the run's numbers stand without it
+        return None
+    shown.thumbnail((WIDTH, WIDTH))
+    encoded = io.BytesIO()
+    shown.save(encoded, format="WEBP", quality=QUALITY)
+    uri = f"data:image/webp;base64,{base64.b64encode(encoded.getvalue()).decode('ascii')}"
+    return Picture(mode, printable(image), what, measures, uri, *shown.size)
+
+
+def _measures(paths: RunPaths, mode: str, image: str) -> str:
+    """What was measured on the image, as a sentence; nothing where per_image.csv does not say."""
+    try:
+        with paths.per_image.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                name = row["image"].replace("/", "__")
+                if (name, row["mode"], row["round"]) == (image, mode, "0"):
+                    quality = f"SA50 {float(row['SA50']):.3f}, mIoU {float(row['mIoU']):.3f}"
+                    return f"{row['n_objects']} objects, {row['n_predicted']} predicted; {quality}"
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        pass  # the picture says it, too
+    return ""

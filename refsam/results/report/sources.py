@@ -1,0 +1,91 @@
+"""Where a report's facts stand: the manifests of its sweeps and the directories of its runs."""
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from refsam.records.files import read_json
+from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
+from refsam.results.sweeps import Manifest, read_manifest
+
+PROGRAM = ("python", "-m", "refsam.sweep")
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class AskedSweep:
+    """What a sweep's manifest says.
+
+    Attributes:
+        folder: the runs folder that it stands in.
+        commands: the different commands that asked for it, as they are typed at a prompt; the last one last.
+        skipped: the combinations that were left out, and why.
+    """
+
+    name: str
+    folder: Path
+    commands: list[str]
+    created: str | None
+    updated: str | None
+    n_runs: int
+    skipped: list[tuple[str, str]]
+
+
+def asked_sweeps(sweeps: Sequence[tuple[SweepPaths, RunsFolder]]) -> list[AskedSweep]:
+    """What the manifests say. Raises as refsam.results.sweeps.read_manifest does."""
+    found = []
+    for sweep, folder in sweeps:
+        manifest = read_manifest(sweep)
+        skipped = [
+            (" ".join(f"{key}={value}" for key, value in each.overrides.items()), each.reason)
+            for each in manifest.skipped
+        ]
+        found.append(
+            AskedSweep(
+                name=sweep.name,
+                folder=folder.root.absolute(),
+                commands=_typed(manifest),
+                created=manifest.created,
+                updated=manifest.updated,
+                n_runs=len(manifest.runs),
+                skipped=skipped,
+            )
+        )
+    return found
+
+
+def run_directories(sweeps: Sequence[tuple[SweepPaths, RunsFolder]]) -> dict[str, RunPaths]:
+    """The directory of each run, in the order of the sweeps.
+
+    Of several folders that have it, the one where it is completed counts, else the first.
+    """
+    found: dict[str, RunPaths] = {}
+    for sweep, folder in sweeps:
+        for run in read_manifest(sweep).runs:
+            paths = folder.run(run.run_id)
+            known = found.get(run.run_id)
+            if known is None or (known.root != paths.root and not _completed(known) and _completed(paths)):
+                found[run.run_id] = paths
+    return found
+
+
+def printable(text: str) -> str:
+    """Text without a terminal's colours; other characters that nobody can see are shown as U+FFFD."""
+    return _CONTROLS.sub("\ufffd", _ESCAPES.sub("", text))
+
+
+def _typed(manifest: Manifest) -> list[str]:
+    # The program has another path on every machine.
+    commands = [shlex.join([*PROGRAM, *words[1:]]) for words in manifest.commands]
+    return list(dict.fromkeys(reversed(commands)))[::-1]
+
+
+def _completed(paths: RunPaths) -> bool:
+    try:
+        values = read_json(paths.status)
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(values, dict) and values.get("state") == "completed"
