@@ -12,10 +12,10 @@ import pandas as pd
 
 from refsam.records.attempts import read_attempt
 from refsam.records.files import read_yaml
-from refsam.records.metrics import Measurement
+from refsam.records.metrics import METRICS, Measurement
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import read_status
-from refsam.results.run_rows import COSTS, INTERVALS, METRICS, TRAINING
+from refsam.results.run_rows import COSTS, INTERVALS, TRAINING
 
 Value = str | int | float | bool
 
