@@ -42,9 +42,9 @@ def read_latest(paths: RunPaths) -> dict[str, Any] | None:
     for path in (paths.latest, previous_latest(paths)):
         if not path.exists():
             continue
-        damage = _damage(path)
-        if damage is not None:
-            print(f"{path} is damaged and is left out: {damage}", file=sys.stderr)
+        found = damage(path)
+        if found is not None:
+            print(f"{path} is damaged and is left out: {found}", file=sys.stderr)
             continue
         values = torch.load(path, map_location="cpu", weights_only=True)
         assert isinstance(values, dict)
@@ -52,7 +52,7 @@ def read_latest(paths: RunPaths) -> dict[str, Any] | None:
     return None
 
 
-def _damage(path: Path) -> str | None:
+def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint: it is cut off, or a checksum does not fit (torch.load asks none)."""
     with path.open("rb") as file:
         try:

@@ -7,14 +7,19 @@ from pathlib import Path
 import torch
 from transformers import SamConfig, SamModel
 
-from refsam.configuration.families import HUGGING_FACE, KNOWN_SHAPES
 from refsam.configuration.frozen import load
 from refsam.configuration.schema import Kind, RefsamConfig
 from refsam.configuration.strategies import STRATEGIES
 from refsam.errors import BadInput
 from refsam.records.files import write_atomically
 from refsam.records.paths import RunPaths
-from refsam.science.hugging_face import HuggingFaceSam, from_segment_anything
+from refsam.science.checkpoints import damage
+from refsam.science.hugging_face import (
+    HuggingFaceSam,
+    from_segment_anything,
+    image_processor,
+    published_shape,
+)
 from refsam.science.models import SAM_PREFIX
 from refsam.science.state_names import to_segment_anything
 from refsam.science.strategies.opening import Finished, finished_model
@@ -34,19 +39,25 @@ def export_run(paths: RunPaths, target: str, output: Path | None) -> Path:
         What was written.
 
     Raises:
-        BadInput: when the run has no such model, the format cannot hold it, or `output` is there already.
+        BadInput: when the run has no such model, the format cannot hold it, or `output` is there already or
+            cannot be written.
     """
     config = load(paths.config)
     if config.kind == Kind.baseline:
         raise BadInput(f"run {paths.run_id} is a baseline: it trains nothing, so there is nothing to export")
     if not paths.best.exists():
         raise BadInput(f"run {paths.run_id} has no best.pt yet: it has not come to the end of an epoch")
+    if (found := damage(paths.best)) is not None:
+        raise BadInput(f"best.pt of run {paths.run_id} is damaged ({found}): there is nothing to export")
     write, suffix = WRITERS[target]
     written = output or paths.exports / f"{paths.run_id}-{target}{suffix}"
     if written.exists():
         raise BadInput(f"--output: {written} is there already, allowed: a path where nothing is")
-    written.parent.mkdir(parents=True, exist_ok=True)
-    write(config, paths, written)
+    try:
+        written.parent.mkdir(parents=True, exist_ok=True)
+        write(config, paths, written)
+    except OSError as error:
+        raise BadInput(f"--output: {written} cannot be written ({error.strerror or error})") from error
     return written
 
 
@@ -78,10 +89,12 @@ def _write_hugging_face(config: RefsamConfig, paths: RunPaths, output: Path) -> 
         )
     sam = finished_model(config, paths, "cpu").sam
     model = _of_transformers(sam) if isinstance(sam, HuggingFaceSam) else from_segment_anything(sam)
-    # All of it or nothing, as with files.
-    unfinished = output.with_name(f"{output.name}.unfinished")
-    model.save_pretrained(unfinished)
-    unfinished.rename(output)
+
+    def save(folder: Path) -> None:
+        model.save_pretrained(folder)
+        image_processor(sam.image_encoder.img_size).save_pretrained(folder)
+
+    _write_folder(output, save)
 
 
 def _write_adapter(config: RefsamConfig, paths: RunPaths, output: Path) -> None:
@@ -92,7 +105,15 @@ def _write_adapter(config: RefsamConfig, paths: RunPaths, output: Path) -> None:
             f"--to adapter: what peft.name={config.peft.name} trains is no adapter that peft has; it has "
             f"those of {allowed}"
         )
-    shutil.copytree(paths.adapter, output)
+    _write_folder(output, lambda folder: shutil.copytree(paths.adapter, folder))
+
+
+def _write_folder(output: Path, write: Callable[[Path], object]) -> None:
+    """All of it or nothing, as with files."""
+    unfinished = output.with_name(f"{output.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of an export that was killed
+    write(unfinished)
+    unfinished.rename(output)
 
 
 WRITERS: dict[str, tuple[Writer, str]] = {
@@ -106,9 +127,9 @@ WRITERS: dict[str, tuple[Writer, str]] = {
 def _segment_anything_state(config: RefsamConfig, finished: Finished) -> dict[str, torch.Tensor]:
     """The state dict under the names of segment_anything."""
     state: dict[str, torch.Tensor] = finished.sam.state_dict()
-    if config.model.family != HUGGING_FACE:
+    if not isinstance(finished.sam, HuggingFaceSam):
         return state
-    if config.model.architecture not in KNOWN_SHAPES:
+    if published_shape(finished.sam.config) is None:
         raise BadInput(
             f"--to micro_sam: model={config.model.name} has a shape that segment_anything has not, allowed: "
             "hf, adapter"

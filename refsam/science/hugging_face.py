@@ -10,9 +10,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
 from torch import nn
-from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
+from transformers import (
+    SamConfig,
+    SamImageProcessor,
+    SamMaskDecoderConfig,
+    SamModel,
+    SamPromptEncoderConfig,
+    SamVisionConfig,
+)
 from transformers.models.sam.modeling_sam import (
     SAM_VISION_ATTENTION_CLASSES,
     SamMaskDecoder,
@@ -21,9 +29,17 @@ from transformers.models.sam.modeling_sam import (
     SamVisionEncoder,
 )
 
+from refsam.configuration.families import KNOWN_SHAPES
 from refsam.errors import BadInput
 from refsam.science.engine.attention import fused_attention
-from refsam.science.state_names import POSITIONS, POSITIONS_AGAIN, StateDict, adapter_name, to_transformers
+from refsam.science.state_names import (
+    POSITIONS,
+    POSITIONS_AGAIN,
+    StateDict,
+    adapter_name,
+    to_segment_anything,
+    to_transformers,
+)
 
 SDPA, EAGER, FUSED = "sdpa", "eager", "fused"
 Points = tuple[torch.Tensor, torch.Tensor]
@@ -288,6 +304,29 @@ def describe(sam: Sam) -> dict[str, Any]:
         vision_config=vision, prompt_encoder_config=of_prompts, mask_decoder_config=of_masks
     ).to_dict()
     return values
+
+
+def published_shape(config: SamConfig) -> str | None:
+    """Which architecture of segment_anything has the same parameters; None where none has."""
+    with torch.device("meta"):  # without memory for values
+        given = _shapes(to_segment_anything(SamModel(config).state_dict()))
+        known = {name: _shapes(sam_model_registry[name]().state_dict()) for name in KNOWN_SHAPES}
+    return next((name for name, shapes in known.items() if shapes == given), None)
+
+
+def _shapes(state: StateDict) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in state.items()}
+
+
+def image_processor(size: int) -> SamImageProcessor:
+    """What transformers prepares images with for a model that takes squares of `size` pixels."""
+    mask = size // 4  # of which size the mask decoder's output is, and masks as prompts
+    return SamImageProcessor(
+        size={"longest_edge": size},
+        pad_size={"height": size, "width": size},
+        mask_size={"longest_edge": mask},
+        mask_pad_size={"height": mask, "width": mask},
+    )
 
 
 def state_for_transformers(state: StateDict) -> dict[str, torch.Tensor]:

@@ -1,0 +1,150 @@
+"""What refsam export writes, opened by the programs that it is for; and what it refuses."""
+
+import os
+from pathlib import Path
+
+import micro_sam.util
+import numpy as np
+import pytest
+import torch
+from micro_sam.models.peft_sam import AdaptFormer
+from training_runs import TINY, small_config
+from transformers import SamConfig, SamModel, SamProcessor, SamVisionConfig
+
+from refsam.cli import main
+from refsam.configuration.frozen import freeze
+from refsam.configuration.schema import DatasetConfig, RefsamConfig
+from refsam.records.paths import RunPaths
+from refsam.science.checkpoints import write_best
+from refsam.science.hugging_face import published_shape
+from refsam.science.models import SAM_CONFIG, load_model, trainable_sam
+from refsam.science.strategies.adapter_files import write_adapter
+from refsam.science.strategies.injection import apply_strategy
+from refsam.science.strategies.opening import finished_model
+from refsam.science.strategies.state import Keeping
+
+
+def as_trained(config: RefsamConfig, root: Path) -> RunPaths:
+    """What a training leaves, without one: everything that is trained has moved a little."""
+    paths = RunPaths(root)
+    paths.checkpoints.mkdir(parents=True)
+    freeze(paths.config, config)
+    model = trainable_sam(apply_strategy(load_model(config.model, config.seed, "cpu").sam, config.peft))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    keeping = Keeping(config.peft, adapter_only=config.train.save == "adapter")
+    shape = getattr(model.sam, "config", None)
+    init = {} if shape is None else {SAM_CONFIG: shape.to_dict()}
+    write_best(paths, {**keeping.best(model), "init": init})
+    if keeping.has_adapter:
+        write_adapter(model.sam, config.peft, paths.adapter)
+    return paths
+
+
+def exported(paths: RunPaths, target: str, capsys: pytest.CaptureFixture[str]) -> Path:
+    assert main(["export", paths.run_id, "--to", target, "--runs", str(paths.root.parent)]) == 0
+    return Path(capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.mark.parametrize("saved", ["all", "adapter"])
+def test_micro_sam_opens_vit_t_with_an_adapter_that_it_does_not_know(
+    saved: str, synthetic: DatasetConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By get_sam_model, as the annotator does it."""
+    model = ("model=vit_t", "model.weights=random")
+    config = small_config(synthetic, "peft=dora", "peft.rank=2", f"train.save={saved}", model=model)
+    paths = as_trained(config, tmp_path / "a-run")
+    path = exported(paths, "micro_sam", capsys)
+    predictor = micro_sam.util.get_sam_model(model_type="vit_t", checkpoint_path=path, device="cpu")
+    predictor.model.eval()
+    expected = finished_model(config, paths, "cpu").sam
+    image = torch.rand((1, 3, 1024, 1024), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        given = predictor.model.image_encoder(image)
+        torch.testing.assert_close(given, expected.eval().image_encoder(image), rtol=0, atol=1e-4)
+        initial = load_model(config.model, config.seed, "cpu").sam.image_encoder(image)
+    assert not torch.allclose(given, initial, atol=1e-2)
+    assert exported(paths, "merged", capsys).is_file()
+
+
+@pytest.mark.parametrize("model", ["vit_b", "sam_vit_base"])
+def test_micro_sam_opens_what_cannot_be_merged_with_its_own_arguments(
+    model: str, synthetic: DatasetConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small_config(synthetic, "peft=adaptformer", model=(f"model={model}", "model.weights=random"))
+    paths = as_trained(config, tmp_path / "a-run")
+    path = exported(paths, "micro_sam", capsys)
+    arguments = {"peft_module": AdaptFormer, "alpha": "learnable_scalar", "projection_size": 64}
+    predictor = micro_sam.util.get_sam_model("vit_b", "cpu", path, peft_kwargs=arguments)
+    state = predictor.model.state_dict()
+    kept = torch.load(paths.best, weights_only=True)["model_state"]
+    trained = {name.removeprefix("sam."): value for name, value in kept.items()}
+    adapted = {name: value for name, value in trained.items() if "down_proj" in name}
+    assert len(adapted) == 2 * 12
+    for name, value in adapted.items():
+        assert torch.equal(state[name.replace("image_encoder.layers", "image_encoder.blocks")], value)
+
+
+def test_the_folder_for_transformers_has_what_prepares_images(
+    synthetic: DatasetConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small_config(synthetic, "peft=dora", "peft.rank=2", model=("model=hf_tiny", *TINY[1:]))
+    folder = exported(as_trained(config, tmp_path / "a-run"), "hf", capsys)
+    processor, model = SamProcessor.from_pretrained(folder), SamModel.from_pretrained(folder)
+    image = np.zeros((40, 60, 3), np.uint8)
+    prepared = processor(image, input_boxes=[[[5.0, 5.0, 20.0, 20.0]]], return_tensors="pt")
+    assert prepared["pixel_values"].shape == (1, 3, 64, 64)
+    assert model(**prepared).pred_masks.shape[-2:] == (32, 32)
+
+
+def test_any_model_of_the_hub_goes_to_segment_anything_if_its_shape_does() -> None:
+    def shape(**values: object) -> str | None:
+        return published_shape(SamConfig(vision_config=SamVisionConfig(**values)))
+
+    assert shape() == "vit_b"
+    large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "mlp_dim": 4096}
+    assert shape(**large, global_attn_indexes=[5, 11, 17, 23]) == "vit_l"
+    assert shape(**large) is None  # windows in other blocks
+    assert shape(num_attention_heads=8) is None
+    assert shape(hidden_size=168, mlp_dim=696) is None  # slimsam_77
+
+
+def test_an_export_that_cannot_be_written_is_one_sentence_and_leaves_nothing(
+    synthetic: DatasetConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    as_trained(small_config(synthetic, "peft=dora", "peft.rank=2"), tmp_path / "a-run")
+    (tmp_path / "file").touch()
+    for target in ("micro_sam", "merged", "hf", "adapter"):
+        command = ["export", "a-run", "--to", target, "--runs", str(tmp_path), "--output"]
+        assert main([*command, str(tmp_path / "file" / "model")]) == 2
+        said = capsys.readouterr().err
+        assert f"--output: {tmp_path / 'file' / 'model'} cannot be written" in said
+        assert said.count("\n") == 1
+
+
+def test_what_a_killed_export_has_left_is_in_nobodys_way(
+    synthetic: DatasetConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = as_trained(small_config(synthetic, "peft=dora", "peft.rank=2"), tmp_path / "a-run")
+    for target in ("hf", "adapter"):
+        unfinished = paths.exports / f"a-run-{target}.unfinished"
+        unfinished.mkdir(parents=True)
+        (unfinished / "half").touch()
+        folder = exported(paths, target, capsys)
+        assert not unfinished.exists()
+        assert not (folder / "half").exists()
+
+
+def test_a_damaged_best_is_one_sentence(
+    synthetic: DatasetConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small_config(synthetic, "peft=full")
+    paths = as_trained(config, tmp_path / "a-run")
+    os.truncate(paths.best, paths.best.stat().st_size // 2)
+    assert main(["export", "a-run", "--to", "merged", "--runs", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "best.pt of run a-run is damaged" in said
+    assert said.count("\n") == 1
