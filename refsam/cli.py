@@ -9,13 +9,14 @@ from importlib import import_module
 import refsam
 from refsam.commands import (
     acting,
-    advice,
     cite,
+    compare,
     evaluate,
     export,
     fit,
     looking,
     prepare,
+    recommend,
     report,
     results,
     runs,
@@ -72,7 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     acting.add(commands)
     results.add(commands)
     report.add(commands)
-    advice.add(commands)
+    recommend.add(commands)
+    compare.add(commands)
     evaluate.add(commands)
     prepare.add(commands)
     fit.add(commands)

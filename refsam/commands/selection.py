@@ -72,16 +72,21 @@ def comma_separated(text: str) -> tuple[str, ...]:
 def assignments(texts: list[str]) -> dict[str, str]:
     """`axis=value`, also several with commas; the groups of a command may be named as they are there.
 
+    What follows a comma and is no assignment belongs to the value before it: `strategy=lora, rank 8`.
     Raises BadInput for what is no assignment.
     """
     found: dict[str, str] = {}
     for text in texts:
+        last = None
         for part in comma_separated(text):
             name, equals, value = part.partition("=")
-            if not equals:
+            if equals:
+                last = _OF_COMMANDS.get(name.strip(), name.strip())
+                found[last] = value.strip()
+            elif last is not None:
+                found[last] += f", {part}"
+            else:
                 raise BadInput(f"{part!r} is not AXIS=VALUE, such as model=vit_b")
-            name = name.strip()
-            found[_OF_COMMANDS.get(name, name)] = value.strip()
     return found
 
 

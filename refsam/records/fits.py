@@ -175,6 +175,18 @@ class Fit:
         asked = (self.n_objects, self.n_sub_iterations, self.most_objects)
         return (self.resource, self.setup, self.memory_gib, self.hardware, self.threads, *asked)
 
+    def needed_gib(self, n_objects: int, engine: str) -> float | None:
+        """GiB of memory that are enough for a step of `n_objects` objects; None where it does not say.
+
+        Where it was measured to peak lower than the memory it was fitted into, less is enough.
+        """
+        way = self.micro_sam if engine == "micro_sam" else self.refsam
+        if way is None or way.n_objects < max(1, n_objects):
+            return None
+        peaks = [way.peak_gib, way.step_peak_gib if n_objects <= self.n_objects else None]
+        known = [peak / (1 - SAFETY_MARGIN) for peak in peaks if peak is not None]
+        return min([self.memory_gib, *known])
+
 
 class FitsFolder:
     """The files of one folder of fits: `runs/fits`, or those that refsam ships."""
@@ -239,7 +251,7 @@ def fit_for(
     found = [
         fit
         for fit in fits
-        if _same_setup(fit, setup, precision)
+        if same_setup(fit, setup, precision)
         and fit.memory_gib <= memory_gib * SAME_MEMORY
         and fit.memory_gib * LARGEST_RATIO > memory_gib
         and fit.refsam is not None
@@ -270,7 +282,8 @@ def seconds_per_step(fits: Iterable[Fit], config: RefsamConfig) -> float | None:
     return None
 
 
-def _same_setup(fit: Fit, setup: Setup, precision: str) -> bool:
+def same_setup(fit: Fit, setup: Setup, precision: str) -> bool:
+    """Whether a fit is of this setup in this arithmetic, which may have been asked for as `auto`."""
     without = {"precision": AUTO}
     return fit.precision == precision and {**asdict(fit.setup), **without} == {**asdict(setup), **without}
 

@@ -209,7 +209,7 @@ def paired_difference(baseline: Values, other: Values) -> Difference | None:
         )
     else:
         seeds = tuple(other)
-        first, second = {-1: _averaged(baseline)}, {-1: _averaged(other)}
+        first, second = {-1: averaged(baseline)}, {-1: averaged(other)}
         pairs = {
             image: (value, second[-1][image]) for image, value in first[-1].items() if image in second[-1]
         }
@@ -283,7 +283,8 @@ def _by_image(pairs: Mapping[tuple[int, str], tuple[float, float]]) -> dict[str,
     }
 
 
-def _averaged(values: Values) -> dict[str, float]:
+def averaged(values: Values) -> dict[str, float]:
+    """The value of each image, averaged over the seeds that have it."""
     return {
         image: mean
         for image, (mean, _) in _by_image(

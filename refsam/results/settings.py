@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from refsam.configuration.frozen import from_values
+from refsam.configuration.frozen import from_values, leaves
 from refsam.configuration.identity import identity
 from refsam.configuration.schema import RefsamConfig
 from refsam.errors import BadInput
@@ -109,21 +109,34 @@ def varying(settings: Iterable[Setting]) -> list[str]:
     return axes
 
 
+def read_config(paths: RunPaths) -> RefsamConfig | None:
+    """The configuration of a run; None where it is not that of this version of refsam, or not there.
+
+    The table has the values of such runs all the same. Parts that runs have in common are parsed once.
+    """
+    try:
+        values = dict(zip(_SECTIONS, read_yaml_sections(paths.config, *_SECTIONS), strict=True))
+        return from_values(RefsamConfig, values)
+    except (BadInput, FileNotFoundError, AttributeError, KeyError, TypeError, ValueError):
+        return None
+
+
 def result_values(paths: RunPaths) -> dict[str, Any] | None:
     """What decides the result of a run, its seed left out, by dotted names; None where that is not known.
 
     Of a data set without a published version the folder is a part of it: another one has other images.
     """
+    config = read_config(paths)
+    if config is None:
+        return None
     try:
-        values = dict(zip(_SECTIONS, read_yaml_sections(paths.config, *_SECTIONS), strict=True))
-        config = from_values(RefsamConfig, values)
         found = identity(config, data_fingerprint="", weights_hash=None)
-    except (BadInput, FileNotFoundError, AttributeError, KeyError, TypeError, ValueError):
-        return None  # of another version of refsam, or written by hand; the table has its values all the same
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None  # as in read_config
     del found["seed"]
     if config.dataset.version is None:
         found["dataset"]["root"] = config.dataset.root
-    return _flat(found)
+    return leaves(found)
 
 
 def _settings(values: dict[str, Any], runs: list[tuple[int, str]], folder: RunsFolder) -> list[Setting]:
@@ -156,13 +169,3 @@ def _plain(value: Any) -> Any:
 
 def _text(value: Any) -> str:
     return "null" if value is None else str(value).replace(" ", "")
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

@@ -8,59 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from measured_runs import images, write_run, write_sweep
 from scipy import stats
 
 from refsam import cli
-from refsam.configuration.compose import compose
-from refsam.configuration.frozen import freeze
 from refsam.records.bootstrap import RESAMPLES, bootstrap_interval
 from refsam.records.files import write_json
-from refsam.records.metrics import METRICS, SECONDS, Measurement
+from refsam.records.metrics import Measurement
 from refsam.records.paths import RunsFolder
-from refsam.records.per_image import read_values, write_rows
+from refsam.records.per_image import read_values
 from refsam.records.status import State, Status, write_status
 from refsam.results.compare import Difference, holm, paired_difference
-
-Images = dict[str, float]
-
-
-def write_run(
-    folder: RunsFolder,
-    run_id: str,
-    modes: dict[str, Images],
-    overrides: tuple[str, ...] | None = None,
-    state: State = State.completed,
-) -> None:
-    """A run with the SA50 of these images in these modes; with overrides also its frozen configuration."""
-    paths = folder.run(run_id)
-    paths.results.mkdir(parents=True, exist_ok=True)
-    rows, means = [], []
-    for mode, images in modes.items():
-        for image, value in images.items():
-            row = {**dict.fromkeys(METRICS, value), **dict.fromkeys(SECONDS, 0.5)}
-            row |= {"image": image, "mode": mode, "round": 0, "mask_input": False, "parameters": ""}
-            rows.append({**row, "n_objects": 3, "n_predicted": 2, "weights": "hash"})
-        measured = [value for value in images.values() if not math.isnan(value)]
-        mean = math.fsum(measured) / len(measured)
-        values = {**dict.fromkeys(METRICS, mean), "mode": mode, "round": 0, "mask_input": False}
-        means.append({**values, "n_images": len(measured), "seconds_per_image": 1.5})
-    write_rows(paths.per_image, rows)
-    write_json(paths.metrics, {"format": 2, "rows": means})
-    write_status(paths, Status(state, attempt=1))
-    if overrides is not None:
-        freeze(paths.config, compose(list(overrides)))
-
-
-def write_sweep(folder: RunsFolder, runs: dict[str, dict[str, Any]]) -> None:
-    sweep = folder.sweep("study")
-    sweep.root.mkdir(parents=True, exist_ok=True)
-    fixed = {"resource": "local", "model": "vit_b", "dataset": "nuclei", "n_images": 1, "seed": 0}
-    planned = [{"run_id": run, "overrides": {**fixed, **given}} for run, given in runs.items()]
-    write_json(sweep.manifest, {"format": 1, "name": "study", "runs": planned, "skipped": []})
-
-
-def images(*values: float) -> Images:
-    return {f"image{number}": value for number, value in enumerate(values)}
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`refsam compare` and `refsam recommend`: what the results of sweeps say to do."""
+"""`refsam compare`: differences to one setting of a sweep, and how sure they are."""
 
 import argparse
 import re
@@ -18,10 +18,6 @@ _OF_MEASUREMENTS = ("mode", "round", "mask_input")
 
 
 def add(commands: Commands) -> None:
-    _add_compare(commands)
-
-
-def _add_compare(commands: Commands) -> None:
     parser = add_command(
         commands,
         "compare",

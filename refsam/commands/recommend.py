@@ -1,0 +1,165 @@
+"""`refsam recommend`: which setting to use on a machine, by own results or by what is published."""
+
+import argparse
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from refsam.commands.options import COMPLETED, Commands, add_command, add_json, open_folder, print_json
+from refsam.commands.selection import Selection, name_problems, selected
+from refsam.errors import BadInput, nearest
+
+if TYPE_CHECKING:
+    from refsam.records.paths import RunsFolder
+    from refsam.results.candidates import Candidate, Limits
+
+_RUNS = "runs"  # need not be there: who has run nothing asks what to begin with
+_PROGRAM = ("python", "-m", "refsam.sweep")
+_DATASET = "covid_if"  # of the resource study
+
+
+def add(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "recommend",
+        _recommend,
+        "the setting of the best quality within a machine's memory and hours, and the command that runs it",
+        "Name the setting that was measured best among those that are known to keep the limits, the\n"
+        "runner-up, how sure the difference is, and the command. It rests on the own results of all sweeps,\n"
+        "or of those that are named. Where there are none that keep the limits, on what is known without:\n"
+        "the resource study's times, the resources' tables, refsam fit; then no quality is known, and the\n"
+        "answer says so.\n\n"
+        "Fields of --json: limits, source (own, published, null), dataset, mode, metric, winner, runner_up,\n"
+        "clear, difference, notes, command.",
+        "refsam recommend --memory 8 --gpu --hours 2",
+    )
+    parser.add_argument("sweeps", metavar="SWEEP", nargs="*", help="names of sweeps (all)")
+    parser.add_argument("--memory", type=_memory, metavar="GB", help="memory of the GPU, or main memory")
+    parser.add_argument("--gpu", action="store_true", help="the training runs on a GPU")
+    parser.add_argument("--cpu", action="store_true", help="the training runs on the processor")
+    parser.add_argument("--hours", type=_hours, metavar="H", help="that one training may take (any)")
+    parser.add_argument(
+        "--n-images", type=_n_images, metavar="N", help="annotated images that there are to train on (any)"
+    )
+    parser.add_argument("--dataset", metavar="NAME", help="of the results (the one that there is)")
+    parser.add_argument("--mode", help="of the evaluation (the first of box, point, others)")
+    parser.add_argument("--metric", default="SA50", help="what is best (SA50)")
+    add_json(parser)
+
+
+def _memory(text: str) -> float:
+    return _positive("--memory", text)
+
+
+def _hours(text: str) -> float:
+    return _positive("--hours", text)
+
+
+def _positive(option: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise BadInput(f"{option}: {text!r} was given, allowed is a number above 0")
+    return number
+
+
+def _n_images(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
+        raise BadInput(f"--n-images: {text!r} was given, allowed is a whole number from 1")
+    return int(text)
+
+
+def _recommend(options: argparse.Namespace) -> int:
+    if options.memory is None:
+        raise BadInput("--memory: nothing was given, allowed is a number of GB above 0")
+    if options.gpu == options.cpu:
+        given = "both were given" if options.gpu else "neither was given"
+        raise BadInput(f"--gpu, --cpu: {given}, allowed is one of them")
+    chosen = _own(options)
+    from refsam.records.fits import known_fits
+    from refsam.records.paths import RunsFolder
+    from refsam.results.advice_text import as_json, lines
+    from refsam.results.candidates import CPU, CUDA, Limits
+    from refsam.results.compare import check_metric
+    from refsam.results.recommend import recommend
+
+    check_metric(options.metric)
+    _check_dataset(options.dataset, chosen)
+    limits = Limits(options.memory, CUDA if options.gpu else CPU, options.hours, options.n_images)
+    folder = RunsFolder(Path(options.runs)) if chosen is None else chosen.folder
+    frame = None if chosen is None else chosen.frame
+    fits = known_fits(folder.root)
+    advice = recommend(frame, folder, limits, fits, options.metric, options.dataset, options.mode)
+    command = [] if advice.winner is None else _command(advice.winner, limits, folder, options)
+    if options.json:
+        print_json(as_json(advice, command or None))
+    else:
+        print("\n".join(lines(advice, command)))
+    return COMPLETED if chosen is None else name_problems(chosen)
+
+
+def _own(options: argparse.Namespace) -> Selection | None:
+    """The own results; None where there are no sweeps."""
+    from refsam.results.sweeps import sweep_names
+
+    if options.runs == _RUNS and not options.sweeps and not Path(_RUNS).is_dir():
+        return None
+    if not options.sweeps and not sweep_names(open_folder(options)):
+        return None
+    return selected(argparse.Namespace(**vars(options), all=not options.sweeps, join=[]))
+
+
+def _check_dataset(name: str | None, chosen: Selection | None) -> None:
+    from refsam.configuration.resources import folder
+
+    known = {path.stem for path in (folder("conf") / "dataset").glob("*.yaml")}
+    if chosen is not None:
+        known |= set(chosen.frame["dataset"].dropna())
+    if name is not None and name not in known:
+        there = ", ".join(sorted(known))
+        raise BadInput(f"--dataset: {name!r} was given{nearest(name, known)}; allowed are {there}")
+
+
+def _command(
+    winner: "Candidate", limits: "Limits", folder: "RunsFolder", options: argparse.Namespace
+) -> list[str]:
+    """The words of the command that runs a setting on the machine at hand, or on its Slurm."""
+    from refsam.configuration.compose import compose
+    from refsam.configuration.reproduction import overrides_for, value_text
+    from refsam.orchestration.submission.sweeps import where
+    from refsam.results.settings import read_config
+
+    on_slurm = where(compose([])) == "slurm"
+    resource = _resource(winner, limits) if on_slurm else None
+    place = [f"resource={resource or 'local'}"]
+    place += [] if resource else [f"resource.device={limits.device}"]
+    program = [*_PROGRAM, *(["-m"] if on_slurm else [])]
+    to = [] if options.runs == _RUNS else [f"runs={value_text(str(folder.root.absolute()))}"]
+    config = None if winner.setting is None else read_config(folder.run(winner.setting.run_ids[0]))
+    if config is not None:
+        return [*program, *overrides_for(config, place), *to]
+    values = winner.values
+    return [
+        *(*program, *place, f"model={values['model']}", f"peft={values['strategy']}"),
+        f"dataset={options.dataset or values['dataset'] or _DATASET}",
+        *(f"n_images={values['n_images']}", f"n_objects={values['n_objects']}", *to),
+    ]
+
+
+def _resource(winner: "Candidate", limits: "Limits") -> str | None:
+    """The resource that the setting is known from, where the limits hold it; else the largest they hold."""
+    from refsam.configuration.resource_files import shipped_resources
+
+    memory = {
+        name: resource.device_memory_gb
+        for name, resource in shipped_resources().items()
+        if resource.device == limits.device
+        and resource.request.partition is not None
+        and resource.device_memory_gb is not None
+        and resource.device_memory_gb <= limits.memory_gib
+    }
+    if winner.values["resource"] in memory:
+        return str(winner.values["resource"])
+    return max(memory, key=lambda name: memory[name] or 0, default=None)

@@ -1,0 +1,233 @@
+"""Which setting to use on a machine: the best that was measured, or what is known where nothing was."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import pandas as pd
+
+from refsam.records.bootstrap import bootstrap_interval
+from refsam.records.fits import Fit
+from refsam.records.metrics import Measurement
+from refsam.records.paths import RunsFolder
+from refsam.results.candidates import Candidate, Limits, what_is_needed, within
+from refsam.results.compare import Difference, ImageValues, averaged, paired_difference
+from refsam.results.known_candidates import known_candidates
+from refsam.results.own_candidates import OwnResults, own_results, quality_of
+from refsam.results.published import SOURCE
+from refsam.results.settings import Setting
+
+OWN, PUBLISHED = "own", "published"
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Advice:
+    """An answer.
+
+    Attributes:
+        source: OWN results, or PUBLISHED, where no quality is known; None where nothing keeps the limits.
+        dataset: that own results are of.
+        mode: of own results, as the metric.
+        winner: None where nothing keeps the limits.
+        difference: the winner's metric less the runner-up's, paired over test images; None where it is not
+            known.
+        clear: whether the winner is better by more than chance; None where that cannot be said.
+        notes: what the answer rests on, and how sure it is.
+    """
+
+    limits: Limits
+    metric: str
+    source: str | None
+    winner: Candidate | None
+    runner_up: Candidate | None
+    dataset: str | None = None
+    mode: str | None = None
+    difference: Difference | None = None
+    clear: bool | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def recommend(
+    frame: pd.DataFrame | None,
+    folder: RunsFolder,
+    limits: Limits,
+    fits: Sequence[Fit],
+    metric: str = "SA50",
+    dataset: str | None = None,
+    mode: str | None = None,
+) -> Advice:
+    """The setting of the best measured quality within the limits; of what is known where nothing is measured.
+
+    Args:
+        frame: own results, as refsam.results.collect.join returns them; None where there are none.
+        folder: where their run directories are.
+        fits: of the runs folder, and those that refsam ships.
+
+    Raises:
+        BadInput: for a mode that own results are not of, and for several data sets of which none is chosen.
+    """
+    own = None if frame is None else own_results(frame, folder, limits, fits, metric, dataset, mode)
+    if own is not None and (fitting := _one_of_each(within(own.candidates, limits))):
+        return _by_quality(own, fitting, folder, limits, metric)
+    known = known_candidates(limits, fits)
+    fitting = within(known, limits)
+    if own is None:
+        of = "" if dataset is None else f" of {dataset}"
+        first = f"There are no own results{of}."
+    elif own.candidates:
+        first = f"No own setting of {own.dataset} keeps the limits. {what_is_needed(own.candidates, limits)}"
+    else:
+        first = f"There are no own results of {own.dataset} with so few images."
+    if not fitting:
+        candidates = [*known, *(own.candidates if own is not None else [])]
+        return Advice(limits, metric, None, None, None, notes=[what_is_needed(candidates, limits)])
+    return Advice(
+        limits,
+        metric,
+        PUBLISHED,
+        fitting[0],
+        fitting[1] if len(fitting) > 1 else None,
+        notes=[first, *_notes_of_known(fitting)],
+    )
+
+
+def _notes_of_known(fitting: Sequence[Candidate]) -> list[str]:
+    settings = "1 setting is" if len(fitting) == 1 else f"{len(fitting)} settings are"
+    return [
+        f"No quality has been measured: {SOURCE} published times and best epochs, and its quality in "
+        "figures only. So this is no order of quality, and no larger model is preferred to a smaller one.",
+        f"{settings} known to keep the limits, by the study's times, the resources' tables and refsam fit. "
+        "The order: most training images first, then the shortest known time, then the least memory.",
+        "Each published time is of one training on Covid-IF; when early stopping ends it varies widely.",
+        "To know the quality, run several of them and ask again.",
+    ]
+
+
+def _by_quality(
+    own: OwnResults, fitting: Sequence[Candidate], folder: RunsFolder, limits: Limits, metric: str
+) -> Advice:
+    ordered = sorted(fitting, key=_quality_order)
+    images = ImageValues(own.frame, folder, metric)
+    winner = _with_interval(ordered[0], images, own.mode)
+    runner_up = _with_interval(ordered[1], images, own.mode) if len(ordered) > 1 else None
+    difference = clear = None
+    if runner_up is not None:
+        difference = _difference(runner_up.setting, winner.setting, images, own.mode)
+        clear = _is_clear(winner, runner_up, difference)
+    notes = [_rests_on(own, fitting, metric)]
+    if runner_up is not None:
+        notes.append(_how_clear(winner, runner_up, difference, clear, metric))
+    if len(fitting) > 2:
+        notes.append(
+            f"The best of {len(fitting)} looks a little better than it is: it was chosen by the same images."
+        )
+    if any(each is not None and _runs(each) < 2 for each in (winner, runner_up)):
+        notes.append("One seed: how much another training would differ is not known.")
+    notes += _against_initial(own, winner, images, metric)
+    if len(own.modes) > 1:
+        others = ", ".join(mode for mode in own.modes if mode != own.mode)
+        notes.append(f"Another mode may have another answer: --mode {others}.")
+    if own.elsewhere:
+        notes.append(f"Left out: settings that were measured on other test images ({own.elsewhere}).")
+    notes += images.problems
+    return Advice(limits, metric, OWN, winner, runner_up, own.dataset, own.mode, difference, clear, notes)
+
+
+def _rests_on(own: OwnResults, fitting: Sequence[Candidate], metric: str) -> str:
+    runs = sum(_runs(candidate) for candidate in own.candidates)
+    sweeps = sorted({name for text in own.frame["sweep"].dropna() for name in str(text).split(", ")})
+    kept = f"{len(fitting)} {'is' if len(fitting) == 1 else 'are'} known to keep the limits."
+    return (
+        f"From {runs} own runs of {len(own.candidates)} settings on {own.dataset} (sweep "
+        f"{', '.join(sweeps)}), ordered by {own.mode} {metric}; {kept}"
+    )
+
+
+def _how_clear(
+    winner: Candidate, runner_up: Candidate, difference: Difference | None, clear: bool | None, metric: str
+) -> str:
+    if difference is not None and difference.low is not None and difference.high is not None:
+        said = (
+            f"{metric} differs by {difference.difference:+.3f} (95 % interval {difference.low:+.3f} to "
+            f"{difference.high:+.3f}, paired over {difference.n_images} test images)."
+        )
+    else:
+        said = {
+            True: "the intervals of the two do not overlap.",
+            False: "the intervals of the two overlap.",
+            None: "nothing is known of how sure the numbers are.",
+        }[clear]
+    if clear:
+        return f"The winner is better: {said}"
+    faster = ""
+    if (
+        winner.time is not None
+        and runner_up.time is not None
+        and runner_up.time.seconds < winner.time.seconds
+    ):
+        share = 100 * runner_up.time.seconds / winner.time.seconds
+        faster = f" The runner-up trains in {share:.0f} % of the time."
+    return f"No clear winner: {said}{faster}"
+
+
+def _against_initial(own: OwnResults, winner: Candidate, images: ImageValues, metric: str) -> list[str]:
+    """Whether finetuning is better than the model that it started from."""
+    same = [
+        setting
+        for setting in own.initial
+        if all(setting.values[axis] == winner.values[axis] for axis in ("model", "weights"))
+    ]
+    if not same or winner.quality is None:
+        return []
+    initial = quality_of(same[0], own.frame, metric).mean
+    difference = _difference(same[0], winner.setting, images, own.mode)
+    sure = difference is not None and difference.excludes_zero
+    if winner.quality.mean > initial and sure:
+        return [f"The initial model has {initial:.3f}."]
+    return [f"The initial model has {initial:.3f}: that finetuning improves it is not shown."]
+
+
+def _difference(
+    baseline: Setting | None, other: Setting | None, images: ImageValues, mode: str
+) -> Difference | None:
+    if baseline is None or other is None:
+        return None
+    measured = Measurement(mode)
+    return paired_difference(images.of(baseline).get(measured, {}), images.of(other).get(measured, {}))
+
+
+def _with_interval(candidate: Candidate, images: ImageValues, mode: str) -> Candidate:
+    """The candidate with the interval over test images, each averaged over its seeds."""
+    if candidate.setting is None or candidate.quality is None or candidate.quality.n_runs < 2:
+        return candidate  # a run has its interval in its own record
+    values = list(averaged(images.of(candidate.setting).get(Measurement(mode), {})).values())
+    low, high = bootstrap_interval(values, _SEED) or (None, None)
+    return replace(candidate, quality=replace(candidate.quality, low=low, high=high))
+
+
+def _is_clear(winner: Candidate, runner_up: Candidate, difference: Difference | None) -> bool | None:
+    if difference is not None and difference.excludes_zero is not None:
+        return difference.excludes_zero and difference.difference > 0
+    first, second = winner.quality, runner_up.quality
+    if first is None or second is None or first.low is None or second.high is None:
+        return None
+    return first.low > second.high
+
+
+def _runs(candidate: Candidate) -> int:
+    return candidate.quality.n_runs if candidate.quality is not None else 0
+
+
+def _one_of_each(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """One of those that differ in the resource alone, which changes nothing but rounding: the best known."""
+    best: dict[tuple[str, tuple[str, ...]], Candidate] = {}
+    for candidate in sorted(candidates, key=lambda each: (each.time is None, -_runs(each))):
+        values = {axis: value for axis, value in candidate.values.items() if axis != "resource"}
+        best.setdefault((repr(values), candidate.variant), candidate)
+    return list(best.values())
+
+
+def _quality_order(candidate: Candidate) -> tuple[float, float, float]:
+    quality = candidate.quality.mean if candidate.quality is not None else 0.0
+    seconds = candidate.time.seconds if candidate.time is not None else float("inf")
+    return -quality, seconds, candidate.memory.gib if candidate.memory is not None else float("inf")
