@@ -12,43 +12,53 @@ def add(commands: Commands) -> None:
         commands,
         "prepare",
         _prepare,
-        "fetch the data set and the weights that runs need",
-        "Fetch the data set that the overrides name (dataset=nuclei), the weights of the model\n"
-        "that they name (model=vit_b_lm), or both; without either, those of the defaults.\n"
+        "fetch the data sets and the weights that runs need",
+        "Fetch what the overrides of a sweep ask for, as its command has them: every data set and the\n"
+        "weights of every model. Overrides that name nothing but the data set (dataset=nuclei) fetch\n"
+        "only that, and those that name nothing but the model (model=vit_b_lm) only its weights.\n"
         "Needs the network.",
-        "refsam prepare dataset=nuclei model=vit_b_lm",
+        "refsam prepare -m resource=gtx1080,v100 model=vit_b,vit_b_lm n_images=1,2,5,10",
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="as for a run, such as dataset=nuclei"
+        "overrides", nargs="*", metavar="KEY=VALUE", help="as for a sweep, such as model=vit_b,vit_b_lm"
     )
+    parser.add_argument(
+        "-m", "--multirun", action="store_true", help="as for a sweep; changes nothing, commas are enough"
+    )
+    parser.add_argument("--config-name", metavar="NAME", help="a named sweep")
+    parser.add_argument("--config-dir", metavar="FOLDER", help="where your own choices are")
 
 
 def _prepare(options: argparse.Namespace) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from refsam.configuration.compose import compose
+    from refsam.configuration.compose import compose_sweep
     from refsam.configuration.composition_errors import explain
     from refsam.configuration.families import HUGGING_FACE, model_problem
 
     try:
-        config = compose(options.overrides)
+        configs = list(compose_sweep(options.overrides, options.config_name, options.config_dir))
     except (HydraException, OmegaConfBaseException) as error:
         sentence = explain(error)
         if sentence is None:
             raise
         raise BadInput(sentence) from error
     named = {override.lstrip("+~").partition("=")[0].partition(".")[0] for override in options.overrides}
-    both = not named & {"dataset", "model"}
+    named = set() if options.config_name else named - {"data"}  # only where the data sets are
+    models = {repr(config.model): config.model for config in configs if config.model.weights == "pretrained"}
+    models = {} if named == {"dataset"} else models
+    problems = [problem for model in models.values() if (problem := model_problem(model))]
+    if problems:
+        raise BadInput(problems[0])
     # By name: the command itself must not bring torch along.
-    if both or "dataset" in named:
-        import_module("refsam.datasets.prepare").prepare(config.dataset)
-    if config.model.weights == "pretrained" and (both or "model" in named):
-        if problem := model_problem(config.model):
-            raise BadInput(problem)
-        if config.model.family == HUGGING_FACE:
-            path = import_module("refsam.datasets.hub_download").download(config.model)
+    if named != {"model"}:
+        for dataset in {repr(config.dataset): config.dataset for config in configs}.values():
+            import_module("refsam.datasets.prepare").prepare(dataset)
+    for model in models.values():
+        if model.family == HUGGING_FACE:
+            path = import_module("refsam.datasets.hub_download").download(model)
         else:
-            path = import_module("refsam.science.fetch").fetch_weights(config.model.name)
-        print(f"weights {config.model.name} are ready: {path}")
+            path = import_module("refsam.science.fetch").fetch_weights(model.name)
+        print(f"weights {model.name} are ready: {path}")
     return COMPLETED

@@ -14,10 +14,12 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -25,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from refsam.configuration.frozen import from_values, to_config
 from refsam.configuration.resources import folder
 from refsam.configuration.schema import RefsamConfig, register
+from refsam.errors import BadInput
 
 # The one group whose choices are numbers.
 _NUMBERED = re.compile(r"n_train_images=[\d, ]+")
@@ -252,6 +255,46 @@ def compose(overrides: Sequence[str], config_name: str = "config") -> RefsamConf
     """The typed configuration of one run. Raises hydra's and omegaconf's errors."""
     with hydra_session():
         return to_config(without_hydra(hydra_compose(config_name, overrides=quote_numbers(overrides))))
+
+
+def combinations(overrides: Sequence[str]) -> list[list[str]]:
+    """Every combination of values that commas separate, each a list of overrides. Raises hydra's errors."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    parsed = OverridesParser.create().parse_overrides(quote_numbers(overrides))
+    (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    return [list(job) for job in jobs]
+
+
+def compose_sweep(
+    overrides: Sequence[str], config_name: str | None = None, config_dir: str | None = None
+) -> Iterator[RefsamConfig]:
+    """The configurations of all runs that a sweep's command line asks for, `auto` as it stands.
+
+    Args:
+        config_name: of a named sweep, whose own values and choices are those that no override names.
+        config_dir: a folder whose groups are found besides refsam's.
+
+    Raises hydra's and omegaconf's errors, and BadInput for a folder that is not there.
+    """
+    name, added = config_name or "config", []
+    if config_dir is not None:
+        if not Path(config_dir).is_dir():
+            raise BadInput(f"--config-dir: {config_dir!r} was given, allowed is a folder")
+        quoted = str(Path(config_dir).absolute()).replace("\\", "\\\\").replace("'", "\\'")
+        added = [f"hydra.searchpath=['file://{quoted}']"]
+    with hydra_session():
+        whole = hydra_compose(name, overrides=added, return_hydra_config=True)
+        params = OmegaConf.select(whole, "hydra.sweeper.params") or {}
+        given = {override.partition("=")[0] for override in overrides}
+        asked = [*(f"{key}={value}" for key, value in params.items() if key not in given), *overrides]
+        loader = GlobalHydra.instance().config_loader()
+        composer = Composer(
+            load=lambda job: without_hydra(hydra_compose(name, overrides=[*added, *job])),
+            is_group=lambda key: bool(loader.get_group_options(key)),
+        )
+        for job in combinations(asked):
+            yield typed(composer.values(job))
 
 
 def typed(values: dict[str, Any]) -> RefsamConfig:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from refsam import __version__, cli
+from refsam.configuration.resources import folder as resource_folder
 from refsam.errors import BadInput
 from refsam.records.files import write_json
 from refsam.records.paths import RunsFolder, SweepPaths
@@ -160,6 +161,19 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         (["dataset=synthetic", "model=vit_b_lm"], [("data", "synthetic"), ("weights", "vit_b_lm")]),
         (["model=vit_nano"], []),
         (["model=vit_nano", "dataset=nuclei"], [("data", "nuclei")]),
+        (["dataset=synthetic", "data=elsewhere"], [("data", "synthetic")]),
+        # The overrides of a sweep, as its command has them.
+        (
+            ["-m", "resource=gtx1080,v100", "n_train_images=1,2", "model=vit_b,vit_t", "dataset=synthetic"],
+            [("data", "synthetic"), ("weights", "vit_b"), ("weights", "vit_t")],
+        ),
+        (["resource=v100", "dataset=synthetic"], [("data", "synthetic"), ("weights", "vit_b")]),
+        (["model=vit_b,vit_t"], [("weights", "vit_b"), ("weights", "vit_t")]),
+        (["--config-name", "demo"], [("data", "nuclei")]),
+        (
+            ["--config-name", "covid_if", "model=vit_b,vit_b_lm"],
+            [("data", "covid_if"), ("weights", "vit_b"), ("weights", "vit_b_lm")],
+        ),
     ],
 )
 def test_prepare_fetches_what_is_named(fetched, overrides, expected):
@@ -173,6 +187,17 @@ def test_prepare_refuses_an_unknown_choice_in_one_sentence(fetched, capsys):
     assert "did you mean nuclei?" in error
     assert error.count("\n") == 1
     assert fetched == []
+
+
+def test_prepare_finds_a_site_s_own_choices(fetched, tmp_path, capsys):
+    site = tmp_path / "it's a site, mine"
+    (site / "resource").mkdir(parents=True)
+    text = (resource_folder("conf") / "resource" / "v100.yaml").read_text(encoding="utf-8")
+    (site / "resource" / "h100.yaml").write_text(text.replace("v100", "h100"), encoding="utf-8")
+    assert cli.main(["prepare", "--config-dir", str(site), "resource=h100", "dataset=synthetic"]) == 0
+    assert fetched == [("data", "synthetic"), ("weights", "vit_b")]
+    assert cli.main(["prepare", "--config-dir", str(site / "no"), "resource=h100"]) == 2
+    assert capsys.readouterr().err.startswith("refsam: --config-dir: ")
 
 
 def test_overrides_may_stand_on_either_side_of_an_option(monkeypatch):

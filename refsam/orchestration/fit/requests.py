@@ -1,22 +1,17 @@
 """From overrides to what is to be fitted: every combination, where it is measured, and what cannot be."""
 
-import contextlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra import compose
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from refsam.configuration.checks import check_values, missing_setting
-from refsam.configuration.compose import quote_numbers, without_hydra
+from refsam.configuration.compose import combinations, hydra_session, quote_numbers, without_hydra
 from refsam.configuration.composition_errors import explain
 from refsam.configuration.frozen import to_config
-from refsam.configuration.resources import folder
-from refsam.configuration.schema import AUTO, RefsamConfig, register
+from refsam.configuration.schema import AUTO, RefsamConfig
 from refsam.configuration.strategies import strategy_problem
 from refsam.errors import BadInput
 from refsam.orchestration import machine
@@ -55,15 +50,9 @@ def resolve(overrides: Sequence[str]) -> list[tuple[tuple[str, ...], RefsamConfi
 
     Raises BadInput for what cannot be composed and for values that no run can have.
     """
-    register()
     try:
-        parsed = OverridesParser.create().parse_overrides(quote_numbers(overrides))
-        (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-        with (
-            contextlib.redirect_stderr(io.StringIO()),
-            initialize_config_dir(str(folder("conf")), version_base="1.3"),
-        ):
-            return [(tuple(job), _with_strategy(list(job))) for job in jobs]
+        with hydra_session():
+            return [(tuple(job), _with_strategy(job)) for job in combinations(overrides)]
     except (HydraException, OmegaConfBaseException) as error:
         sentence = explain(error)
         if sentence is None:
