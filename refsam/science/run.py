@@ -19,6 +19,7 @@ from refsam import interruption
 from refsam.configuration.frozen import load, with_settings
 from refsam.configuration.schema import Kind, RefsamConfig
 from refsam.errors import BadInput
+from refsam.records import place
 from refsam.records.attempts import read_attempt
 from refsam.records.files import write_json
 from refsam.records.paths import RunPaths
@@ -66,9 +67,9 @@ class StatusWriter:
         self._status = Status(
             state=State.running,
             attempt=attempt,
-            job_id=_job_id() or before.job_id,
+            job_id=place.job_id(),
             evaluation_job_id=before.evaluation_job_id,
-            host=os.uname().nodename,
+            host=place.host(),
             pid=os.getpid(),
             phase="loading",
             submitted_at=before.submitted_at,
@@ -221,12 +222,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[0][:MESSAGE_LENGTH]
-
-
-def _job_id() -> str | None:
-    """The job's name for Slurm, as sacct and scancel take it; None outside of Slurm."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
 def main() -> None:

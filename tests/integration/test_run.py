@@ -79,6 +79,17 @@ def test_a_run_that_another_job_evaluates_stops_when_it_is_trained(
     assert row["hardware"] == processor_name(torch.device("cpu"))
 
 
+def test_a_run_by_hand_in_somebody_s_interactive_job_does_not_own_that_job(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "99")
+    write_status(paths, Status(State.failed, Reason.timeout, attempt=1, job_id="7_0"))
+    with run_lock(paths):
+        run.StatusWriter(paths)
+    status = read_status(paths)
+    assert (status.state, status.attempt, status.job_id) == (State.running, 2, None)
+
+
 def test_only_what_is_missing_is_done(
     paths: RunPaths, config: RefsamConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

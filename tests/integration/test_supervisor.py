@@ -60,6 +60,8 @@ def test_a_completed_attempt_has_a_record_and_is_not_repeated(paths):
 @pytest.mark.parametrize("evaluation", ["13_2", None], ids=["a job of Slurm", "a person's script"])
 def test_a_run_that_another_job_evaluates_is_handed_over(paths, monkeypatch, evaluation):
     monkeypatch.setenv("REFSAM_TRAINS_ONLY", "")  # which the job changes
+    for name, value in (("SLURM_JOB_ID", "9"), ("SLURM_ARRAY_JOB_ID", "7"), ("SLURM_ARRAY_TASK_ID", "2")):
+        monkeypatch.setenv(name, value)
     waiting = Status(State.pending, attempt=1, job_id="7_2", evaluation_job_id=evaluation)
     write_status(paths, waiting)
     training = replace(job(paths, "complete"), trains_only=True)

@@ -72,6 +72,13 @@ def test_a_sweep_is_one_sacct_and_what_is_written_is_not_asked_again(folder, mon
     assert read_json(done.costs)["attempts"] == 3
 
 
+def test_what_slurm_has_done_of_a_run_that_was_completed_elsewhere_has_its_cost(folder, monkeypatch):
+    monkeypatch.setattr(accounting, "run_command", lambda command: SACCT)
+    paths = add_run(folder, "a", None, attempts=[Attempt(job_id="7_0", started_at=BEGUN)])
+    assert record_costs(folder, ["a"]) is None
+    assert read_json(paths.costs)["gpu_hours"] == 1.5
+
+
 def test_costs_wait_for_the_accounting(folder, monkeypatch):
     def away(command):
         raise SlurmSilent("Connection refused")

@@ -13,6 +13,7 @@ from refsam.orchestration.slurm import own_job
 from refsam.orchestration.slurm.questions import read_record
 from refsam.orchestration.slurm.reconcile import REQUEUED
 from refsam.orchestration.used_savings import used_savings
+from refsam.records import place
 from refsam.records.attempts import (
     Attempt,
     end_attempt,
@@ -75,8 +76,8 @@ def begin_attempt(paths: RunPaths) -> bool:
         _end_the_silent(paths, status, number - 1)
         attempt = Attempt(
             settings=retries.settings_of_next(read_attempts(paths, number - 1)),
-            job_id=own_job.job_id() or status.job_id,
-            host=os.uname().nodename,
+            job_id=place.job_id(),
+            host=place.host(),
             started_at=now(),
         )
         write_attempt(paths, number, attempt)
@@ -112,7 +113,7 @@ def end_of_attempt(paths: RunPaths, outcome: Outcome) -> Status:
         end_attempt(paths, status, used=used, peak_memory_gib=peak)
         if status.state is State.failed and status.reason in retries.TABLE:
             status = _after_failure(paths, status)
-        elif status.reason is Reason.cancelled and before.state is State.pending and not own_job.job_id():
+        elif status.reason is Reason.cancelled and before.state is State.pending and not place.job_id():
             # A queue that was stopped before the run had begun.
             status = before.changed(state=State.planned)
         write_status(paths, status)
@@ -167,7 +168,7 @@ def _after_failure(paths: RunPaths, status: Status) -> Status:
     if not decision.again:
         return replace(status, message=f"{message}. Not tried again: {decision.words}.")
     # Out of memory is tried again here and now, whatever else waits for a later job.
-    if status.reason is Reason.out_of_memory or own_job.job_id() is not None:
+    if status.reason is Reason.out_of_memory or place.job_id() is not None:
         return requeued(status, f"{message}. Next attempt: {decision.words}.")
     return status
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refsam.orchestration.in_job.supervisor import supervise
+from refsam.records import place
 from refsam.records.paths import RunPaths
 
 SCIENCE = "refsam.science.run:execute"
@@ -42,7 +43,8 @@ class RunJob:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.devices
         if self.trains_only:
             os.environ[TRAINS_ONLY] = "1"
-        supervise(RunPaths(Path(self.root)), self.entry_point)
+        with place.own_job():
+            supervise(RunPaths(Path(self.root)), self.entry_point)
 
 
 def thread_environment(threads: int) -> dict[str, str]:

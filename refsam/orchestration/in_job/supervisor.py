@@ -27,6 +27,7 @@ from refsam.orchestration.in_job.attempts import (
     not_requeued,
 )
 from refsam.orchestration.slurm import own_job
+from refsam.records import place
 from refsam.records.paths import RunPaths
 from refsam.records.status import State, Status, run_lock
 
@@ -106,7 +107,7 @@ class _Child:
         # Blocked until it listens: else a signal that comes while it starts would kill it, or be lost.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, set(SIGNALS) - {signal.SIGINT})
         try:
-            process = subprocess.Popen(self._command, process_group=0 if own_job.job_id() else None)
+            process = subprocess.Popen(self._command, process_group=0 if place.job_id() else None)
             self._number = process.pid
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -135,7 +136,7 @@ class _Child:
             time.sleep(POLL_SECONDS)
         self._number = None
         process.returncode = os.waitstatus_to_exitcode(status)
-        if own_job.job_id():  # helpers that have outlived it, and their memory
+        if place.job_id():  # helpers that have outlived it, and their memory
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         return process.returncode, usage.ru_maxrss
@@ -147,7 +148,7 @@ def _claim(paths: RunPaths) -> Iterator[None]:
 
     A local queue holds the same lock itself.
     """
-    if own_job.job_id() is None:
+    if place.job_id() is None:
         yield
         return
     paths.attempts.mkdir(exist_ok=True)

@@ -98,7 +98,7 @@ def parse_costs(text: str) -> dict[str, list[JobCost]]:
 def _missing(paths: RunPaths) -> list[str]:
     """The jobs that have worked on an ended run, unless their costs are written."""
     status = read_record(paths)
-    if status.state not in _ENDED or status.job_id is None:
+    if status.state not in _ENDED:
         return []
     earlier = [read_attempt(paths, number) for number in range(1, status.attempt)]
     starts = [

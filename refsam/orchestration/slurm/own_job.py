@@ -7,21 +7,11 @@ import time
 
 from refsam.errors import SlurmSilent
 from refsam.orchestration.slurm.questions import parse_sacct, run_command, sacct_command
+from refsam.records.place import job_id
 from refsam.records.status import Reason
 
 TIME_LIMIT_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 REQUEUE_DELAYS = (1.0, 4.0)  # seconds between the attempts to requeue; the job has not much time left
-
-
-def job_id() -> str | None:
-    """The job as sacct and scancel name it, `123_4` in an array; None outside of Slurm.
-
-    A local queue in somebody's interactive job is outside: that job is not the run's.
-    """
-    if os.environ.get("SUBMITIT_EXECUTOR") == "local":
-        return None
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
 def restarts() -> int:
