@@ -52,12 +52,20 @@ def main(arguments: list[str] | None = None) -> None:
     # of them.
     os.environ[TRACEBACKS] = "1"
     register()
-    application = hydra.main(version_base="1.3", config_path=str(folder("conf")), config_name="config")(
-        run_one
-    )
+    errors: list[Exception] = []
+
+    def task(config: DictConfig) -> None:
+        try:
+            run_one(config)
+        except Exception as error:  # raised below: Hydra says a line of its own about what a task raises
+            errors.append(error)
+
+    application = hydra.main(version_base="1.3", config_path=str(folder("conf")), config_name="config")(task)
     try:
         with _known_mode(sys.argv[1:]):
             application()
+        if errors:
+            raise errors[0]
     except BadInput as error:
         _leave(str(error), 2)
     except RunFailed as error:

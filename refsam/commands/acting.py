@@ -153,7 +153,7 @@ def _again(
     from rich.console import Console
 
     state = _look(target, folder)
-    chosen, left = [run for run in state.runs if wanted(run)], 0
+    chosen, outside = [run for run in state.runs if wanted(run)], 0
     unknown = [run.run_id for run in chosen if not folder.run(run.run_id).config.exists()]
     if unknown:
         raise BadInput(
@@ -166,10 +166,12 @@ def _again(
         from refsam.orchestration.submission.resubmit import resubmit
 
         console.print(f"{target.words}: {_count(chosen)} again ({words})", markup=False, soft_wrap=True)
-        left = resubmit([run.run_id for run in chosen], folder, target.sweep, console)
-        if left:
+        rest = resubmit([run.run_id for run in chosen], folder, target.sweep, console)
+        outside = rest.no_room + rest.by_hand
+        if rest.no_room:
             words = f"refsam continue {target.sweep.name} submits more when others have ended"
-            console.print(f"{left} of them wait outside of the queue; {words}", markup=False, soft_wrap=True)
+            sentence = f"{rest.no_room} of them wait outside of the queue; {words}"
+            console.print(sentence, markup=False, soft_wrap=True)
     elif not options.json:
         print(f"Nothing of {target.words} is to be run again ({words}).")
     after = _look(target, folder) if chosen else state
@@ -192,7 +194,7 @@ def _again(
             }
         )
     failed = sum(str(run.status.state) == "failed" for run in ended)
-    return FAILED if failed > left else COMPLETED
+    return FAILED if failed > outside else COMPLETED
 
 
 def _look(target: "Target", folder: "RunsFolder") -> "SweepState":

@@ -55,6 +55,10 @@ def _one_of(choices: tuple[str, ...]) -> Callable[[Any], bool]:
     return lambda value: value in choices
 
 
+def _is_time(value: str) -> bool:
+    return re.fullmatch(r"(\d+-)?\d{1,2}(:\d{2}){0,2}", value) is not None
+
+
 def _positive_or_auto(value: Any) -> bool:
     return value == AUTO or _whole(1)(value)
 
@@ -64,7 +68,9 @@ _RULES = (
     _Rule("n_objects", _positive_or_auto, "auto, or a whole number from 1"),
     _Rule("seed", _whole(0), "a whole number from 0"),
     _Rule(
-        "name", _optional(lambda name: re.fullmatch(r"[\w.-]+", name) is not None), "letters, digits, _ . -"
+        "name",  # of a folder and a job, and a word of commands
+        _optional(lambda name: re.fullmatch(r"\w[\w.-]{0,99}", name) is not None),
+        "100 letters, digits, _ . - at most, the first one no . or -",
     ),
     _Rule("model.family", _one_of(FAMILIES), " or ".join(FAMILIES)),
     _Rule("train.epochs", _whole(1), "a whole number from 1"),
@@ -169,10 +175,11 @@ _RULES = (
     _Rule("resource.request.cores", _whole(1), "a whole number from 1"),
     _Rule("resource.request.memory_gb", _whole(1), "a whole number of GiB from 1"),
     _Rule("resource.request.gpus", _whole(0), "a whole number from 0"),
+    _Rule("resource.request.time", _is_time, "a time as Slurm writes it, 2-00:00:00"),
     _Rule(
-        "resource.request.time",
-        lambda value: re.fullmatch(r"(\d+-)?\d{1,2}(:\d{2}){0,2}", value) is not None,
-        "a time as Slurm writes it, 2-00:00:00",
+        "cluster.max_times",
+        lambda times: all(map(_is_time, times.values())),
+        "for each partition a time as Slurm writes it, as {gpu: 2-00:00:00}",
     ),
 )
 

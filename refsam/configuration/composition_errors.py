@@ -24,7 +24,10 @@ def explain(error: BaseException) -> str | None:
         return _missing_choice(error)
     if isinstance(error, OverrideParseException):
         said = str(error.message).strip().splitlines()
-        return f"the override {error.override!r} cannot be read: {said[min(1, len(said) - 1)]}"
+        reason = said[1] if said[0].startswith("Error parsing override") else said[0]
+        if reason.startswith("LexerNoViableAlt"):  # names no reason, only the place
+            reason = "it has a character that is to stand in quotes, those of Hydra within those of the shell"
+        return f"the override {error.override!r} cannot be read: {reason}"
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) else error
     if isinstance(cause, OmegaConfBaseException):
         return _value(cause, _given(str(error)))

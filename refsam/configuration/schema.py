@@ -254,6 +254,8 @@ class ClusterConfig:
     array_parallelism: int | None = None  # runs of one array at a time; null: as many as the site allows
     max_array_size: int | None = None  # runs in one array at most; null: as many as scontrol says
     max_submit_jobs: int | None = None  # jobs in the queue at most; null: as many as sacctmgr says
+    # The longest time of a job by partition, where scontrol does not say it: {gpu: 2-00:00:00}.
+    max_times: dict[str, str] = field(default_factory=dict)
     script_only: bool = False  # write job scripts for a person to submit instead of submitting
     snapshot: bool = (
         False  # jobs run a copy of the code as it is now instead of what is there when they start

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from refsam import cli
+from refsam.records.paths import RunsFolder
 from refsam.sweep import main
 
 CHECKOUT = Path(__file__).parents[2]
@@ -154,7 +156,16 @@ BAD_INPUT = [
     (["resource=v100", "model=vit_l"], "peft=auto: resource v100 has no settings for vit_l"),
     (["dataset=folder"], "dataset.root: nothing was given"),
     (["dataset=folder", "dataset.root=/not/there"], "dataset.root /not/there is not a folder"),
-    (["name=a/b"], "name: 'a/b' was given, allowed is letters"),
+    *(
+        ([f"name={name}"], f"name: {name!r} was given, allowed is 100 letters, digits, _ . - at most")
+        for name in ("a/b", "..", ".hidden", "-x", "a" * 101, "a b")
+    ),
+    (
+        ["name=a$(touch executed)"],
+        "the override 'name=a$(touch executed)' cannot be read: mismatched input '('",
+    ),
+    (["name=für"], "the override 'name=für' cannot be read: it has a character that is to stand in quotes"),
+    (["cluster=local", "cluster.script_only=true"], "cluster.script_only: true was given, but with cluster="),
     (["resource=v100", "n_images=1,11", "on_invalid=error"], "n_images: 11 was given"),
     (["cluster=local", "model=vit_nano"], "refsam prepare dataset=nuclei"),
     (["cluster=local", "dataset=synthetic", "model.weights=random"], "refsam prepare dataset=synthetic"),
@@ -196,9 +207,48 @@ def prepare_synthetic(tmp_path):
     prepare(compose(["dataset=synthetic", f"data={tmp_path / 'data'}"]).dataset, say=lambda text: None)
 
 
-def test_the_same_bad_value_is_refused_without_m_too(capsys):
-    assert sweep("n_images=0") == 2
-    assert "n_images: 0 was given" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("n_images=0", "n_images: 0 was given, allowed is a whole number from 1"),
+        ("cluster.script_only=true", "cluster.script_only: true was given, but without -m a run is executed"),
+    ],
+)
+def test_bad_input_is_one_sentence_without_m_too(override, sentence, capsys):
+    assert sweep(override) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"refsam: {sentence}")
+    assert error.count("\n") == 1
+
+
+def test_scripts_are_written_where_no_slurm_is_and_nothing_is_executed(tmp_path, capsys, monkeypatch):
+    prepare_synthetic(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("SLURM_CONF", raising=False)
+    asked = ["-m", "resource=v100,medium_8g", "n_images=1", "model=vit_nano", "dataset=synthetic"]
+    assert sweep(*asked, "baseline=false", "cluster.script_only=true", "name=by_hand") == 0
+    scripts = RunsFolder(tmp_path / "runs").sweep("by_hand").scripts
+    output = capsys.readouterr().out
+    for name in ("1-gpu-V100.sh", "2-medium.sh"):
+        assert f"  sbatch {scripts / name}\n" in output
+        subprocess.run(["/bin/bash", "-n", scripts / name], check=True)
+        (scripts / name).write_text("old")
+    for again in (["continue", "by_hand"], ["continue", "by_hand", "--json"]):
+        assert cli.main(again) == 0
+    assert "old" not in {path.read_text() for path in scripts.iterdir()}
+    assert not list(tmp_path.rglob("attempts"))
+
+
+def test_a_dry_run_lists_what_no_job_script_can_carry(tmp_path, capsys):
+    prepare_synthetic(tmp_path)
+    asked = ["-m", "cluster=slurm", "cluster.script_only=true", "resource=v100", "model=vit_nano"]
+    given = ["dataset=synthetic", "cluster.template=sccc"]
+    assert sweep(*asked, *given, "dry_run=true") == 0
+    sentence = "cluster.template: sccc was given (did you mean scc?), allowed is default, scc or the path"
+    assert f"Missing: {sentence}" in capsys.readouterr().out
+    assert sweep(*asked, *given) == 2
+    assert f"refsam: {sentence}" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def command(*arguments, **environment):

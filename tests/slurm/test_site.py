@@ -2,13 +2,24 @@
 
 import pytest
 
-from refsam.configuration.schema import ModelConfig, PeftConfig, RefsamConfig, RequestConfig, TrainConfig
+from refsam.configuration.schema import (
+    ClusterConfig,
+    ModelConfig,
+    PeftConfig,
+    RefsamConfig,
+    RequestConfig,
+    TrainConfig,
+)
+from refsam.errors import SlurmSilent
 from refsam.orchestration.planning.checkpoint_room import checkpoint_bytes
+from refsam.orchestration.slurm import site
 from refsam.orchestration.slurm.site import (
+    Limits,
     parse_max_submit_jobs,
     parse_nodes,
     parse_partitions,
     request_problem,
+    unasked_problem,
 )
 
 PARTITIONS = parse_partitions(
@@ -66,6 +77,34 @@ def test_what_some_node_has_can_be_asked_for(possible):
 )
 def test_what_no_node_has_is_one_sentence(impossible, sentence):
     assert request_problem(impossible, PARTITIONS, NODES) == sentence
+
+
+def test_the_configuration_says_how_long_jobs_may_be_where_scontrol_does_not():
+    cluster = ClusterConfig(max_times={"gpu": "2-00:00:00"})
+    too_long = request(partition="gpu", time="2-00:00:01")
+    sentence = "resource.request.time: 2-00:00:01 was given, allowed in partition gpu is 2-00:00:00 at most"
+    assert unasked_problem(too_long, cluster) == sentence
+    for possible in (request(partition="gpu", time="48:00:00"), request(partition="medium", time="9-0")):
+        assert unasked_problem(possible, cluster) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "answered", "expected"),
+    [(None, 1001, 1001), (5000, 1001, 1001), (20, 1001, 20), (20, None, 20), (None, None, None)],
+)
+def test_the_smaller_limit_on_arrays_counts(monkeypatch, given, answered, expected):
+    def ask(command):
+        if command[0] == "scontrol" and answered is not None:
+            return f"MaxArraySize            = {answered}\n"
+        raise SlurmSilent("no")
+
+    monkeypatch.setattr(site, "run_command", ask)
+    cluster = ClusterConfig(max_array_size=given)
+    if expected is None:
+        with pytest.raises(SlurmSilent):
+            site.limits(cluster, lambda sentence: None)
+    else:
+        assert site.limits(cluster, lambda sentence: None) == Limits(expected, None)
 
 
 def test_the_smaller_limit_of_account_and_qos_counts():

@@ -44,6 +44,10 @@ class Preflight:
     problems: tuple[str, ...]
     notes: tuple[str, ...]
 
+    def extended(self, problems: Sequence[str]) -> "Preflight":
+        """With further problems, each said once."""
+        return replace(self, problems=tuple(dict.fromkeys([*self.problems, *problems])))
+
     def check(self) -> None:
         """Raise BadInput that names all problems."""
         if len(self.problems) == 1:
@@ -74,7 +78,7 @@ def preflight_of(
             "machine; allowed is cluster=local, or the same command on a login node"
         )
     elif on_slurm:
-        of_site, notes = _request_problems(runs, folder)
+        of_site, notes = _request_problems(runs, folder, cluster)
         problems += of_site
     return Preflight(tuple(dict.fromkeys(problems)), tuple(notes))
 
@@ -134,14 +138,16 @@ def _folder_problems(folder: RunsFolder, needed: int) -> list[str]:
     ]
 
 
-def _request_problems(runs: Sequence[Run], folder: RunsFolder) -> tuple[list[str], list[str]]:
+def _request_problems(
+    runs: Sequence[Run], folder: RunsFolder, cluster: ClusterConfig
+) -> tuple[list[str], list[str]]:
+    requests = [request for jobs, _ in by_jobs(runs, folder) for request in jobs.requests]
+    notes = []
     try:
         partitions, nodes = site.partitions(), site.nodes()
+        found = [site.request_problem(request, partitions, nodes) for request in requests]
     except SlurmSilent as error:
-        return [], [f"scontrol does not answer ({error}): what is asked of Slurm is not checked"]
-    found = [
-        site.request_problem(request, partitions, nodes)
-        for jobs, _ in by_jobs(runs, folder)
-        for request in jobs.requests
-    ]
-    return [problem for problem in found if problem is not None], []
+        found = [site.unasked_problem(request, cluster) for request in requests]
+        but = "but for its time " if cluster.max_times else ""
+        notes = [f"scontrol does not answer ({error}): what is asked of Slurm is not checked {but}".rstrip()]
+    return [problem for problem in found if problem is not None], notes

@@ -106,14 +106,26 @@ def request_problem(
         )
     partition = named[name]
     if partition.minutes is not None and minutes(request.time) > partition.minutes:
-        return (
-            f"resource.request.time: {request.time} was given, allowed in partition {name} is "
-            f"{partition.time} at most"
-        )
+        return _time_problem(request, name, partition.time)
     members = [node for node in nodes if name in node.partitions]
     if not members:
         return None  # of nodes that scontrol does not show nobody knows
     return _hardware_problem(request, name, members)
+
+
+def unasked_problem(request: RequestConfig, cluster: ClusterConfig) -> str | None:
+    """The same by what the configuration says of the site, where scontrol does not answer."""
+    limit = cluster.max_times.get(request.partition or "")
+    if limit is None or minutes(request.time) <= minutes(limit):
+        return None
+    return _time_problem(request, str(request.partition), limit)
+
+
+def _time_problem(request: RequestConfig, partition: str, limit: str) -> str:
+    return (
+        f"resource.request.time: {request.time} was given, allowed in partition {partition} is {limit} at "
+        "most"
+    )
 
 
 def _hardware_problem(request: RequestConfig, partition: str, nodes: Sequence[Node]) -> str | None:
@@ -144,11 +156,20 @@ def _gpus_of(node: Node, kind: str | None) -> int:
 
 
 def limits(cluster: ClusterConfig, say: Say) -> Limits:
-    """What may be submitted. Raises SlurmSilent where neither Slurm nor the configuration tells."""
+    """What may be submitted, the smaller of what Slurm and the configuration tell.
+
+    Raises SlurmSilent where neither tells how large an array may be.
+    """
     known = [
         number for number in (cluster.max_submit_jobs, _max_submit_jobs(cluster, say)) if number is not None
     ]
-    return Limits(cluster.max_array_size or max_array_size(say), min(known, default=None))
+    try:
+        array = max_array_size(say)
+    except SlurmSilent:
+        if cluster.max_array_size is None:
+            raise
+        array = cluster.max_array_size
+    return Limits(min(array, cluster.max_array_size or array), min(known, default=None))
 
 
 def jobs_in_queue(say: Say) -> int:

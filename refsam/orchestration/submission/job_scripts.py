@@ -63,16 +63,19 @@ def write_scripts(
     cluster: ClusterConfig,
     say: Say,
     entry_point: str = SCIENCE,
+    beside: Sequence[JobScript] = (),
 ) -> list[JobScript]:
     """Write one job script per request (more where an array may not have so many tasks) and return them.
 
     Runs that are evaluated on another resource have a second one. The scripts of an earlier call are
-    replaced. Raises BadInput for what a job script cannot carry.
+    replaced, but for those to be left `beside` the new ones. Raises BadInput for what a job script cannot
+    carry.
     """
     check_folder(folder.root)
     largest = _largest_array(cluster, say)
     snapshot = take_snapshot(folder) if cluster.snapshot else None
-    shutil.rmtree(sweep.scripts, ignore_errors=True)
+    if not beside:
+        shutil.rmtree(sweep.scripts, ignore_errors=True)
     logs = sweep.jobs / "scripts"
     for path in (sweep.scripts, logs):
         path.mkdir(parents=True, exist_ok=True)
@@ -83,7 +86,8 @@ def write_scripts(
             paths: list[Path] = []
             for request in jobs.requests:
                 is_evaluation = bool(paths)
-                name = f"{len(written) + 1}-{_name(request)}{'-evaluation' if is_evaluation else ''}"
+                number = len(beside) + len(written) + 1
+                name = f"{number}-{_name(request)}{'-evaluation' if is_evaluation else ''}"
                 values = parameters(
                     request, cluster, part, sweep.name, f"refsam-{sweep.name}-{name}", snapshot
                 )

@@ -7,12 +7,12 @@ from rich.console import Console
 
 from refsam.configuration.evaluation_place import used_resources
 from refsam.configuration.frozen import from_values
-from refsam.configuration.schema import RefsamConfig
+from refsam.configuration.schema import ClusterConfig, RefsamConfig
 from refsam.errors import BadInput
 from refsam.orchestration import machine
 from refsam.orchestration.planning.fetched import not_fetched
 from refsam.orchestration.planning.preflight import Preflight, preflight_of
-from refsam.orchestration.submission.sweeps import run_here, say, where
+from refsam.orchestration.submission.sweeps import hand_over_scripts, run_here, say, where
 from refsam.records.files import read_yaml
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
 
@@ -30,18 +30,28 @@ class FrozenRun:
         return self.run_id.rsplit("-", 1)[0]
 
 
+@dataclass(frozen=True)
+class Outside:
+    """How many runs are not in Slurm's queue.
+
+    Attributes:
+        no_room: because the site allows no more jobs at a time.
+        by_hand: because a person submits them, whose job scripts were written.
+    """
+
+    no_room: int
+    by_hand: int
+
+
 def resubmit(
     run_ids: Sequence[str], folder: RunsFolder, sweep: SweepPaths, console: Console, look: bool = True
-) -> int:
+) -> Outside:
     """Give the runs to Slurm, or execute them here, as their configurations say. Each must have one.
 
     What is done, in the queue, or executed by another process is left alone.
 
     Args:
         look: first at what the runs need, as before they were submitted for the first time.
-
-    Returns:
-        How many runs are left because the site allows no more jobs at a time.
 
     Raises:
         BadInput: when this machine is not what a run asks for, a configuration is damaged, or something that
@@ -57,18 +67,24 @@ def resubmit(
                 raise BadInput(problem)
     if look:
         look_at(runs, folder, console)
-    here, left = [], 0
+    here, no_room = [], 0
+    by_hand: list[tuple[ClusterConfig, list[FrozenRun]]] = []
     for group in _by_cluster(runs):
         cluster = group[0].config.cluster
         if where(group[0].config) == "local":
             here += group
             continue
+        if cluster.script_only:
+            by_hand.append((cluster, group))
+            continue
         from refsam.orchestration.submission.arrays import submit_to_slurm
 
-        left += submit_to_slurm(group, folder, sweep, cluster, lambda sentence: say(console, sentence))
+        no_room += submit_to_slurm(group, folder, sweep, cluster, lambda sentence: say(console, sentence))
     if here:
         run_here(folder, here, console)
-    return left
+    if by_hand:
+        hand_over_scripts(by_hand, folder, sweep, console)
+    return Outside(no_room, sum(len(group) for _, group in by_hand))
 
 
 def look_at(runs: Sequence[FrozenRun], folder: RunsFolder, console: Console) -> None:

@@ -19,17 +19,17 @@ from rich.markup import escape
 import refsam
 from refsam.configuration.frozen import freeze, load
 from refsam.configuration.measurements import extended
-from refsam.configuration.schema import AUTO, RefsamConfig
+from refsam.configuration.schema import AUTO, ClusterConfig, RefsamConfig
 from refsam.errors import BadInput, RunFailed
 from refsam.orchestration import machine
 from refsam.orchestration.planning.estimate import estimate
 from refsam.orchestration.planning.plan import Plan, PlannedRun, Standing
 from refsam.orchestration.planning.plan_view import print_expected, print_plan, summary
-from refsam.orchestration.planning.preflight import Preflight, machine_problem, preflight
+from refsam.orchestration.planning.preflight import machine_problem, preflight
 from refsam.orchestration.slurm.questions import read_record
-from refsam.orchestration.slurm.requests import by_jobs
+from refsam.orchestration.slurm.requests import Run, by_jobs
 from refsam.records.files import read_json, write_json
-from refsam.records.paths import RunPaths, RunsFolder
+from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
 from refsam.records.status import State, Status, now, read_status, run_lock, write_status
 
 if TYPE_CHECKING:
@@ -53,14 +53,24 @@ def submit(plan: Plan, console: Console, in_process: bool = False) -> dict[str, 
     """
     config = plan.runs[0].config
     on_slurm = not in_process and where(config) == "slurm"
+    if config.cluster.script_only and not on_slurm:
+        where_instead = "without -m" if in_process else "with cluster=local"
+        raise BadInput(
+            f"cluster.script_only: true was given, but {where_instead} a run is executed here; allowed is "
+            "-m with cluster=auto, cluster=slurm or a cluster of your own"
+        )
     found = preflight(plan, on_slurm)
+    if on_slurm:
+        found = found.extended(_script_problems(plan))
     expected = estimate(by_jobs(plan.todo, plan.folder), plan.folder, on_slurm)
     if config.dry_run:
         print_plan(plan, console, expected, found)
         return {}
     for note in found.notes:
         say(console, note)
-    check_ready(plan, found, on_slurm)
+    found.check()
+    if not on_slurm and (problem := machine_problem(plan)) is not None:
+        raise BadInput(problem)
     prepare_folders(plan)
     console.print(summary(plan), soft_wrap=True)
     print_expected(expected, console)
@@ -69,7 +79,8 @@ def submit(plan: Plan, console: Console, in_process: bool = False) -> dict[str, 
         for run in todo:
             _run_in_this_process(plan.folder.run(run.run_id))
     elif on_slurm and config.cluster.script_only:
-        _write_scripts(plan, console)
+        groups = [(config.cluster, plan.todo)]
+        hand_over_scripts(groups, plan.folder, plan.folder.sweep(plan.name), console)
     elif on_slurm and plan.open:
         _submit_to_slurm(plan, console)
     elif todo and not on_slurm:
@@ -130,33 +141,44 @@ def _wait(plan: Plan, attempts_before: dict[str, int], console: Console) -> None
         raise
 
 
-def _write_scripts(plan: Plan, console: Console) -> None:
-    from refsam.orchestration.submission.job_scripts import write_scripts
+def hand_over_scripts(
+    groups: Sequence[tuple[ClusterConfig, Sequence[Run]]],
+    folder: RunsFolder,
+    sweep: SweepPaths,
+    console: Console,
+) -> None:
+    """Write the job scripts of the runs, and say how a person submits them."""
+    from refsam.orchestration.submission.job_scripts import JobScript, write_scripts
 
-    cluster, sweep = plan.runs[0].config.cluster, plan.folder.sweep(plan.name)
-    scripts = write_scripts(plan.todo, plan.folder, sweep, cluster, lambda text: say(console, text))
+    scripts: list[JobScript] = []
+    for cluster, runs in groups:
+        scripts += write_scripts(
+            runs, folder, sweep, cluster, lambda text: say(console, text), beside=scripts
+        )
     if scripts:
         console.print("Nothing was submitted. To submit the runs to do, type once:")
     for script in scripts:
         say(console, f"  {script.command}")
 
 
-def check_ready(plan: Plan, found: Preflight, on_slurm: bool) -> None:
-    """Raise BadInput unless everything that the runs to do need is here."""
-    found.check()
-    if on_slurm:
-        from refsam.orchestration.submission.arrays import check_submission
+def _script_problems(plan: Plan) -> list[str]:
+    """Why the runs to do cannot be made job scripts."""
+    from refsam.orchestration.submission.arrays import check_submission
 
-        cluster = plan.runs[0].config.cluster
+    cluster = plan.runs[0].config.cluster
+    try:
         check_submission(plan.todo, plan.folder, plan.folder.sweep(plan.name), cluster)
-    elif (problem := machine_problem(plan)) is not None:
-        raise BadInput(problem)
+    except BadInput as error:
+        return [str(error)]
+    return []
 
 
 def where(config: RefsamConfig) -> str:
     """`slurm` or `local`: what `cluster.kind` means on this machine."""
     if config.cluster.kind != AUTO:
         return config.cluster.kind
+    if config.cluster.script_only:
+        return "slurm"  # perhaps that of another machine
     configured = "SLURM_CONF" in os.environ or any(path.exists() for path in SLURM_CONFIGURATIONS)
     return "slurm" if shutil.which("sbatch") and configured else "local"
 
