@@ -8,11 +8,12 @@ export REFSAM_DATA ?= $(CURDIR)/.demo/data
 
 .PHONY: demo test check install install-dev slurm-up slurm-down clean
 
-demo: install  ## the sample data, a small sweep on it, its table and figure
+demo: install  ## the sample data, a small sweep on it, its table, figure and report
 	$(BIN)/refsam prepare dataset=nuclei
 	$(BIN)/python -m refsam.sweep --config-name demo runs=.demo/runs
 	$(BIN)/refsam collect demo --runs .demo/runs
 	$(BIN)/refsam plot demo --runs .demo/runs
+	$(BIN)/refsam report demo --runs .demo/runs
 
 test: install-dev check  ## linters, types, import contracts, all tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder

@@ -58,7 +58,7 @@ def write_run(folder: RunsFolder, run_id: str, **values: Any) -> RunPaths:
         "kind": values.get("kind", "finetuning"),
         "resource": {"name": values.get("resource", "v100"), "device": "cuda", "request": request},
         "model": {"name": values.get("model", "vit_b"), "weights": values.get("weights", "pretrained")},
-        "peft": {"name": values.get("strategy", "full"), "rank": values.get("rank")},
+        "peft": {"name": values.get("strategy", "full")} | values.get("peft", {}),
         "dataset": {"name": values.get("dataset", "nuclei"), "images": ["*.tif"]},
         "n_images": values.get("n_images", 5),
         "n_objects": 10,

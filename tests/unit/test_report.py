@@ -238,7 +238,7 @@ def test_the_power_of_a_gpu_is_known_by_its_name(name, watts):
 
 def test_the_configuration_tells_what_runs_have_in_common_from_what_differs(tmp_path):
     folder = RunsFolder(tmp_path / "runs")
-    runs = [write_run(folder, f"run{number}", rank=4 if number else None) for number in range(3)]
+    runs = [write_run(folder, f"run{number}", peft={"rank": 4}) for number in range(3)]
     runs[0].config.write_bytes(b"\xff damaged")
     found = configuration(runs)
     assert found.runs == 2
@@ -248,7 +248,7 @@ def test_the_configuration_tells_what_runs_have_in_common_from_what_differs(tmp_
     other = write_run(folder, "other", n_images=1)
     different = {fact.name: fact.values for fact in configuration([*runs, other]).different}
     assert {(value.text, value.runs) for value in different["n_images"]} == {("5", 2), ("1", 1)}
-    assert {(value.text, value.runs) for value in different["peft.rank"]} == {("4", 2), ("null", 1)}
+    assert {(value.text, value.runs) for value in different["peft.rank"]} == {("4", 2), ("not set", 1)}
 
 
 def test_runs_of_several_versions_and_machines_are_counted(tmp_path):
@@ -349,15 +349,16 @@ def test_of_two_folders_with_a_run_the_one_that_completed_it_counts(tmp_path):
     assert runs == {"run": folders[1].run("run")}
 
 
-def test_logs_of_many_failures_are_only_named_after_the_first_hundred(tmp_path, monkeypatch):
-    monkeypatch.setattr("refsam.results.report.failures.MOST_LOGS", 1)
+def test_of_many_failures_the_first_hundred_have_sections_and_all_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr("refsam.results.report.failures.MOST", 1)
     folder = RunsFolder(tmp_path / "runs")
     for name in ("one", "two"):
         fail(write_run(folder, name), Reason.error, "It broke.", f"log of {name}\n")
     sweep = write_manifest(folder, "study", ["one", "two"])
     found = failures(collect(sweep, folder), run_directories([(sweep, folder)]))
-    assert [each.log for each in found] == ["log of one", None]
-    assert found[1].log_path == str(folder.run("two").attempt(2) / "job.out")
+    assert [each.log for each in found.shown] == ["log of one"]
+    assert found.shown[0].log_path == str(folder.run("one").attempt(2) / "job.out")
+    assert found.total == 2
 
 
 def test_the_end_of_a_log_has_whole_lines_and_the_last_state_of_a_progress_bar(tmp_path):

@@ -14,7 +14,7 @@ from refsam.results.table import run_words, varying_axes
 
 FAILED = "failed"
 LINES, BYTES = 60, 6_000  # of a log's end
-MOST_LOGS = 100  # whose ends are in the report: with more, it would be too large to send
+MOST = 100  # failed runs with a section of their own: with more, the report would be too large to send
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Failure:
     Attributes:
         anchor: the id of its section in the page.
         what: what tells it apart from the others of the sweep.
-        log: the end of its log, None where it has no log or it is not in the report.
-        log_path: where the whole log stands; None: there is no log.
+        log: the end of its log; None: there is no log.
+        log_path: where the whole log stands.
     """
 
     anchor: str
@@ -54,14 +54,22 @@ class Failure:
     log_path: str | None
 
 
-def failures(frame: pd.DataFrame, runs: Mapping[str, RunPaths]) -> list[Failure]:
+@dataclass(frozen=True)
+class Failures:
+    """The failed runs, the first MOST of them one by one, and how many there are."""
+
+    shown: list[Failure]
+    total: int
+
+
+def failures(frame: pd.DataFrame, runs: Mapping[str, RunPaths]) -> Failures:
     """The failed runs, in the order of the table."""
     axes = varying_axes(frame)
     failed = frame[(frame["status"] == FAILED) & frame["run_id"].notna()].drop_duplicates("run_id")
     found = []
-    for number, row in enumerate(failed.to_dict("records")):
+    for number, row in enumerate(failed.head(MOST).to_dict("records")):
         paths = runs[row["run_id"]]
-        log, log_path = _log(paths, number < MOST_LOGS)
+        log, log_path = _log(paths)
         last = 0 if pd.isna(row["attempts"]) else int(row["attempts"])
         found.append(
             Failure(
@@ -81,16 +89,14 @@ def failures(frame: pd.DataFrame, runs: Mapping[str, RunPaths]) -> list[Failure]
                 log_path=log_path,
             )
         )
-    return found
+    return Failures(found, len(failed))
 
 
-def _log(paths: RunPaths, is_wanted: bool) -> tuple[str | None, str | None]:
+def _log(paths: RunPaths) -> tuple[str | None, str | None]:
     found = find_log(paths)
     if found is None:
         return None, None
     path = str(found[1].absolute())
-    if not is_wanted:
-        return None, path
     try:
         return printable(log_end(found[1], LINES, BYTES)), path
     except OSError as error:  # another person's log may not be readable

@@ -19,7 +19,7 @@ from refsam.results.report import origin
 from refsam.results.report.comparisons import comparisons
 from refsam.results.report.cost import SOURCE, Power, costs
 from refsam.results.report.drawings import drawings
-from refsam.results.report.failures import MOST_LOGS, failures
+from refsam.results.report.failures import failures
 from refsam.results.report.overview import bests, states
 from refsam.results.report.pictures import pictures
 from refsam.results.report.rows import FIRST, table_rows
@@ -97,11 +97,10 @@ def _facts(asked: Asked) -> dict[str, Any]:
         "damaged": damaged(frame),
         "problems": list(asked.problems),
         "failures": failed,
-        "most_logs": MOST_LOGS,
         "drawings": drawings(frame, asked.folder),
         "comparisons": comparisons(frame),
         "constant": constant_axes(frame, varying_axes(frame)),
-        "rows": table_rows(frame, {each.run_id: each.anchor for each in failed}),
+        "rows": table_rows(frame, {each.run_id: each.anchor for each in failed.shown}),
         "first_rows": FIRST,
         "pictures": pictures(frame, runs),
         "cost": costs(frame, runs, asked.power),
