@@ -228,6 +228,7 @@ def test_five_thousand_rows_are_sorted_as_a_whole_and_made_as_they_are_looked_at
     sort_by(browser, "SA50")
     assert column(browser, "SA50")[0] == "1.000"
     assert count(browser) == "5,000 rows, sorted by SA50, descending"
+    assert browser.find_element(By.ID, "rows").get_attribute("aria-rowcount") == "5001"
     region = browser.find_element(By.ID, "results")
     for _ in range(3):
         known = len(column(browser, "SA50"))

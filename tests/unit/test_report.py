@@ -189,7 +189,7 @@ def test_the_script_has_every_row_and_the_page_the_first_ones(recorded):
     assert by_name["status"]["words"] == ["completed", "failed", "planned", "invalid"]
     assert "dataset" in by_name  # the same for all: it can be added
     assert not by_name["dataset"]["shown"]
-    assert "Every column is in results.csv, beside this file." in visible(text)
+    assert "All rows and columns are in results.csv, beside this file." in visible(text)
     assert "Sorting and filtering need a browser that runs scripts." in page.texts["noscript"][0]
 
 

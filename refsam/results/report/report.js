@@ -76,6 +76,7 @@
     order = found;
     body.replaceChildren();
     made = 0;
+    table.setAttribute("aria-rowcount", order.length + 1);
     table.parentElement.scrollTop = 0;
     addRows();
     say();
@@ -87,6 +88,7 @@
     const end = Math.min(order.length, made + howMany);
     for (; made < end; made += 1) {
       const line = document.createElement("tr");
+      line.setAttribute("aria-rowindex", made + 2); // the headings are the first row
       for (const column of shown) {
         const cell = line.insertCell();
         const words = text(column, order[made]);
@@ -134,6 +136,7 @@
 
   function makeHeadings() {
     const line = document.createElement("tr");
+    line.setAttribute("aria-rowindex", 1);
     for (const column of columns.filter((each) => each.shown)) {
       const heading = document.createElement("th");
       heading.scope = "col";
