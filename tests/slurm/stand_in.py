@@ -4,6 +4,7 @@ import os
 import time
 from pathlib import Path
 
+from refsam.orchestration.machine import memory_gb
 from refsam.records.attempts import read_attempt
 from refsam.records.files import write_json
 from refsam.records.paths import RunPaths
@@ -22,7 +23,8 @@ def execute(root: Path) -> None:
         status = before.changed(state=State.running, attempt=attempt, started_at=now(), pid=os.getpid())
         write_status(paths, status)
         names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "FROM_THE_PROLOGUE", "SLURM_CPUS_PER_TASK")
-        write_json(root / "seen.json", {name: os.environ.get(name) for name in names})
+        seen: dict[str, object] = {name: os.environ.get(name) for name in names}
+        write_json(root / "seen.json", {**seen, "memory_gb": memory_gb()})
         with (root / "starts.txt").open("a") as starts:
             starts.write(f"{os.environ['SLURM_JOB_ID']}\n")
         try:

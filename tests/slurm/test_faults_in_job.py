@@ -5,11 +5,24 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
-from slurm_helpers import CHECKOUT, HERE, SMALL, STAND_IN, Run, add_run, slurm, starts, wait_until
+from slurm_helpers import (
+    CHECKOUT,
+    HERE,
+    SMALL,
+    STAND_IN,
+    Run,
+    add_run,
+    nothing_is_left,
+    slurm,
+    starts,
+    wait_until,
+)
 
 from refsam.configuration.compose import compose
 from refsam.configuration.frozen import freeze, load
@@ -50,10 +63,10 @@ def wait_for(folder, run_id, *states):
 
 
 def start_again_now(folder, run_id):
-    """Slurm lets a requeued job wait for two minutes."""
+    """Slurm lets a requeued job wait for two minutes; its time limit is what was asked for, again."""
     job_id = read_status(folder.run(run_id)).job_id
     wait_until(lambda: "PENDING" in slurm("squeue", "--noheader", f"--jobs={job_id}", "--format=%T"))
-    slurm("scontrol", "update", f"JobId={job_id}", "StartTime=now")
+    slurm("scontrol", "update", f"JobId={job_id}", "StartTime=now", f"TimeLimit={SMALL.time}")
 
 
 def test_a_job_that_outgrows_its_memory_goes_on_with_a_smaller_chunk_without_queueing_again(folder):
@@ -197,27 +210,54 @@ def has_trained(folder, run_id, epochs):
     return status.state is State.running and (status.epoch or 0) >= epochs
 
 
-def meet_time_limit(job_id):
-    """Slurm's signal before the limit, sent here by scancel: no limit is below a minute."""
-    slurm("scancel", "--signal=USR2", job_id)
+def meet_time_limit(status):
+    """Let Slurm's time limit be so near that its signal comes at the next of its looks, every 30 s.
+
+    The training is held meanwhile, so that on a fast machine it is not done before.
+    """
+    os.kill(status.pid, signal.SIGSTOP)
+    minutes = int(slurm("squeue", "--noheader", f"--jobs={status.job_id}", "--format=%M").split(":")[0])
+    slurm("scontrol", "update", f"JobId={status.job_id}", f"TimeLimit={minutes + 2}")
+    wait_until(lambda: waits_for(status.pid, signal.SIGUSR2))
+    os.kill(status.pid, signal.SIGCONT)
 
 
-def take_node(job_id):
+def waits_for(process, number):
+    """Whether a signal has been sent to a process that is held."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    pending = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:"))]
+    return any(mask >> (number - 1) & 1 for mask in pending)
+
+
+def take_node(status):
     """A job of a partition with a higher priority that wants the whole node; its id."""
+    job_id = status.job_id
     (node,) = slurm("squeue", "--noheader", f"--jobs={job_id}", "--format=%N").split()
     whole = ["--partition=medium", f"--nodelist={node}", "--exclusive", "--mem=100M", "--output=/dev/null"]
     return slurm("sbatch", "--parsable", *whole, "--wrap=sleep 900").strip()
 
 
-def test_a_training_with_two_time_limits_and_a_preemption_is_the_training_without_them(folder, synthetic):
-    stopped = add_training(folder, "stopped", synthetic, "preemptible")
+@pytest.fixture(scope="module")
+def undisturbed(synthetic, tmp_path_factory):
+    """The history of the training that nothing has disturbed."""
+    folder = RunsFolder(tmp_path_factory.mktemp("undisturbed"))
     whole = add_training(folder, "whole", synthetic, "medium")
+    command = [sys.executable, "-m", "refsam.science.run", str(folder.run(whole.run_id).root)]
+    threads = thread_environment(SMALL.cores)  # their number decides the order of sums
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, **threads})
+    return history(folder, "whole")
+
+
+def test_a_training_with_two_time_limits_and_a_preemption_is_the_training_without_them(
+    folder, synthetic, undisturbed
+):
+    stopped = add_training(folder, "stopped", synthetic, "preemptible")
     submit(folder, [stopped], SCIENCE)
     epochs = 0
     for stop in (meet_time_limit, take_node, meet_time_limit):
         wait_until(lambda epochs=epochs: has_trained(folder, "stopped", epochs + 1))
         before = read_status(folder.run("stopped"))
-        other = stop(before.job_id)
+        other = stop(before)
         status = wait_for(folder, "stopped", State.pending)
         assert status.attempt == before.attempt + 1
         epochs = len(history(folder, "stopped"))
@@ -227,9 +267,6 @@ def test_a_training_with_two_time_limits_and_a_preemption_is_the_training_withou
             )
             slurm("scancel", other)
         start_again_now(folder, "stopped")
-    command = [sys.executable, "-m", "refsam.science.run", str(folder.run(whole.run_id).root)]
-    threads = thread_environment(SMALL.cores)  # their number decides the order of sums
-    subprocess.run(command, check=True, capture_output=True, env={**os.environ, **threads})
     status = wait_for(folder, "stopped", State.completed, State.failed)
     assert (status.state, status.attempt) == (State.completed, 4), status
     attempts = [read_attempt(folder.run("stopped"), number) for number in (1, 2, 3, 4)]
@@ -238,4 +275,47 @@ def test_a_training_with_two_time_limits_and_a_preemption_is_the_training_withou
     steps = [attempt.steps for attempt in attempts]
     assert 0 < steps[0] < steps[1] < steps[2] < steps[3] == 300
     assert len(history(folder, "stopped")) == 60
-    assert history(folder, "stopped") == history(folder, "whole")
+    assert history(folder, "stopped") == undisturbed
+
+
+@pytest.fixture
+def small_disk(folder, tmp_path):
+    """A file system of 16 MiB, and the runs folder on it."""
+    root = tmp_path / "disk"
+    root.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(root)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("this machine does not let root mount a small disk")
+    yield RunsFolder(root)
+    subprocess.run(["umount", "--lazy", str(root)], check=True)
+
+
+def fill_disk(path):
+    with path.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_full_disk_and_a_checkpoint_cut_in_half_are_survived(small_disk, synthetic, undisturbed):
+    """The disk fills up while checkpoints are written; later one of them is damaged as by a kill."""
+    run = add_training(small_disk, "a", synthetic, "medium")
+    paths = small_disk.run("a")
+    submit(small_disk, [run], SCIENCE)
+    wait_until(lambda: has_trained(small_disk, "a", 3))
+    fill_disk(small_disk.root / "somebody else's data")
+    status = wait_for(small_disk, "a", State.failed)
+    assert status.reason is Reason.error
+    assert status.message.startswith("The disk is full or a quota is used up: ")
+    assert not paths.metrics.exists()
+    wait_until(nothing_is_left)
+    (small_disk.root / "somebody else's data").unlink()
+
+    os.truncate(paths.latest, paths.latest.stat().st_size // 2)
+    submit(small_disk, [run], SCIENCE)
+    status = wait_for(small_disk, "a", State.completed, State.failed)
+    assert (status.state, status.attempt) == (State.completed, 2), status
+    (log,) = paths.attempt(2).glob("*.out")
+    assert f"{paths.latest} is damaged" in log.read_text()
+    assert read_attempt(paths, 1).steps > 0
+    assert history(small_disk, "a") == undisturbed
+    assert paths.metrics.exists()

@@ -32,6 +32,7 @@ from slurm_helpers import (
 from refsam.configuration.schema import ClusterConfig, RequestConfig, ResourceConfig
 from refsam.errors import BadInput, RunFailed
 from refsam.orchestration.display import PlainLines
+from refsam.orchestration.machine import memory_gb
 from refsam.orchestration.slurm import patience, questions
 from refsam.orchestration.slurm.questions import SlurmQuery, with_slurm
 from refsam.orchestration.submission import waiting
@@ -112,6 +113,9 @@ def test_three_resources_are_three_arrays_and_every_run_gets_what_its_resource_a
         seen = read_json(folder.run(run.run_id).root / "seen.json")
         assert (seen["OMP_NUM_THREADS"], seen["SLURM_CPUS_PER_TASK"]) == ("8", "8")
         assert (seen["CUDA_VISIBLE_DEVICES"] == "") == (resource == "medium_8g")
+        # The kernel's limit for the job, as the job sees it; a machine may have less than a node claims.
+        limit = min(8 if resource == "medium_8g" else 32, memory_gb())
+        assert seen["memory_gb"] == pytest.approx(limit, rel=1e-3)
         arrays.add((status.job_id.partition("_")[0], resource))
         (log,) = folder.run(run.run_id).attempt(1).glob("*.out")
         assert "Job completed successfully" in log.read_text()
@@ -311,27 +315,54 @@ def test_a_submission_that_is_killed_between_two_arrays_is_completed_by_the_same
     assert [len(starts(folder, run.run_id)) for run in runs] == [1, 1, 1, 1]
 
 
-def test_a_moment_without_slurm_is_waited_out_and_nothing_runs_twice(folder, monkeypatch, tmp_path):
+@pytest.fixture
+def first_calls(tmp_path, monkeypatch):
+    """A function that makes the first calls of sbatch do what lines of bash say; $sbatch is the real one."""
+
+    def of_sbatch(*lines):
+        real, calls = shutil.which("sbatch"), tmp_path / "calls"
+        cases = "".join(f"{number}) {line}; exit 1;;\n" for number, line in enumerate(lines, start=1))
+        fake = tmp_path / "bin" / "sbatch"
+        fake.parent.mkdir()
+        fake.write_text(
+            f"#!/bin/bash\nsbatch={real}\necho call >> {calls}\n"
+            f'case $(wc -l < {calls}) in\n{cases}*) exec $sbatch "$@";;\nesac\n'
+        )
+        fake.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+        monkeypatch.setattr(patience, "RETRY_SECONDS", (0.1, 0.1, 0.1))
+
+    return of_sbatch
+
+
+NO_ANSWER = 'echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2'
+NOT_NOW = 'echo "sbatch: error: Slurm temporarily unable to accept job" >&2'
+
+
+def test_a_moment_without_slurm_is_waited_out_and_nothing_runs_twice(folder, first_calls):
     runs = [add_run(folder, name) for name in "ab"]
-    monkeypatch.setattr(patience, "RETRY_SECONDS", (0.1, 0.1, 0.1))
-    real = subprocess.run(["which", "sbatch"], capture_output=True, text=True, check=True).stdout.strip()
-    (tmp_path / "bin").mkdir()
-    fake = tmp_path / "bin" / "sbatch"
     # The first call goes through and its answer is lost; the second is turned away.
-    fake.write_text(
-        f"#!/bin/bash\necho call >> {tmp_path}/calls\ncase $(wc -l < {tmp_path}/calls) in\n"
-        f'1) {real} "$@" > /dev/null; echo "sbatch: error: Batch job submission failed: Socket timed out on '
-        'send/recv operation" >&2; exit 1;;\n'
-        '2) echo "sbatch: error: Slurm temporarily unable to accept job" >&2; exit 1;;\n'
-        f'*) exec {real} "$@";;\nesac\n'
-    )
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    first_calls(f'$sbatch "$@" > /dev/null; {NO_ANSWER}', NOT_NOW)
     said = submit(folder, runs)
     assert [line.rpartition("; ")[2] for line in said[:2]] == ["trying again in 0 s"] * 2
     wait_for_state(folder, runs, State.completed)
     assert [len(starts(folder, run.run_id)) for run in runs] == [1, 1]
     wait_until(nothing_is_left)
+
+
+def test_a_call_that_goes_through_after_all_is_taken_back_by_the_next_command(folder, first_calls, tmp_path):
+    runs = [add_run(folder, name) for name in "ab"]
+    # The first call goes through when its array has been looked for in vain, and submitted again.
+    wait = f"until [ -e {tmp_path}/late ]; do sleep 0.1; done"
+    first_calls(f'({wait}; $sbatch "$@") > /dev/null 2>&1 & {NO_ANSWER}')
+    submit(folder, runs)
+    wait_for_state(folder, runs, State.completed)
+    wait_until(nothing_is_left)
+    (tmp_path / "late").touch()
+    wait_until(lambda: queue("%r") == [["JobHeldUser"]] * 2)
+    assert submit(folder, runs) == []
+    wait_until(nothing_is_left)
+    assert [len(starts(folder, run.run_id)) for run in runs] == [1, 1]
 
 
 def test_a_sweep_is_submitted_and_looked_at_while_the_accounting_is_away(folder, slurm_cluster):

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import accumulate
 from pathlib import Path
 
@@ -46,8 +47,10 @@ from refsam.records.status import (
 
 LOCK_SECONDS = 600.0  # for another submission into the same folder to end
 POLL_SECONDS = 0.5
+LATE_SECONDS = 900.0  # until a call of sbatch without an answer is sure not to go through any more
 WRITERS = 16  # records at a time
 IMPOSSIBLE = "Requested node configuration is not available"
+REFUSED = "Batch job submission failed"
 # In the names of all limits on jobs in the queue: AssocMaxSubmitJobLimit, AssocGrpSubmitJobsLimit, …
 FULL = "SubmitJob"
 
@@ -100,18 +103,30 @@ class _Submission:
         jobs = dict(zip(runs, job_ids, strict=True)) if job_ids else dict.fromkeys(runs)
         write_json(self.record, {"job_name": self.job_name, "done": done, "time": now(), "jobs": jobs})
 
-    def take_back(self) -> None:
+    def take_back(self, refused: bool = False) -> None:
         """Cancel what is on hold under this name, and forget it. Raises SlurmSilent, and can be called again.
 
-        What was released already runs as its records say, and stays.
+        What was released already runs as its records say, and stays. A call of sbatch whose answer was lost
+        may go through after this look, so it is looked for again until some time has passed.
+
+        Args:
+            refused: sbatch has said that there is no job.
         """
         command = ["squeue", "--noheader", "--states=PENDING", f"--name={self.job_name}", "--format=%F|%r"]
         rows = [line.split("|", 1) for line in run_command(command).splitlines()]
         held = {row[0] for row in rows if row[1] == "JobHeldUser"}
         if held:
             run_command(["scancel", *sorted(held)])
-        if held or not rows:
+        if held or (not rows and (refused or self._seconds_ago() > LATE_SECONDS)):
             write_json(self.record, {"job_name": self.job_name, "done": True, "taken_back": sorted(held)})
+
+    def _seconds_ago(self) -> float:
+        """The age of the record; endless where it is damaged."""
+        try:
+            began = datetime.fromisoformat(read_json(self.record)["time"])
+        except (KeyError, ValueError):
+            return float("inf")
+        return (datetime.now(UTC) - began).total_seconds()
 
 
 def submit_to_slurm(
@@ -152,6 +167,8 @@ def submit_to_slurm(
         snapshot = take_snapshot(folder) if cluster.snapshot else None
         order = Order(folder, sweep, cluster, say, entry_point, snapshot)
         submitted, failures = _submit_arrays(now_allowed, limits.array, order)
+        with contextlib.suppress(SlurmSilent):  # what has gone through late; the next command looks again
+            _take_back_unfinished(sweep, say)
     if failures:
         raise RunFailed(f"{failures[0]}; the same command submits what was not")
     left = len(waiting) - submitted
@@ -222,8 +239,9 @@ def _submit_array(jobs: Jobs, runs: Sequence[Run], order: Order) -> list[str]:
         except (FailedJobError, FailedSubmissionError, OSError) as error:
             # The call may have gone through all the same. Its array is on hold, and is taken back now, or by
             # the next command where Slurm does not answer; it never starts.
+            refused = REFUSED in str(error) and not is_momentary(str(error))
             with contextlib.suppress(SlurmSilent, OSError):
-                submission.take_back()
+                submission.take_back(refused)
             words = (str(error).strip().splitlines() or ["sbatch failed"])[-1]
             if FULL in str(error):
                 raise QueueFull(words) from error
@@ -254,6 +272,8 @@ def _submit_array(jobs: Jobs, runs: Sequence[Run], order: Order) -> list[str]:
             raise SubmissionFailed(f"job {number} is in the queue, perhaps on hold: {silence}") from error
         for paths, before in written:
             write_status(paths, before)
+        with contextlib.suppress(OSError):  # a full disk may be what went wrong
+            submission.write([run.run_id for run in runs], [], done=True)
         if isinstance(error, SubmissionFailed | OSError | SlurmSilent | AlreadyRunning):
             raise SubmissionFailed(f"job {number} was cancelled again: {error}") from error
         raise
