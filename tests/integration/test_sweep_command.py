@@ -45,6 +45,15 @@ def test_the_example_shows_eight_runs_a_baseline_and_two_requests(capsys):
     assert "refsam prepare model=vit_b" in output
 
 
+def test_the_initial_model_is_evaluated_on_the_resource_that_comes_first(capsys):
+    for first, second in (("gtx1080", "v100"), ("v100", "gtx1080")):
+        asked = ["-m", f"resource={first},{second}", "model=vit_nano", "n_images=1", "dry_run=true"]
+        assert sweep(*asked) == 0
+        before, found, after = capsys.readouterr().out.partition(f"1 × {second.upper()}")
+        assert found
+        assert (" initial " in before, " initial " in after) == (True, False)
+
+
 def test_the_config_group_and_the_number_ask_for_the_same_runs(capsys):
     sweep("-m", "resource=v100", "n_images=1,2,5,10", "dry_run=true")
     direct = capsys.readouterr().out

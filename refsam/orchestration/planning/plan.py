@@ -143,7 +143,9 @@ class Planner:
         valid = [item for item in asked if item is not None]
         _refuse(valid, skipped, first)
         folder = RunsFolder(_folder(first.runs))
-        runs = {self._run_id(baseline): (baseline, overrides) for baseline, overrides in _baselines(valid)}
+        runs: dict[str, _Asked] = {}
+        for baseline in _baselines(valid):
+            runs.setdefault(self._run_id(baseline[0]), baseline)
         of_jobs = [None if item is None else self._run_id(item[0]) for item in asked]
         for name_of_run, item in zip(of_jobs, asked, strict=True):
             if name_of_run is not None and item is not None:
