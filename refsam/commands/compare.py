@@ -6,7 +6,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refsam.commands.options import COMPLETED, DAMAGED_RECORDS, Commands, add_command, add_json, print_json
+from refsam.commands.options import (
+    COMPLETED,
+    DAMAGED_RECORDS,
+    Commands,
+    add_command,
+    add_json,
+    add_page,
+    page_of,
+    print_json,
+)
 from refsam.commands.selection import add_where, assignments, name_problems, selected
 from refsam.errors import BadInput
 
@@ -38,12 +47,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--metric", default="SA50", help="what is compared (SA50)")
     parser.add_argument("--plot", action="store_true", help="draw the differences, as PNG, PDF and SVG")
-    parser.add_argument(
-        "--width", type=int, choices=(1, 2), default=2, help="columns of a page that the figure takes (2)"
-    )
-    parser.add_argument(
-        "--style", type=Path, metavar="FILE", help="a matplotlib style file instead of refsam's"
-    )
+    add_page(parser)
     add_where(parser)
     add_json(parser)
 
@@ -51,8 +55,7 @@ def add(commands: Commands) -> None:
 def _compare(options: argparse.Namespace) -> int:
     if not options.baseline:
         raise BadInput("--baseline: nothing was given, allowed is a run or AXIS=VALUE, such as model=vit_b")
-    if options.style is not None and not options.style.is_file():
-        raise BadInput(f"--style {str(options.style)!r} is not a file")
+    page = page_of(options)
     where = assignments(options.where)
     given = assignments([options.baseline]) if "=" in options.baseline else None
     chosen = selected(argparse.Namespace(**vars(options), sweeps=[options.sweep], all=False, join=[]))
@@ -82,9 +85,7 @@ def _compare(options: argparse.Namespace) -> int:
     files = write_comparisons(found, frame, chosen.output.tables / name)
     if options.plot:
         from refsam.results.forest import forest_plot
-        from refsam.results.page import Page
 
-        page = Page(columns=options.width, style=options.style)
         files += forest_plot(found, frame, chosen.output.figures, name, page)
     if options.json:
         print_json(_json(found, records(found), files))

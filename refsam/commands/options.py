@@ -3,10 +3,14 @@
 import argparse
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from refsam.errors import BadInput
 
 if TYPE_CHECKING:
     from refsam.records.paths import RunsFolder
+    from refsam.results.page import Page
 
 COMPLETED, BAD_INPUT, SLURM_SILENT, INTERRUPTED = 0, 2, 3, 130
 DAMAGED_RECORDS = FAILED = 1
@@ -39,6 +43,25 @@ def add_command(
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+
+
+def add_page(parser: argparse.ArgumentParser) -> None:
+    """The options that `page_of` reads."""
+    parser.add_argument(
+        "--width", type=int, choices=(1, 2), default=2, help="columns of a page that a figure takes (2)"
+    )
+    parser.add_argument(
+        "--style", type=Path, metavar="FILE", help="a matplotlib style file instead of refsam's"
+    )
+
+
+def page_of(options: argparse.Namespace) -> "Page":
+    """The page that figures are for. Raises BadInput where the style is not a file."""
+    if options.style is not None and not options.style.is_file():
+        raise BadInput(f"--style {str(options.style)!r} is not a file")
+    from refsam.results.page import Page
+
+    return Page(columns=options.width, style=options.style)
 
 
 def open_folder(options: argparse.Namespace) -> "RunsFolder":

@@ -2,16 +2,26 @@
 
 import argparse
 import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refsam.commands.options import COMPLETED, Commands, add_command, add_json, open_folder, print_json
+from refsam.commands.options import (
+    COMPLETED,
+    DAMAGED_RECORDS,
+    Commands,
+    add_command,
+    add_json,
+    open_folder,
+    print_json,
+)
 from refsam.commands.selection import Selection, name_problems, selected
 from refsam.errors import BadInput, nearest
 
 if TYPE_CHECKING:
     from refsam.records.paths import RunsFolder
     from refsam.results.candidates import Candidate, Limits
+    from refsam.results.recommend import Advice
 
 _RUNS = "runs"  # need not be there: who has run nothing asks what to begin with
 _PROGRAM = ("python", "-m", "refsam.sweep")
@@ -92,12 +102,15 @@ def _recommend(options: argparse.Namespace) -> int:
     frame = None if chosen is None else chosen.frame
     fits = known_fits(folder.root)
     advice = recommend(frame, folder, limits, fits, options.metric, options.dataset, options.mode)
-    command = [] if advice.winner is None else _command(advice.winner, limits, folder, options)
+    command = _command(advice, folder, named=options.runs != _RUNS)
     if options.json:
         print_json(as_json(advice, command or None))
     else:
         print("\n".join(lines(advice, command)))
-    return COMPLETED if chosen is None else name_problems(chosen)
+    for problem in advice.problems:
+        print(f"refsam: {problem}", file=sys.stderr)
+    status = COMPLETED if chosen is None else name_problems(chosen)
+    return status or (DAMAGED_RECORDS if advice.problems else COMPLETED)
 
 
 def _own(options: argparse.Namespace) -> Selection | None:
@@ -122,10 +135,16 @@ def _check_dataset(name: str | None, chosen: Selection | None) -> None:
         raise BadInput(f"--dataset: {name!r} was given{nearest(name, known)}; allowed are {there}")
 
 
-def _command(
-    winner: "Candidate", limits: "Limits", folder: "RunsFolder", options: argparse.Namespace
-) -> list[str]:
-    """The words of the command that runs a setting on the machine at hand, or on its Slurm."""
+def _command(advice: "Advice", folder: "RunsFolder", named: bool) -> list[str]:
+    """The words of the command that runs the winner on the machine at hand, or on its Slurm; none without.
+
+    Args:
+        folder: that the run belongs into.
+        named: whether it was named; else it is the one that commands take.
+    """
+    winner, limits = advice.winner, advice.limits
+    if winner is None:
+        return []
     from refsam.configuration.compose import compose
     from refsam.configuration.reproduction import overrides_for, value_text
     from refsam.orchestration.submission.sweeps import where
@@ -133,17 +152,16 @@ def _command(
 
     on_slurm = where(compose([])) == "slurm"
     resource = _resource(winner, limits) if on_slurm else None
-    place = [f"resource={resource or 'local'}"]
-    place += [] if resource else [f"resource.device={limits.device}"]
+    place = [f"resource={resource}"] if resource else ["resource=local", f"resource.device={limits.device}"]
     program = [*_PROGRAM, *(["-m"] if on_slurm else [])]
-    to = [] if options.runs == _RUNS else [f"runs={value_text(str(folder.root.absolute()))}"]
+    to = [f"runs={value_text(str(folder.root.absolute()))}"] if named else []
     config = None if winner.setting is None else read_config(folder.run(winner.setting.run_ids[0]))
     if config is not None:
         return [*program, *overrides_for(config, place), *to]
     values = winner.values
     return [
         *(*program, *place, f"model={values['model']}", f"peft={values['strategy']}"),
-        f"dataset={options.dataset or values['dataset'] or _DATASET}",
+        f"dataset={advice.dataset or _DATASET}",
         *(f"n_images={values['n_images']}", f"n_objects={values['n_objects']}", *to),
     ]
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refsam.commands.options import Commands, add_command, add_json
+from refsam.commands.options import Commands, add_command, add_json, add_page, page_of
 from refsam.commands.selection import (
     Selection,
     add_selection,
@@ -83,12 +83,7 @@ def _add_plot(commands: Commands) -> None:
     parser.add_argument("--mode", help="the mode of figures that show one (the first: box)")
     parser.add_argument("--x", default="n_images", help="horizontal axis of the heat map (n_images)")
     parser.add_argument("--y", default="strategy", help="vertical axis of the heat map (strategy)")
-    parser.add_argument(
-        "--width", type=int, choices=(1, 2), default=2, help="columns of a page that a figure takes (2)"
-    )
-    parser.add_argument(
-        "--style", type=Path, metavar="FILE", help="a matplotlib style file instead of refsam's"
-    )
+    add_page(parser)
     add_where(parser)
 
 
@@ -167,18 +162,15 @@ def _write_table(options: argparse.Namespace, chosen: Selection) -> None:
 def _plot(options: argparse.Namespace) -> int:
     kinds = KINDS if "all" in options.kind else tuple(options.kind)
     _check_choices("--kind", kinds, KINDS)
-    if options.style is not None and not options.style.is_file():
-        raise BadInput(f"--style {str(options.style)!r} is not a file")
+    page = page_of(options)
     chosen = selected(options)
     from refsam.results.figures import draw_all
-    from refsam.results.page import Page
     from refsam.results.wide import check_axis, check_metric, choose
 
     check_metric(options.metric)
     check_axis(options.x)
     check_axis(options.y)
     frame = choose(chosen.frame, assignments(options.where))
-    page = Page(columns=options.width, style=options.style)
     paths = draw_all(
         frame,
         chosen.folder,

@@ -6,6 +6,12 @@ import numpy as np
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+# Measured with 3,000 samples of each size: a 95 % interval of 12 values holds the true mean in 92 % of the
+# samples of a normal distribution and 86 % of an exponential one; of 20 in 93 and 90 %, of 36 in 94 and 92 %.
+FEW = 20
+FEW_WORDS = (
+    f"With fewer than {FEW} images such intervals are too narrow: 9 of 10 hold the mean, not 95 of 100."
+)
 
 
 def bootstrap_interval(values: Sequence[float], seed: int) -> tuple[float, float] | None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from refsam.records.bootstrap import RESAMPLES
+from refsam.records.bootstrap import FEW, FEW_WORDS, RESAMPLES
 from refsam.records.files import write_text
 from refsam.results.compare import Comparison, Comparisons
 from refsam.results.formats import as_markdown
@@ -132,6 +132,8 @@ def notes(found: Comparisons) -> list[str]:
         said.append(
             "Where there is one seed, nothing is known of how much another training would change that."
         )
+    if any(row.difference.low is not None and row.difference.n_images < FEW for row in found.rows):
+        said.append(FEW_WORDS)
     left_out = sum(row.difference.n_left_out for row in found.rows)
     if left_out:
         said.append("Left out: images that only one of the two has; they are counted in the table.")

@@ -152,7 +152,9 @@ def _measured_memory(runs: pd.DataFrame) -> Memory | None:
     if peaks.empty:
         return None
     peak, hardware = float(peaks["peak_memory_gib"].iloc[-1]), peaks["hardware"].iloc[-1]
-    return Memory(peak / (1 - SAFETY_MARGIN), f"peak of the training: {peak:.1f} GiB on {hardware}")
+    return Memory(
+        peak / (1 - SAFETY_MARGIN), f"peak of the training: {peak:.1f} GiB on {hardware}; a tenth stays free"
+    )
 
 
 def _other_memory(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
-from refsam.records.bootstrap import bootstrap_interval
+from refsam.records.bootstrap import FEW, FEW_WORDS, bootstrap_interval
 from refsam.records.fits import Fit
 from refsam.records.metrics import Measurement
 from refsam.records.paths import RunsFolder
@@ -26,13 +26,14 @@ class Advice:
 
     Attributes:
         source: OWN results, or PUBLISHED, where no quality is known; None where nothing keeps the limits.
-        dataset: that own results are of.
-        mode: of own results, as the metric.
+        dataset: that own results are of, whether any of them keeps the limits or not.
+        mode: of own results, as the metric; None where the answer does not rest on them.
         winner: None where nothing keeps the limits.
         difference: the winner's metric less the runner-up's, paired over test images; None where it is not
             known.
         clear: whether the winner is better by more than chance; None where that cannot be said.
         notes: what the answer rests on, and how sure it is.
+        problems: sentences about damaged or missing records.
     """
 
     limits: Limits
@@ -45,6 +46,7 @@ class Advice:
     difference: Difference | None = None
     clear: bool | None = None
     notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
 
 def recommend(
@@ -87,6 +89,7 @@ def recommend(
         PUBLISHED,
         fitting[0],
         fitting[1] if len(fitting) > 1 else None,
+        dataset=dataset if own is None else own.dataset,
         notes=[first, *_notes_of_known(fitting)],
     )
 
@@ -117,6 +120,8 @@ def _by_quality(
     notes = [_rests_on(own, fitting, metric)]
     if runner_up is not None:
         notes.append(_how_clear(winner, runner_up, difference, clear, metric))
+    if difference is not None and difference.low is not None and difference.n_images < FEW:
+        notes.append(FEW_WORDS)
     if len(fitting) > 2:
         notes.append(
             f"The best of {len(fitting)} looks a little better than it is: it was chosen by the same images."
@@ -129,8 +134,19 @@ def _by_quality(
         notes.append(f"Another mode may have another answer: --mode {others}.")
     if own.elsewhere:
         notes.append(f"Left out: settings that were measured on other test images ({own.elsewhere}).")
-    notes += images.problems
-    return Advice(limits, metric, OWN, winner, runner_up, own.dataset, own.mode, difference, clear, notes)
+    return Advice(
+        limits,
+        metric,
+        OWN,
+        winner,
+        runner_up,
+        dataset=own.dataset,
+        mode=own.mode,
+        difference=difference,
+        clear=clear,
+        notes=notes,
+        problems=images.problems,
+    )
 
 
 def _rests_on(own: OwnResults, fitting: Sequence[Candidate], metric: str) -> str:

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from measured_runs import images, write_run, write_sweep
 from scipy import stats
 
@@ -309,3 +312,33 @@ def test_the_forest_plot_has_a_panel_per_mode_and_carries_its_origin(folder, cap
     figures = [Path(line) for line in capsys.readouterr().out.splitlines() if "/figures/" in line]
     assert [path.suffix for path in figures] == [".png", ".pdf", ".svg"]
     assert "3 runs: vit_b-full-n1" in figures[2].read_text()
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_nothing_overlaps_or_is_cut_off_in_the_forest_plot(folder, monkeypatch, width):
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    assert run(folder, "--baseline", "peft=full", "--plot", "--width", str(width)) == 0
+    page = drawn[0]
+    page.canvas.draw()
+    assert [panel.get_title() for panel in page.axes] == ["Box", "Point"]
+    # An axis keeps ticks beyond its ends, which are not drawn.
+    numbers = [
+        label.get_window_extent()
+        for panel in page.axes
+        for label in panel.get_xticklabels()
+        if label.get_visible() and label.get_text() and _is_inside(label, panel)
+    ]
+    boxes = [*(panel.get_tightbbox() for panel in page.axes), page._supxlabel.get_window_extent()]
+    for some in (numbers, boxes):
+        for number, box in enumerate(some):
+            assert not any(box.overlaps(other) for other in some[:number])
+            assert box.x0 >= -1
+            assert box.y0 >= -1
+            assert box.x1 <= page.bbox.x1 + 1
+            assert box.y1 <= page.bbox.y1 + 1
+
+
+def _is_inside(label: Text, panel: Axes) -> bool:
+    low, high = panel.get_xlim()
+    return low <= label.get_position()[0] <= high

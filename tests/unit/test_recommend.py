@@ -226,6 +226,30 @@ def test_results_of_several_data_sets_are_not_mixed(folder, capsys):
     assert "dataset=trashcan" in found["command"]
 
 
+def test_a_damaged_per_image_file_is_named_and_the_intervals_of_the_runs_decide(folder, capsys):
+    trained(folder, "good", 0.4, "peft=full", "n_images=5")
+    trained(folder, "fair", 0.0, "peft=full", "n_images=1")
+    sweep(folder)
+    folder.run("fair").per_image.write_text("image,mode")
+    folder.run("good").per_image.unlink()
+    assert cli.main(["recommend", "--memory", "8", "--cpu", "--runs", str(folder.root), "--json"]) == 1
+    out, error = capsys.readouterr()
+    found = json.loads(out)
+    assert (found["winner"]["run_ids"], found["difference"], found["clear"]) == (["good"], None, True)
+    assert any("the intervals of the two do not overlap" in note for note in found["notes"])
+    assert "good/results/per_image.csv is missing" in error
+    assert "fair/results/per_image.csv" in error
+
+
+def test_where_no_own_setting_fits_the_command_keeps_the_data_set(folder, capsys):
+    trained(folder, "run", 0.4, "peft=dora", "n_images=5", peak=30.0)
+    sweep(folder)
+    found = ask(folder, capsys, "--memory", "8", "--cpu")
+    assert found["source"] == "published"
+    assert "which needs 33.4 GB" in found["notes"][0]
+    assert "dataset=nuclei" in found["command"]
+
+
 def test_without_own_results_nothing_is_said_of_quality(capsys):
     found = ask(None, capsys, "--memory", "8", "--gpu")
     assert found["source"] == "published"
