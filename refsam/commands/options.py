@@ -51,7 +51,7 @@ def add_page(parser: argparse.ArgumentParser) -> None:
         "--width", type=int, choices=(1, 2), default=2, help="columns of a page that a figure takes (2)"
     )
     parser.add_argument(
-        "--style", type=Path, metavar="FILE", help="a matplotlib style file instead of refsam's"
+        "--style", type=Path, metavar="FILE", help="a matplotlib style file on top of refsam's"
     )
 
 

@@ -102,6 +102,7 @@ def _add_strategies(commands: Commands) -> None:
     add_selection(parser)
     parser.add_argument("--mode", help="of the evaluation (the first of box, point, others)")
     parser.add_argument("--markdown", action="store_true", help="print the table for a document")
+    add_where(parser)
     add_json(parser)
 
 
@@ -127,7 +128,7 @@ def _collect(options: argparse.Namespace) -> int:
 
 def _write_table(options: argparse.Namespace, chosen: Selection) -> None:
     from refsam.results.formats import as_markdown, write_table
-    from refsam.results.provenance import provenance, write_sidecar
+    from refsam.results.provenance import provenance
     from refsam.results.wide import choose, wide_table
 
     where = assignments(options.where)
@@ -146,9 +147,8 @@ def _write_table(options: argparse.Namespace, chosen: Selection) -> None:
         raise BadInput(f"--name {name!r} is not the name of a file; it goes into {chosen.output.tables}")
     if not table.rows:
         print("No run of this sweep has these values yet, so the table is empty.", file=sys.stderr)
-    written = write_table(table, chosen.output.tables / name, tuple(options.format))
     origin = provenance(chosen.frame, table.run_ids)
-    write_sidecar(chosen.output.tables / name, origin, written)
+    written = write_table(table, chosen.output.tables / name, tuple(options.format), origin)
     if options.json:
         import json
 
@@ -170,6 +170,8 @@ def _plot(options: argparse.Namespace) -> int:
     check_metric(options.metric)
     check_axis(options.x)
     check_axis(options.y)
+    if options.mode is not None:
+        choose(chosen.frame, {"mode": options.mode})
     frame = choose(chosen.frame, assignments(options.where))
     paths = draw_all(
         frame,
@@ -180,6 +182,7 @@ def _plot(options: argparse.Namespace) -> int:
         page,
         mode=options.mode,
         axes=(options.x, options.y),
+        problems=chosen.problems,
     )
     for path in paths:
         print(path)
@@ -191,10 +194,13 @@ def _plot(options: argparse.Namespace) -> int:
 
 def _strategies(options: argparse.Namespace) -> int:
     chosen = selected(options)
+    from refsam.results.provenance import provenance
     from refsam.results.strategies import markdown, over_seeds, print_strategies, write_strategies
+    from refsam.results.wide import choose
 
-    table = over_seeds(chosen.frame, options.mode)
-    path = write_strategies(chosen.output, table)
+    frame = choose(chosen.frame, assignments(options.where))
+    table = over_seeds(frame, options.mode)
+    path = write_strategies(chosen.output, table, provenance(frame))
     if options.json:
         print(table.to_json(orient="records", indent=2, double_precision=15))
     elif options.markdown:

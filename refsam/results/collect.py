@@ -1,5 +1,6 @@
 """The tidy table: a row per run, mode, round of prompts and mask input, from the records of sweeps."""
 
+import json
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from refsam.records.files import write_atomically
 from refsam.records.metrics import METRICS
 from refsam.records.paths import RunsFolder, SweepPaths
 from refsam.results.index import SCHEMA, refreshed, settled
+from refsam.results.provenance import provenance, write_sidecar
 from refsam.results.run_rows import (
     BASELINE,
     COLUMNS,
@@ -121,6 +123,7 @@ def as_frame(table: pa.Table) -> pd.DataFrame:
 def write_results(folder: SweepPaths, frame: pd.DataFrame, is_joined: bool = False) -> list[Path]:
     """Replace results.csv and results.parquet, atomically, and return their paths.
 
+    Where they come from stands in the metadata of the Parquet file (`refsam`, JSON), and in results.json.
     Those of one sweep stay as they are where its index has not changed since they were written.
     """
     paths = [folder.results, folder.results_parquet]
@@ -129,8 +132,12 @@ def write_results(folder: SweepPaths, frame: pd.DataFrame, is_joined: bool = Fal
     folder.root.mkdir(parents=True, exist_ok=True)
     fields = [(name, SCHEMA[name]) for name in frame.columns]
     table = pa.Table.from_pandas(frame, schema=pa.schema(fields), preserve_index=False)
+    origin = provenance(frame)
+    metadata = {**(table.schema.metadata or {}), b"refsam": json.dumps(origin).encode()}
+    table = table.replace_schema_metadata(metadata)
     write_atomically(folder.results, lambda file: pyarrow.csv.write_csv(table, file))
     write_atomically(folder.results_parquet, lambda file: pyarrow.parquet.write_table(table, file))
+    write_sidecar(folder.results.with_suffix(""), origin, paths)
     return paths
 
 

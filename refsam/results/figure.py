@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from refsam.results.collect import BASELINE, first_prompt
-from refsam.results.page import MODES, LineStyle, Page, mode_looks, save, strategy_lines, words
+from refsam.results.page import (
+    LINES,
+    MODES,
+    STRATEGY_LINES,
+    LineStyle,
+    Page,
+    legend_below,
+    mode_looks,
+    save,
+    strategy_lines,
+    trained,
+    words,
+)
 from refsam.results.provenance import provenance
 from refsam.results.table import ordered_modes
 
@@ -19,17 +31,19 @@ if TYPE_CHECKING:
 
 METRIC = "SA50"
 _PANEL_INCHES = 1.75
-_MARGIN_INCHES = 1.5
+_MARGIN_INCHES = 1.2  # without the legend
+_MODELS_PER_COLUMN = 2  # panels side by side in a column of a page
 _ABOVE = "box"  # has panels of its own, above those of all other modes
 
 
 def figure(frame: pd.DataFrame, folder: Path, metric: str = METRIC, page: Page | None = None) -> list[Path]:
     """Draw a metric over the number of training images and write it as PNG (300 dpi), PDF and SVG.
 
-    One figure per data set and resource. Box has the panels above, the other modes share those below; one
-    column of panels per initial model. A mode is a colour and a marker, a strategy a line style; each line
-    starts at the initial model's value. Where there are several runs of a strategy and a number of images
-    (seeds), the line is their mean and the bars are their standard deviation.
+    One figure per data set and resource, several where there are more strategies than styles of lines or more
+    models than have room. Box has the panels above, the other modes share those below; one column of panels
+    per initial model. A mode is a colour and a marker, a strategy a line style; each line starts at the
+    initial model's value. Where there are several runs of a strategy and a number of images (seeds), the line
+    is their mean and the bars are their standard deviation.
 
     Args:
         frame: As `refsam.results.collect.collect` returns it. Runs without the metric are left out.
@@ -42,20 +56,42 @@ def figure(frame: pd.DataFrame, folder: Path, metric: str = METRIC, page: Page |
     written: list[Path] = []
     measured = first_prompt(frame[frame[metric].notna()])
     for (dataset, resource), rows in parts(measured):
-        with page.styled():
-            drawn = _draw(rows, metric, dataset, resource, page)
-            written += save(drawn, folder, f"{metric.lower()}_{dataset}_{resource}", provenance(rows), page)
+        for name, part in _pages(rows, page):
+            title = "_".join([metric.lower(), dataset, resource, *name])
+            with page.styled():
+                drawn = _draw(part, metric, dataset, resource, page)
+                written += save(drawn, folder, title, provenance(part), page)
     return written
+
+
+def _pages(rows: pd.DataFrame, page: Page) -> Iterator[tuple[list[str], pd.DataFrame]]:
+    """What goes on a figure: no more strategies than there are styles of lines, those of the study first, and
+    no more models than have room side by side. Numbers tell the figures apart where there are several.
+    """
+    found = set(trained(rows)["strategy"])
+    strategies = [name for name in STRATEGY_LINES if name in found]
+    strategies += sorted(found - set(strategies))
+    models = sorted(set(rows["model"]))
+    groups = [
+        (some_models, some_strategies)
+        for some_models in _chunks(models, _MODELS_PER_COLUMN * page.columns)
+        for some_strategies in _chunks(strategies, len(LINES))
+    ]
+    for number, (some_models, some_strategies) in enumerate(groups, start=1):
+        part = rows[rows["model"].isin(some_models) & rows["strategy"].isin([BASELINE, *some_strategies])]
+        yield [str(number)] if len(groups) > 1 else [], part
+
+
+def _chunks(values: list[str], size: int) -> list[list[str]]:
+    return [values[first : first + size] for first in range(0, len(values), size)] or [[]]
 
 
 def parts(measured: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
     """Rows per data set and resource. Baselines train nothing: they belong to every resource."""
     baselines = measured[measured["strategy"] == BASELINE]
-    trained = measured[measured["strategy"] != BASELINE]
-    for (dataset, resource), rows in (baselines if trained.empty else trained).groupby(
-        ["dataset", "resource"]
-    ):
-        if len(trained):
+    runs = trained(measured)
+    for (dataset, resource), rows in (baselines if runs.empty else runs).groupby(["dataset", "resource"]):
+        if len(runs):
             models = rows[["dataset", "model", "weights"]].drop_duplicates()
             rows = pd.concat([baselines.merge(models), rows])
         yield (str(dataset), str(resource)), rows
@@ -105,8 +141,7 @@ def _draw(rows: pd.DataFrame, metric: str, dataset: str, resource: str, page: Pa
         Line2D([], [], color=rcParams["text.color"], linestyle=style, label=words(strategy))
         for strategy, style in lines.items()
     ]
-    # Several lines for the legend of a narrow figure
-    drawn.legend(handles=entries, loc="outside lower center", ncols=2 * page.columns, handlelength=3)
+    legend_below(drawn, entries, page, handlelength=3.0)
     return drawn
 
 

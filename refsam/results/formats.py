@@ -5,9 +5,10 @@ import io
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from refsam.records.files import write_atomically, write_text
+from refsam.results.provenance import one_line, write_sidecar
 from refsam.results.wide import Cell, WideTable, cell_text, value_text
 
 _LATEX = {
@@ -19,17 +20,21 @@ _LATEX = {
 }
 
 
-def write_table(table: WideTable, path: Path, formats: tuple[str, ...]) -> list[Path]:
-    """Write `path`.csv, .md, .tex and .xlsx as asked for; replaced atomically, in this order."""
+def write_table(table: WideTable, path: Path, formats: tuple[str, ...], origin: dict[str, Any]) -> list[Path]:
+    """Write `path`.csv, .md, .tex and .xlsx as asked for; replaced atomically, in this order.
+
+    Where they come from stands in the files whose format has a place for it, and in `path`.json.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     written = []
     for name in formats:
         target = path.with_name(f"{path.name}.{SUFFIXES[name]}")
         if name == "excel":
-            write_atomically(target, lambda file: _excel(table, file))
+            write_atomically(target, lambda file: _excel(table, file, origin))
         else:
-            write_text(target, TEXTS[name](table))
+            write_text(target, COMMENTS[name](one_line(origin)) + TEXTS[name](table))
         written.append(target)
+    write_sidecar(path, origin, written)
     return written
 
 
@@ -131,12 +136,15 @@ def _latex_cell(cell: Cell | None, metric: str) -> str:
     return rf"\bfseries {text}" if cell.best else text
 
 
-def _excel(table: WideTable, file: BinaryIO) -> None:
+def _excel(table: WideTable, file: BinaryIO, origin: dict[str, Any]) -> None:
     from openpyxl import Workbook
     from openpyxl.styles import Alignment, Font
     from openpyxl.utils import get_column_letter
 
     book = Workbook()
+    book.properties.creator = origin["made_by"]
+    book.properties.title = table.title or None
+    book.properties.description = one_line(origin)
     sheet = book.active
     sheet.title = "table"
     headings = [*table.row_axes, *table.headings]
@@ -171,4 +179,10 @@ def _excel_format(cell: Cell, metric: str) -> str:
 
 
 TEXTS: Mapping[str, Callable[[WideTable], str]] = {"csv": as_csv, "markdown": as_markdown, "latex": as_latex}
+# A CSV file has no comments that every reader leaves out.
+COMMENTS: Mapping[str, Callable[[str], str]] = {
+    "csv": lambda line: "",
+    "markdown": lambda line: f"<!-- {line.replace('-->', '')} -->\n\n",
+    "latex": lambda line: f"% {line}\n",
+}
 SUFFIXES = {"csv": "csv", "markdown": "md", "latex": "tex", "excel": "xlsx"}

@@ -10,19 +10,23 @@ from typing import TYPE_CHECKING, Any
 from refsam.errors import BadInput
 from refsam.records.files import write_atomically
 from refsam.results.provenance import one_line, write_sidecar
+from refsam.results.run_rows import BASELINE
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 STYLE = Path(__file__).with_name("refsam.mplstyle")
 KINDS = ("png", "pdf", "svg")
 _INCHES = {1: 3.35, 2: 7.0}  # the width of one column and of two, as most journals have them
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
+_LETTERS = "ABCDEFGHIJKLMNOP"  # for what has more than a dozen strategies
+MARKERS = (*("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*"), *(f"${each}$" for each in _LETTERS))
+FILLS = ("full", "none", "left", "bottom", "right", "top")  # of markers: apart without colours, too
 LineStyle = Any  # matplotlib's name, or offset and lengths of dashes
 LINES: tuple[LineStyle, ...] = (
     *("-", ":", "--", "-."),
-    *((0, (5, 1)), (0, (1, 3)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (5, 4, 1, 4))),
+    *((0, (3, 1, 1, 1, 1, 1)), (0, (9, 2)), (0, (1, 4)), (0, (9, 2, 1, 2, 1, 2)), (0, (5, 5))),
 )
 # As in the resource study: full finetuning solid, LoRA dotted.
 STRATEGY_LINES: dict[str, LineStyle] = {"full": LINES[0], "lora": LINES[1], "freeze_encoder": LINES[2]}
@@ -40,7 +44,9 @@ NAMES = {
     "point": "Point",
     "no_prompt": "No prompt",
     "n_images": "training images",
-    "seconds_total": "training",
+    "seconds_total": "training (s)",
+    "seconds_to_best": "training until the best epoch (s)",
+    "best_epoch": "best epoch",
     "peak_memory_gib": "peak memory (GiB)",
     "trainable_parameters": "trainable parameters",
 }
@@ -110,6 +116,33 @@ def save(drawn: "Figure", folder: Path, name: str, origin: dict[str, Any], page:
     return paths
 
 
+def legend_below(drawn: "Figure", handles: Sequence[Any], page: Page, handlelength: float = 2.0) -> None:
+    """A legend under all panels, for which the figure grows by as many lines as it has."""
+    from matplotlib import rcParams
+
+    in_a_line = 2 * page.columns
+    lines = -(-len(handles) // in_a_line)
+    drawn.set_figheight(drawn.get_figheight() + lines * 1.5 * rcParams["font.size"] / 72)
+    drawn.legend(
+        handles=list(handles), loc="outside lower center", ncols=in_a_line, handlelength=handlelength
+    )
+
+
+def trained(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """The rows of runs that trained something."""
+    return frame[frame["strategy"] != BASELINE]
+
+
+def models_of(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """The rows with the column `shown_model`: the model, and its weights where one has several."""
+    kinds = frame.groupby("model")["weights"].nunique()
+    shown = [
+        f"{model}, {Path(str(weights)).name}" if kinds.get(model, 0) > 1 else model
+        for model, weights in zip(frame["model"], frame["weights"], strict=True)
+    ]
+    return frame.assign(shown_model=shown)
+
+
 def colors() -> list[str]:
     """The colours of the style that is in force."""
     from matplotlib import rcParams
@@ -124,11 +157,13 @@ def words(name: str) -> str:
 
 
 def strategy_lines(strategies: Sequence[str]) -> dict[str, LineStyle]:
-    """A line style for each strategy: those of the study as they are there, the others what is left."""
+    """A line style for each of at most len(LINES) strategies: those of the study as there, the others what is
+    left.
+    """
     known = {name: STRATEGY_LINES[name] for name in STRATEGY_LINES if name in strategies}
     left = [line for line in LINES if line not in STRATEGY_LINES.values()]
-    others = sorted(set(strategies) - set(known))
-    return known | {name: left[number % len(left)] for number, name in enumerate(others)}
+    left += [line for name, line in STRATEGY_LINES.items() if name not in known]
+    return known | dict(zip(sorted(set(strategies) - set(known)), left, strict=False))
 
 
 def mode_looks(modes: Sequence[str]) -> dict[str, tuple[str, str]]:

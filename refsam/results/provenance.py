@@ -32,10 +32,16 @@ def write_sidecar(path: Path, origin: dict[str, Any], files: Sequence[Path]) -> 
     return target
 
 
+_MOST_RUNS = 1000  # that metadata name; readers of PNG refuse text of a megabyte
+
+
 def one_line(origin: dict[str, Any]) -> str:
     """The provenance in a sentence, for metadata that has one field."""
     runs, commits = origin["run_ids"], origin["commits"]
+    named = ", ".join(runs[:_MOST_RUNS])
+    if len(runs) > _MOST_RUNS:
+        named += ", and those that the JSON file beside it names"
     return (
         f"sweep {', '.join(origin['sweeps'])}; commit {', '.join(commits) or 'not known'}; "
-        f"{origin['made_by']}; {origin['made_at']}; {len(runs)} runs: {', '.join(runs)}"
+        f"{origin['made_by']}; {origin['made_at']}; {len(runs)} runs: {named}"
     )

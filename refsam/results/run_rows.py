@@ -63,6 +63,9 @@ def run_rows(paths: RunPaths, run_id: str, overrides: dict[str, Any]) -> list[Ro
         except ValueError as error:
             problems.append(str(error))
             return {}
+        except OSError as error:  # of another person, who keeps it to themselves
+            problems.append(f"{path} cannot be read: {error.strerror}")
+            return {}
         if not isinstance(values, dict):
             problems.append(f"{path} is damaged: it is not a mapping")
             return {}
@@ -89,6 +92,8 @@ def run_rows(paths: RunPaths, run_id: str, overrides: dict[str, Any]) -> list[Ro
         row |= {"host": status.host, "job_id": status.job_id, "ended_at": status.ended_at}
     except ValueError as error:
         problems.append(str(error))
+    except OSError as error:
+        problems.append(f"{paths.status} cannot be read: {error.strerror}")
     if problems:
         row |= {"status": DAMAGED, "reason": None, "message": "; ".join(problems)}
     return [_typed(row | values) for values in measured] or [_typed(row)]
@@ -169,7 +174,7 @@ def _from_config(config: dict[str, Any]) -> Row:
 
 def _strategy(config: dict[str, Any]) -> str:
     """The strategy's name; a joint step of another kind than micro-sam's is another strategy."""
-    train = config.get("train", {})
+    train = config.get("train") or {}
     summed = train.get("decoder") and train.get("joint") == "summed"
     label = strategy_label(config["peft"])
     return f"{label}, summed" if summed else label

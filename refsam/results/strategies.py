@@ -13,7 +13,9 @@ from rich.text import Text
 from refsam.errors import BadInput
 from refsam.records.files import write_text
 from refsam.records.paths import SweepPaths
+from refsam.results.provenance import write_sidecar
 from refsam.results.table import ordered_modes
+from refsam.results.wide import refuse_mixtures
 
 METRICS = ("mIoU", "mF1")
 COLUMNS = (
@@ -40,7 +42,8 @@ def over_seeds(frame: pd.DataFrame, mode: str | None = None) -> pd.DataFrame:
         mode: of the evaluation; None: the first that there is of box, point, others.
 
     Raises:
-        BadInput: when no run has been measured in this mode.
+        BadInput: when no run has been measured in this mode, or a row would mix data sets, resources or
+            numbers of objects.
     """
     measured = ordered_modes(frame)
     chosen = mode if mode is not None else next(iter(measured), None)
@@ -54,6 +57,7 @@ def over_seeds(frame: pd.DataFrame, mode: str | None = None) -> pd.DataFrame:
         rows = rows[rows["round"].fillna(0) == 0]
     # Random weights are named by their seed; they are one kind of weights.
     rows = rows.assign(weights=rows["weights"].astype("string").str.replace(r", seed \d+$", "", regex=True))
+    refuse_mixtures(rows, {*_GROUPS, "mode"}, "choose with --where {axis}={value}")
     found: list[dict[str, Any]] = []
     for key, runs in rows.groupby(_GROUPS, sort=False, dropna=False):
         values: dict[str, Any] = dict(zip(_GROUPS, key, strict=True))
@@ -67,11 +71,15 @@ def over_seeds(frame: pd.DataFrame, mode: str | None = None) -> pd.DataFrame:
     return pd.DataFrame(found, columns=list(COLUMNS))
 
 
-def write_strategies(sweep: SweepPaths, table: pd.DataFrame) -> Path:
-    """Replace the sweep's strategies.csv, atomically, and return its path."""
+def write_strategies(sweep: SweepPaths, table: pd.DataFrame, origin: dict[str, Any]) -> Path:
+    """Replace the sweep's strategies.csv, atomically, and return its path.
+
+    strategies.json says where it comes from.
+    """
     text = io.StringIO()
     table.to_csv(text, index=False, lineterminator="\n")
     write_text(sweep.strategies, text.getvalue())
+    write_sidecar(sweep.strategies.with_suffix(""), origin, [sweep.strategies])
     return sweep.strategies
 
 

@@ -32,20 +32,21 @@ def resource_study(frame: pd.DataFrame) -> WideTable:
     of training images; means where there are several seeds.
     """
     runs = frame[(frame["strategy"] != BASELINE) & frame["best_epoch"].notna()].drop_duplicates("run_id")
-    rows = list(dict.fromkeys(runs[list(_RESOURCE_AXES)].itertuples(index=False, name=None)))
+    axes = (*_telling_apart(runs, (*_RESOURCE_AXES, "n_images")), *_RESOURCE_AXES)
+    rows = list(dict.fromkeys(runs[list(axes)].itertuples(index=False, name=None)))
     counts = sorted({int(count) for count in runs["n_images"]})
     cells: list[list[Cell | None]] = []
     for row in rows:
         line: list[Cell | None] = []
         for count in counts:
             chosen = runs["n_images"] == count
-            for axis, value in zip(_RESOURCE_AXES, row, strict=True):
-                chosen &= runs[axis] == value
+            for axis, value in zip(axes, row, strict=True):
+                chosen &= runs[axis].isna() if pd.isna(value) else runs[axis] == value
             line.append(_epoch_and_time(runs[chosen]))
         cells.append(line)
     return WideTable(
         title="Best epoch and training time until then (h:mm:ss)",
-        row_axes=_RESOURCE_AXES,
+        row_axes=axes,
         rows=[tuple(map(axis_text, row)) for row in rows],
         columns=[(f"{count} image{'' if count == 1 else 's'}",) for count in counts],
         metrics=["best_epoch"] * len(counts),
@@ -101,10 +102,9 @@ def _methods(
     """A row per method, a column per quantity; the best of a column is marked."""
     measured = first_prompt(frame)
     measured = measured[measured["mode"].notna()]
-    several = [axis for axis in ("dataset", "resource") if _trained(measured)[axis].nunique() > 1]
-    if "resource" in several:
+    axes = (*_telling_apart(measured, axes), *axes)
+    if "resource" in axes:
         measured = with_baselines_everywhere(measured)
-    axes = (*several, *axes)
     rows = ordered_values(measured, axes)
     columns: list[list[Cell | None]] = [[] for _ in (*names, *quality)]
     for row in rows:
@@ -131,5 +131,12 @@ def _methods(
     )
 
 
-def _trained(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame[frame["strategy"] != BASELINE]
+def _telling_apart(frame: pd.DataFrame, axes: tuple[str, ...]) -> tuple[str, ...]:
+    """Further axes, without which a row would mix data sets, resources, weights, images or objects."""
+    trained = frame[frame["strategy"] != BASELINE]
+    rows = trained.groupby(list(axes), dropna=False)
+    return tuple(
+        axis
+        for axis in ("dataset", "resource", "weights", "n_images", "n_objects")
+        if axis not in axes and (rows[axis].nunique() > 1).any()
+    )

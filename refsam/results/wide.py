@@ -72,12 +72,17 @@ def wide_table(
     metrics: Sequence[str],
     where: Mapping[str, str] | None = None,
     title: str = "",
+    options: tuple[str, str] = ("--rows", "--columns"),
 ) -> WideTable:
     """The table of some metrics over some axes.
 
     Only first prompts are in it unless `round` is an axis or chosen. Several modes are columns of their own
     unless they are an axis or one is chosen. Per row and metric the best value is marked, where there is
-    more than one.
+    more than one. Initial models are only in it where strategies or numbers of images tell them from what was
+    trained, or nothing was.
+
+    Args:
+        options: how a person names the axes, for sentences.
 
     Raises:
         BadInput: for axes or metrics that do not exist, values that no run has, or cells that would mix
@@ -90,14 +95,16 @@ def wide_table(
         check_metric(name)
     twice = [name for name in rows if name in columns]
     if twice:
-        raise BadInput(f"{twice[0]} is one of --rows and of --columns; it can be one of them")
+        raise BadInput(f"{twice[0]} is one of {options[0]} and of {options[1]}; it can be one of them")
     named = {*rows, *columns, *(where or {})}
     if "round" not in named:
         chosen = first_prompt(chosen)
     present = [metric for metric in metrics if chosen[metric].notna().any()]
     measured = chosen[chosen[present].notna().any(axis=1)] if present else chosen.iloc[:0]
+    if not {"strategy", "n_images"} & {*rows, *columns} and (measured["strategy"] != BASELINE).any():
+        measured = measured[measured["strategy"] != BASELINE]
     columns = tuple(columns)
-    by_mode = all(_depends_on_mode(metric) for metric in metrics)
+    by_mode = all(depends_on_mode(metric) for metric in metrics)
     if "mode" not in named and by_mode and measured["mode"].nunique() > 1:
         columns = ("mode", *columns)
     elif "mode" not in (*rows, *columns):
@@ -107,7 +114,8 @@ def wide_table(
         )
     if "resource" in (*rows, *columns):
         measured = with_baselines_everywhere(measured)
-    _refuse_mixtures(measured, {*rows, *columns}, by_mode)
+    advice = f"make it one of {options[0]} or {options[1]}, or choose with --where {{axis}}={{value}}"
+    refuse_mixtures(measured, {*rows, *columns} | (set() if by_mode else {"mode"}), advice)
 
     row_values = ordered_values(measured, rows)
     column_values = ordered_values(measured, columns)
@@ -205,23 +213,30 @@ def with_baselines_everywhere(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([spread[frame.columns], trained], ignore_index=True)
 
 
-def _refuse_mixtures(frame: pd.DataFrame, named: set[str], by_mode: bool) -> None:
+def refuse_mixtures(frame: pd.DataFrame, named: set[str], advice: str) -> None:
+    """Raises BadInput where rows that are the same in the axes `named` differ in more than their seed.
+
+    Args:
+        advice: what to do about it, with `{axis}` and a `{value}` that the axis has.
+    """
     trained = frame[frame["strategy"] != BASELINE]
     for axis in _KEPT_APART:
-        if axis in named or (axis == "mode" and not by_mode):
+        if axis in named:
             continue
         compared = trained if axis in (*_OF_TRAINING, "strategy", "n_images") and len(trained) else frame
-        groups = compared.groupby(list(named), dropna=False) if named else [((), compared)]
+        axes = [name for name in sorted(named) if name in frame]
+        groups = compared.groupby(axes, dropna=False) if axes else [((), compared)]
         for _, part in groups:
             values = sorted(set(part[axis].map(axis_text)) - {""})
             if len(values) > 1:
                 raise BadInput(
-                    f"a cell of the table would mix runs whose {axis} is {', '.join(values)}; make it one of "
-                    f"--rows or --columns, or choose with --where {axis}={values[0]}"
+                    f"a cell of the table would mix runs whose {axis} is {', '.join(values)}; "
+                    f"{advice.format(axis=axis, value=values[0])}"
                 )
 
 
-def _depends_on_mode(metric: str) -> bool:
+def depends_on_mode(metric: str) -> bool:
+    """Whether a run has a value for each mode, and not one only."""
     return metric in FLOATS[: FLOATS.index("seconds_to_best")]
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from refsam.errors import BadInput
 from refsam.records.paths import SweepPaths
 from refsam.results.collect import COLUMNS
+from refsam.results.provenance import provenance
 from refsam.results.strategies import markdown, over_seeds, print_strategies, write_strategies
 
 
@@ -85,5 +86,5 @@ def test_it_is_shown_as_the_study_shows_it(tmp_path: Path) -> None:
     with (tmp_path / "shown.txt").open("w") as file:
         print_strategies(found, Console(file=file))
     assert "82.20 ± 0.93" in (tmp_path / "shown.txt").read_text()
-    path = write_strategies(SweepPaths(tmp_path), found)
+    path = write_strategies(SweepPaths(tmp_path), found, provenance(frame(row("full", 0))))
     pd.testing.assert_frame_equal(pd.read_csv(path), found, check_dtype=False)

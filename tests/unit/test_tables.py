@@ -6,24 +6,23 @@ import json
 import re
 import shutil
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import openpyxl
 import pandas as pd
+import pyarrow.parquet
 import pytest
-from matplotlib.figure import Figure
+from pylatexenc.latexwalker import LatexEnvironmentNode, LatexMacroNode, LatexWalker
 
 from refsam import cli
 from refsam.errors import BadInput
-from refsam.records.files import read_yaml, write_json
+from refsam.records.files import read_json, read_yaml, write_json
 from refsam.records.paths import RunsFolder
 from refsam.records.status import State, Status, write_status
 from refsam.results import index
 from refsam.results.collect import COLUMNS, METRICS, collect, join
-from refsam.results.figures import draw_all
 from refsam.results.formats import as_csv, as_latex, as_markdown, write_table
-from refsam.results.page import Page
+from refsam.results.provenance import one_line, provenance
 from refsam.results.published import PUBLISHED, published_runs
 from refsam.results.run_rows import INTEGERS
 from refsam.results.studies import hugging_face_study, peft_study, resource_study, time_text
@@ -78,6 +77,14 @@ def write_runs(folder: RunsFolder, sweep: str, values: dict[str, float]) -> None
     runs = [{"run_id": run_id, "overrides": {**overrides, "n_images": 1}} for run_id in values]
     folder.sweep(sweep).root.mkdir(parents=True, exist_ok=True)
     write_json(folder.sweep(sweep).manifest, {"format": 1, "name": sweep, "runs": runs, "skipped": []})
+
+
+def has_siunitx() -> bool:
+    """Whether pdflatex is there with what tables need (texlive-latex-base, -recommended, -science)."""
+    if shutil.which("pdflatex") is None or shutil.which("kpsewhich") is None:
+        return False
+    found = subprocess.run(["kpsewhich", "siunitx.sty", "booktabs.sty"], capture_output=True, text=True)
+    return len(found.stdout.split()) == 2
 
 
 def test_cells_are_means_over_seeds_and_the_best_of_a_row_is_marked(seeds):
@@ -137,11 +144,19 @@ def test_latex_has_as_many_cells_as_columns_and_escapes_names(seeds):
     assert text.count("{") == text.count("}")
 
 
-def test_latex_needs_no_more_than_it_says_and_compiles_where_latex_is(seeds, tmp_path):
-    body = as_latex(wide_table(seeds, ("strategy",), ("n_images",), ("SA50",)))
+@pytest.mark.parametrize("of", ["seeds", "published", "peft", "hugging_face"])
+def test_latex_needs_no_more_than_it_says_and_compiles_where_latex_is(seeds, tmp_path, of):
+    tables = {
+        "seeds": lambda: wide_table(seeds, ("strategy",), ("n_images",), ("SA50",)),
+        "published": lambda: resource_study(published_runs()),
+        "peft": lambda: peft_study(seeds),
+        "hugging_face": lambda: hugging_face_study(seeds),
+    }
+    (path,) = write_table(tables[of](), tmp_path / "written", ("latex",), provenance(seeds))
+    body = path.read_text()
     assert set(re.findall(r"\\usepackage\{(\w+)\}", body)) == {"booktabs", "siunitx"}
-    if shutil.which("pdflatex") is None:
-        return
+    if not has_siunitx():
+        return  # test_the_latex_of_every_table_is_latex has parsed it
     packages = r"\documentclass{article}\usepackage{booktabs,siunitx}"
     document = packages + r"\begin{document}" + body + r"\end{document}"
     (tmp_path / "table.tex").write_text(document)
@@ -153,7 +168,7 @@ def test_latex_needs_no_more_than_it_says_and_compiles_where_latex_is(seeds, tmp
 def test_excel_holds_numbers_and_no_formulas(seeds, tmp_path):
     seeds.loc[seeds["strategy"] == "full", "strategy"] = "=1+1"
     table = wide_table(seeds, ("strategy",), ("n_images",), ("SA50",))
-    (path,) = write_table(table, tmp_path / "table", ("excel",))
+    (path,) = write_table(table, tmp_path / "table", ("excel",), provenance(seeds))
     sheet = openpyxl.load_workbook(path).active
     values = {line[0].value: line for line in sheet.iter_rows(min_row=2)}
     assert values["=1+1"][0].data_type == "s"
@@ -270,6 +285,13 @@ def test_collect_writes_a_wide_table_in_four_formats_with_its_origin(tmp_path, c
         (["plot", "study", "--kind", "pie"], "allowed are study"),
         (["plot", "study", "--metric", "SA_50"], "did you mean SA50"),
         (["plot", "study", "--style", "nowhere"], "not a file"),
+        (["plot", "study", "--mode", "bx"], "mode=bx: no run of the sweep has this value"),
+        (["plot", "study", "--x", "imges"], "is no axis"),
+        (
+            ["plot", "study", "--kind", "heatmap", "--x", "model", "--y", "model"],
+            "model is one of --y and of --x",
+        ),
+        (["strategies", "study", "--where", "model=x"], "model=x: no run of the sweep has this value"),
     ],
 )
 def test_bad_input_is_one_sentence(tmp_path, capsys, arguments, words):
@@ -281,63 +303,65 @@ def test_bad_input_is_one_sentence(tmp_path, capsys, arguments, words):
     assert error.count("\n") == 1
 
 
-def test_the_figures_of_every_kind_carry_their_origin(tmp_path, capsys):
+def test_an_initial_model_never_mixes_with_what_was_trained(seeds):
+    where = {"strategy": "full", "n_images": "1"}
+    table = wide_table(seeds, ("model",), ("resource",), ("SA50",), where)
+    assert (table.cells[0][0].mean, table.cells[0][0].n) == (pytest.approx(0.51), 3)
+    alone = wide_table(seeds, ("model",), ("resource",), ("SA50",), {"strategy": "baseline"})
+    assert alone.cells[0][0].mean == 0.3
+
+
+@pytest.mark.parametrize("study", [resource_study, peft_study, hugging_face_study])
+def test_the_studies_tables_never_mix_what_differs_in_more_than_the_seed(study):
+    costs = {"best_epoch": 3, "seconds_to_best": 60.0, "mIoU": 0.5, "seconds_per_image": 0.1}
+    frame = frame_of(
+        row("full", 5, 0.5, **costs),
+        row("full", 5, 0.7, **costs, weights="random"),
+        row("full", 5, 0.6, **costs, dataset="nuclei"),
+        row("full", 5, 0.6, **costs, dataset="nuclei", n_objects=3, seed=1),
+        row("full", 5, 0.6, **costs, dataset="nuclei", n_objects=4, seed=2),
+        row("full", 1, 0.6, **costs, dataset="nuclei", n_objects=4, seed=2),
+    )
+    table = study(frame)
+    assert {"dataset", "weights", "n_objects"} < set(table.row_axes)
+    assert all(cell is None or cell.n == 1 for line in table.cells for cell in line)
+
+
+def test_tables_carry_their_origin_where_their_format_has_a_place(tmp_path):
     folder = RunsFolder(tmp_path / "runs")
-    write_runs(folder, "study", {"a": 0.1})
-    training = {"best_epoch": 1, "seconds_to_best": 5.0, "seconds_total": 9.0, "peak_memory_gib": 2.0}
-    write_json(folder.run("a").training, {**training, "trainable_parameters": 1000})
-    folder.run("a").history.write_text("epoch,validation_metric\n0,0.9\n1,0.5\n")
-    assert cli.main(["plot", "study", "--kind", "all", "--width", "1", "--runs", str(folder.root)]) == 0
-    names = {Path(line).stem for line in capsys.readouterr().out.splitlines()}
-    assert names == {
-        *("sa50_nuclei_local", "memory_parameters", "pareto_sa50_box", "training_curves"),
-        "heatmap_sa50_strategy_n_images",
-    }
-    for name in names:
-        svg = (folder.sweep("study").figures / f"{name}.svg").read_text()
-        assert "1 runs: a" in svg
-        assert json.loads((folder.sweep("study").figures / f"{name}.json").read_text())["run_ids"] == ["a"]
+    write_runs(folder, "study", {"a": 0.1, "b": 0.2})
+    command = ["collect", "study", "--rows", "model", "--name", "mine", "--runs", str(folder.root)]
+    assert cli.main(command) == 0
+    sweep = folder.sweep("study")
+    line = "sweep study; commit not known; refsam"
+    markdown, latex = ((sweep.tables / f"mine.{suffix}").read_text() for suffix in ("md", "tex"))
+    assert markdown.startswith(f"<!-- {line}")
+    assert latex.startswith(f"% {line}")
+    book = openpyxl.load_workbook(sweep.tables / "mine.xlsx")
+    assert book.properties.description.startswith(line)
+    assert "2 runs: a, b" in book.properties.description
+    sidecar = read_json(sweep.root / "results.json")
+    assert (sidecar["files"], sidecar["run_ids"]) == (["results.csv", "results.parquet"], ["a", "b"])
+    inside = json.loads(pyarrow.parquet.read_schema(sweep.results_parquet).metadata[b"refsam"])
+    assert inside == {name: value for name, value in sidecar.items() if name != "files"}
+    assert cli.main(["strategies", "study", "--runs", str(folder.root)]) == 0
+    assert read_json(sweep.root / "strategies.json")["run_ids"] == ["a", "b"]
 
 
-@pytest.mark.parametrize("width", [1, 2])
-def test_in_no_kind_of_figure_anything_overlaps_or_is_cut_off(tmp_path, monkeypatch, width):
-    drawn: list[Figure] = []
-    original = Figure.savefig
+def test_of_very_many_runs_metadata_name_a_thousand_and_the_file_beside_all(seeds):
+    runs = [row("full", 1, 0.5, run_id=f"run{number}", seed=number) for number in range(1500)]
+    origin = provenance(frame_of(*runs))
+    assert len(origin["run_ids"]) == 1500
+    line = one_line(origin)
+    assert "1500 runs: run0, run1," in line
+    assert "run999, and those that the JSON file beside it names" in line
 
-    def remembered(self: Figure, *arguments: Any, **options: Any) -> None:
-        original(self, *arguments, **options)
-        if self not in drawn:
-            drawn.append(self)
 
-    monkeypatch.setattr(Figure, "savefig", remembered)
-    folder = RunsFolder(tmp_path / "runs")
-    costs = {"trainable_parameters": 16_300_000, "peak_memory_gib": 49.7}
-    rows = [
-        row(strategy, n_images, 0.5 + n_images / 50, run_id=f"{strategy}{n_images}", **costs)
-        | {"seconds_total": 60.0 * n_images}
-        for strategy in ("full", "lora", "freeze_encoder")
-        for n_images in (1, 2, 5, 10)
-    ]
-    for each in rows:
-        folder.run(each["run_id"]).root.mkdir(parents=True)
-        history = "epoch,validation_metric\n" + "".join(f"{epoch},{1 / (epoch + 1)}\n" for epoch in range(9))
-        folder.run(each["run_id"]).history.write_text(history)
-    kinds = ("memory", "pareto", "training", "heatmap")
-    draw_all(frame_of(*rows), folder, tmp_path / "figures", kinds, page=Page(columns=width))
-    assert len(drawn) == len(kinds)
-    for page in drawn:
-        page.canvas.draw()
-        panels = [panel for panel in page.axes if panel.get_visible()]
-        boxes = [panel.get_tightbbox() for panel in panels]
-        boxes += [legend.get_window_extent() for legend in page.legends]
-        for number, box in enumerate(boxes):
-            assert box.x0 >= -1
-            assert box.y0 >= -1
-            assert box.x1 <= page.bbox.x1 + 1
-            assert box.y1 <= page.bbox.y1 + 1
-            assert not any(box.overlaps(other) for other in boxes[:number])
-        for panel in panels:
-            numbers = [text.get_window_extent() for text in panel.texts]
-            assert not any(
-                first.overlaps(second) for place, first in enumerate(numbers) for second in numbers[:place]
-            )
+def test_the_latex_of_every_table_is_latex(seeds):
+    walker = LatexWalker(as_latex(wide_table(seeds, ("strategy",), ("n_images",), ("SA50",))))
+    nodes, _, _ = walker.get_latex_nodes()  # raises where braces or environments do not match
+    (tabular,) = (node for node in nodes if isinstance(node, LatexEnvironmentNode))
+    assert tabular.environmentname == "tabular"
+    rules = [node.macroname for node in tabular.nodelist if isinstance(node, LatexMacroNode)]
+    assert [name for name in rules if name.endswith("rule")] == ["toprule", "midrule", "bottomrule"]
+    assert rules.count("\\") == 4

@@ -1,6 +1,5 @@
 """What a tracker is told of a run, from its records. Plain values only."""
 
-import csv
 import hashlib
 import json
 import math
@@ -12,6 +11,7 @@ import pandas as pd
 
 from refsam.records.attempts import read_attempt
 from refsam.records.files import read_yaml
+from refsam.records.history import read_history
 from refsam.records.metrics import METRICS, Measurement
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import read_status
@@ -132,23 +132,18 @@ def _flatten(value: Any, name: str, into: dict[str, Value]) -> None:
 
 
 def _epochs(paths: RunPaths, began: float) -> list[Epoch]:
-    """The rows of history.csv; none of a baseline. Raises ValueError when it is damaged."""
-    try:
-        with paths.history.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except FileNotFoundError:
-        return []
-    try:
-        return [
-            Epoch(
-                int(row["epoch"]),
-                began + float(row.get("train_time") or 0),
-                {name: float(text) for name, text in row.items() if name not in _NOT_OF_AN_EPOCH and text},
-            )
-            for row in rows
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{paths.history} is damaged: {error!r}") from error
+    return [
+        Epoch(
+            int(row["epoch"]),
+            began + row.get("train_time", 0.0),
+            {
+                name: value
+                for name, value in row.items()
+                if name not in _NOT_OF_AN_EPOCH and math.isfinite(value)
+            },
+        )
+        for row in read_history(paths.history)
+    ]
 
 
 def _metrics(rows: pd.DataFrame) -> dict[str, float]:

@@ -1,0 +1,32 @@
+"""history.csv as others read it: one row per epoch. Its writer is science.history."""
+
+import csv
+from pathlib import Path
+
+_INTEGERS = ("epoch", "iteration", "best")
+
+
+def read_history(path: Path) -> list[dict[str, float | int]]:
+    """The rows of history.csv by its columns, without what is empty; none where there is no file.
+
+    Raises:
+        ValueError: when it is damaged; the message names the file.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:  # a baseline, or not begun
+        return []
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    try:
+        return [
+            {
+                name: int(text) if name in _INTEGERS else float(text)
+                for name, text in row.items()
+                if text or name == "epoch"
+            }
+            for row in rows
+        ]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error

@@ -1,0 +1,189 @@
+"""Figures with a point for each way to train: memory over parameters, quality over time."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from refsam.results.collect import first_prompt
+from refsam.results.page import (
+    FILLS,
+    MARKERS,
+    Page,
+    colors,
+    legend_below,
+    models_of,
+    save,
+    trained,
+    words,
+)
+from refsam.results.provenance import provenance
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_LARGEST_SPAN = 20.0  # between the smallest and the largest value of a linear axis
+_INCHES = {1: 2.6, 2: 3.2}  # without the legend
+_SIZE = 4.5  # of a marker, in points, and what more images add to it
+_MORE = 1.6
+
+
+def memory_figure(frame: pd.DataFrame, target: Path, page: Page) -> list[Path]:
+    """Peak memory over trainable parameters: a colour and a filling per model, a marker per strategy.
+
+    Numbers of images and seeds are one point, with its standard deviation: memory does not depend on them.
+    """
+    values = ["trainable_parameters", "peak_memory_gib"]
+    runs = models_of(trained(frame).dropna(subset=values).drop_duplicates("run_id"))
+    written: list[Path] = []
+    for (dataset, resource), part in runs.groupby(["dataset", "resource"]):
+        points = _summaries(part, values, ["shown_model", "strategy"])
+        with page.styled():
+            drawn = page.figure(_INCHES[page.columns])
+            panel = drawn.subplots()
+            _scatter(panel, points, *values)
+            _log_axis(panel, points["trainable_parameters"])
+            panel.set_ylim(0, 1.15 * float((points["peak_memory_gib"] + points["peak_memory_gib_std"]).max()))
+            panel.set_xlabel("trainable parameters")
+            panel.set_ylabel("peak memory of the training (GiB)")
+            panel.set_title(f"{dataset}, resource {resource}")
+            _legend(drawn, points, page)
+            name = f"memory_parameters_{dataset}_{resource}"
+            written += save(drawn, target, name, provenance(part), page)
+    return written
+
+
+def pareto_figure(frame: pd.DataFrame, target: Path, metric: str, mode: str | None, page: Page) -> list[Path]:
+    """Quality over training time; the line joins what nothing faster surpasses. Bars are the standard
+    deviation over seeds.
+    """
+    rows = first_prompt(trained(frame))
+    rows = rows[(rows["mode"] == mode) & rows[metric].notna() & rows["seconds_total"].notna()]
+    rows = models_of(rows.assign(minutes=rows["seconds_total"] / 60))
+    written: list[Path] = []
+    for (dataset, resource), part in rows.groupby(["dataset", "resource"]):
+        points = _summaries(part, ["minutes", metric], ["shown_model", "strategy", "n_images"])
+        with page.styled():
+            drawn = page.figure(_INCHES[page.columns])
+            panel = drawn.subplots()
+            _scatter(panel, points, "minutes", metric)
+            if points["minutes"].max() > _LARGEST_SPAN * max(points["minutes"].min(), 1e-9):
+                _log_axis(panel, points["minutes"])
+            front = _draw_front(panel, points, metric)
+            panel.set_xlabel("training (minutes)")
+            panel.set_ylabel(f"{words(str(mode))} {words(metric)}")
+            panel.set_title(f"{dataset}, resource {resource}")
+            _legend(drawn, points, page, front)
+            name = f"pareto_{metric.lower()}_{mode}_{dataset}_{resource}"
+            written += save(drawn, target, name, provenance(part), page)
+    return written
+
+
+def pareto_front(costs: Sequence[float], qualities: Sequence[float]) -> list[int]:
+    """Which points nothing cheaper or equally cheap surpasses in quality, by rising cost."""
+    front: list[int] = []
+    order = sorted(range(len(costs)), key=lambda number: (costs[number], -qualities[number]))
+    for number in order:
+        if not front or qualities[number] > qualities[front[-1]]:
+            front.append(number)
+    return front
+
+
+def _draw_front(panel: "Axes", points: pd.DataFrame, metric: str) -> Any:
+    """The best quality for the time that one has, up to the right edge; returns its line."""
+    best = points.iloc[pareto_front(points["minutes"].tolist(), points[metric].tolist())]
+    low, high = panel.get_xlim()
+    (line,) = panel.plot(
+        [*best["minutes"], high],
+        [*best[metric], best[metric].iloc[-1]],
+        color="0.5",
+        drawstyle="steps-post",
+        zorder=1,
+        label="Pareto front",
+    )
+    panel.set_xlim(low, high)
+    return line
+
+
+def _summaries(rows: pd.DataFrame, values: list[str], axes: list[str]) -> pd.DataFrame:
+    """One point for what differs in nothing else: means, and standard deviations (0 for a single run)."""
+    typed = rows.astype(dict.fromkeys(values, "float64")).groupby(axes)[values]
+    return typed.mean().join(typed.std(ddof=1).fillna(0.0), rsuffix="_std").reset_index()
+
+
+def _scatter(panel: "Axes", points: pd.DataFrame, x: str, y: str) -> None:
+    looks = _looks(points)
+    for row in points.to_dict("records"):
+        look = looks[row["shown_model"], row["strategy"]]
+        panel.errorbar(
+            row[x],
+            row[y],
+            xerr=row[f"{x}_std"] or None,
+            yerr=row[f"{y}_std"] or None,
+            elinewidth=0.8,
+            linestyle="none",
+            markersize=_size(points, row.get("n_images")),
+            **look,
+        )
+
+
+def _looks(points: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
+    """A colour and a filling for each model, which greyscale keeps apart, and a marker for each strategy."""
+    from matplotlib import rcParams
+
+    palette = colors()
+    models = sorted(set(points["shown_model"]))
+    strategies = sorted(set(points["strategy"]))
+    return {
+        (model, strategy): {
+            "color": palette[place % len(palette)],
+            "fillstyle": FILLS[place % len(FILLS)],
+            "markerfacecoloralt": rcParams["axes.facecolor"],
+            "marker": MARKERS[number % len(MARKERS)],
+        }
+        for place, model in enumerate(models)
+        for number, strategy in enumerate(strategies)
+    }
+
+
+def _size(points: pd.DataFrame, n_images: int | None) -> float:
+    if n_images is None:
+        return _SIZE
+    return _SIZE + _MORE * sorted(set(points["n_images"])).index(n_images)
+
+
+def _legend(drawn: "Figure", points: pd.DataFrame, page: Page, front: Any = None) -> None:
+    """A marker for each strategy, a colour for each model, a size for each number of images, below."""
+    from matplotlib import rcParams
+    from matplotlib.lines import Line2D
+
+    looks = _looks(points)
+    strategies, models = sorted(set(points["strategy"])), sorted(set(points["shown_model"]))
+    plain = {"color": rcParams["text.color"], "linestyle": "none"}
+    handles: list[Any] = [front] if front is not None else []
+    for strategy in strategies:
+        marker = looks[models[0], strategy]["marker"]
+        handles.append(Line2D([], [], **plain, marker=marker, markersize=_SIZE, label=words(strategy)))
+    for model in models:
+        look = looks[model, strategies[0]] | {"marker": "s"}
+        handles.append(Line2D([], [], linestyle="none", markersize=1.6 * _SIZE, label=model, **look))
+    counts = sorted(set(points["n_images"])) if "n_images" in points else []
+    for count in counts if len(counts) > 1 else []:
+        label = f"{count} image{'' if count == 1 else 's'}"
+        look = {"marker": "o", "markersize": _size(points, count), "fillstyle": "none"}
+        handles.append(Line2D([], [], **plain, **look, label=label))
+    legend_below(drawn, handles, page)
+
+
+def _log_axis(panel: "Axes", values: "pd.Series[float]") -> None:
+    """A logarithmic horizontal axis with round numbers, also where the values span less than a decade."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    low, high = float(values.min()), float(values.max())
+    panel.set_xscale("log")
+    panel.set_xlim(low / 1.5, 1.5 * high)
+    panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 30 * low else (1.0,)))
+    panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+    panel.xaxis.set_minor_formatter(NullFormatter())
