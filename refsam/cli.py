@@ -58,6 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # `| head` has read enough. The interpreter flushes once more when it ends, into nothing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return COMPLETED
+    except OSError as error:
+        if error.filename is None:  # not about a file that a person could look at
+            raise
+        return _refuse(f"{error.filename} cannot be read or written: {error.strerror}", FAILED)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,6 +1,7 @@
 """`refsam collect`, `plot` and `strategies`: the tables and the figures of sweeps."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -142,7 +143,8 @@ def _write_table(options: argparse.Namespace, chosen: Selection) -> None:
         rows, columns = options.rows or ("model", "strategy"), options.columns or ("n_images",)
         metrics = options.metric or ("SA50",)
         table = wide_table(chosen.frame, rows, columns, metrics, where)
-        name = options.name or "-".join([*metrics, *rows, "by", *columns, *where.values()])
+        made_of = "-".join([*metrics, *rows, "by", *columns, *where.values()])
+        name = options.name or re.sub(r"[^\w.+-]", "_", made_of)
     if Path(name).name != name:
         raise BadInput(f"--name {name!r} is not the name of a file; it goes into {chosen.output.tables}")
     if not table.rows:

@@ -125,7 +125,8 @@ def _guarded(
     try:
         return take(values)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        problems.append(f"{path} is damaged: {type(error).__name__} {error}")
+        named = str(path) in str(error)  # by who read it, in a sentence of its own
+        problems.append(str(error) if named else f"{path} is damaged: {type(error).__name__} {error}")
         return {}
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from refsam import results
 from refsam.errors import BadInput
-from refsam.records.files import write_json, write_yaml
+from refsam.records.files import read_yaml, write_json, write_yaml
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
 from refsam.records.status import Reason, State, Status, write_status
 from refsam.results.collect import COLUMNS, METRICS, collect, damaged, write_results
@@ -205,6 +205,47 @@ def test_a_damaged_record_is_named_and_the_others_are_read(folder, name, content
     assert len(damaged(frame)) == 1
     assert str(getattr(paths, name)) in damaged(frame)[0]
     assert frame.loc[frame["run_id"] == "whole", "SA50"].tolist() == [0.4, 0.8]
+
+
+def test_records_of_older_versions_are_read(folder):
+    paths = write_run(folder, "old")
+    complete(paths)  # metrics.json in its first format: a mapping of modes, without rounds and intervals
+    config = read_yaml(paths.config)
+    del config["train"]
+    write_yaml(paths.config, config)
+    write_json(paths.environment, {"versions": {}, "cpu": "Example CPU"})
+    write_json(paths.training, {"best_epoch": 3, "seconds_to_best": 307.0})
+    paths.savings.unlink()
+    write_json(paths.status, {"state": "completed", "no_longer_known": 1})
+    newer = write_run(folder, "new")
+    complete(newer)
+    values = {**dict.fromkeys(METRICS, 0.5), "n_images": 36, "seconds_per_image": 0.25}
+    rows = [{**values, "mode": "box", "round": 0, "mask_input": False, "intervals": {"SA50": [0.4, 0.6]}}]
+    write_json(newer.metrics, {"format": 2, "rows": rows})
+    frame = collect(write_sweep(folder, ["old", "new"]), folder)
+    assert set(frame["status"]) == {"completed"}
+    assert frame["mode"].tolist() == ["point", "box", "box"]
+    assert frame["round"].tolist() == [0, 0, 0]
+    assert frame["SA50"].tolist() == [0.4, 0.8, 0.5]
+    assert frame["SA50_low"].isna().tolist() == [True, True, False]
+    assert frame["best_epoch"].tolist() == [3, 3, 3]
+
+
+def test_a_record_of_a_newer_refsam_is_named(folder):
+    paths = write_run(folder, "run")
+    complete(paths)
+    write_json(paths.metrics, {"format": 3, "rows": []})
+    (sentence,) = damaged(collect(write_sweep(folder, ["run"]), folder))
+    assert sentence == f"{paths.metrics} has the format 3, and this refsam reads up to 2; update refsam"
+
+
+def test_a_record_that_cannot_be_read_is_named(folder):
+    paths = write_run(folder, "run")
+    complete(paths)
+    paths.training.unlink()
+    paths.training.mkdir()  # as good as one of somebody who keeps it to themselves, also for root
+    (sentence,) = damaged(collect(write_sweep(folder, ["run"]), folder))
+    assert sentence == f"{paths.training} cannot be read: Is a directory"
 
 
 def test_a_summed_joint_step_is_named_as_what_it_is(folder):

@@ -16,7 +16,7 @@ from pylatexenc.latexwalker import LatexEnvironmentNode, LatexMacroNode, LatexWa
 
 from refsam import cli
 from refsam.errors import BadInput
-from refsam.records.files import read_json, read_yaml, write_json
+from refsam.records.files import read_json, read_yaml, write_json, write_yaml
 from refsam.records.paths import RunsFolder
 from refsam.records.status import State, Status, write_status
 from refsam.results import index
@@ -27,6 +27,17 @@ from refsam.results.published import PUBLISHED, published_runs
 from refsam.results.run_rows import INTEGERS
 from refsam.results.studies import hugging_face_study, peft_study, resource_study, time_text
 from refsam.results.wide import wide_table
+
+CONFIG = {
+    "kind": "finetuning",
+    "resource": {"name": "local"},
+    "model": {"name": "vit_nano", "weights": "/my/own model.pt"},
+    "peft": {"name": "full"},
+    "dataset": {"name": "nuclei"},
+    "n_images": 1,
+    "n_objects": 5,
+    "seed": 0,
+}
 
 
 def row(strategy: str, n_images: int, sa50: float, **others: Any) -> dict[str, Any]:
@@ -252,6 +263,25 @@ def test_several_people_s_runs_are_joined_and_contradictions_are_named(tmp_path,
     assert cli.main(command) == 1
     assert "run b has other results" in capsys.readouterr().err
     assert len(pd.read_csv(mine.joined.results)) == 6
+
+
+def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
+    folder = RunsFolder(tmp_path / "runs")
+    write_runs(folder, "study", {"a": 0.1})
+    folder.sweep("study").results.mkdir()
+    assert cli.main(["collect", "study", "--runs", str(folder.root)]) == 1
+    error = capsys.readouterr().err
+    assert error == f"refsam: {folder.sweep('study').results} cannot be read or written: Is a directory\n"
+
+
+def test_a_table_s_name_is_a_file_s_name_whatever_was_chosen(tmp_path):
+    folder = RunsFolder(tmp_path / "runs")
+    write_runs(folder, "study", {"a": 0.1})
+    write_yaml(folder.run("a").config, CONFIG)
+    command = ["collect", "study", "--rows", "model", "--where", "weights=/my/own model.pt"]
+    assert cli.main([*command, "--runs", str(folder.root)]) == 0
+    names = {path.name for path in folder.sweep("study").tables.iterdir()}
+    assert "SA50-model-by-n_images-_my_own_model.pt.tex" in names
 
 
 def test_the_same_run_of_two_sweeps_is_one_row_that_names_both(tmp_path):
