@@ -1,6 +1,5 @@
 """Sweeps with records written by hand: what tests of the report look at, in a browser and without one."""
 
-import csv
 import io
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from PIL import Image
 from refsam.records.attempts import Attempt, write_attempt
 from refsam.records.files import write_json, write_text, write_yaml
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
+from refsam.records.per_image import COLUMNS as PER_IMAGE
+from refsam.records.per_image import read_rows, write_rows
 from refsam.records.status import Reason, State, Status, write_status
 from refsam.results.collect import COLUMNS, INTEGERS, METRICS
 
@@ -108,11 +109,9 @@ def draw_picture(paths: RunPaths, mode: str, image: str) -> None:
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, format="PNG")
     path.write_bytes(content.getvalue())
-    columns = ("image", "mode", "round", "SA50", "mIoU", "n_objects", "n_predicted")
-    is_new = not paths.per_image.exists()
-    with paths.per_image.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerows([*([columns] if is_new else []), (image, mode, 0, 0.25, 0.5, 12, 10)])
+    measured: dict[str, Any] = {**dict.fromkeys(PER_IMAGE, 0.0), "image": image, "mode": mode, "round": 0}
+    measured |= {"mask_input": False, "SA50": 0.25, "mIoU": 0.5, "n_objects": 12, "n_predicted": 10}
+    write_rows(paths.per_image, [*read_rows(paths.per_image), measured])
 
 
 def write_manifest(

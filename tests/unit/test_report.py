@@ -23,6 +23,7 @@ from refsam import cli
 from refsam.records.files import write_json
 from refsam.records.logs import log_end
 from refsam.records.paths import RunsFolder
+from refsam.records.per_image import COLUMNS as PER_IMAGE
 from refsam.records.status import Reason
 from refsam.results.collect import collect
 from refsam.results.report import drawings
@@ -386,20 +387,25 @@ def test_the_best_run_of_each_method_is_shown_on_the_same_image(tmp_path):
     draw_picture(worse, "box", "alone.tif")
     sweep = write_manifest(folder, "study", [*names, "worse"])
     found = pictures(collect(sweep, folder), run_directories([(sweep, folder)]))
-    assert len(found.chosen) == MOST
-    assert {each.image for each in found.chosen} == {"shared.tif"}
-    assert {each.mode for each in found.chosen} == {"box", "point"}
+    chosen = [each for group in found.modes.values() for each in group]
+    assert len(chosen) == MOST
+    assert {each.image for each in chosen} == {"shared.tif"}
+    assert list(found.modes) == ["box", "point"]
     assert found.others == 2 * (MOST + 2) + 1 - MOST
-    assert f"s{MOST + 1:02}" in " ".join(each.what for each in found.chosen)
-    assert found.chosen[0].words == "12 objects, 10 predicted; SA50 0.250, mIoU 0.500"
+    assert f"s{MOST + 1:02}" in " ".join(each.what for each in chosen)
+    assert chosen[0].words == "12 objects, 10 predicted; SA50 0.250, mIoU 0.500"
 
 
-def test_a_picture_that_cannot_be_opened_is_left_out(tmp_path):
+def test_a_picture_that_cannot_be_opened_is_named(tmp_path):
     folder = RunsFolder(tmp_path / "runs")
     paths = write_run(folder, "run")
     complete(paths)
     draw_picture(paths, "box", "image.tif")
     paths.picture("box", "image.tif").write_bytes(b"no picture")
-    paths.per_image.write_text("damaged\n1\n")
+    paths.per_image.write_text(f"{','.join(PER_IMAGE)}\ndamaged\n")
     sweep = write_manifest(folder, "study", ["run"])
-    assert pictures(collect(sweep, folder), run_directories([(sweep, folder)])).chosen == []
+    found = pictures(collect(sweep, folder), run_directories([(sweep, folder)]))
+    assert found.modes == {}
+    damaged, no_picture = found.problems
+    assert damaged.startswith(f"{paths.per_image} is damaged: ")
+    assert no_picture == f"{paths.picture('box', 'image.tif')} is no picture"

@@ -115,7 +115,9 @@ def environments(runs: Mapping[str, RunPaths], models: Mapping[str, str]) -> Env
         changed = ", with changes that are not committed" if commit and values.get("dirty") else ""
         commits[f"{commit or 'not known: not run from a git checkout'}{changed}"] += 1
         started = _mapping(values.get("weights"))
-        text = f"{started.get('source', 'not known')}, hash {started.get('hash', 'not known')}"
+        text = str(started.get("source", "not known"))
+        if started.get("hash"):  # random ones are known by their seed
+            text += f", hash {started['hash']}"
         weights.setdefault(models.get(run_id, "not known"), Counter())[text] += 1
     return Environments(
         versions=[_fact(name, found) for name, found in versions.items()],

@@ -1,7 +1,6 @@
 """Sample segmentations: what evaluation drew of the best run of each method, made small enough to send."""
 
 import base64
-import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from refsam.records.paths import RunPaths
-from refsam.results.collect import first_prompt
+from refsam.records.per_image import read_rows
+from refsam.results.collect import BASELINE, first_prompt
 from refsam.results.report.sources import printable
 from refsam.results.table import ordered_modes, run_words, varying_axes
 
@@ -38,10 +38,16 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The chosen pictures, and how many others the runs' directories hold."""
+    """The chosen pictures by their mode.
 
-    chosen: list[Picture]
+    Attributes:
+        others: how many more the runs' directories hold.
+        problems: sentences about files that cannot be read.
+    """
+
+    modes: dict[str, list[Picture]]
     others: int
+    problems: list[str]
 
 
 def pictures(frame: pd.DataFrame, runs: Mapping[str, RunPaths]) -> Pictures:
@@ -56,15 +62,28 @@ def pictures(frame: pd.DataFrame, runs: Mapping[str, RunPaths]) -> Pictures:
     modes = ordered_modes(measured)
     best = [row for row in _best_runs(measured) if files[row["run_id"]]]
     shown = best[-max(1, MOST // max(1, len(modes))) :]
-    chosen = []
+    chosen: dict[str, list[Picture]] = {}
+    problems: list[str] = []
     for mode in modes:
         shared = _shared_image(mode, [files[row["run_id"]] for row in shown])
         for row in shown:
             path = runs[row["run_id"]].results / "pictures" / f"{mode}-{shared}.png"
-            if path in files[row["run_id"]]:
-                measures = _measures(runs[row["run_id"]], mode, shared)
-                chosen.append(_picture(path, mode, shared, run_words(row, axes), measures))
-    return Pictures([each for each in chosen if each is not None], total - len(chosen))
+            if path not in files[row["run_id"]]:
+                continue
+            what = "initial model" if row["strategy"] == BASELINE else run_words(row, axes)
+            image, words = shared, ""
+            try:
+                image, words = _measured(runs[row["run_id"]], mode, shared)
+            except ValueError as error:  # the picture tells enough
+                problems.append(str(error))
+            try:
+                uri, width, height = _encoded(path)
+            except (OSError, UnidentifiedImageError):
+                problems.append(f"{path} is no picture")
+                continue
+            picture = Picture(mode, printable(image), what, words, uri, width, height)
+            chosen.setdefault(mode, []).append(picture)
+    return Pictures(chosen, total - sum(map(len, chosen.values())), list(dict.fromkeys(problems)))
 
 
 def _best_runs(measured: pd.DataFrame) -> list[dict[str, Any]]:
@@ -90,28 +109,27 @@ def _is_of(path: Path, mode: str) -> bool:
     return path.name.startswith(f"{mode}-")
 
 
-def _picture(path: Path, mode: str, image: str, what: str, measures: str) -> Picture | None:
-    try:
-        with Image.open(path) as opened:
-            shown = opened.convert("RGB")
-    except (OSError, UnidentifiedImageError):  # one picture less; the run's numbers stand without it
-        return None
+def _encoded(path: Path) -> tuple[str, int, int]:
+    """A picture as a data URI of WebP, its width and height. Raises OSError and UnidentifiedImageError."""
+    with Image.open(path) as opened:
+        shown = opened.convert("RGB")
     shown.thumbnail((WIDTH, WIDTH))
     encoded = io.BytesIO()
     shown.save(encoded, format="WEBP", quality=QUALITY)
-    uri = f"data:image/webp;base64,{base64.b64encode(encoded.getvalue()).decode('ascii')}"
-    return Picture(mode, printable(image), what, measures, uri, *shown.size)
+    return f"data:image/webp;base64,{base64.b64encode(encoded.getvalue()).decode('ascii')}", *shown.size
 
 
-def _measures(paths: RunPaths, mode: str, image: str) -> str:
-    """What was measured on the image, as a sentence; nothing where per_image.csv does not say."""
+def _measured(paths: RunPaths, mode: str, image: str) -> tuple[str, str]:
+    """The image's name and its measures by per_image.csv; without a row there, what its file is named after.
+
+    Raises ValueError when per_image.csv is damaged.
+    """
     try:
-        with paths.per_image.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                name = row["image"].replace("/", "__")
-                if (name, row["mode"], row["round"]) == (image, mode, "0"):
-                    quality = f"SA50 {float(row['SA50']):.3f}, mIoU {float(row['mIoU']):.3f}"
-                    return f"{row['n_objects']} objects, {row['n_predicted']} predicted; {quality}"
-    except (FileNotFoundError, KeyError, TypeError, ValueError):
-        pass  # the picture says it, too
-    return ""
+        rows = read_rows(paths.per_image)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{paths.per_image} is damaged: {type(error).__name__} {error}") from error
+    for row in rows:
+        if (row["image"].replace("/", "__"), row["mode"], row["round"]) == (image, mode, 0):
+            counts = f"{row['n_objects']} objects, {row['n_predicted']} predicted"
+            return row["image"], f"{counts}; SA50 {row['SA50']:.3f}, mIoU {row['mIoU']:.3f}"
+    return image, ""
