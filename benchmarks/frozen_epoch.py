@@ -5,7 +5,8 @@ dataset=nuclei`, REFSAM_DATA), the segmentation decoder included, and `--samples
 study's 50. Written are, for every epoch, the seconds of training (of the clock, and of all cores together,
 which tells more on a machine that others use), those that its encoder took, how often it was called, and what
 validation takes. micro-sam embeds every patch twice in every step; our first epoch embeds each once, and the
-later ones none (`train.patch_pool` is the samples of one epoch).
+later ones none (`train.patch_pool` is the samples of one epoch). On a machine that others use,
+OMP_NUM_THREADS=1 keeps threads from waiting for each other, which counts as work.
 """
 
 import argparse
@@ -22,7 +23,8 @@ from benchmarks.rows import save_figure, write_csv
 
 ENGINES = ("micro_sam", "refsam")
 COLUMNS = (
-    "model", "n_objects", "engine", "epoch", "samples", "seconds_per_sample", "cpu_seconds_per_sample",
+    "model", "n_objects", "engine", "threads", "memory_gib", "object_chunk", "checkpoint_decoder",
+    "epoch", "samples", "seconds_per_sample", "cpu_seconds_per_sample",
     "encoder_cpu_seconds_per_sample", "encoder_calls", "validation_cpu_seconds_per_sample", "above_base_mib",
     "ratio", "cpu_ratio",
 )  # fmt: skip
@@ -69,6 +71,7 @@ def measure(arguments: argparse.Namespace) -> None:
             f"train.patch_pool={arguments.samples}",
             "train.validation_samples=1",
             "train.precision=float32",
+            f"resource.request.memory_gb={arguments.memory_gib}",
         ]
     )
     loaders = training_loaders(config)
@@ -110,6 +113,10 @@ def measure(arguments: argparse.Namespace) -> None:
                 "model": arguments.model,
                 "n_objects": arguments.n_objects,
                 "engine": arguments.engine,
+                "threads": torch.get_num_threads(),
+                "memory_gib": arguments.memory_gib,
+                "object_chunk": trainer.savings["object_chunk"],
+                "checkpoint_decoder": trainer.savings["checkpoint_decoder"],
                 "epoch": epoch,
                 "samples": arguments.samples,
                 "seconds_per_sample": round((last[1] - started) / arguments.samples, 2),
@@ -134,7 +141,7 @@ def benchmark(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     for engine in ENGINES:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "benchmarks.frozen_epoch", "--measure", "--engine", engine]
-            for name in ("model", "n_objects", "samples"):
+            for name in ("model", "n_objects", "samples", "memory_gib"):
                 command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
             epochs = 1 if engine == "micro_sam" else arguments.epochs  # micro-sam's are all alike
             command += ["--epochs", str(epochs), "--output", folder]
@@ -175,6 +182,7 @@ def main() -> None:
     parser.add_argument("--model", default="vit_b")
     parser.add_argument("--n-objects", type=int, default=10)
     parser.add_argument("--samples", type=int, default=2, help="patches of an epoch; the study has 50")
+    parser.add_argument("--memory-gib", type=int, default=16, help="that ours is to stay within")
     parser.add_argument("--epochs", type=int, default=2, help="of ours; micro-sam's are all alike")
     parser.add_argument("--name", default="frozen_epoch", help="of the CSV and the figure")
     parser.add_argument("--engine", help=argparse.SUPPRESS)

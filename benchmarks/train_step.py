@@ -41,7 +41,7 @@ CHOSEN = (
 # What two rows that are compared have in common.
 SAME_STEP = ("model", "peft", "n_objects", "n_sub_iterations", "decoder")
 COLUMNS = (
-    *CHOSEN, "limit_gib", "outcome", "trainable_parameters", "total_parameters", "weights_mib",
+    *CHOSEN, "threads", "limit_gib", "outcome", "trainable_parameters", "total_parameters", "weights_mib",
     "seconds", "cpu_seconds", "base_mib", "above_base_mib", "loss",
     "gradient_norm", "seconds_ratio", "cpu_ratio", "memory_ratio",
     "loss_difference", "gradient_difference", "worst_parameter",
@@ -97,7 +97,6 @@ def take_step(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
     from refsam.configuration.compose import compose
     from refsam.records.paths import RunPaths
     from refsam.science.data import training_loaders
-    from refsam.science.engine.step import LowMemoryStep
     from refsam.science.randomness import seed_everything
     from refsam.science.training import build_trainer
 
@@ -149,8 +148,10 @@ def take_step(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
     norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
     torch.save({"gradients": gradients, "prompts": prompts.kept}, output / "step.pt")
     trainable, total = trainer.parameter_counts
-    chunk = {"object_chunk": trainer.object_chunk} if isinstance(trainer, LowMemoryStep) else {}
-    return chunk | {
+    used = {name: trainer.savings[name] for name in ("object_chunk", "attention")}
+    return used | {
+        "checkpoint_encoder": trainer.savings["checkpoint_every"],
+        "threads": torch.get_num_threads(),
         "trainable_parameters": trainable,
         "total_parameters": total,
         "weights_mib": round(trainer.weights_bytes / MIB, 1),

@@ -25,7 +25,7 @@ def save_steps(name: str) -> None:
     rows = read_csv(name)
     columns = list(dict.fromkeys(panel_of(row) for row in rows))
     figure, axes = pyplot.subplots(
-        2, len(columns), figsize=(2.6 * len(columns) + 1.2, 6), sharex=True, sharey="row", squeeze=False
+        2, len(columns), figsize=(2.6 * len(columns) + 2, 6), sharex=True, sharey="row", squeeze=False
     )
     for index, column in enumerate(columns):
         inside = [row for row in rows if panel_of(row) == column]
@@ -37,12 +37,13 @@ def save_steps(name: str) -> None:
         axes[1, index].set_xlabel("objects")
     for axis, (label, _) in zip(axes[:, 0], MEASURED.values(), strict=True):
         axis.set_ylabel(label)
+        axis.margins(y=0.12)
         axis.set_ylim(bottom=0)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
     counts = sorted({int(row["n_objects"]) for row in rows})
     axes[0, 0].set_xticks(counts)
-    figure.legend(*handles(axes), loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(*handles(axes), loc="outside lower center", ncols=min(3, len(columns)), frameon=False)
     figure.set_layout_engine("constrained")
     save_figure(name, figure)
 
@@ -54,28 +55,28 @@ def draw(axis: Any, rows: list[dict[str, Any]], quantity: str, unit: float, engi
     fitting = [row for row in rows if not row["outcome"]]
     counts = [int(row["n_objects"]) for row in fitting]
     values = [float(row[quantity]) / unit for row in fitting]
-    axis.plot(counts, values, color=color, marker=marker, label=label)
+    if counts:
+        axis.plot(counts, values, color=color, marker=marker, label=label)
     failed = [int(row["n_objects"]) for row in rows if row["outcome"]]
-    axis.plot(
-        failed,
-        [0.97] * len(failed),
-        "x",
-        color=color,
-        markersize=9,
-        markeredgewidth=2,
-        transform=axis.get_xaxis_transform(),
-        label=f"{label}: out of memory",
-        clip_on=False,
-    )
+    if failed:
+        axis.plot(
+            failed,
+            [0.97] * len(failed),
+            "x",
+            color=color,
+            markersize=9,
+            markeredgewidth=2,
+            transform=axis.get_xaxis_transform(),
+            label=f"{label}: out of memory",
+        )
 
 
 def handles(axes: Any) -> tuple[list[Any], list[str]]:
-    """What the legend names: each label once, and only what some panel shows."""
+    """What the legend names, each once."""
     found: dict[str, Any] = {}
     for axis in axes.flat:
         for line in axis.get_lines():
-            if len(line.get_xdata()):
-                found.setdefault(line.get_label(), line)
+            found.setdefault(line.get_label(), line)
     return list(found.values()), list(found)
 
 
