@@ -48,7 +48,7 @@ def memory_figure(frame: pd.DataFrame, target: Path, page: Page) -> list[Path]:
             panel.set_ylim(0, 1.15 * float((points["peak_memory_gib"] + points["peak_memory_gib_std"]).max()))
             panel.set_xlabel("trainable parameters")
             panel.set_ylabel("peak memory of the training (GiB)")
-            panel.set_title(f"{dataset}, resource {resource}")
+            panel.set_title(_title(points, str(dataset), str(resource)))
             _legend(drawn, points, page)
             name = f"memory_parameters_{dataset}_{resource}"
             written += save(drawn, target, name, provenance(part), page)
@@ -74,7 +74,7 @@ def pareto_figure(frame: pd.DataFrame, target: Path, metric: str, mode: str | No
             front = _draw_front(panel, points, metric)
             panel.set_xlabel("training (minutes)")
             panel.set_ylabel(f"{words(str(mode))} {words(metric)}")
-            panel.set_title(f"{dataset}, resource {resource}")
+            panel.set_title(_title(points, str(dataset), str(resource)))
             _legend(drawn, points, page, front)
             name = f"pareto_{metric.lower()}_{mode}_{dataset}_{resource}"
             written += save(drawn, target, name, provenance(part), page)
@@ -154,6 +154,12 @@ def _size(points: pd.DataFrame, n_images: int | None) -> float:
     return _SIZE + _MORE * sorted(set(points["n_images"])).index(n_images)
 
 
+def _title(points: pd.DataFrame, dataset: str, resource: str) -> str:
+    models = set(points["shown_model"])
+    only = f"{models.pop()} on " if len(models) == 1 else ""
+    return f"{only}{dataset}, resource {resource}"
+
+
 def _legend(drawn: "Figure", points: pd.DataFrame, page: Page, front: Any = None) -> None:
     """A marker for each strategy, a colour for each model, a size for each number of images, below."""
     from matplotlib import rcParams
@@ -166,9 +172,9 @@ def _legend(drawn: "Figure", points: pd.DataFrame, page: Page, front: Any = None
     for strategy in strategies:
         marker = looks[models[0], strategy]["marker"]
         handles.append(Line2D([], [], **plain, marker=marker, markersize=_SIZE, label=words(strategy)))
-    for model in models:
-        look = looks[model, strategies[0]] | {"marker": "s"}
-        handles.append(Line2D([], [], linestyle="none", markersize=1.6 * _SIZE, label=model, **look))
+    for model in models if len(models) > 1 else []:  # else the title says it; a marker that no strategy has
+        look = looks[model, strategies[0]] | {"marker": MARKERS[len(strategies) % len(MARKERS)]}
+        handles.append(Line2D([], [], linestyle="none", markersize=1.4 * _SIZE, label=model, **look))
     counts = sorted(set(points["n_images"])) if "n_images" in points else []
     for count in counts if len(counts) > 1 else []:
         label = f"{count} image{'' if count == 1 else 's'}"
