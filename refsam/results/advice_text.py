@@ -61,9 +61,8 @@ def _quality(quality: Quality) -> str:
     if quality.deviation is not None:
         said += f" ± {quality.deviation:.3f} over {quality.n_runs} seeds"
     if quality.low is not None and quality.high is not None:
-        said += f", 95 % interval {quality.low:.3f} to {quality.high:.3f} over test images"
-    if quality.n_test_images is not None:
-        said += f" ({quality.n_test_images} of them)" if quality.low is not None else ""
+        images = "" if quality.n_test_images is None else f"{quality.n_test_images} "
+        said += f", 95 % interval {quality.low:.3f} to {quality.high:.3f} over {images}test images"
     return said if quality.n_runs > 1 else f"{said}; 1 seed"
 
 
