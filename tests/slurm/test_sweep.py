@@ -17,6 +17,7 @@ from refsam.records.files import read_json
 from refsam.records.paths import RunsFolder
 from refsam.records.status import State, read_status
 from refsam.sweep import main
+from refsam.test_cluster.settings import node_names
 
 TINY = [
     "-m",
@@ -158,6 +159,7 @@ def test_a_sweep_over_three_resources_trains_on_what_each_asks_for(folder, monke
     done = {run: read_status(runs.run(run)) for run in run_ids}
     assert [status.state for status in done.values()] == [State.completed] * 6, done
     assert len({status.job_id.partition("_")[0] for status in done.values()}) == 3
+    assert {status.host for status in done.values()} <= set(node_names())
     for run, status in done.items():
         resource = next(name for name in expected if f"-{name}-" in run)
         assert expected[resource] <= allocated(status.job_id)
