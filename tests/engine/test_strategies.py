@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from strategy_models import (
 from torch import nn
 
 from refsam.configuration.linear_layers import linear_layers as known_layers
-from refsam.configuration.strategies import STRATEGIES
+from refsam.configuration.strategies import PARTS, STRATEGIES
 from refsam.errors import BadInput
 from refsam.science.engine.attention import use_fused_attention
 from refsam.science.engine.checkpointing import checkpoint_encoder
@@ -35,7 +36,8 @@ from refsam.science.strategies.injection import apply_strategy
 from refsam.science.strategies.merging import plain_state
 from refsam.science.strategies.parts import count_parameters, linear_layers
 from refsam.science.strategies.quantization import quantize_encoder, weights_bytes
-from refsam.science.strategies.state import load_trained, trained_state
+from refsam.science.strategies.state import HOLDS, Keeping, load_trained
+from refsam.science.strategies.state import TRAINED as ONLY_TRAINED
 
 LORA = r"lora_[AB]\.default\.weight"
 # Names, within a block of the encoder, of all that each strategy is to train there.
@@ -128,23 +130,68 @@ def test_a_strategy_trains_what_it_is_to_train_and_nothing_else(
             assert torch.equal(value, result.before[buffer]), buffer
 
 
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("name", "frozen"),
+    [
+        ("full", ["prompt_encoder"]),
+        ("full", ["mask_decoder"]),
+        ("full", ["prompt_encoder", "mask_decoder"]),
+        ("freeze_encoder", ["image_encoder", "prompt_encoder"]),
+        ("freeze_encoder", ["image_encoder", "mask_decoder"]),
+        ("dora", ["mask_decoder"]),
+        ("hf_lora", ["prompt_encoder", "mask_decoder"]),
+    ],
+)
+def test_any_parts_can_be_frozen_beside_a_strategy(name: str, frozen: list[str], model: str) -> None:
+    result = train_some_steps(apply_strategy(fresh(model), strategy(name, freeze=frozen)))
+    moved = set()
+    for parameter, value in result.sam.named_parameters():
+        part = parameter.partition(".")[0]
+        assert value.requires_grad == (part not in frozen and is_meant(name, parameter)), parameter
+        if not torch.equal(value, result.before[parameter]):
+            moved.add(part)
+            assert value.requires_grad, parameter
+    assert moved == set(PARTS) - set(frozen)
+    for buffer, value in result.sam.named_buffers():
+        if buffer.partition(".")[0] in frozen:
+            assert torch.equal(value, result.before[buffer]), buffer
+
+
 @pytest.mark.parametrize(("name", "model"), PAIRS)
-def test_what_is_kept_of_a_strategy_gives_the_same_masks(
-    name: str, model: str, trained: Callable[[str, str], Trained]
+def test_the_checkpoints_of_a_strategy_give_the_same_masks(
+    name: str, model: str, trained: Callable[[str, str], Trained], tmp_path: Path
 ) -> None:
+    """Both of them, holding everything or only what is trained, as files."""
     sam = trained(name, model).sam
     expected = masks(sam)
     assert not torch.allclose(expected, masks(fresh(model)), atol=1e-3)
-    again = apply_strategy(fresh(model), strategy(name))
-    load_trained(again, trained_state(sam))
-    assert torch.equal(masks(again), expected)
+    for adapter_only in (False, True):
+        keeping = Keeping(strategy(name), adapter_only)
+        latest = through_file(keeping.latest(sam), tmp_path)
+        again = apply_strategy(fresh(model), strategy(name))
+        again.load_state_dict(keeping.restored(again, latest)["model_state"])
+        assert torch.equal(masks(again), expected)
+        best = through_file(keeping.best(sam), tmp_path)
+        if best.get(HOLDS) == ONLY_TRAINED:
+            again = apply_strategy(fresh(model), strategy(name))
+            load_trained(again, best["model_state"])
+            assert torch.equal(masks(again), expected)
+        else:
+            plain = fresh(model)
+            plain.load_state_dict(best["model_state"])
+            torch.testing.assert_close(masks(plain), expected, rtol=0, atol=1e-4)
+        assert (best.get(HOLDS) == ONLY_TRAINED) == (adapter_only or not STRATEGIES[name].mergeable)
     if not STRATEGIES[name].mergeable:
         with pytest.raises(TypeError, match="cannot be merged"):
             plain_state(sam)
-        return
-    plain = fresh(model)
-    plain.load_state_dict(plain_state(sam))
-    torch.testing.assert_close(masks(plain), expected, rtol=0, atol=1e-4)
+
+
+def through_file(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What is read of a checkpoint that was written."""
+    torch.save(values, folder / "checkpoint.pt")
+    read: dict[str, Any] = torch.load(folder / "checkpoint.pt", weights_only=True)
+    return read
 
 
 @pytest.mark.parametrize(("name", "model"), SAVED_PAIRS)

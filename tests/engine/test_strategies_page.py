@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from steps import CONF, model_config
 from strategy_models import strategy_of_file
 
+from benchmarks.strategies import PUBLISHED
 from refsam.configuration.strategies import STRATEGIES, strategy_problem
 from refsam.science.models import build_model
 from refsam.science.strategies.injection import apply_strategy
@@ -51,6 +52,20 @@ def test_the_table_counts_what_is_trained(architecture: str) -> None:
             continue
         counted[name] = int(shown.replace(",", ""))
         assert counted[name] == trained_parameters(COUNTED_AS.get(name, name), architecture), name
+
+
+# Files of conf/peft that the PEFT study has measured, as benchmarks/strategies.py calls them.
+PUBLISHED_FILES = {"lora rank=32": "lora_32", "late_ft share=8": "late_ft_8"}
+
+
+def test_as_many_parameters_are_trained_as_the_study_has_published() -> None:
+    """Its numbers hold the heads and the segmentation decoder, as a frozen encoder's alone do."""
+    _, heads = PUBLISHED["freeze_encoder"]
+    for name, (gibibytes, millions) in PUBLISHED.items():
+        file = PUBLISHED_FILES.get(name, name)
+        ours = trained_parameters(COUNTED_AS.get(file, file), "vit_b") / 1e6
+        assert ours == pytest.approx(millions - heads, abs=0.1)
+        assert f"| `{file}` | {ours:.2f} | {millions - heads:.1f} | {gibibytes} |" in PAGE
 
 
 def trained_parameters(file: str, architecture: str) -> int:
