@@ -6,6 +6,7 @@ Tests hold these names against the models themselves.
 
 from refsam.configuration.families import HUGGING_FACE
 from refsam.configuration.schema import ModelConfig
+from refsam.datasets.hub_cache import encoder_shape
 
 # Inputs and outputs of each linear layer.
 Layers = dict[str, tuple[int, int]]
@@ -32,9 +33,10 @@ def linear_layers(model: ModelConfig) -> Layers | None:
     blocks = "layers" if model.family == HUGGING_FACE else "blocks"
     if model.custom is not None:
         return _vision_transformer(blocks, model.custom.depth, model.custom.embed_dim)
-    if model.architecture not in VISION_TRANSFORMERS:
-        return None
-    return _vision_transformer(blocks, *VISION_TRANSFORMERS[model.architecture])
+    if model.architecture in VISION_TRANSFORMERS:
+        return _vision_transformer(blocks, *VISION_TRANSFORMERS[model.architecture])
+    shape = encoder_shape(model) if model.family == HUGGING_FACE else None
+    return None if shape is None else _vision_transformer(blocks, *shape)
 
 
 def _vision_transformer(blocks: str, depth: int, channels: int, hidden: int | None = None) -> Layers:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from refsam.configuration.schema import ModelConfig
 from refsam.errors import BadInput
 
 CONFIGURATION = "config.json"
@@ -16,6 +17,8 @@ WEIGHTS = (
 )
 ANY = "hf"  # the model of conf/ that takes any hub id
 KIND = "sam"  # model_type of a SamModel
+# transformers' defaults (SamVisionConfig), which a configuration may leave out.
+DEPTH, CHANNELS, MLP_RATIO = 12, 768, 4
 
 
 def snapshot(hub_id: str) -> Path | None:
@@ -53,6 +56,21 @@ def require_model(folder: Path) -> None:
         raise BadInput(f"{given} holds a model of type {kind}, and allowed is {KIND} (transformers.SamModel)")
     if not any((folder / name).exists() for name in WEIGHTS):
         raise BadInput(f"{given} holds no weights; needed is one of {', '.join(WEIGHTS)}")
+
+
+def encoder_shape(model: ModelConfig) -> tuple[int, int, int] | None:
+    """Blocks and channels of a model's image encoder, and channels of its MLP, from its configuration.
+
+    None where the model is not on this disk, or has a configuration without an encoder like a SamModel's.
+    """
+    folder = snapshot(str(model.hub_id)) if model.weights == "pretrained" else Path(model.weights)
+    try:
+        values = json.loads(((folder or Path()) / CONFIGURATION).read_text(encoding="utf-8"))["vision_config"]
+        channels = int(values.get("hidden_size", CHANNELS))
+        hidden = values.get("mlp_dim") or MLP_RATIO * channels
+        return int(values.get("num_hidden_layers", DEPTH)), channels, int(hidden)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 def folder_hash(folder: Path) -> str:

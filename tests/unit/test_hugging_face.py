@@ -385,6 +385,29 @@ def test_the_plan_knows_the_linear_layers_of_slimsam(name: str, shape: tuple[int
     assert checkpoint_room.ENCODERS[name] == sum(value.numel() for value in encoder.parameters())
 
 
+def test_the_plan_reads_the_linear_layers_of_any_model_on_this_disk(
+    tiny: ModelConfig, folder: Path, hub: Path, tmp_path: Path
+) -> None:
+    in_cache, in_folder = (
+        model_config("hf", hub_id="somebody/some-sam"),
+        model_config("hf", weights=str(folder)),
+    )
+    assert linear_layers(in_cache) is None
+    put_into_cache(hub, "somebody/some-sam", folder)
+    assert linear_layers(in_cache) == linear_layers(in_folder) == linear_layers(tiny)
+    peft = PeftConfig(name="hf_lora", rank=97, targets=[r".*\.attn\.qkv"])
+    assert "peft.rank=97 is larger than the layer" in str(strategy_problem(in_folder, peft))
+    peft = PeftConfig(name="hf_lora", rank=2, targets=["nothing"])
+    assert "nothing matches no linear layer; there are:" in str(strategy_problem(in_cache, peft))
+    (tmp_path / "config.json").write_text('{"model_type": "sam", "vision_config": {"mlp_dim": null}}')
+    assert linear_layers(model_config("hf", weights=str(tmp_path))) == linear_layers(
+        model_config("sam_vit_base")
+    )
+    for text in ("{", "{}", "[]", '{"vision_config": 7}', '{"vision_config": {"hidden_size": "wide"}}'):
+        (tmp_path / "config.json").write_text(text)
+        assert linear_layers(model_config("hf", weights=str(tmp_path))) is None
+
+
 def test_a_rank_larger_than_a_layer_is_refused_before_anything_is_submitted() -> None:
     peft = PeftConfig(name="hf_lora", rank=200, targets=[r".*\.attn\.qkv"])
     problem = str(strategy_problem(model_config("slimsam_77"), peft))
