@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,6 +105,28 @@ def test_another_evaluation_mode_trains_nothing_again(folder):
     assert "1 to evaluate" in more.stdout
     assert {row["mode"] for row in read_metrics(run / "results" / "metrics.json")} == {"box", "point"}
     assert (run / "checkpoints" / "best.pt").stat().st_mtime_ns == checkpoint
+
+
+def test_four_kinds_of_model_end_in_one_table_with_all_modes(folder):
+    """The initial model and a generalist from a local file, each as it is and finetuned."""
+    joint = ["train.decoder=true", "train.epochs=1"]
+    made = sweep(folder, "name=before", "baseline=false", "seed=1", *joint)
+    assert made.returncode == 0, made.stdout + made.stderr
+    shutil.copy(run_folder(folder, "full") / "checkpoints" / "best.pt", folder / "generalist.pt")
+    modes = ["point", "box", "amg", "ais", "apg", "no_prompt"]
+    measured = [f"evaluate.modes=[{','.join(modes)}]", "evaluate.grid=defaults", "evaluate.points_per_side=4"]
+    done = sweep(folder, "name=four", "model.weights=random,generalist.pt", *joint, *measured)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = collect(folder, "four")
+    table["start"] = table["weights"].map(lambda weights: "default" if weights == "random" else "generalist")
+    kinds = [("default", "baseline"), ("default", "full"), ("generalist", "baseline"), ("generalist", "full")]
+    rows = table.set_index(["start", "strategy", "mode"]).sort_index()
+    assert set(rows.index) == {(*kind, mode) for kind in kinds for mode in modes}
+    # Only the default model has no decoder for automatic segmentation, so that its rows have no metrics.
+    without = {("default", "baseline", mode) for mode in ("ais", "apg")}
+    assert set(rows.index[rows["mIoU"].isna()]) == without
+    assert rows["SA50"].isna().sum() == len(kinds) + len(without)  # no_prompt has no instances
+    assert rows["evaluation_hardware"].notna().all()
 
 
 def test_a_run_that_fails_stops_no_other_and_has_a_row_that_says_why(folder):

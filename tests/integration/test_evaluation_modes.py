@@ -384,6 +384,24 @@ def test_pictures_show_objects_found_missed_and_wrong(tmp_path, monkeypatch):
         assert (drawn[..., :3] == (red, green, blue)).all(axis=-1).any()
 
 
+def test_the_picture_of_a_foreground_tells_pixels_and_no_objects(tmp_path, monkeypatch):
+    """Of two squares of 400 of 4800 pixels a mask finds one, and as many pixels beside them."""
+    truth = np.zeros((60, 80), dtype=bool)
+    predicted = np.zeros_like(truth)
+    truth[5:25, 5:25], truth[35:55, 5:25] = True, True
+    predicted[5:25, 5:25], predicted[5:25, 50:70] = True, True
+    named = []
+    monkeypatch.setattr(
+        pictures, "Patch", lambda color, label: named.append(label) or Patch(color=color, label=label)
+    )
+    pictures.draw_foreground(np.full(truth.shape, 50, dtype="uint8"), truth, predicted, tmp_path / "a.png")
+    assert named == ["8% wrong", "8% missed", "8% found"]
+    drawn = imageio.imread(tmp_path / "a.png")
+    for colour in (pictures.FOUND, pictures.MISSED, pictures.WRONG):
+        red, green, blue = (int(colour[first : first + 2], 16) for first in (1, 3, 5))
+        assert (drawn[..., :3] == (red, green, blue)).all(axis=-1).any()
+
+
 def test_pictures_of_the_first_images_are_drawn_once_they_are_asked_for(
     config, predictor, decoder, pairs, run
 ):

@@ -21,6 +21,9 @@ RESOLUTION = 120  # pixels per inch
 TRUTH, PREDICTED, FOUND, MISSED, WRONG = "#ffd400", "#00c8ff", "#009e73", "#e69f00", "#d81b60"
 
 
+Contours = list[tuple[NDArray[Any], str, str]]  # what is outlined, its colour, and its words in the legend
+
+
 def draw(image: NDArray[Any], labels: NDArray[Any], segmentation: NDArray[Any], path: Path) -> None:
     """Write a PNG of three panels: the labels, the prediction, and which objects of both agree.
 
@@ -33,19 +36,48 @@ def draw(image: NDArray[Any], labels: NDArray[Any], segmentation: NDArray[Any], 
     matched_objects, matched_predictions = _matches(objects, segmentation)
     found, missed = len(matched_objects), int(objects.max()) - len(matched_objects)
     wrong = np.setdiff1d(np.unique(segmentation), [0, *matched_predictions])
+    contours = [
+        (np.where(np.isin(segmentation, wrong), segmentation, 0), WRONG, f"{len(wrong)} wrong"),
+        (np.where(np.isin(objects, matched_objects), 0, objects), MISSED, f"{missed} missed"),
+        (np.where(np.isin(objects, matched_objects), objects, 0), FOUND, f"{found} found"),
+    ]
     panels = [
         (f"ground truth: {int(objects.max())} objects", [(objects, TRUTH, "")]),
         (f"prediction: {np.count_nonzero(np.unique(segmentation))}", [(segmentation, PREDICTED, "")]),
+        (f"at IoU {MATCHED_AT}", contours),
+    ]
+    _write(image, panels, path)
+
+
+def draw_foreground(
+    image: NDArray[Any], truth: NDArray[np.bool_], predicted: NDArray[np.bool_], path: Path
+) -> None:
+    """Write a PNG of three panels for one mask of the whole image: foreground, prediction, where they differ.
+
+    Args:
+        image: (H, W) or (H, W, channels) uint8.
+        truth: (H, W), the union of all objects.
+        predicted: (H, W).
+    """
+    areas = {"found": truth & predicted, "missed": truth & ~predicted, "wrong": predicted & ~truth}
+    iou = areas["found"].sum() / max(1, sum(area.sum() for area in areas.values()))
+    panels = [
+        (f"ground truth: {truth.mean():.0%} of the image", [(truth, TRUTH, "")]),
+        (f"prediction: {predicted.mean():.0%}", [(predicted, PREDICTED, "")]),
         (
-            f"at IoU {MATCHED_AT}",
+            f"pixels, IoU {iou:.2f}",
             [
-                (np.where(np.isin(segmentation, wrong), segmentation, 0), WRONG, f"{len(wrong)} wrong"),
-                (np.where(np.isin(objects, matched_objects), 0, objects), MISSED, f"{missed} missed"),
-                (np.where(np.isin(objects, matched_objects), objects, 0), FOUND, f"{found} found"),
+                (areas[words], colour, f"{areas[words].mean():.0%} {words}")
+                for words, colour in (("wrong", WRONG), ("missed", MISSED), ("found", FOUND))
             ],
         ),
     ]
-    height, width = labels.shape
+    _write(image, panels, path)
+
+
+def _write(image: NDArray[Any], panels: list[tuple[str, Contours]], path: Path) -> None:
+    """The panels side by side, each with its title, its contours and their legend."""
+    height, width = image.shape[:2]
     scale = PANEL / max(height, width)
     figure = Figure(figsize=(3 * width * scale, height * scale + 0.6), dpi=RESOLUTION, layout="constrained")
     FigureCanvasAgg(figure)
@@ -55,7 +87,9 @@ def draw(image: NDArray[Any], labels: NDArray[Any], segmentation: NDArray[Any], 
         axes.set_axis_off()
         named = [Patch(color=colour, label=words) for _, colour, words in contours if words]
         if named:
-            axes.legend(handles=named[::-1], fontsize=7, loc="upper right", framealpha=0.8)
+            # Below the image, where it hides no object.
+            place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0)}
+            axes.legend(handles=named[::-1], fontsize=8, ncols=3, frameon=False, **place)
     path.parent.mkdir(parents=True, exist_ok=True)
     encoded = io.BytesIO()
     figure.savefig(encoded, format="png")

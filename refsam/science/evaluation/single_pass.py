@@ -21,7 +21,7 @@ from refsam.science.engine.cache import DiskStore
 from refsam.science.evaluation.grid_search import grid_values, search
 from refsam.science.evaluation.images import LONGEST_SIDE, EmbeddedImage, embed, load_image, shared_embeddings
 from refsam.science.evaluation.measuring import Model, measure, nothing_measured
-from refsam.science.evaluation.pictures import draw
+from refsam.science.evaluation.pictures import draw, draw_foreground
 from refsam.science.evaluation.record import (
     Key,
     key_of,
@@ -176,8 +176,11 @@ class _SinglePass:
             if self._config.evaluate.save_predictions:
                 write_prediction(prediction_path(self._paths, each, pair.name), found.segmentation)
             if self._is_drawn(pair, each):
-                objects = labels if each.mode != NO_PROMPT else labels > 0
-                draw(image, objects, found.segmentation, self._paths.picture(each.mode, pair.name))
+                picture = self._paths.picture(each.mode, pair.name)
+                if each.mode == NO_PROMPT:
+                    draw_foreground(image, labels > 0, found.segmentation > 0, picture)
+                else:
+                    draw(image, labels, found.segmentation, picture)
             seconds = (embedded.seconds, found.seconds_prompts, found.seconds_postprocessing)
             rows.append(self._row(pair, each, found.metrics, n_objects, found.n_predicted, *seconds))
         return rows
