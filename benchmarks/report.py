@@ -7,6 +7,7 @@ writes it as CSV.
 """
 
 import argparse
+import resource
 import shutil
 import statistics
 import subprocess
@@ -55,11 +56,11 @@ def main() -> None:
         folder = RunsFolder(Path(name) / "runs")
         write_runs(folder, options.runs)
         count = 2 * options.runs
-        rows = [{"what": "refsam report", "rows": count, "seconds": round(make(folder), 2)}]
+        seconds, of_one_core = make(folder)
+        measured = {"refsam report": seconds, "refsam report, of one core": of_one_core}
         path = folder.sweep("synthetic").report
-        rows += [
-            {"what": what, "rows": count, "seconds": seconds} for what, seconds in use(path, name).items()
-        ]
+        measured |= use(path, name)
+        rows = [{"what": what, "rows": count, "seconds": taken} for what, taken in measured.items()]
         size = path.stat().st_size
     for row in rows:
         print(f"{row['what']:32} {row['rows']:>7} rows {row['seconds']:8.3f} s")
@@ -67,12 +68,14 @@ def main() -> None:
     write_csv("report", COLUMNS, rows)
 
 
-def make(folder: RunsFolder) -> float:
-    """Seconds of `refsam report`, the collecting and the start of Python included."""
+def make(folder: RunsFolder) -> tuple[float, float]:
+    """Seconds of `refsam report`, the collecting and the start of Python included; and those of one core."""
     command = [sys.executable, "-m", "refsam.cli", "report", "synthetic", "--runs", str(folder.root)]
-    began = perf_counter()
+    began, before = perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return perf_counter() - began
+    seconds, after = perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    of_one_core = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return round(seconds, 2), round(of_one_core, 2)
 
 
 def use(path: Path, profile: str) -> dict[str, float]:
