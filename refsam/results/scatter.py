@@ -189,7 +189,7 @@ def _log_axis(panel: "Axes", values: "pd.Series[float]") -> None:
 
     low, high = float(values.min()), float(values.max())
     panel.set_xscale("log")
-    panel.set_xlim(low / 1.5, 1.5 * high)
+    panel.set_xlim(low / 2, 2 * high)  # wide enough for two of the numbers
     panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 30 * low else (1.0,)))
     panel.xaxis.set_major_formatter(EngFormatter(sep=""))
     panel.xaxis.set_minor_formatter(NullFormatter())

@@ -102,7 +102,9 @@ def _methods(
     """A row per method, a column per quantity; the best of a column is marked."""
     measured = first_prompt(frame)
     measured = measured[measured["mode"].notna()]
-    axes = (*_telling_apart(measured, axes), *axes)
+    further = _telling_apart(measured, axes)
+    places = [axis for axis in further if axis in ("dataset", "resource")]
+    axes = (*places, *axes, *(axis for axis in further if axis not in places))
     if "resource" in axes:
         measured = with_baselines_everywhere(measured)
     rows = ordered_values(measured, axes)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 import pandas as pd
@@ -78,8 +79,8 @@ def wide_table(
 
     Only first prompts are in it unless `round` is an axis or chosen. Several modes are columns of their own
     unless they are an axis or one is chosen. Per row and metric the best value is marked, where there is
-    more than one. Initial models are only in it where strategies or numbers of images tell them from what was
-    trained, or nothing was.
+    more than one; in such columns of modes, that of each mode. Initial models are only in it where strategies
+    or numbers of images tell them from what was trained, or nothing was.
 
     Args:
         options: how a person names the axes, for sentences.
@@ -105,7 +106,8 @@ def wide_table(
         measured = measured[measured["strategy"] != BASELINE]
     columns = tuple(columns)
     by_mode = all(depends_on_mode(metric) for metric in metrics)
-    if "mode" not in named and by_mode and measured["mode"].nunique() > 1:
+    beside = "mode" not in named and by_mode and measured["mode"].nunique() > 1
+    if beside:
         columns = ("mode", *columns)
     elif "mode" not in (*rows, *columns):
         # What a run has once is in each of its rows.
@@ -126,8 +128,11 @@ def wide_table(
     for row in row_values:
         line: list[Cell | None] = []
         for metric in present:
-            values = [grouped.get((*row, *column)) for column in column_values]
-            line += with_best([None if part is None else cell_of(part[metric]) for part in values], metric)
+            # Modes that nobody asked for as an axis are tables side by side, each with its own best.
+            for _, columns_of_one in groupby(column_values, key=lambda column: beside and column[0]):
+                values = [grouped.get((*row, *column)) for column in columns_of_one]
+                cells_of_one = [None if part is None else cell_of(part[metric]) for part in values]
+                line += with_best(cells_of_one, metric)
         cells.append(line)
     return WideTable(
         title=title,

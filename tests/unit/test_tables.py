@@ -109,6 +109,15 @@ def test_cells_are_means_over_seeds_and_the_best_of_a_row_is_marked(seeds):
     assert table.cells[1][0] is None
 
 
+def test_the_best_of_a_row_is_that_of_its_mode():
+    rows = [row("full", count, 0.1 * count, mode=mode) for count in (1, 5) for mode in ("box", "point")]
+    table = wide_table(frame_of(*rows), ("strategy",), ("n_images",), ("SA50",))
+    assert table.headings == ["box 1 image", "box 5 images", "point 1 image", "point 5 images"]
+    assert [cell.best for cell in table.cells[0]] == [False, True, False, True]
+    table = wide_table(frame_of(*rows), ("strategy", "n_images"), ("mode",), ("SA50",))
+    assert not any(cell.best for line in table.cells for cell in line)  # equal
+
+
 def test_smaller_is_better_for_times():
     rows = [row("full", count, 0.5, seconds_total=seconds) for count, seconds in ((1, 60.0), (5, 90.0))]
     table = wide_table(frame_of(*rows), ("strategy",), ("n_images",), ("seconds_total",))

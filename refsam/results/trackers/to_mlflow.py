@@ -30,6 +30,7 @@ class MLflow(Tracker):
     def __init__(self, destination: str | None, experiment: str, default: Path) -> None:
         # A command on records tells nobody that it was used.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # no news of its database
         try:
             import sqlalchemy  # noqa: F401 - what MLflow itself does not ask for, and SQLite needs
             from mlflow import MlflowClient
