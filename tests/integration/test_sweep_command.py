@@ -10,6 +10,7 @@ import pytest
 
 from refsam import cli
 from refsam.records.paths import RunsFolder
+from refsam.results.sweeps import read_manifest
 from refsam.sweep import main
 
 CHECKOUT = Path(__file__).parents[2]
@@ -246,6 +247,19 @@ def test_scripts_are_written_where_no_slurm_is_and_nothing_is_executed(tmp_path,
         assert cli.main(again) == 0
     assert "old" not in {path.read_text() for path in scripts.iterdir()}
     assert not list(tmp_path.rglob("attempts"))
+
+
+def test_a_sweep_remembers_every_command_that_asked_for_it(tmp_path, monkeypatch):
+    prepare_synthetic(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("SLURM_CONF", raising=False)
+    asked = ["-m", "resource=v100", "model=vit_nano", "dataset=synthetic", "baseline=false", "name=study"]
+    for count in (1, 2, 1):
+        assert sweep(*asked, "cluster.script_only=true", f"n_images={count}") == 0
+    manifest = read_manifest(RunsFolder(tmp_path / "runs").sweep("study"))
+    assert [command[-1] for command in manifest.commands] == ["n_images=2", "n_images=1"]  # the last one last
+    assert all(command[1:-2] == asked for command in manifest.commands)
+    assert len(manifest.runs) == 2
 
 
 def test_a_dry_run_lists_what_no_job_script_can_carry(tmp_path, capsys):

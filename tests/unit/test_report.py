@@ -30,8 +30,9 @@ from refsam.results.report import drawings
 from refsam.results.report.cost import costs, read_power
 from refsam.results.report.failures import failures
 from refsam.results.report.origin import configuration, environments
+from refsam.results.report.overview import bests
 from refsam.results.report.pictures import MOST, pictures
-from refsam.results.report.sources import printable, run_directories
+from refsam.results.report.sources import asked_sweeps, printable, run_directories
 
 VOID = {"meta", "link", "img", "input", "br"}
 
@@ -192,6 +193,25 @@ def test_the_script_has_every_row_and_the_page_the_first_ones(recorded):
     assert not by_name["dataset"]["shown"]
     assert "All rows and columns are in results.csv, beside this file." in visible(text)
     assert "Sorting and filtering need a browser that runs scripts." in page.texts["noscript"][0]
+
+
+def test_the_best_run_of_each_mode_stands_beside_the_initial_model(recorded):
+    folder, _ = recorded
+    box, point = bests(collect(folder.sweep("study"), folder))
+    assert (box.mode, box.metric, box.value, box.interval) == ("box", "SA50", "0.600", "0.500 to 0.700")
+    assert "full" in box.what
+    assert box.initial == "0.200"
+    assert (point.value, point.initial) == ("0.300", "0.100")
+
+
+def test_a_manifest_from_before_all_commands_were_kept_has_the_last_one(tmp_path):
+    folder = RunsFolder(tmp_path / "runs")
+    sweep = write_manifest(folder, "study", [])
+    manifest = json.loads(sweep.manifest.read_text(encoding="utf-8"))
+    command = manifest.pop("commands")[0]
+    write_json(sweep.manifest, manifest | {"command": command})
+    (asked,) = asked_sweeps([(sweep, folder)])
+    assert asked.commands == ["python -m refsam.sweep " + " ".join(command[1:])]
 
 
 def test_costs_are_those_of_all_attempts_and_the_energy_follows_from_them(tmp_path):
