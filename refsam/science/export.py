@@ -64,7 +64,7 @@ def export_run(paths: RunPaths, target: str, output: Path | None) -> Path:
 def _write_micro_sam(config: RefsamConfig, paths: RunPaths, output: Path) -> None:
     """A checkpoint that get_sam_model and the annotator open, with the decoder if it has one."""
     finished = finished_model(config, paths, "cpu")
-    plain = _segment_anything_state(config, finished)
+    plain = _segment_anything_state(config, finished, "micro_sam")
     state = {f"{SAM_PREFIX}{name}": value for name, value in plain.items()}
     values: dict[str, dict[str, torch.Tensor]] = {"model_state": state}
     if finished.decoder_state is not None:
@@ -75,7 +75,7 @@ def _write_micro_sam(config: RefsamConfig, paths: RunPaths, output: Path) -> Non
 def _write_merged(config: RefsamConfig, paths: RunPaths, output: Path) -> None:
     """segment_anything's own: a plain state dict, as sam_model_registry takes it."""
     _refuse_unmergeable(config, "merged")
-    state = _segment_anything_state(config, finished_model(config, paths, "cpu"))
+    state = _segment_anything_state(config, finished_model(config, paths, "cpu"), "merged")
     write_atomically(output, lambda file: torch.save(state, file))
 
 
@@ -124,15 +124,21 @@ WRITERS: dict[str, tuple[Writer, str]] = {
 }
 
 
-def _segment_anything_state(config: RefsamConfig, finished: Finished) -> dict[str, torch.Tensor]:
-    """The state dict under the names of segment_anything."""
+def _segment_anything_state(config: RefsamConfig, finished: Finished, target: str) -> dict[str, torch.Tensor]:
+    """The state dict under the names of segment_anything, for the format `target`."""
     state: dict[str, torch.Tensor] = finished.sam.state_dict()
     if not isinstance(finished.sam, HuggingFaceSam):
         return state
     if published_shape(finished.sam.config) is None:
+        strategy = STRATEGIES[config.peft.name]
+        allowed = [
+            name
+            for name, is_possible in (("hf", strategy.mergeable), ("adapter", strategy.adapter))
+            if is_possible
+        ]
         raise BadInput(
-            f"--to micro_sam: model={config.model.name} has a shape that segment_anything has not, allowed: "
-            "hf, adapter"
+            f"--to {target}: model={config.model.name} has a shape that segment_anything has not, allowed: "
+            f"{', '.join(allowed) or f'none for peft.name={config.peft.name}'}"
         )
     return to_segment_anything(state)
 
@@ -148,5 +154,6 @@ def _refuse_unmergeable(config: RefsamConfig, target: str) -> None:
     if not STRATEGIES[config.peft.name].mergeable:
         raise BadInput(
             f"--to {target}: peft.name={config.peft.name} adds layers that a plain model has not, allowed: "
-            "micro_sam, which opens them with get_sam_model(…, peft_kwargs=…)"
+            "micro_sam, which opens them with get_sam_model(…, peft_kwargs=…) if the model's shape is one of "
+            "its own"
         )

@@ -112,6 +112,31 @@ def test_any_model_of_the_hub_goes_to_segment_anything_if_its_shape_does() -> No
     assert shape(hidden_size=168, mlp_dim=696) is None  # slimsam_77
 
 
+@pytest.mark.parametrize(
+    ("overrides", "allowed"),
+    [
+        (("peft=dora", "peft.rank=2"), "hf, adapter"),
+        (("peft=full",), "hf"),
+        (("peft=adaptformer", "peft.projection=2"), "none for peft.name=adaptformer"),
+    ],
+)
+def test_a_shape_of_its_own_is_refused_by_the_name_of_the_format_with_what_is_possible(
+    overrides: tuple[str, ...],
+    allowed: str,
+    synthetic: DatasetConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    as_trained(small_config(synthetic, *overrides, model=("model=hf_tiny", *TINY[1:])), tmp_path / "a-run")
+    for target in ("micro_sam", "merged"):
+        if target == "merged" and "none" in allowed:
+            continue  # refused for what it adds, before its shape matters
+        assert main(["export", "a-run", "--to", target, "--runs", str(tmp_path)]) == 2
+        said = capsys.readouterr().err
+        assert f"--to {target}: model=hf_tiny has a shape that segment_anything has not" in said
+        assert said.endswith(f"allowed: {allowed}\n")
+
+
 def test_an_export_that_cannot_be_written_is_one_sentence_and_leaves_nothing(
     synthetic: DatasetConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
