@@ -116,4 +116,6 @@ def _used(row: Mapping[Any, Any], folders: list[RunsFolder]) -> Used:
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             continue  # not written yet, or damaged, which the table says; the row says the most of it
     values = {name: None if pd.isna(row[name]) else str(row[name]) for name in _SAME}
-    return Used(values["model"], None, None, values["strategy"], values["optimizer"], values["dataset"])
+    # The table adds settings to the name: `late_lora 50 %, rank 8`.
+    strategy = re.split("[ ,]", values["strategy"])[0] if values["strategy"] else None
+    return Used(values["model"], None, None, strategy, values["optimizer"], values["dataset"])

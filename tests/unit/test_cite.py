@@ -19,7 +19,7 @@ from refsam.configuration.strategies import STRATEGIES, Method
 from refsam.records.files import read_yaml, write_json
 from refsam.records.paths import RunsFolder
 from refsam.records.status import State, Status, write_status
-from refsam.results.cite import REFERENCES, RULES, citations, references
+from refsam.results.cite import REFERENCES, RULES, _used, citations, references
 from refsam.results.collect import collect
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -146,6 +146,17 @@ def test_a_run_without_a_configuration_is_judged_by_what_the_command_said(folder
     write_sweep(folder, ("a", ["model=vit_t", "peft=dora", "dataset=nuclei"]))
     folder.run("a").config.unlink()
     assert {"mobile_sam", "dora", "mnfinder"} <= keys_of(folder)
+
+
+def test_a_strategy_is_known_in_the_table_whatever_settings_stand_beside_it(folder):
+    row = dict.fromkeys(("run_id", "model", "strategy", "dataset", "optimizer")) | {
+        "run_id": "gone",
+        "model": "vit_b",
+        "dataset": "nuclei",
+    }
+    for label in ("dora", "dora, rank 8", "dora 50 %, rank 8", "dora, summed"):
+        assert _used(row | {"strategy": label}, [folder]).strategy == "dora"
+    assert _used(row, [folder]).strategy is None
 
 
 def test_what_has_no_known_source_is_said_and_the_file_stays_bibtex(folder, tmp_path, capsys):
