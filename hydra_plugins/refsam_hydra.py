@@ -24,6 +24,7 @@ from refsam.configuration.compose import quote_numbers
 from refsam.configuration.resources import folder
 from refsam.configuration.schema import ClusterConfig, RequestConfig, ResourceConfig
 from refsam.errors import BadInput, RunFailed
+from refsam.terminal import standard_console
 
 if TYPE_CHECKING:
     from refsam.records.status import Status
@@ -62,15 +63,13 @@ class RefsamLauncher(Launcher):
         )
         if not is_refsam:
             return self._launch_others(job_overrides, initial_job_idx)
-        from rich.console import Console
-
         from refsam.orchestration.planning.hydra_jobs import plan_jobs
         from refsam.orchestration.submission.sweeps import failed, objective, submit
 
         plan = plan_jobs(
             self.hydra_context.config_loader, self.config, [list(overrides) for overrides in job_overrides]
         )
-        statuses = submit(plan, Console())
+        statuses = submit(plan, standard_console())
         self.unfinished += len(failed(statuses))
         if not statuses:
             return []  # a dry run
@@ -116,6 +115,13 @@ class RefsamSweeper(BasicSweeper):
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides(quote_numbers([*self._parse_config(), *arguments]))
+        for override in overrides:
+            if override.is_interval_sweep():  # an interval has no number of values
+                given = str(override.input_line).partition("=")[2]
+                raise BadInput(
+                    f"{override.get_key_element()}: {given} was given, allowed are "
+                    "values with commas, choice(…), range(…) and glob(…)"
+                )
         returns: list[JobReturn] = []
         for batch in self.split_arguments(overrides, self.max_batch_size):
             returns += self.launcher.launch(batch, initial_job_idx=len(returns))

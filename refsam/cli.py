@@ -1,7 +1,6 @@
 """The command `refsam`: what a person asks at a prompt about sweeps and data. Answers fast, imports late."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -31,19 +30,27 @@ from refsam.commands.options import (
     INTERRUPTED,
     SLURM_SILENT,
 )
-from refsam.errors import BadInput, DamagedManifest, RunFailed, SlurmSilent
+from refsam.errors import BadInput, DamagedManifest, RunFailed, SlurmSilent, os_problem
+from refsam.terminal import any_encoding, flush_standard_output, leave_standard_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status, one of those that `refsam --help` names."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    with any_encoding():
+        return _answer(given)
+
+
+def _answer(given: list[str]) -> int:
     try:
-        if given[:1] == ["sweep"]:  # Hydra has its own --help, -m and overrides
-            return _sweep(given[1:])
-        options = _options(given)
-        status: int = options.run(options)
-        sys.stdout.flush()
-        return status
+        try:
+            if given[:1] == ["sweep"]:  # Hydra has its own --help, -m and overrides
+                return _sweep(given[1:])
+            options = _options(given)
+            status: int = options.run(options)
+            return status
+        finally:
+            flush_standard_output()
     except BadInput as error:
         return _refuse(error, BAD_INPUT)
     except DamagedManifest as error:
@@ -55,13 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _refuse("stopped by Ctrl-C", INTERRUPTED)
     except BrokenPipeError:
-        # `| head` has read enough. The interpreter flushes once more when it ends, into nothing.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave_standard_output()  # `| head` has read enough
         return COMPLETED
     except OSError as error:
-        if error.filename is None:  # not about a file that a person could look at
-            raise
-        return _refuse(f"{error.filename} cannot be read or written: {error.strerror}", FAILED)
+        if error.filename is None:
+            leave_standard_output()
+        return _refuse(os_problem(error), FAILED)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -20,6 +20,12 @@ class DamagedManifest(ValueError):
     """A sweep's manifest cannot be read. The message names the file. The commands exit with status 1."""
 
 
+def os_problem(error: OSError) -> str:
+    """What went wrong with which file, in one sentence, for an error that no other sentence is about."""
+    what = error.strerror or str(error) or type(error).__name__
+    return what if error.filename is None else f"{error.filename} cannot be read or written: {what}"
+
+
 def nearest(given: str, allowed: Iterable[str]) -> str:
     """` (did you mean X?)` when something like `given` is allowed, else the empty string."""
     close = difflib.get_close_matches(given, list(allowed), n=1)

@@ -6,7 +6,7 @@ Without -m it runs one run in this process. A named sweep: python -m refsam.swee
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import hydra
 from hydra.types import RunMode
@@ -16,7 +16,8 @@ from refsam.configuration.compose import quote_numbers
 from refsam.configuration.composition_errors import explain
 from refsam.configuration.resources import folder
 from refsam.configuration.schema import register
-from refsam.errors import BadInput, RunFailed
+from refsam.errors import BadInput, RunFailed, os_problem
+from refsam.terminal import any_encoding, flush_standard_output, leave_standard_output, standard_console
 
 TRACEBACKS = "HYDRA_FULL_ERROR"  # Hydra's own switch; a person who sets it to 1 gets tracebacks
 
@@ -26,7 +27,6 @@ def run_one(config: DictConfig) -> None:
     # Imported here: --help, --cfg and shell completion need none of it and should answer at once.
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
-    from rich.console import Console
 
     from refsam.orchestration.planning.hydra_jobs import plan_jobs
     from refsam.orchestration.submission.sweeps import failed, submit
@@ -37,7 +37,7 @@ def run_one(config: DictConfig) -> None:
     if not any(override.startswith("baseline=") for override in overrides):
         overrides.append("baseline=false")
     plan = plan_jobs(loader, master, [overrides])
-    statuses = submit(plan, Console(), in_process=True)
+    statuses = submit(plan, standard_console(), in_process=True)
     if failed(statuses):
         raise RunFailed("the run has no result; the lines above say why")
 
@@ -54,18 +54,26 @@ def main(arguments: list[str] | None = None) -> None:
     register()
     errors: list[Exception] = []
 
-    def task(config: DictConfig) -> None:
+    @hydra.main(version_base="1.3", config_path=str(folder("conf")), config_name="config")
+    def application(config: DictConfig) -> None:
+        # Hydra would print the overrides above whatever is raised here.
         try:
             run_one(config)
-        except Exception as error:  # raised below: Hydra says a line of its own about what a task raises
+        except Exception as error:
             errors.append(error)
 
-    application = hydra.main(version_base="1.3", config_path=str(folder("conf")), config_name="config")(task)
+    with any_encoding():
+        _answer(application, errors, wants_traceback)
+
+
+def _answer(application: Callable[[], None], errors: list[Exception], wants_traceback: bool) -> None:
+    """Run the application, and leave with one sentence for what is raised, or is in `errors` afterwards."""
     try:
         with _known_mode(sys.argv[1:]):
             application()
         if errors:
             raise errors[0]
+        flush_standard_output()
     except BadInput as error:
         _leave(str(error), 2)
     except RunFailed as error:
@@ -74,11 +82,18 @@ def main(arguments: list[str] | None = None) -> None:
         _leave(str(error), 1)
     except KeyboardInterrupt:
         _leave("stopped; the same command goes on where it was", 130)
+    except BrokenPipeError:
+        leave_standard_output()  # `| head` has read enough
     except Exception as error:
-        sentence = None if wants_traceback else explain(error)
-        if sentence is None:
+        if wants_traceback:
             raise
-        _leave(sentence, 2)
+        if (sentence := explain(error)) is not None:
+            _leave(sentence, 2)
+        if not isinstance(error, OSError):
+            raise
+        if error.filename is None:
+            leave_standard_output()
+        _leave(os_problem(error), 1)
     finally:
         if not wants_traceback:
             del os.environ[TRACEBACKS]

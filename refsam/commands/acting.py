@@ -15,6 +15,7 @@ from refsam.commands.options import (
     print_json,
 )
 from refsam.errors import BadInput, nearest
+from refsam.terminal import standard_console
 
 if TYPE_CHECKING:
     from refsam.orchestration.operating.sweep_state import RunState, SweepState
@@ -150,8 +151,6 @@ def _again(
     wanted: "Callable[[RunState], bool]",
     words: str,
 ) -> int:
-    from rich.console import Console
-
     state = _look(target, folder)
     chosen, outside = [run for run in state.runs if wanted(run)], 0
     unknown = [run.run_id for run in chosen if not folder.run(run.run_id).config.exists()]
@@ -161,7 +160,7 @@ def _again(
             "the sweep makes it"
         )
     _say(state.notes)
-    console = Console(stderr=options.json, highlight=False)
+    console = standard_console(stderr=options.json, highlight=False)
     if chosen:
         from refsam.orchestration.submission.resubmit import resubmit
 

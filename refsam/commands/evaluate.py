@@ -15,6 +15,7 @@ from refsam.commands.options import (
     print_json,
 )
 from refsam.errors import BadInput
+from refsam.terminal import standard_console
 
 if TYPE_CHECKING:
     from refsam.configuration.schema import EvaluateConfig
@@ -43,15 +44,13 @@ def add(commands: Commands) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from refsam.orchestration.operating.evaluate_again import evaluate_again
     from refsam.orchestration.operating.targets import find_target
 
     folder = open_folder(options)
     target = find_target(options.target, folder)
     named, wanted = _wanted(options.overrides)
-    console = Console(stderr=options.json, highlight=False)
+    console = standard_console(stderr=options.json, highlight=False)
     done = evaluate_again(target, folder, wanted, named, console)
     if options.json:
         print_json(

@@ -14,6 +14,7 @@ from refsam.commands.options import (
     print_json,
 )
 from refsam.errors import DamagedManifest
+from refsam.terminal import standard_console
 
 if TYPE_CHECKING:
     from refsam.orchestration.operating.sweep_state import SweepState
@@ -93,8 +94,6 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from refsam.orchestration.operating.sweep_state import look
     from refsam.orchestration.operating.sweep_view import as_json
     from refsam.orchestration.operating.targets import sweep_target
@@ -109,7 +108,7 @@ def _status(options: argparse.Namespace) -> int:
     if due:
         from refsam.orchestration.submission.killed import submit_again  # brings what composes
 
-        again = submit_again(due, folder, target.sweep, Console(stderr=True, highlight=False))
+        again = submit_again(due, folder, target.sweep, standard_console(stderr=True, highlight=False))
     if again:
         state = look(target.sweep.name, folder, target.run_ids, SlurmQuery(glance))
     if options.json:
@@ -120,8 +119,6 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _watch(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from refsam.orchestration.operating.sweep_state import look
     from refsam.orchestration.operating.targets import sweep_target
     from refsam.orchestration.operating.watch import watch
@@ -135,18 +132,16 @@ def _watch(options: argparse.Namespace) -> int:
         # The sweep may be asked for with further runs meanwhile.
         return look(sweep, folder, sweep_target(sweep, folder).run_ids, query)
 
-    watch(look_again, Console(highlight=False), options.json)
+    watch(look_again, standard_console(highlight=False), options.json)
     return COMPLETED
 
 
 def print_state(state: "SweepState") -> None:
     """The sweep on standard output: as wide as the terminal, and uncut where that is a pipe or a file."""
-    from rich.console import Console
-
     from refsam.orchestration.display import plain_text
     from refsam.orchestration.operating.sweep_view import lines
 
-    console = Console(highlight=False)
+    console = standard_console(highlight=False)
     if console.is_terminal:
         for line in lines(state, console.width):
             console.print(plain_text(line.text), style=line.style, soft_wrap=True)

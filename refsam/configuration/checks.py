@@ -5,10 +5,13 @@ Two kinds: `check_values` looks at single fields, and what it finds is a mistake
 """
 
 import importlib.util
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from omegaconf import MISSING
 
 from refsam.configuration.families import FAMILIES, attention_problem, model_problem
 from refsam.configuration.measurements import GRIDS, MODES, is_grid
@@ -33,6 +36,7 @@ EMBEDDING_CACHES = ("memory", "disk", "off")
 EMBEDDING_DTYPES = ("float32", "float16")
 ATTENTIONS = ("auto", "fused", "sdpa", "eager")
 SWITCHES = ("auto", "on", "off", True, False)  # YAML reads a bare on as true
+LARGEST_SEED = 2**32 - 1  # of numpy's older generators, which torch-em and micro-sam draw from
 PATCH_MULTIPLE = 32  # pixels; the segmentation decoder halves the patch five times
 
 
@@ -59,6 +63,21 @@ def _is_time(value: str) -> bool:
     return re.fullmatch(r"(\d+-)?\d{1,2}(:\d{2}){0,2}", value) is not None
 
 
+def _from_zero(value: Any) -> bool:
+    return math.isfinite(value) and value >= 0
+
+
+def _above_zero(value: Any) -> bool:
+    return math.isfinite(value) and value > 0
+
+
+def _some_of(choices: tuple[Any, ...]) -> Callable[[Any], bool]:
+    """One or more, each once."""
+    return lambda values: (
+        bool(values) and all(value in choices and values.count(value) == 1 for value in values)
+    )
+
+
 def _positive_or_auto(value: Any) -> bool:
     return value == AUTO or _whole(1)(value)
 
@@ -66,7 +85,11 @@ def _positive_or_auto(value: Any) -> bool:
 _RULES = (
     _Rule("n_images", _whole(1), "a whole number from 1"),
     _Rule("n_objects", _positive_or_auto, "auto, or a whole number from 1"),
-    _Rule("seed", _whole(0), "a whole number from 0"),
+    _Rule(
+        "seed",
+        lambda value: _whole(0)(value) and value <= LARGEST_SEED,
+        f"a whole number from 0 to {LARGEST_SEED}",
+    ),
     _Rule(
         "name",  # of a folder and a job, and a word of commands
         _optional(lambda name: re.fullmatch(r"\w[\w.-]{0,99}", name) is not None),
@@ -78,7 +101,7 @@ _RULES = (
     _Rule("train.batch_size", _whole(1), "a whole number from 1"),
     _Rule("train.min_samples", _whole(1), "a whole number from 1"),
     _Rule("train.validation_samples", _whole(1), "a whole number from 1"),
-    _Rule("train.lr", lambda value: value > 0, "a number above 0"),
+    _Rule("train.lr", _above_zero, "a number above 0"),
     _Rule("train.optimizer", _one_of(OPTIMIZERS), ", ".join(OPTIMIZERS)),
     _Rule("train.scheduler_factor", lambda value: 0 < value < 1, "a number between 0 and 1"),
     _Rule("train.scheduler_patience", _whole(0), "a whole number from 0"),
@@ -92,13 +115,13 @@ _RULES = (
     ),
     _Rule("train.n_sub_iterations", _whole(1), "a whole number from 1"),
     _Rule("train.mask_prob", lambda value: 0 <= value <= 1, "a number from 0 to 1"),
-    _Rule("train.box_distortion", lambda value: value >= 0, "a number from 0"),
+    _Rule("train.box_distortion", _from_zero, "a number from 0"),
     _Rule("train.workers", lambda value: value == AUTO or _whole(0)(value), "auto, or a whole number from 0"),
     _Rule("train.patch_pool", is_patch_pool, "auto, null, a whole number from 1, or a multiple as 4x"),
     _Rule("train.embedding_cache", _one_of(EMBEDDING_CACHES), ", ".join(EMBEDDING_CACHES)),
     _Rule(
         "train.embedding_disk_gib",
-        _optional(lambda value: value > 0),
+        _optional(_above_zero),
         "null, or a number of GiB above 0",
     ),
     _Rule("train.embedding_dtype", _one_of(EMBEDDING_DTYPES), " or ".join(EMBEDDING_DTYPES)),
@@ -117,7 +140,7 @@ _RULES = (
     _Rule("train.attention", _one_of(ATTENTIONS), ", ".join(ATTENTIONS)),
     _Rule(
         "evaluate.modes",
-        lambda modes: bool(modes) and set(modes) <= set(MODES) and len(set(modes)) == len(modes),
+        _some_of(MODES),
         f"a list of {', '.join(MODES)}",
     ),
     _Rule(
@@ -137,7 +160,7 @@ _RULES = (
     ),
     _Rule(
         "evaluate.mask_input",
-        lambda given: bool(given) and set(given) <= {True, False} and len(set(given)) == len(given),
+        _some_of((True, False)),
         "a list of true and false",
     ),
     _Rule("evaluate.max_images", _optional(_whole(1)), "null, or a whole number from 1"),
@@ -159,7 +182,7 @@ _RULES = (
     _Rule("cluster.kind", _one_of(CLUSTERS), " or ".join(CLUSTERS)),
     _Rule(
         "cluster.parallel",
-        lambda value: value == AUTO or (value.isdigit() and int(value) > 0),
+        lambda value: value == AUTO or re.fullmatch(r"0*[1-9][0-9]*", value) is not None,
         "auto, or a whole number from 1",
     ),
     *(
@@ -190,8 +213,20 @@ def check_values(config: RefsamConfig) -> None:
         value: Any = config
         for name in rule.field.split("."):
             value = getattr(value, name)
+        if value == MISSING:
+            raise BadInput(f"{rule.field}: nothing was given, and there is no default; give {rule.field}=…")
         if not rule.holds(value):
             raise BadInput(f"{rule.field}: {value!r} was given, allowed is {rule.allowed}")
+    for name, setting in config.resource.settings.items():
+        field = f"resource.settings.{name}"  # of a person's own file
+        if not _whole(1)(setting.n_objects):
+            raise BadInput(
+                f"{field}.n_objects: {setting.n_objects!r} was given, allowed is a whole number from 1"
+            )
+        if setting.peft in (AUTO, MISSING):
+            raise BadInput(
+                f"{field}.peft: {setting.peft!r} was given, allowed is the name of a finetuning strategy"
+            )
 
 
 def combination_problem(

@@ -24,7 +24,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from refsam.configuration.composition_errors import choice_problem
 from refsam.configuration.frozen import from_values, to_config
+from refsam.configuration.paths import with_absolute_paths
 from refsam.configuration.resources import folder
 from refsam.configuration.schema import RefsamConfig, register
 from refsam.errors import BadInput
@@ -69,7 +71,7 @@ class Composer:
     def values(self, overrides: Sequence[str]) -> dict[str, Any]:
         """The plain, resolved values of the run that `overrides` ask for.
 
-        Raises hydra's and omegaconf's errors for what cannot be composed.
+        Raises hydra's and omegaconf's errors for what cannot be composed, and BadInput for what is no choice.
         """
         keyed = {self._key(override): override for override in overrides}
         if self._base is None:
@@ -134,7 +136,17 @@ class Composer:
 
     def _parse(self, override: str) -> Override:
         if override not in self._parsed:
-            self._parsed[override] = self._parser.parse_override(override)
+            parsed = self._parser.parse_override(override)
+            key = str(parsed.get_key_element())
+            if not key:
+                raise BadInput(f"the override {override!r} has no key, allowed is KEY=VALUE")
+            if (
+                not set(key) & set("+~@")
+                and self._is_group(key)
+                and (problem := choice_problem(key, parsed.value()))
+            ):
+                raise BadInput(problem)
+            self._parsed[override] = parsed
         return self._parsed[override]
 
     def _is_plain_group(self, override: str) -> bool:
@@ -252,9 +264,13 @@ def hydra_session() -> Iterator[None]:
 
 
 def compose(overrides: Sequence[str], config_name: str = "config") -> RefsamConfig:
-    """The typed configuration of one run. Raises hydra's and omegaconf's errors."""
+    """The typed configuration of one run, its paths absolute.
+
+    Raises hydra's and omegaconf's errors, and BadInput for a path that cannot be one.
+    """
     with hydra_session():
-        return to_config(without_hydra(hydra_compose(config_name, overrides=quote_numbers(overrides))))
+        config = to_config(without_hydra(hydra_compose(config_name, overrides=quote_numbers(overrides))))
+    return with_absolute_paths(config)
 
 
 def combinations(overrides: Sequence[str]) -> list[list[str]]:
@@ -275,7 +291,7 @@ def compose_sweep(
         config_name: of a named sweep, whose own values and choices are those that no override names.
         config_dir: a folder whose groups are found besides refsam's.
 
-    Raises hydra's and omegaconf's errors, and BadInput for a folder that is not there.
+    Raises hydra's and omegaconf's errors, and BadInput for a folder that is not there or what is no path.
     """
     name, added = config_name or "config", []
     if config_dir is not None:
@@ -294,7 +310,7 @@ def compose_sweep(
             is_group=lambda key: bool(loader.get_group_options(key)),
         )
         for job in combinations(asked):
-            yield typed(composer.values(job))
+            yield with_absolute_paths(typed(composer.values(job)))
 
 
 def typed(values: dict[str, Any]) -> RefsamConfig:

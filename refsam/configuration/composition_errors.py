@@ -1,6 +1,7 @@
 """Hydra's and OmegaConf's errors as one sentence that names the field, what was given and what is allowed."""
 
 import re
+from typing import get_type_hints
 
 from hydra.errors import (
     ConfigCompositionException,
@@ -16,6 +17,14 @@ from refsam.configuration.schema import RefsamConfig
 from refsam.errors import nearest
 
 _TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}
+# What OmegaConf says of a value that a field does not take, and what the field takes.
+_SAID = (
+    (r"not a valid bool", "true or false"),
+    (r"Cannot convert '\w+' to string", "text"),
+    (r"is not a ListConfig", "a list, as [a,b]"),
+    (r"is not Optional", "a value other than null"),
+    (r"Cannot assign \w+ to Dict|is not a subclass of|is not a DictConfig", "names with values, as {a: b}"),
+)
 
 
 def explain(error: BaseException) -> str | None:
@@ -23,28 +32,65 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, MissingConfigException):
         return _missing_choice(error)
     if isinstance(error, OverrideParseException):
-        said = str(error.message).strip().splitlines()
-        reason = said[1] if said[0].startswith("Error parsing override") else said[0]
-        if reason.startswith("LexerNoViableAlt"):  # names no reason, only the place
-            reason = "it has a character that is to stand in quotes, those of Hydra within those of the shell"
-        return f"the override {error.override!r} cannot be read: {reason}"
+        return _unreadable(error.override, str(error.message))
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) else error
     if isinstance(cause, OmegaConfBaseException):
         return _value(cause, _given(str(error)))
     if isinstance(error, HydraException):
-        return _first_line(str(error))
+        return _of_hydra(str(error))
+    if isinstance(error, ValueError) and "Config group override must be" in str(error):
+        return "a config group was given no name, allowed is GROUP=CHOICE; --help lists the choices"
     return None
+
+
+def choice_problem(group: str, value: object) -> str | None:
+    """Why `value` is no choice of a config group, in one sentence; None where it may be one.
+
+    Hydra takes a list for choices that are merged into one, which is not what anybody means here.
+    """
+    if isinstance(value, list):
+        values = ",".join(map(str, value))
+        return (
+            f"{group}: [{values}] was given, allowed is one choice; a sweep over several: -m {group}={values}"
+        )
+    return None if isinstance(value, str) else f"{group}: {value} was given, allowed is one of its choices"
 
 
 def _missing_choice(error: MissingConfigException) -> str:
     name = error.missing_cfg_file or ""
     group, _, choice = (name if isinstance(name, str) else name[-1]).rpartition("/")
     if group:
-        allowed = list(error.options or ())
+        allowed = sorted(
+            error.options or (), key=lambda option: (len(option) if option.isdigit() else 0, option)
+        )
         return f"{group}: {choice!r} is no choice{nearest(choice, allowed)}, allowed are {', '.join(allowed)}"
     allowed = ["config", *sorted(path.stem for path in folder("sweeps").glob("*.yaml"))]
     hint = nearest(choice, allowed)
     return f"--config-name: {choice!r} is no configuration{hint}, allowed are {', '.join(allowed)}"
+
+
+def _unreadable(override: str, said: str) -> str:
+    """An override that is not of Hydra's grammar. Of what its parser says only the words are for people."""
+    evaluating = re.search(r"while evaluating .*", said)
+    reason = f" ({evaluating[0]})" if evaluating else ""
+    return (
+        f"the override {override!r} cannot be read{reason}, allowed is KEY=VALUE, with commas between the "
+        "values of a sweep, and with quotes inside of the shell's around what is more than letters, digits "
+        "and /-+.:_: \"KEY='VALUE'\""
+    )
+
+
+def _of_hydra(said: str) -> str:
+    if match := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", said):
+        key, values = match[1], match[2].replace("'", "")
+        if _is_list(key):
+            return f"{key}: {values} was given, allowed is a list: {key}=[{values}]"
+        return f"{key}: {values} was given without -m, allowed is one value; a sweep: -m {key}={values}"
+    if match := re.search(r"Could not append to config. An item is already at '(.+?)'", said):
+        return f"{match[1]}: +{match[1]} was given, but the field is there already; allowed is {match[1]}=…"
+    if match := re.search(r"Could not delete from config. (?:The value of )?'(.+?)'", said):
+        return f"{match[1]}: ~{match[1]} was given, but there is no such field or it has another value"
+    return _first_line(said)
 
 
 def _given(message: str) -> tuple[str, str] | None:
@@ -55,14 +101,20 @@ def _given(message: str) -> tuple[str, str] | None:
 
 def _value(error: OmegaConfBaseException, given: tuple[str, str] | None) -> str:
     key = given[0] if given else str(error.full_key or "")
-    value = f"{given[1]!r} was given" if given else _first_line(str(error))
+    said = str(error)
+    # A later run of a sweep is not composed by Hydra, whose message would quote the override.
+    found = re.search(r"Value '(.*)' of type '\w+'", said)
+    value = repr(given[1]) if given else repr(found[1]) if found else None
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
         parent, _, name = key.rpartition(".")
         fields = _fields(parent)
-        return f"{key}: there is no such field{nearest(name, fields)}, allowed are {', '.join(fields)}"
-    if isinstance(error, ValidationError):
-        return f"{key}: {value}, allowed is {_allowed(str(error))}"
-    return f"{key}: {value}"
+        if name in fields:
+            return f"{key}: {value} was given, allowed is one of its choices; --help lists them"
+        allowed = f", allowed are {', '.join(fields)}" if fields else ""
+        return f"{key}: there is no such field{nearest(name, fields)}{allowed}"
+    if isinstance(error, ValidationError) and value is not None:
+        return f"{key}: {value} was given, allowed is {_allowed(said)}"
+    return f"{key}: {_first_line(said)}"
 
 
 def _allowed(message: str) -> str:
@@ -71,9 +123,17 @@ def _allowed(message: str) -> str:
         return _TYPES.get(match[1], match[1])
     if match := re.search(r"expected one of \[(.*)\]", message):
         return match[1].replace(", ", " or ")
-    if "is not a ListConfig" in message:
-        return "a list, as [a,b]"
+    for said, allowed in _SAID:
+        if re.search(said, message):
+            return allowed
     return _first_line(message)
+
+
+def _is_list(key: str) -> bool:
+    parent, _, name = key.rpartition(".")
+    config = OmegaConf.structured(RefsamConfig)
+    kind = OmegaConf.get_type(OmegaConf.select(config, parent) if parent else config)
+    return kind is not None and "list[" in str(get_type_hints(kind).get(name))
 
 
 def _fields(path: str) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,6 +81,23 @@ def list_pairs(dataset: DatasetConfig) -> list[Pair]:
     return _named(root, _paired(root, images, labels, dataset))
 
 
+def complete_pairs(dataset: DatasetConfig) -> list[Pair]:
+    """All pairs of a data set, sorted by name: of a published one as many as were published.
+
+    Raises:
+        BadInput: as list_pairs does, and where the folder holds another number of images.
+    """
+    pairs = list_pairs(dataset)
+    # Annotations that cannot be used are left out, and that is said.
+    if dataset.n_files in (None, len(pairs)) or dataset.version is None or dataset.format == COCO:
+        return pairs
+    raise BadInput(
+        f"dataset.root {dataset.root} holds {len(pairs)} of the {dataset.n_files} images of {dataset.name}; "
+        "remove the folder and prepare it again, or give another dataset.root (your own images: "
+        "dataset=folder)"
+    )
+
+
 def count_images(dataset: DatasetConfig) -> int:
     """How many images a data set has; for a published one that is not fetched yet, as published.
 
@@ -108,16 +127,45 @@ def missing_data(dataset: DatasetConfig) -> str:
 
 def _matches(root: Path, pattern: str, field: str) -> list[Path]:
     parts = PurePosixPath(pattern).parts
-    if not pattern or PurePosixPath(pattern).is_absolute() or ".." in parts:
+    if not parts or PurePosixPath(pattern).is_absolute() or ".." in parts:
         raise BadInput(f"{field} {pattern!r} is not a glob pattern below dataset.root, such as images/*.tif")
-    found = sorted(
+    if any("**" in part and part != "**" for part in parts):
+        raise BadInput(f"{field} {pattern!r}: ** stands for folders, alone between slashes, as in **/*.tif")
+    listed = [
         path
         for path in root.glob(pattern)
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)
-    )
+        if not any(part.startswith(".") for part in path.relative_to(root).parts)
+    ]
+    for path in listed:
+        if path.is_symlink() and not path.exists():
+            raise BadInput(f"{field} {pattern!r} matches {path}, a link to what is not there")
+        if not _is_text(str(path)):
+            raise BadInput(f"{field} {pattern!r} matches {str(path)!a}, whose name is not UTF-8; rename it")
+    found = sorted(path for path in listed if path.is_file())
     if not found:
-        raise BadInput(f"{field} {pattern!r} matches no file in {root}; at least one is needed")
+        closed = _closed_folder(root, parts)
+        why = f" ({closed} cannot be read)" if closed else ""
+        raise BadInput(f"{field} {pattern!r} matches no file in {root}{why}; at least one is needed")
     return found
+
+
+def _closed_folder(root: Path, parts: Sequence[str]) -> Path | None:
+    """The first of the folders that a pattern names before its wildcards that may not be looked into."""
+    for part in ("", *itertools.takewhile(lambda part: not WILDCARDS & set(part), parts)):
+        root = root / part
+        if not root.is_dir():
+            return None
+        if not os.access(root, os.R_OK | os.X_OK):
+            return root
+    return None
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _paired(

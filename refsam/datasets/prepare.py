@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refsam.datasets.listing import COCO, PREPARED, Pair, list_pairs
+from refsam.datasets.listing import COCO, PREPARED, Pair, complete_pairs, list_pairs
 from refsam.datasets.trashcan import trashcan_archive, write_trashcan
 from refsam.errors import BadInput
 
@@ -55,14 +55,7 @@ def prepare(dataset: DatasetConfig, say: Say = print) -> None:
         _say_what_is_left_out(dataset, say)
         return
     if root.is_dir() and any(root.iterdir()):
-        pairs = list_pairs(dataset)
-        # What cannot be used of annotations is left out, and said.
-        whole = dataset.format != COCO
-        if whole and dataset.n_files is not None and len(pairs) != dataset.n_files:
-            raise BadInput(
-                f"dataset.root {root} holds {len(pairs)} of the {dataset.n_files} images of {dataset.name}; "
-                "remove the folder and prepare it again, or give another dataset.root"
-            )
+        pairs = complete_pairs(dataset)
         say(f"dataset {dataset.name} is there already: {_summary(pairs, root)}")
         _say_what_is_left_out(dataset, say)
         return

@@ -3,8 +3,9 @@
 Shows what it is given; reads no files and starts nothing.
 """
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -18,9 +19,15 @@ from rich.table import Table
 from rich.text import Text
 
 from refsam.records.status import State, Status
+from refsam.terminal import standard_console
 
 PROGRESS_SECONDS = 30  # between two plain lines about a run that goes on
 LINES_AROUND_TABLE = 7  # header, rules, the overall line and the prompt
+PROGRESS = ("epoch", "loss", "best (epoch)", "elapsed", "left")
+# What a narrow terminal goes without, in this order.
+DISPENSABLE = ("elapsed", "best (epoch)", "loss", "left", "epoch")
+LABEL = 18  # characters of a label's line at least: before it is broken into shorter ones, a column goes
+BORDER, CELL_BORDER = 1, 3  # characters of rich's lines: of a table, and of each of its columns
 
 
 class Place(StrEnum):
@@ -105,7 +112,8 @@ class LiveTable:
         self._rows = rows
         elapsed = time.monotonic() - self._started
         room = max(1, self._console.size.height - LINES_AROUND_TABLE)
-        self._live.update(table(rows, overall(rows, elapsed, parallel, _utc_now()), _utc_now(), room))
+        sums = overall(rows, elapsed, parallel, _utc_now())
+        self._live.update(table(rows, sums, _utc_now(), room, self._console.width))
 
     def say(self, sentence: str) -> None:
         self._console.print(plain_text(sentence))
@@ -149,7 +157,7 @@ class PlainLines:
 
 def make_display(console: Console | None = None) -> Display:
     """The live table where the output is a terminal, else plain lines. Default: standard output."""
-    console = Console() if console is None else console
+    console = standard_console() if console is None else console
     return LiveTable(console) if console.is_terminal and not console.is_dumb_terminal else PlainLines(console)
 
 
@@ -216,27 +224,46 @@ def _expected_left(
     return max([sum(left) + (waiting + unknown) * typical, *(each * parallel for each in left)]) / parallel
 
 
-def table(rows: Sequence[Row], sums: Overall, now: datetime, room: int) -> Table:
-    """The rich table of the runs; of more than `room` rows those that are running, then waiting or failed."""
+def table(rows: Sequence[Row], sums: Overall, now: datetime, room: int, width: int) -> Table:
+    """The rich table of the runs, in `room` lines: of more those that are running, then waiting or failed.
+
+    Where `width` characters are too narrow, it goes without what is least needed.
+    """
+    progress = [dict(zip(PROGRESS, _progress(row, now), strict=True)) for row in rows]
+    titles, lines = _fitting(rows, progress, width)
     grid = Table(expand=False, caption=Text(overall_line(sums)), caption_justify="left")
-    grid.add_column("run", overflow="ellipsis", no_wrap=True)
-    grid.add_column("state", no_wrap=True)
-    for title in ("epoch", "loss", "best (epoch)", "elapsed", "left"):
+    grid.add_column("run", overflow="fold")
+    grid.add_column("state", overflow="fold")
+    for title in titles:
         grid.add_column(title, justify="right", no_wrap=True)
-    shown = rows
-    if len(rows) > room:
+    shown: Sequence[int] = range(len(rows))
+    if lines * len(rows) > room:
         order = {Place.here: 0, Place.waiting: 2, Place.elsewhere: 3, Place.ended: 4}
         urgency = [1 if row.status.state is State.failed else order[row.place] for row in rows]
-        chosen = sorted(range(len(rows)), key=lambda index: (urgency[index], index))[: max(1, room - 1)]
-        shown = [rows[index] for index in sorted(chosen)]
-    for row in shown:
-        state = shown_state(row)
-        style = STYLES.get(state, "")
-        cells = [row.label, _state_and_reason(row), *_progress(row, now)]
-        grid.add_row(*(plain_text(cell) for cell in cells), style=style)
+        by_urgency = sorted(shown, key=lambda index: (urgency[index], index))
+        shown = sorted(by_urgency[: max(1, (room - 1) // lines)])
+    for index in shown:
+        row = rows[index]
+        texts = [row.label, _state_and_reason(row), *(progress[index][title] for title in titles)]
+        grid.add_row(*map(plain_text, texts), style=STYLES.get(shown_state(row), ""))
     if len(shown) < len(rows):
         grid.add_row(Text(f"and {len(rows) - len(shown)} more"), style="dim")
     return grid
+
+
+def _fitting(rows: Sequence[Row], progress: Sequence[Mapping[str, str]], width: int) -> tuple[list[str], int]:
+    """Which of PROGRESS have room beside label and state, and how many lines a label is then broken into."""
+    sizes = {title: max(map(len, (title, *(cells[title] for cells in progress)))) for title in PROGRESS}
+    label = max((len(row.label) for row in rows), default=1)
+    state = max(map(len, " ".join(["state", *map(_state_and_reason, rows)]).split()))
+
+    def left_for_labels() -> int:
+        return width - BORDER - CELL_BORDER - sum(size + CELL_BORDER for size in (state, *sizes.values()))
+
+    for title in DISPENSABLE:
+        if left_for_labels() < min(LABEL, label):
+            del sizes[title]
+    return list(sizes), math.ceil(label / max(1, left_for_labels()))
 
 
 def overall_line(sums: Overall) -> str:

@@ -17,8 +17,8 @@ from refsam.results.formats import as_markdown
 from refsam.results.provenance import provenance, write_sidecar
 from refsam.results.settings import AXES, varying
 from refsam.results.table import AXES as TABLE_AXES
-from refsam.results.table import standard_output
 from refsam.results.wide import Cell, WideTable, axis_text
+from refsam.terminal import standard_console
 
 COLUMNS = (
     *(*AXES, "variant", "seeds", "mode", "round", "mask_input", "n_test_images", "n_left_out", "metric"),
@@ -57,7 +57,7 @@ def records(found: Comparisons) -> list[dict[str, Any]]:
 
 def print_comparisons(found: Comparisons, console: Console | None = None) -> None:
     """Print a line per setting and mode, and below it how to read it."""
-    console = console or standard_output()
+    console = console or standard_console()
     console.print(Text(f"Compared with {baseline_words(found)}."))
     axes, constant = _axes(found)
     if constant:

@@ -16,13 +16,13 @@ from refsam.records.paths import SweepPaths
 from refsam.results.provenance import write_sidecar
 from refsam.results.table import ordered_modes
 from refsam.results.wide import refuse_mixtures
+from refsam.terminal import standard_console
 
 METRICS = ("mIoU", "mF1")
 COLUMNS = (
     *("model", "weights", "strategy", "n_images", "mode", "n_seeds"),
     *("mIoU", "mIoU_std", "mF1", "mF1_std", "inference_ms", "trainable_parameters", "peak_memory_gib"),
 )
-_WIDE = 200  # characters
 _GROUPS = ["model", "weights", "strategy", "n_images"]
 _TITLES = (
     *("model", "strategy", "images", "seeds", "mIoU (%)", "mF1 (%)", "inference, ms"),
@@ -85,9 +85,7 @@ def write_strategies(sweep: SweepPaths, table: pd.DataFrame, origin: dict[str, A
 
 def print_strategies(table: pd.DataFrame, console: Console | None = None) -> None:
     """The table for the terminal, percentages as the study has them."""
-    console = console or Console()
-    if not console.is_terminal:
-        console.width = _WIDE  # numbers in a file are not to be cut
+    console = console or standard_console()
     shown = Table(header_style="bold")
     for index, title in enumerate(_TITLES):
         shown.add_column(title, justify="left" if index < 2 else "right")

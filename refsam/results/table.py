@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from refsam.results.collect import BASELINE, first_prompt
+from refsam.terminal import UNLIMITED, standard_console
 
 # The order of this list is the order of columns and of rows.
 AXES = {
@@ -26,7 +27,6 @@ _METRICS = ("SA50", "mSA")
 _FIRST_MODES = ("box", "point")  # as in the figures of the resource study; others follow by name
 _COMPLETED = "completed"
 _MOST_RUNS = 500  # that are printed line by line
-_UNLIMITED = 10_000  # characters: as wide as the text wants to be
 
 
 def print_table(frame: pd.DataFrame, console: Console | None = None) -> None:
@@ -40,7 +40,7 @@ def print_table(frame: pd.DataFrame, console: Console | None = None) -> None:
         frame: As `refsam.results.collect.collect` returns it.
         console: Where to print; None: standard output.
     """
-    console = console or standard_output()
+    console = console or standard_console()
     if frame.empty:
         console.print("This sweep has no runs.")
         return
@@ -58,7 +58,7 @@ def print_table(frame: pd.DataFrame, console: Console | None = None) -> None:
         )
     for with_training, with_costs in ((True, True), (True, False), (False, False)):
         table = _table(frame, axes, with_training, with_costs)
-        if console.measure(table, options=console.options.update(width=_UNLIMITED)).maximum <= console.width:
+        if console.measure(table, options=console.options.update(width=UNLIMITED)).maximum <= console.width:
             break
     console.print(table)
     for run in _runs(frame):
@@ -66,12 +66,6 @@ def print_table(frame: pd.DataFrame, console: Console | None = None) -> None:
             console.print(Text(_explanation(run.iloc[0], axes)))
     if not (frame["status"] == _COMPLETED).any():
         console.print("No run of this sweep is completed yet, so there is nothing to compare.")
-
-
-def standard_output() -> Console:
-    """A pipe or a file has no width that numbers and sentences could be cut for."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_UNLIMITED)
 
 
 def _table(frame: pd.DataFrame, axes: list[str], with_training: bool, with_costs: bool) -> Table:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,14 +17,7 @@ from refsam.sweep import main
 CHECKOUT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def empty_machine(tmp_path, monkeypatch):
-    """A machine on which nothing was fetched and no cluster is."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("REFSAM_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("MICROSAM_CACHEDIR", str(tmp_path / "micro_sam"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "160")
+pytestmark = pytest.mark.usefixtures("empty_machine")
 
 
 def sweep(*arguments):
@@ -133,6 +127,38 @@ BAD_INPUT = [
     (["resorce=v100"], "resorce: there is no such field (did you mean resource?)"),
     (["+foo=1"], "foo: there is no such field"),
     (["n_images=1,,2"], "the override 'n_images=1,,2' cannot be read"),
+    (["runs=a;b"], "the override 'runs=a;b' cannot be read, allowed is KEY=VALUE"),
+    (["=3,4"], "the override '=3' has no key"),
+    (["n_images=1,x"], "n_images: 'x' was given, allowed is a whole number"),
+    (["n_images=null"], "n_images: 'null' was given, allowed is a value other than null"),
+    (["n_images=[1,2]"], "n_images: '[1,2]' was given, allowed is a whole number"),
+    (["n_images=interval(1,2)"], "n_images: interval(1,2) was given, allowed are values with commas"),
+    (["n_images=range(1,1)"], "the sweep is empty"),
+    (["n_train_images=3"], "n_train_images: '3' is no choice, allowed are 1, 2, 5, 10"),
+    (["resource=null"], "a config group was given no name"),
+    (["resource={a:1}"], "resource: '{a:1}' was given, allowed is one of its choices"),
+    (["model=[vit_b,vit_t]"], "model: [vit_b,vit_t] was given, allowed is one choice; a sweep over several"),
+    (["~seed"], "seed: nothing was given"),
+    (["+seed=1"], "seed: +seed was given, but the field is there already"),
+    (["~nope"], "nope: ~nope was given, but there is no such field"),
+    (["train.decoder=maybe"], "train.decoder: 'maybe' was given, allowed is true or false"),
+    (["cluster.parallel=[1]"], "cluster.parallel: '[1]' was given, allowed is text"),
+    (["cluster.parallel=-1"], "cluster.parallel: '-1' was given, allowed is auto, or a whole number from 1"),
+    (["evaluate.small_grid=3"], "evaluate.small_grid: '3' was given, allowed is names with values"),
+    (["evaluate.modes=[[box]]"], "evaluate.modes: [['box']] was given, allowed is a list of point, box"),
+    (["train.lr=inf"], "train.lr: inf was given, allowed is a number above 0"),
+    (["train.box_distortion=nan"], "train.box_distortion: nan was given, allowed is a number from 0"),
+    (["seed=4294967296"], "seed: 4294967296 was given, allowed is a whole number from 0 to 4294967295"),
+    (
+        ["resource.settings.vit_b.n_objects=0"],
+        "resource.settings.vit_b.n_objects: 0 was given, allowed is a whole number from 1",
+    ),
+    (["resource.settings.vit_b.peft=auto"], "resource.settings.vit_b.peft: 'auto' was given, allowed is"),
+    (["runs="], "runs: '' was given, allowed is a path"),
+    (["runs='~nobody_of_this_name/x'"], "runs: ~nobody_of_this_name/x was given, but the home folder"),
+    ([f"runs={'a' * 300}"], "was given, but it cannot be looked at (File name too long)"),
+    ([f"model.weights={'a' * 300}"], "was given, but it cannot be looked at (File name too long)"),
+    (["dataset=folder", "dataset.root="], "dataset.root: '' was given, allowed is a path"),
     (["n_images=0"], "n_images: 0 was given, allowed is a whole number from 1"),
     (["n_images=1,-1"], "n_images: -1 was given, allowed is a whole number from 1"),
     (["n_images=11"], "n_images: 11 was given, but of the 48 images of dataset=nuclei 10 are for training"),
@@ -172,9 +198,9 @@ BAD_INPUT = [
     ),
     (
         ["name=a$(touch executed)"],
-        "the override 'name=a$(touch executed)' cannot be read: mismatched input '('",
+        "the override 'name=a$(touch executed)' cannot be read, allowed is KEY=VALUE",
     ),
-    (["name=für"], "the override 'name=für' cannot be read: it has a character that is to stand in quotes"),
+    (["name=für"], "the override 'name=für' cannot be read, allowed is KEY=VALUE"),
     (["cluster=local", "cluster.script_only=true"], "cluster.script_only: true was given, but with cluster="),
     (["resource=v100", "n_images=1,11", "on_invalid=error"], "n_images: 11 was given"),
     (["cluster=local", "model=vit_nano"], "refsam prepare dataset=nuclei"),
@@ -197,7 +223,7 @@ def test_bad_input_is_one_sentence_and_exit_status_2(arguments, sentence, capsys
     [
         ("/proc/x", "it cannot be written"),
         ("{file}/x", "is a file; allowed is a folder"),
-        ("'a\ntouch executed'", "allowed is a folder without line breaks"),
+        ("'a\ntouch executed'", "allowed is a path without line breaks"),
     ],
 )
 def test_a_runs_folder_that_cannot_be_written_is_refused(runs, sentence, capsys, tmp_path):
@@ -221,13 +247,22 @@ def prepare_synthetic(tmp_path):
     ("override", "sentence"),
     [
         ("n_images=0", "n_images: 0 was given, allowed is a whole number from 1"),
+        (
+            "n_images=1,2",
+            "n_images: 1,2 was given without -m, allowed is one value; a sweep: -m n_images=1,2",
+        ),
+        ("model=vit_b,vit_t", "model: vit_b,vit_t was given without -m"),
+        ("evaluate.modes=box,point", "allowed is a list: evaluate.modes=[box,point]"),
+        ("resource=null", "a config group was given no name"),
+        ("dataset=folder", "dataset.root: nothing was given"),
         ("cluster.script_only=true", "cluster.script_only: true was given, but without -m a run is executed"),
     ],
 )
 def test_bad_input_is_one_sentence_without_m_too(override, sentence, capsys):
     assert sweep(override) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"refsam: {sentence}")
+    assert error.startswith("refsam: ")
+    assert sentence in error
     assert error.count("\n") == 1
 
 
@@ -272,6 +307,27 @@ def test_a_dry_run_lists_what_no_job_script_can_carry(tmp_path, capsys):
     assert sweep(*asked, *given) == 2
     assert f"refsam: {sentence}" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_published_data_set_with_other_images_in_its_folder_is_refused(capsys, synthetic, tmp_path):
+    own = tmp_path / "own"
+    shutil.copytree(synthetic.root, own)
+    next((own / "images").iterdir()).unlink()
+    assert sweep("-m", "cluster=local", "model=vit_nano", "dataset=synthetic", f"dataset.root={own}") == 2
+    assert "holds 15 of the 16 images of synthetic" in capsys.readouterr().err
+
+
+def test_a_data_set_that_is_of_no_use_leaves_the_others_alone(capsys, synthetic, tmp_path):
+    own = tmp_path / "own"
+    shutil.copytree(synthetic.root, own)
+    next((own / "labels").iterdir()).write_bytes(b"")
+    arguments = ["-m", "cluster=local", "model=vit_nano", "dataset=folder", "dry_run=true"]
+    assert sweep(*arguments, f"dataset.root={synthetic.root},{own}") == 0
+    output = capsys.readouterr().out
+    assert "1 left out" in output
+    assert f"dataset.root={own}: {own}/labels/" in output
+    assert sweep(*arguments, f"dataset.root={own}") == 2
+    assert "cannot be read as an image" in capsys.readouterr().err
 
 
 def command(*arguments, **environment):

@@ -31,7 +31,7 @@ def touch(root: Path, *names: str) -> Path:
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(name.encode())
+        path.write_bytes(os.fsencode(name))
     return root
 
 
@@ -96,6 +96,9 @@ def test_stems_that_repeat_are_paired_within_their_folders(tmp_path: Path, datas
         (["a.tif"], {"images": "*.tif", "labels": "*.tif"}, ["dataset.labels", "HDF5"]),
         (["a.tif"], {"images": "/a.tif", "labels": "*.tif"}, ["dataset.images", "below dataset.root"]),
         (["a.tif"], {"images": "a.*", "labels": "*.tif"}, ["dataset.images", "dataset.labels"]),
+        (["a.tif"], {"images": ".", "labels": "*.tif"}, ["dataset.images", "below dataset.root"]),
+        (["a.tif"], {"images": "**.tif", "labels": "*.tif"}, ["dataset.images", "**/*.tif"]),
+        (["images/\udcff.tif"], {"labels": "*/*"}, ["dataset.labels", "is not UTF-8"]),
     ],
 )
 def test_images_and_labels_that_do_not_pair_are_refused_in_one_sentence(
@@ -107,6 +110,13 @@ def test_images_and_labels_that_do_not_pair_are_refused_in_one_sentence(
     message = str(caught.value)
     assert all(word in message for word in words), message
     assert "\n" not in message
+
+
+def test_a_link_to_nothing_is_no_image_less(tmp_path: Path, dataset: MakeDataset) -> None:
+    touch(tmp_path, "images/a.tif", "labels/a.tif")
+    (tmp_path / "images" / "b.tif").symlink_to(tmp_path / "moved" / "b.tif")
+    with pytest.raises(BadInput, match=r"dataset\.images .*b\.tif, a link to what is not there"):
+        list_pairs(dataset("folder", tmp_path))
 
 
 def test_missing_data_names_the_command_that_fetches_it(tmp_path: Path, dataset: MakeDataset) -> None:

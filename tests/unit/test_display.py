@@ -58,9 +58,9 @@ def written(console: Console) -> str:
     return console.file.getvalue()
 
 
-def render(rows: list[Row], room: int = 30) -> str:
-    console = Console(file=io.StringIO(), width=150)
-    console.print(display.table(rows, overall(rows, 65, 2, NOW), NOW, room))
+def render(rows: list[Row], room: int = 30, width: int = 150) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(display.table(rows, overall(rows, 65, 2, NOW), NOW, room, width))
     return written(console)
 
 
@@ -97,6 +97,30 @@ def test_the_table_has_a_row_for_each_run_with_its_progress():
     assert "0:01:05" in failed
     (counts,) = [line for line in lines if line.startswith("done 1")]
     assert "done 1, running 1, failed 1, waiting 1, running elsewhere 1; elapsed 0:01:05" in counts
+
+
+@pytest.mark.parametrize(
+    ("width", "kept", "lost"),
+    [
+        (80, ["3/100", "0.5123", "0:10:00"], ["0.2500"]),
+        (60, ["3/100", "0:10:00"], ["0.2500", "0.5123"]),
+        (40, [], ["0.2500", "0.5123", "3/100"]),
+    ],
+)
+def test_a_narrow_terminal_goes_without_columns_and_cuts_none(width, kept, lost):
+    text = render([TRAINING, FAILED], width=width)
+    assert "…" not in text
+    for fact in ("vit_t 2", "training", "failed", "(out_of_memory)", *kept):
+        assert fact in text
+    for fact in lost:
+        assert fact not in text
+
+
+def test_a_label_that_is_broken_takes_its_lines_from_the_others():
+    long = Row("vit_nano-full-n10-local-nuclei-s0", Place.here, TRAINING.status)
+    text = render([long] * 10, room=7, width=60)
+    assert text.count("training") == 3
+    assert "and 7 more" in text
 
 
 def test_markup_in_records_is_text():

@@ -14,6 +14,7 @@ from refsam.orchestration.operating.sweep_view import run_json, state_words
 from refsam.records.files import read_json, read_yaml
 from refsam.records.logs import attempt_numbers, find_log
 from refsam.records.paths import RunPaths
+from refsam.terminal import standard_console
 
 # Of the status, in this order; the state itself comes first of all.
 _FACTS = ("message", "attempt", "job_id", "host", "device", "phase", "epoch", "epochs", "best_epoch")
@@ -61,7 +62,7 @@ def details(paths: RunPaths, run: RunState) -> Details:
 
 def print_details(found: Details, console: Console | None = None) -> None:
     """Print the details as sections of `name: value` lines, the most asked for first."""
-    console = Console(highlight=False) if console is None else console
+    console = standard_console(highlight=False) if console is None else console
     values = found.values
 
     def line(text: str, style: str = "") -> None:

@@ -4,6 +4,7 @@ Planning reads configuration files and records, and writes nothing.
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -16,6 +17,7 @@ from refsam.configuration.families import HUGGING_FACE
 from refsam.configuration.identity import file_hash, identity, run_id
 from refsam.configuration.measurements import missing
 from refsam.configuration.patch_pool import with_patch_pool
+from refsam.configuration.paths import with_absolute_paths
 from refsam.configuration.schema import (
     AUTO,
     DatasetConfig,
@@ -27,7 +29,7 @@ from refsam.configuration.schema import (
 )
 from refsam.datasets import hub_cache
 from refsam.datasets.index import check_images, fingerprint, inspect
-from refsam.datasets.listing import DataMissing, count_images, list_pairs
+from refsam.datasets.listing import DataMissing, complete_pairs, count_images, list_pairs
 from refsam.errors import BadInput
 from refsam.orchestration.planning.fetched import no_weights, weights_not_fetched
 from refsam.orchestration.slurm.questions import SlurmQuery, statuses
@@ -181,10 +183,9 @@ class Planner:
             config = replace(config, n_objects=setting.n_objects)
         place = self._evaluation_resource(config.evaluate.where, job)
         config = replace(config, evaluate=replace(config.evaluate, resource=place))
-        config = with_patch_pool(_absolute(config))
+        config = with_patch_pool(with_absolute_paths(config))
         if problem is None:
-            data = self._data_of(config.dataset)
-            problem = combination_problem(config, data.total, data.names) or self._image_problem(config)
+            problem = self._data_problem(config)
         return config, problem
 
     def _evaluation_resource(self, where: str, job: Sequence[str]) -> ResourceConfig | None:
@@ -196,12 +197,22 @@ class Planner:
             )
         return self._places[where]
 
+    def _data_problem(self, config: RefsamConfig) -> str | None:
+        """Why the run's data set is of no use to it. Data that is not there is no matter of one run."""
+        try:
+            data = self._data_of(config.dataset)
+        except DataMissing:
+            raise
+        except BadInput as error:
+            return str(error)
+        return combination_problem(config, data.total, data.names) or self._image_problem(config)
+
     def _data_of(self, dataset: DatasetConfig) -> "_Data":
         key = repr(dataset)
         if key not in self._data:
             names = missing = None
             try:
-                names = tuple(pair.name for pair in list_pairs(dataset))
+                names = tuple(pair.name for pair in complete_pairs(dataset))
             except DataMissing as error:
                 if dataset.version is None:
                     raise
@@ -232,7 +243,13 @@ class Planner:
                 hub_cache.require_model(path)
                 self._hashes[path] = hub_cache.folder_hash(path)
             elif path.is_file():
-                self._hashes[path] = file_hash(path)
+                try:
+                    self._hashes[path] = file_hash(path)
+                except OSError as error:
+                    raise BadInput(
+                        f"model.weights: {path} cannot be read ({error.strerror}); allowed is a file that "
+                        "can be"
+                    ) from error
             else:
                 raise BadInput(no_weights(config.model))
         return self._hashes[path]
@@ -305,30 +322,15 @@ def measured_rows(paths: RunPaths) -> list[MetricsRow]:
 
 
 def _folder(path: str) -> Path:
-    if not path.isprintable():  # a line of a job script would end there
-        raise BadInput(f"runs: {path!r} was given, allowed is a folder without line breaks in its name")
     root = Path(path)
     existing = next(parent for parent in (root, *root.parents) if parent.exists())
     if not existing.is_dir():
         raise BadInput(f"runs: {path} was given, but {existing} is a file; allowed is a folder")
+    if not os.access(existing, os.R_OK | os.X_OK):
+        raise BadInput(
+            f"runs: {path} was given, but {existing} cannot be read; allowed is a folder that can be"
+        )
     return root
-
-
-def _absolute(config: RefsamConfig) -> RefsamConfig:
-    """Jobs run in other folders than the person who asked for them."""
-    weights = config.model.weights
-    return replace(
-        config,
-        runs=str(Path(config.runs).expanduser().absolute()),
-        data=str(Path(config.data).expanduser().absolute()),
-        dataset=replace(config.dataset, root=str(Path(config.dataset.root).expanduser().absolute())),
-        model=replace(
-            config.model,
-            weights=weights
-            if weights in ("pretrained", "random")
-            else str(Path(weights).expanduser().absolute()),
-        ),
-    )
 
 
 def _refuse(valid: Sequence[object], skipped: Sequence[Skipped], config: RefsamConfig) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from rich.box import SIMPLE
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 
@@ -14,6 +14,7 @@ from refsam.orchestration.planning.estimate import GroupEstimate, group_words, t
 from refsam.orchestration.planning.plan import Plan, PlannedRun, Standing
 from refsam.orchestration.planning.preflight import Preflight
 from refsam.orchestration.slurm.requests import Jobs, by_jobs, request_text
+from refsam.terminal import UNLIMITED
 
 _WORDS = {
     Standing.new: "to run",
@@ -36,7 +37,10 @@ def print_plan(plan: Plan, console: Console, expected: Sequence[GroupEstimate], 
     if common:
         console.print("All runs: " + ", ".join(f"{name} {escape(value)}" for name, value in common.items()))
     for jobs, runs in by_jobs(plan.runs, plan.folder):
-        console.print(_group(jobs, runs, common))
+        table = _group(jobs, runs, common, with_id=True)
+        if _width(table, console) > console.width:
+            table = _group(jobs, runs, common, with_id=False)
+        console.print(table)
         if jobs.then is not None:
             console.print(f"Then evaluated on {escape(request_text(jobs.then))}", soft_wrap=True)
         for group in expected:
@@ -103,7 +107,12 @@ def _common(plan: Plan) -> dict[str, str]:
     return {name: cells[0][name] for name in candidates if len({row[name] for row in cells}) == 1}
 
 
-def _group(jobs: Jobs, runs: list[PlannedRun], common: dict[str, str]) -> Table:
+def _width(table: Table, console: Console) -> int:
+    """Columns that a table takes where there are as many as it likes."""
+    return console.measure(table, options=console.options.update(width=UNLIMITED)).maximum
+
+
+def _group(jobs: Jobs, runs: list[PlannedRun], common: dict[str, str], with_id: bool) -> Table:
     table = Table(
         title=escape(request_text(jobs.first)),
         title_justify="left",
@@ -113,17 +122,18 @@ def _group(jobs: Jobs, runs: list[PlannedRun], common: dict[str, str]) -> Table:
     )
     columns = [name for name in _cells(runs[0]) if name not in common]
     for name in columns:
-        table.add_column(
-            name, justify="right" if name in ("seed", "images", "objects") else "left", no_wrap=True
-        )
-    table.add_column("run", no_wrap=True)
-    table.add_column("")
+        # On a narrow terminal words are broken, because a column that is cut says nothing.
+        justify: JustifyMethod = "right" if name in ("seed", "images", "objects") else "left"
+        table.add_column(name, justify=justify, overflow="fold")
+    if with_id:
+        table.add_column("run", overflow="fold")
+    table.add_column("", overflow="fold")
     for run in runs:
         cells = _cells(run)
         note = f" ({run.note})" if run.note else ""
         table.add_row(
             *(escape(cells[name]) for name in columns),
-            run.run_id.rsplit("-", 1)[1],
+            *([run.run_id.rsplit("-", 1)[1]] if with_id else []),
             escape(_WORDS[run.standing] + note),
         )
     return table
