@@ -2,7 +2,6 @@
 
 import argparse
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from refsam.commands.options import (
     page_of,
     print_json,
 )
-from refsam.commands.selection import add_where, assignments, name_problems, selected
+from refsam.commands.selection import add_where, assignments, name_problems, say_problems, selected
 from refsam.errors import BadInput
 
 if TYPE_CHECKING:
@@ -36,7 +35,8 @@ def add(commands: Commands) -> None:
         "baseline, its 95 % bootstrap interval over test images, whether that excludes 0, and the p-value\n"
         "of Wilcoxon's signed-rank test, Holm-adjusted for all comparisons of the table. Settings are what\n"
         "differs in more than the seed. Written as CSV and Markdown into the sweep's folder tables/.\n\n"
-        "Fields of --json: metric, baseline, comparisons (the columns of the CSV), notes, files.",
+        "Fields of --json: metric, baseline, comparisons (the columns of the CSV), notes, problems,\n"
+        "files.",
         'refsam compare study --baseline "model=vit_b,peft=full,n_images=5" --metric SA50 --plot',
     )
     parser.add_argument("sweep", metavar="SWEEP", help="name of a sweep")
@@ -93,8 +93,7 @@ def _compare(options: argparse.Namespace) -> int:
         print_comparisons(found)
         for path in files:
             print(path)
-    for problem in found.problems:
-        print(f"refsam: {problem}", file=sys.stderr)
+    say_problems(found.problems)
     return name_problems(chosen) or (DAMAGED_RECORDS if found.problems else COMPLETED)
 
 
@@ -106,6 +105,7 @@ def _json(found: "Comparisons", rows: list[dict[str, object]], files: list[Path]
         "baseline": {**found.baseline.values, "run_ids": found.baseline.run_ids},
         "comparisons": rows,
         "notes": notes(found),
+        "problems": found.problems,
         "files": list(map(str, files)),
     }
 

@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from refsam.commands.options import (
     open_folder,
     print_json,
 )
-from refsam.commands.selection import Selection, name_problems, selected
+from refsam.commands.selection import Selection, name_problems, say_problems, selected
 from refsam.errors import BadInput, nearest
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def add(commands: Commands) -> None:
         "the resource study's times, the resources' tables, refsam fit; then no quality is known, and the\n"
         "answer says so.\n\n"
         "Fields of --json: limits, source (own, published, null), dataset, mode, metric, winner, runner_up,\n"
-        "clear, difference, notes, command.",
+        "clear, p_over_seeds, difference, notes, problems, command.",
         "refsam recommend --memory 8 --gpu --hours 2",
     )
     parser.add_argument("sweeps", metavar="SWEEP", nargs="*", help="names of sweeps (all)")
@@ -107,8 +106,7 @@ def _recommend(options: argparse.Namespace) -> int:
         print_json(as_json(advice, command or None))
     else:
         print("\n".join(lines(advice, command)))
-    for problem in advice.problems:
-        print(f"refsam: {problem}", file=sys.stderr)
+    say_problems(advice.problems)
     status = COMPLETED if chosen is None else name_problems(chosen)
     return status or (DAMAGED_RECORDS if advice.problems else COMPLETED)
 

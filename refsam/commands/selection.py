@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from refsam.records.paths import RunsFolder, SweepPaths
 
 
+NAMED = 5  # problems that are printed, at most
 # What commands call the axes of the table.
 _OF_COMMANDS = {"peft": "strategy", "n_train_images": "n_images"}
 
@@ -153,6 +155,14 @@ def _complete_records(sweep: "SweepPaths", folder: "RunsFolder") -> set[str]:
     if problem is not None:
         print(f"refsam: {problem}", file=sys.stderr)
     return settled
+
+
+def say_problems(problems: Sequence[str]) -> None:
+    """Print the first of them, and how many more there are: a thousand may have one cause."""
+    for problem in problems[:NAMED]:
+        print(f"refsam: {problem}", file=sys.stderr)
+    if len(problems) > NAMED:
+        print(f"refsam: and {len(problems) - NAMED} more such problems; --json has all", file=sys.stderr)
 
 
 def name_problems(chosen: Selection) -> int:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from refsam.results.candidates import SECONDS_PER_HOUR, Candidate, Quality
+from refsam.results.find_setting import listed
 from refsam.results.recommend import OWN, Advice
 
 
@@ -32,9 +33,11 @@ def as_json(advice: Advice, command: Sequence[str] | None) -> dict[str, Any]:
         "metric": advice.metric if advice.source == OWN else None,
         "winner": _values(advice.winner),
         "runner_up": _values(advice.runner_up),
-        "clear": advice.clear,
+        "clear": None if advice.verdict is None else advice.verdict.clear,
+        "p_over_seeds": None if advice.verdict is None else advice.verdict.p_over_seeds,
         "difference": None if advice.difference is None else asdict(advice.difference),
         "notes": advice.notes,
+        "problems": advice.problems,
         "command": None if command is None else shlex.join(command),
     }
 
@@ -52,7 +55,7 @@ def _of(title: str, candidate: Candidate, advice: Advice) -> list[str]:
     else:
         said.append("  training   time not known on this kind of machine")
     if candidate.setting is not None:
-        said.append(f"  runs       {', '.join(candidate.setting.run_ids)}")
+        said.append(f"  runs       {listed(candidate.setting.run_ids, ', ')}")
     return said
 
 

@@ -23,14 +23,14 @@ def setting_with(values: Mapping[str, str], settings: list[Setting], given: str)
     if not chosen:
         raise BadInput(
             f"--baseline: {given!r} was given, and no setting with results is all of that; there are "
-            f"{_listed([setting.words(varying(settings)) for setting in settings])}"
+            f"{listed([setting.words(varying(settings)) for setting in settings])}"
         )
     if len(chosen) > 1:
         apart = [axis for axis in varying(chosen) if len({repr(each.values[axis]) for each in chosen}) > 1]
         texts = [f"{axis}={axis_text(chosen[0].values[axis])}" for axis in apart] or [*chosen[0].variant]
         raise BadInput(
             f"--baseline: {given!r} was given, which may be one of {len(chosen)} settings: "
-            f"{_listed([setting.words(apart) for setting in chosen])}; choose by {' or '.join(texts)}, or "
+            f"{listed([setting.words(apart) for setting in chosen])}; choose by {' or '.join(texts)}, or "
             "name a run"
         )
     return chosen[0]
@@ -45,11 +45,11 @@ def setting_of_run(part: str, settings: list[Setting], frame: pd.DataFrame) -> S
     matches = [part] if part in known else [run for run in known if part and run.startswith(part)]
     matches = matches or [run for run in known if part and part in run]
     if not matches:
-        hint = nearest(part, known) or f"; there are {_listed(known)}"
+        hint = nearest(part, known) or f"; there are {listed(known)}"
         raise BadInput(f"--baseline: {part!r} was given, and the sweep has no such run{hint}")
     if len(matches) > 1:
         raise BadInput(
-            f"--baseline: {part!r} was given, which may be one of {_listed(matches)}; give a part of the "
+            f"--baseline: {part!r} was given, which may be one of {listed(matches)}; give a part of the "
             "name that only one has"
         )
     for setting in settings:
@@ -83,7 +83,8 @@ def _value(setting: Setting, name: str) -> str:
     return next((part.partition("=")[2] for part in setting.variant if part.startswith(f"{name}=")), "")
 
 
-def _listed(texts: Iterable[str]) -> str:
+def listed(texts: Iterable[str], between: str = "; ") -> str:
+    """The first of them, and how many more there are."""
     named = list(texts)
     more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
-    return f"{'; '.join(named[:NAMED]) or 'none'}{more}"
+    return f"{between.join(named[:NAMED]) or 'none'}{more}"

@@ -77,13 +77,21 @@ def own_results(
             f"--mode: {measured or 'nothing'!r} was given{hint}; {metric} of {chosen} was measured in {there}"
         )
     rows = rows[rows["mode"] == measured]
+    places = rows.groupby("run_id", sort=False).indices
     settings, elsewhere = _measured_alike(settings_of(rows, folder), folder)
     return OwnResults(
         frame=rows,
         dataset=chosen,
         mode=measured,
         candidates=[
-            _candidate(setting, rows, folder, limits, fits, metric)
+            _candidate(
+                setting,
+                rows.iloc[[place for run in setting.run_ids for place in places[run]]],
+                folder,
+                limits,
+                fits,
+                metric,
+            )
             for setting in settings
             if not setting.is_baseline
             and (limits.n_images is None or setting.values["n_images"] <= limits.n_images)
@@ -94,9 +102,8 @@ def own_results(
     )
 
 
-def quality_of(setting: Setting, rows: pd.DataFrame, metric: str) -> Quality:
-    """The metric of a setting over its runs; `rows` are those of one mode."""
-    runs = rows[rows["run_id"].isin(setting.run_ids)]
+def quality_of(runs: pd.DataFrame, metric: str) -> Quality:
+    """The metric of a setting over its runs, which have a row each: that of one mode."""
     values = runs[metric].astype("float64")
     several = len(values) > 1
     low, high, images = (runs[name].iloc[0] for name in (f"{metric}_low", f"{metric}_high", "n_test_images"))
@@ -126,9 +133,8 @@ def _measured_alike(settings: list[Setting], folder: RunsFolder) -> tuple[list[S
 
 
 def _candidate(
-    setting: Setting, rows: pd.DataFrame, folder: RunsFolder, limits: Limits, fits: Sequence[Fit], metric: str
+    setting: Setting, runs: pd.DataFrame, folder: RunsFolder, limits: Limits, fits: Sequence[Fit], metric: str
 ) -> Candidate:
-    runs = rows[rows["run_id"].isin(setting.run_ids)]
     there = runs[runs["device"].map(_kind) == limits.device]
     measured = _measured_memory(there)
     memory = measured
@@ -141,7 +147,7 @@ def _candidate(
         values=setting.values,
         memory=memory,
         time=_time(there, saves_more=measured is not None and memory is not measured),
-        quality=quality_of(setting, rows, metric),
+        quality=quality_of(runs, metric),
         variant=setting.variant,
         setting=setting,
     )

@@ -15,6 +15,7 @@ from refsam.results.known_candidates import known_candidates
 from refsam.results.own_candidates import OwnResults, own_results, quality_of
 from refsam.results.published import SOURCE
 from refsam.results.settings import Setting
+from refsam.results.verdict import Verdict, judge
 
 OWN, PUBLISHED = "own", "published"
 _SEED = 0
@@ -31,7 +32,7 @@ class Advice:
         winner: None where nothing keeps the limits.
         difference: the winner's metric less the runner-up's, paired over test images; None where it is not
             known.
-        clear: whether the winner is better by more than chance; None where that cannot be said.
+        verdict: whether the winner is better by more than chance; None without a runner-up or its quality.
         notes: what the answer rests on, and how sure it is.
         problems: sentences about damaged or missing records.
     """
@@ -44,7 +45,7 @@ class Advice:
     dataset: str | None = None
     mode: str | None = None
     difference: Difference | None = None
-    clear: bool | None = None
+    verdict: Verdict | None = None
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -113,13 +114,12 @@ def _by_quality(
     images = ImageValues(own.frame, folder, metric)
     winner = _with_interval(ordered[0], images, own.mode)
     runner_up = _with_interval(ordered[1], images, own.mode) if len(ordered) > 1 else None
-    difference = clear = None
-    if runner_up is not None:
-        difference = _difference(runner_up.setting, winner.setting, images, own.mode)
-        clear = _is_clear(winner, runner_up, difference)
+    difference = verdict = None
     notes = [_rests_on(own, fitting, metric)]
     if runner_up is not None:
-        notes.append(_how_clear(winner, runner_up, difference, clear, metric))
+        difference = _difference(runner_up.setting, winner.setting, images, own.mode)
+        verdict = _judge(winner, runner_up, difference, own, metric)
+        notes.append(verdict.sentence + ("" if verdict.clear else _faster(winner, runner_up)))
     if difference is not None and difference.low is not None and difference.n_images < FEW:
         notes.append(FEW_WORDS)
     if len(fitting) > 2:
@@ -143,7 +143,7 @@ def _by_quality(
         dataset=own.dataset,
         mode=own.mode,
         difference=difference,
-        clear=clear,
+        verdict=verdict,
         notes=notes,
         problems=images.problems,
     )
@@ -159,31 +159,12 @@ def _rests_on(own: OwnResults, fitting: Sequence[Candidate], metric: str) -> str
     )
 
 
-def _how_clear(
-    winner: Candidate, runner_up: Candidate, difference: Difference | None, clear: bool | None, metric: str
-) -> str:
-    if difference is not None and difference.low is not None and difference.high is not None:
-        said = (
-            f"{metric} differs by {difference.difference:+.3f} (95 % interval {difference.low:+.3f} to "
-            f"{difference.high:+.3f}, paired over {difference.n_images} test images)."
-        )
-    else:
-        said = {
-            True: "the intervals of the two do not overlap.",
-            False: "the intervals of the two overlap.",
-            None: "nothing is known of how sure the numbers are.",
-        }[clear]
-    if clear:
-        return f"The winner is better: {said}"
-    faster = ""
-    if (
-        winner.time is not None
-        and runner_up.time is not None
-        and runner_up.time.seconds < winner.time.seconds
-    ):
-        share = 100 * runner_up.time.seconds / winner.time.seconds
-        faster = f" The runner-up trains in {share:.0f} % of the time."
-    return f"No clear winner: {said}{faster}"
+def _faster(winner: Candidate, runner_up: Candidate) -> str:
+    """That the runner-up is faster, where it is."""
+    if winner.time is None or runner_up.time is None:
+        return ""
+    share = 100 * runner_up.time.seconds / winner.time.seconds
+    return f" The runner-up trains in {share:.0f} % of the time." if share < 100 else ""
 
 
 def _against_initial(own: OwnResults, winner: Candidate, images: ImageValues, metric: str) -> list[str]:
@@ -195,7 +176,8 @@ def _against_initial(own: OwnResults, winner: Candidate, images: ImageValues, me
     ]
     if not same or winner.quality is None:
         return []
-    initial = quality_of(same[0], own.frame, metric).mean
+    runs = own.frame[own.frame["run_id"].isin(same[0].run_ids)]
+    initial = quality_of(runs, metric).mean
     difference = _difference(same[0], winner.setting, images, own.mode)
     sure = difference is not None and difference.excludes_zero
     if winner.quality.mean > initial and sure:
@@ -221,13 +203,17 @@ def _with_interval(candidate: Candidate, images: ImageValues, mode: str) -> Cand
     return replace(candidate, quality=replace(candidate.quality, low=low, high=high))
 
 
-def _is_clear(winner: Candidate, runner_up: Candidate, difference: Difference | None) -> bool | None:
-    if difference is not None and difference.excludes_zero is not None:
-        return difference.excludes_zero and difference.difference > 0
-    first, second = winner.quality, runner_up.quality
-    if first is None or second is None or first.low is None or second.high is None:
-        return None
-    return first.low > second.high
+def _judge(
+    winner: Candidate, runner_up: Candidate, difference: Difference | None, own: OwnResults, metric: str
+) -> Verdict:
+    assert winner.quality is not None
+    assert runner_up.quality is not None
+    values = dict(zip(own.frame["run_id"], own.frame[metric].astype("float64"), strict=True))
+    seeds = [
+        {} if each.setting is None else {seed: values[run] for seed, run in each.setting.runs.items()}
+        for each in (winner, runner_up)
+    ]
+    return judge(winner.quality, runner_up.quality, difference, (seeds[0], seeds[1]), metric)
 
 
 def _runs(candidate: Candidate) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from measured_runs import Images, images, write_run, write_sweep
+from scipy import stats
 
 from refsam import cli
 from refsam.commands import recommend as command
@@ -16,10 +17,12 @@ from refsam.configuration.compose import compose
 from refsam.configuration.resource_files import shipped_resources
 from refsam.records.files import read_yaml
 from refsam.records.fits import known_fits
+from refsam.records.metrics import read_metrics
 from refsam.records.paths import RunsFolder
-from refsam.results.candidates import CPU, CUDA, Limits, within
+from refsam.results.candidates import CPU, CUDA, Limits, Quality, within
 from refsam.results.known_candidates import known_candidates
 from refsam.results.published import PUBLISHED
+from refsam.results.verdict import judge
 
 GPU = {"device": "cuda", "gpu": "Tesla V100", "cpu": "Xeon", "precision": "float16"}
 PROCESSOR = {"device": "cpu", "cpu": "Xeon", "precision": "bfloat16"}
@@ -132,6 +135,59 @@ def test_seeds_are_averaged_and_their_spread_is_said(folder, capsys):
     assert quality["low"] < quality["mean"] < quality["high"]
     assert found["difference"]["seeds"] == [0, 1, 2]
     assert not any("One seed" in note for note in found["notes"])
+    means = read_means(folder)
+    differences = [means[f"lora{seed}"] - means[f"full{seed}"] for seed in range(3)]
+    assert found["p_over_seeds"] == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
+    assert found["clear"]
+
+
+def test_a_difference_that_seeds_do_not_agree_on_makes_no_clear_winner(folder, capsys):
+    """Over images it is certain, for these trainings; another training may turn it around."""
+    for seed, gain in enumerate((0.3, 0.25, -0.1)):
+        trained(folder, f"full{seed}", 0.0, "peft=full", "n_images=5", f"seed={seed}")
+        trained(folder, f"lora{seed}", gain, "peft=lora", "n_images=5", f"seed={seed}")
+    sweep(folder)
+    found = ask(folder, capsys, "--memory", "8", "--cpu")
+    assert found["difference"]["low"] > 0
+    assert found["p_over_seeds"] > 0.05
+    assert found["clear"] is False
+
+
+def quality(mean: float, low: float | None = None, high: float | None = None) -> Quality:
+    return Quality(mean, None, low, high, 1, None)
+
+
+def test_seeds_that_are_not_shared_are_two_samples():
+    first, second = {0: 0.5, 1: 0.52, 2: 0.51}, {3: 0.4, 4: 0.43, 5: 0.42}
+    found = judge(quality(0.51), quality(0.417), None, (first, second), "SA50")
+    expected = stats.ttest_ind(list(first.values()), list(second.values()), equal_var=False)
+    assert found.p_over_seeds == pytest.approx(expected.pvalue)
+    assert found.clear
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "seeds", "clear"),
+    [
+        (quality(0.5, 0.45, 0.55), quality(0.3, 0.25, 0.35), ({0: 0.5}, {0: 0.3}), True),
+        (quality(0.5, 0.35, 0.55), quality(0.3, 0.25, 0.36), ({0: 0.5}, {0: 0.3}), False),
+        (quality(0.5), quality(0.3), ({0: 0.5}, {0: 0.3}), None),
+        (quality(0.5), quality(0.5), ({0: 0.5, 1: 0.5}, {0: 0.5, 1: 0.5}), False),
+        (quality(0.5), quality(0.4), ({0: 0.5, 1: 0.6}, {0: 0.4, 1: 0.5}), True),
+        (quality(0.5), quality(0.4), ({0: 0.5, 1: 0.5}, {2: 0.4, 3: 0.4}), None),
+    ],
+)
+def test_the_verdict_rests_on_what_is_known(first, second, seeds, clear):
+    found = judge(first, second, None, seeds, "SA50")
+    assert found.clear is clear
+    assert found.sentence.startswith("The winner is better" if clear else "No clear winner")
+
+
+def read_means(folder: RunsFolder) -> dict[str, float]:
+    return {
+        path.name: read_metrics(folder.run(path.name).metrics)[0]["SA50"]
+        for path in folder.root.iterdir()
+        if path.name != "sweeps"
+    }
 
 
 def test_runs_on_another_kind_of_machine_tell_of_quality_and_fits_of_memory(folder, capsys):
