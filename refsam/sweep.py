@@ -16,7 +16,7 @@ from refsam.configuration.compose import quote_numbers
 from refsam.configuration.composition_errors import explain
 from refsam.configuration.resources import folder
 from refsam.configuration.schema import register
-from refsam.errors import BadInput, RunFailed, os_problem
+from refsam.errors import BadInput, DamagedManifest, RunFailed, os_problem
 from refsam.terminal import any_encoding, flush_standard_output, leave_standard_output, standard_console
 
 TRACEBACKS = "HYDRA_FULL_ERROR"  # Hydra's own switch; a person who sets it to 1 gets tracebacks
@@ -76,6 +76,8 @@ def _answer(application: Callable[[], None], errors: list[Exception], wants_trac
         flush_standard_output()
     except BadInput as error:
         _leave(str(error), 2)
+    except DamagedManifest as error:
+        _leave(str(error), 1)
     except RunFailed as error:
         if wants_traceback:
             raise

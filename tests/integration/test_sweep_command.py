@@ -317,6 +317,35 @@ def test_a_published_data_set_with_other_images_in_its_folder_is_refused(capsys,
     assert "holds 15 of the 16 images of synthetic" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"runs": [{}]}', "\\0"])
+def test_a_damaged_manifest_is_named_and_left_as_it_is(content, capsys, synthetic, tmp_path):
+    manifest = RunsFolder(tmp_path / "runs").sweep("known").manifest
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(content)
+    asked = ["-m", "cluster=local", "model=vit_nano", "dataset=synthetic", f"dataset.root={synthetic.root}"]
+    assert sweep(*asked, "name=known") == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"refsam: {manifest} is damaged")
+    assert error.count("\n") == 1
+    assert manifest.read_text() == content
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["sweeps"]
+
+
+@pytest.mark.parametrize("content", ["a: [", "runs: 3\nnothing: true\n"])
+def test_a_damaged_configuration_of_a_run_is_named(content, capsys, synthetic, tmp_path):
+    asked = ["cluster=local", "model=vit_nano", "dataset=synthetic", f"dataset.root={synthetic.root}"]
+    assert sweep("-m", *asked, "baseline=false", "dry_run=true") == 0
+    digest = re.search(r" full .* ([0-9a-f]{10}) ", capsys.readouterr().out)[1]
+    config = RunsFolder(tmp_path / "runs").run(f"vit_nano-full-n5-local-synthetic-s0-{digest}").config
+    config.parent.mkdir(parents=True)
+    config.write_text(content)
+    assert sweep("-m", *asked) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"refsam: {config} is damaged")
+    assert error.count("\n") == 1
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [config.parent.name]
+
+
 def test_a_data_set_that_is_of_no_use_leaves_the_others_alone(capsys, synthetic, tmp_path):
     own = tmp_path / "own"
     shutil.copytree(synthetic.root, own)

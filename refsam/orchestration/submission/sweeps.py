@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
@@ -20,7 +21,7 @@ import refsam
 from refsam.configuration.frozen import freeze, load
 from refsam.configuration.measurements import extended
 from refsam.configuration.schema import AUTO, ClusterConfig, RefsamConfig
-from refsam.errors import BadInput, RunFailed
+from refsam.errors import BadInput, DamagedManifest, RunFailed
 from refsam.orchestration import machine
 from refsam.orchestration.planning.estimate import estimate
 from refsam.orchestration.planning.plan import Plan, PlannedRun, Standing
@@ -184,17 +185,46 @@ def where(config: RefsamConfig) -> str:
 
 
 def prepare_folders(plan: Plan) -> None:
-    """Write the manifest of the sweep, and a directory with the frozen configuration for every run to do."""
+    """Write the manifest of the sweep, and a directory with the frozen configuration for every run to do.
+
+    Raises BadInput and DamagedManifest, before anything is written, for records that cannot be read.
+    """
+    sweep = plan.folder.sweep(plan.name)
+    manifest = _manifest(plan, _known_manifest(sweep))
+    paths = [plan.folder.run(run.run_id) for run in plan.todo]
     # Most of the time goes into waiting for the disk.
     with ThreadPoolExecutor(WRITERS) as pool:
-        list(pool.map(lambda run: _prepare_folder(plan.folder.run(run.run_id), run), plan.todo))
-    sweep = plan.folder.sweep(plan.name)
+        frozen = list(pool.map(_frozen, paths))
+        list(pool.map(_prepare_folder, paths, plan.todo, frozen))
     sweep.root.mkdir(parents=True, exist_ok=True)
+    write_json(sweep.manifest, manifest)
+
+
+def _known_manifest(sweep: SweepPaths) -> dict[str, Any]:
+    """What the sweep has been so far; nothing for a new one."""
+    remedy = "remove it, and the same command writes it anew"
     try:
         known = read_json(sweep.manifest)
     except FileNotFoundError:
-        known = {}
-    write_json(sweep.manifest, _manifest(plan, known))
+        return {}
+    except ValueError as error:
+        raise DamagedManifest(f"{error}; {remedy}") from error
+    if not isinstance(known, dict) or not all("run_id" in run for run in known.get("runs", ())):
+        raise DamagedManifest(f"{sweep.manifest} is damaged: it is no manifest; {remedy}")
+    return known
+
+
+def _frozen(paths: RunPaths) -> RefsamConfig | None:
+    """The configuration that a run directory has already."""
+    if not paths.config.exists():
+        return None
+    try:
+        return load(paths.config)
+    except (ValueError, OmegaConfBaseException) as error:
+        raise BadInput(
+            f"{paths.config} is damaged ({str(error).splitlines()[0]}); remove the directory of the run, and "
+            "the same command begins it anew"
+        ) from error
 
 
 def _arguments(plan: Plan) -> str:
@@ -203,12 +233,11 @@ def _arguments(plan: Plan) -> str:
     return plan.name if here else f"{plan.name} --runs {shlex.quote(str(plan.folder.root))}"
 
 
-def _prepare_folder(paths: RunPaths, run: PlannedRun) -> None:
+def _prepare_folder(paths: RunPaths, run: PlannedRun, frozen: RefsamConfig | None) -> None:
     paths.root.mkdir(parents=True, exist_ok=True)
     config = run.config
-    if paths.config.exists():
+    if frozen is not None:
         # What was frozen stays; only what nobody asked to measure before is added.
-        frozen = load(paths.config)
         config = replace(frozen, evaluate=extended(frozen.evaluate, config.evaluate))
         if config == frozen:
             return
