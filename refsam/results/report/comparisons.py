@@ -22,7 +22,8 @@ _EXPLANATIONS = {
     "hugging_face": "mIoU and mF1 in percent; inference in ms per image. The best of a column is bold.",
 }
 _OVER_SEEDS = (
-    "The mean over seeds with its standard deviation where there are several. The best of a row is bold."
+    "The mean over seeds with its standard deviation where there are several. Of each row and mode the best "
+    "is bold."
 )
 _CAN_DIFFER = ("dataset", "resource", "model", "weights")  # of what the quality tables have rows for
 
