@@ -8,6 +8,7 @@ FAMILIES = (MICRO_SAM, HUGGING_FACE)
 
 # Architectures that can be built without a configuration from the hub.
 KNOWN_SHAPES = ("vit_b", "vit_l", "vit_h")
+MICRO_SAM_SHAPES = ("vit_t", *KNOWN_SHAPES)
 ATTENTIONS = {MICRO_SAM: ("fused", "eager"), HUGGING_FACE: ("sdpa", "fused", "eager")}
 
 
@@ -31,6 +32,11 @@ def model_problem(model: ModelConfig) -> str | None:
         return (
             f"model.hub_id: {model.hub_id} was given, but model={model.name} is not of the Hugging Face hub; "
             "allowed is null, or model=hf"
+        )
+    if model.family == MICRO_SAM and model.custom is None and model.architecture not in MICRO_SAM_SHAPES:
+        return (
+            f"model.architecture: {model.architecture} was given, allowed are {', '.join(MICRO_SAM_SHAPES)}, "
+            "and another one with model.custom"
         )
     if model.weights == "pretrained":
         return _pretrained_problem(model)

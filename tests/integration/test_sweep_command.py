@@ -188,6 +188,10 @@ BAD_INPUT = [
         ["model=vit_nano", "model.weights=pretrained"],
         "model.weights: pretrained was given, but nobody publishes",
     ),
+    (
+        ["model=vit_nano", "model.custom=null"],
+        "model.architecture: vit_nano was given, allowed are vit_t, vit_b",
+    ),
     (["model.weights=/not/there.pt"], "model.weights: /not/there.pt is no file"),
     (["resource=v100", "model=vit_l"], "peft=auto: resource v100 has no settings for vit_l"),
     (["dataset=folder"], "dataset.root: nothing was given"),
