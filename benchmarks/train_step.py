@@ -49,8 +49,8 @@ COLUMNS = (
 STEP = (
     "model.weights=random",
     "dataset=nuclei",
-    "n_images=1",
-    "train.min_samples=1",
+    "n_images=10",
+    "train.min_samples=40",
     "train.validation_samples=1",
 )
 STEP_SECONDS = 3600.0  # after which a step is given up
@@ -113,7 +113,7 @@ def take_step(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
     )
     seed_everything(config.seed, "model")  # of what a strategy adds to it
     loaders = training_loaders(config)
-    x, y = next(iter(loaders[0]))
+    x, y = crowded(loaders[0], arguments.n_objects)
     trainer = build_trainer(config, RunPaths(output / "run"), loaders, lambda progress: None)
     kept = torch.load(arguments.replay)["prompts"] if arguments.replay else None
     trainer.prompt_generator = prompts = ReplayedPrompts(trainer.prompt_generator, kept)
@@ -162,6 +162,19 @@ def take_step(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
         "loss": sum(losses),
         "gradient_norm": norm.item(),
     }
+
+
+def crowded(patches: Any, n_objects: int) -> Any:
+    """The batch with the most objects, the same for every number of them: micro-sam takes what a patch has.
+
+    Raises:
+        ValueError: when that are fewer than `n_objects`.
+    """
+    # 0 is what lies between objects.
+    most, batch = max(((len(y[:, 0].unique()) - 1, (x, y)) for x, y in patches), key=lambda found: found[0])
+    if most < n_objects:
+        raise ValueError(f"{n_objects} objects are asked for, and no patch has more than {most}")
+    return batch
 
 
 def strategy_overrides(strategy: str) -> list[str]:

@@ -94,3 +94,16 @@ def test_the_figure_has_a_panel_for_each_model_and_strategy(
     assert seconds["micro-sam's step"] == [1, 5]
     assert seconds["micro-sam's step: out of memory"] == [10, 45]
     assert seconds["refsam's step"] == [1, 5, 10, 45]
+
+
+def test_the_patch_with_the_most_objects_is_taken_and_has_to_have_enough() -> None:
+    torch = pytest.importorskip("torch")
+    images = [torch.full((1, 3, 2, 4), float(number)) for number in range(3)]
+    labels = [
+        torch.tensor(ids).view(1, 1, 2, 4) for ids in ([0] * 6 + [1, 2], [0, 1, 2, 3, 4, 4, 4, 4], [1] * 8)
+    ]
+    patches = list(zip(images, labels, strict=True))
+    image, _ = train_step.crowded(patches, 4)
+    assert float(image[0, 0, 0, 0]) == 1.0
+    with pytest.raises(ValueError, match="5 objects are asked for, and no patch has more than 4"):
+        train_step.crowded(patches, 5)
