@@ -16,7 +16,7 @@ from refsam.records.paths import SweepPaths
 from refsam.results.provenance import write_sidecar
 from refsam.results.table import ordered_modes
 from refsam.results.wide import refuse_mixtures
-from refsam.terminal import standard_console
+from refsam.terminal import UNLIMITED, standard_console
 
 METRICS = ("mIoU", "mF1")
 COLUMNS = (
@@ -86,6 +86,8 @@ def write_strategies(sweep: SweepPaths, table: pd.DataFrame, origin: dict[str, A
 def print_strategies(table: pd.DataFrame, console: Console | None = None) -> None:
     """The table for the terminal, percentages as the study has them."""
     console = console or standard_console()
+    if not console.is_terminal:
+        console.width = UNLIMITED
     shown = Table(header_style="bold")
     for index, title in enumerate(_TITLES):
         shown.add_column(title, justify="left" if index < 2 else "right")
