@@ -32,8 +32,8 @@ def _cite(options: argparse.Namespace) -> int:
             raise BadInput(f"--output {str(options.output)!r} is a folder; give the name of a file")
     chosen = selected(options)
     from refsam.records.files import write_text
-    from refsam.results.cite import citations
-    from refsam.results.wide import choose
+    from refsam.results.citations.cite import citations
+    from refsam.results.tables.wide import choose
 
     frame = choose(chosen.frame, assignments(options.where))
     found = citations(frame, dict.fromkeys(folder for _, folder in chosen.sweeps))

@@ -19,8 +19,8 @@ from refsam.commands.selection import add_where, assignments, name_problems, say
 from refsam.errors import BadInput
 
 if TYPE_CHECKING:
-    from refsam.results.compare import Comparisons
-    from refsam.results.settings import Setting
+    from refsam.results.advice.compare import Comparisons
+    from refsam.results.advice.settings import Setting
 
 _OF_MEASUREMENTS = ("mode", "round", "mask_input")
 
@@ -59,12 +59,12 @@ def _compare(options: argparse.Namespace) -> int:
     where = assignments(options.where)
     given = assignments([options.baseline]) if "=" in options.baseline else None
     chosen = selected(argparse.Namespace(**vars(options), sweeps=[options.sweep], all=False, join=[]))
+    from refsam.results.advice.compare import check_metric, compare
+    from refsam.results.advice.compare_table import print_comparisons, records, write_comparisons
+    from refsam.results.advice.find_setting import setting_of_run, setting_with
+    from refsam.results.advice.settings import settings_of
     from refsam.results.collect import first_prompt
-    from refsam.results.compare import check_metric, compare
-    from refsam.results.compare_table import print_comparisons, records, write_comparisons
-    from refsam.results.find_setting import setting_of_run, setting_with
-    from refsam.results.settings import settings_of
-    from refsam.results.wide import choose
+    from refsam.results.tables.wide import choose
 
     check_metric(options.metric)
     frame = choose(chosen.frame, {axis: value for axis, value in where.items() if axis in _OF_MEASUREMENTS})
@@ -84,7 +84,7 @@ def _compare(options: argparse.Namespace) -> int:
     name = _file_name(options.baseline, baseline, options.metric)
     files = write_comparisons(found, frame, chosen.output.tables / name)
     if options.plot:
-        from refsam.results.forest import forest_plot
+        from refsam.results.advice.forest import forest_plot
 
         files += forest_plot(found, frame, chosen.output.figures, name, page)
     if options.json:
@@ -98,7 +98,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _json(found: "Comparisons", rows: list[dict[str, object]], files: list[Path]) -> dict[str, object]:
-    from refsam.results.compare_table import notes
+    from refsam.results.advice.compare_table import notes
 
     return {
         "metric": found.metric,

@@ -109,7 +109,7 @@ def _table(options: argparse.Namespace) -> int:
     from refsam.configuration.resources import folder
     from refsam.orchestration.fit.command import folder_of
     from refsam.records.fits import known_fits
-    from refsam.results.fit_table import markdown, rows, write_table
+    from refsam.results.tables.fit_table import markdown, rows, write_table
 
     runs = Path(options.runs).absolute()
     names = sorted(path.stem for path in (folder("conf") / "resource").glob("*.yaml"))
@@ -127,7 +127,7 @@ def _table(options: argparse.Namespace) -> int:
 
 def _show(options: argparse.Namespace, fits: "Sequence[Fit]", runs: Path) -> None:
     from refsam.orchestration.fit.command import folder_of
-    from refsam.results.fit_table import markdown, rows, write_table
+    from refsam.results.tables.fit_table import markdown, rows, write_table
 
     if options.json:
         print_json(rows(fits))

@@ -10,7 +10,7 @@ from refsam.errors import BadInput
 
 if TYPE_CHECKING:
     from refsam.records.paths import RunsFolder
-    from refsam.results.page import Page
+    from refsam.results.figures.page import Page
 
 COMPLETED, BAD_INPUT, SLURM_SILENT, INTERRUPTED = 0, 2, 3, 130
 DAMAGED_RECORDS = FAILED = 1
@@ -59,7 +59,7 @@ def page_of(options: argparse.Namespace) -> "Page":
     """The page that figures are for. Raises BadInput where the style is not a file."""
     if options.style is not None and not options.style.is_file():
         raise BadInput(f"--style {str(options.style)!r} is not a file")
-    from refsam.results.page import Page
+    from refsam.results.figures.page import Page
 
     return Page(columns=options.width, style=options.style)
 

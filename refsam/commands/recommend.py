@@ -19,8 +19,8 @@ from refsam.errors import BadInput, nearest
 
 if TYPE_CHECKING:
     from refsam.records.paths import RunsFolder
-    from refsam.results.candidates import Candidate, Limits
-    from refsam.results.recommend import Advice
+    from refsam.results.advice.candidates import Candidate, Limits
+    from refsam.results.advice.recommend import Advice
 
 _RUNS = "runs"  # need not be there: who has run nothing asks what to begin with
 _PROGRAM = ("python", "-m", "refsam.sweep")
@@ -89,10 +89,10 @@ def _recommend(options: argparse.Namespace) -> int:
     chosen = _own(options)
     from refsam.records.fits import known_fits
     from refsam.records.paths import RunsFolder
-    from refsam.results.advice_text import as_json, lines
-    from refsam.results.candidates import CPU, CUDA, Limits
-    from refsam.results.compare import check_metric
-    from refsam.results.recommend import recommend
+    from refsam.results.advice.candidates import CPU, CUDA, Limits
+    from refsam.results.advice.compare import check_metric
+    from refsam.results.advice.recommend import recommend
+    from refsam.results.advice.text import as_json, lines
 
     check_metric(options.metric)
     _check_dataset(options.dataset, chosen)
@@ -146,7 +146,7 @@ def _command(advice: "Advice", folder: "RunsFolder", named: bool) -> list[str]:
     from refsam.configuration.compose import compose
     from refsam.configuration.reproduction import overrides_for, value_text
     from refsam.orchestration.submission.sweeps import where
-    from refsam.results.settings import read_config
+    from refsam.results.advice.settings import read_config
 
     on_slurm = where(compose([])) == "slurm"
     resource = _resource(winner, limits) if on_slurm else None

@@ -19,7 +19,7 @@ from refsam.commands.selection import (
 from refsam.errors import BadInput
 
 if TYPE_CHECKING:
-    from refsam.results.wide import WideTable
+    from refsam.results.tables.wide import WideTable
 
 FORMATS = ("csv", "markdown", "latex", "excel")
 STUDIES = ("resource", "peft", "hugging_face")
@@ -119,7 +119,7 @@ def _collect(options: argparse.Namespace) -> int:
     elif options.json:
         print(frame.to_json(orient="records", indent=2, double_precision=15))
     else:
-        from refsam.results.table import print_table
+        from refsam.results.tables.table import print_table
 
         print_table(frame)
     if not options.json:
@@ -128,14 +128,14 @@ def _collect(options: argparse.Namespace) -> int:
 
 
 def _write_table(options: argparse.Namespace, chosen: Selection) -> None:
-    from refsam.results.formats import as_markdown, write_table
     from refsam.results.provenance import provenance
-    from refsam.results.wide import choose, wide_table
+    from refsam.results.tables.formats import as_markdown, write_table
+    from refsam.results.tables.wide import choose, wide_table
 
     where = assignments(options.where)
     table: WideTable
     if options.study:
-        from refsam.results.studies import STUDIES as MADE
+        from refsam.results.tables.studies import STUDIES as MADE
 
         table = MADE[options.study](choose(chosen.frame, where))
         name = options.name or f"{options.study}_study"
@@ -166,8 +166,8 @@ def _plot(options: argparse.Namespace) -> int:
     _check_choices("--kind", kinds, KINDS)
     page = page_of(options)
     chosen = selected(options)
-    from refsam.results.figures import draw_all
-    from refsam.results.wide import check_axis, check_metric, choose
+    from refsam.results.figures.draw import draw_all
+    from refsam.results.tables.wide import check_axis, check_metric, choose
 
     check_metric(options.metric)
     check_axis(options.x)
@@ -197,8 +197,8 @@ def _plot(options: argparse.Namespace) -> int:
 def _strategies(options: argparse.Namespace) -> int:
     chosen = selected(options)
     from refsam.results.provenance import provenance
-    from refsam.results.strategies import markdown, over_seeds, print_strategies, write_strategies
-    from refsam.results.wide import choose
+    from refsam.results.tables.strategies import markdown, over_seeds, print_strategies, write_strategies
+    from refsam.results.tables.wide import choose
 
     frame = choose(chosen.frame, assignments(options.where))
     table = over_seeds(frame, options.mode)

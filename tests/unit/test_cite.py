@@ -19,7 +19,7 @@ from refsam.configuration.strategies import STRATEGIES, Method
 from refsam.records.files import read_yaml, write_json
 from refsam.records.paths import RunsFolder
 from refsam.records.status import State, Status, write_status
-from refsam.results.cite import REFERENCES, RULES, _used, citations, references
+from refsam.results.citations.cite import REFERENCES, RULES, _used, citations, references
 from refsam.results.collect import collect
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -16,7 +16,7 @@ from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
 from refsam.records.status import Reason, State, Status, write_status
 from refsam.results.collect import COLUMNS, METRICS, collect, damaged, write_results
 from refsam.results.sweeps import DamagedManifest
-from refsam.results.table import print_table
+from refsam.results.tables.table import print_table
 
 ENVIRONMENT = {
     "versions": {"refsam": "0.1", "torch": "2.15.0", "micro_sam": "1.8.14"},

@@ -21,7 +21,7 @@ from refsam.records.metrics import Measurement
 from refsam.records.paths import RunsFolder
 from refsam.records.per_image import read_values
 from refsam.records.status import State, Status, write_status
-from refsam.results.compare import Difference, holm, paired_difference
+from refsam.results.advice.compare import Difference, holm, paired_difference
 
 
 @pytest.fixture

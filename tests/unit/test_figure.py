@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from refsam.results.collect import COLUMNS, INTEGERS
-from refsam.results.figure import figure
+from refsam.results.figures.study import figure
 
 
 def rows_of(strategy: str, n_images: int, value: float, **others: Any) -> list[dict[str, Any]]:

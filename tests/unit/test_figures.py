@@ -16,11 +16,11 @@ from refsam.records.files import write_json
 from refsam.records.paths import RunsFolder
 from refsam.records.status import State, Status, write_status
 from refsam.results.collect import COLUMNS, METRICS
-from refsam.results.figures import draw_all
-from refsam.results.page import FILLS, LINES, MARKERS, Page, models_of, strategy_lines
+from refsam.results.figures.draw import draw_all
+from refsam.results.figures.page import FILLS, LINES, MARKERS, Page, models_of, strategy_lines
+from refsam.results.figures.scatter import pareto_front
 from refsam.results.published import published_runs
 from refsam.results.run_rows import INTEGERS
-from refsam.results.scatter import pareto_front
 
 KINDS = ("study", "memory", "pareto", "training", "heatmap")
 TWELVE = [*("full", "lora", "freeze_encoder", "dora", "qlora", "fact"), *(f"strategy_{n}" for n in range(6))]

@@ -20,7 +20,7 @@ from refsam.records.fits import (
     known_fits,
     seconds_per_step,
 )
-from refsam.results.fit_table import markdown, rows, write_table
+from refsam.results.tables.fit_table import markdown, rows, write_table
 
 
 @pytest.fixture(scope="module")

@@ -19,10 +19,10 @@ from refsam.records.files import read_yaml
 from refsam.records.fits import known_fits
 from refsam.records.metrics import read_metrics
 from refsam.records.paths import RunsFolder
-from refsam.results.candidates import CPU, CUDA, Limits, Quality, within
-from refsam.results.known_candidates import known_candidates
+from refsam.results.advice.candidates import CPU, CUDA, Limits, Quality, within
+from refsam.results.advice.known_candidates import known_candidates
+from refsam.results.advice.verdict import judge
 from refsam.results.published import PUBLISHED
-from refsam.results.verdict import judge
 
 GPU = {"device": "cuda", "gpu": "Tesla V100", "cpu": "Xeon", "precision": "float16"}
 PROCESSOR = {"device": "cpu", "cpu": "Xeon", "precision": "bfloat16"}

@@ -12,7 +12,7 @@ from refsam.errors import BadInput
 from refsam.records.paths import SweepPaths
 from refsam.results.collect import COLUMNS
 from refsam.results.provenance import provenance
-from refsam.results.strategies import markdown, over_seeds, print_strategies, write_strategies
+from refsam.results.tables.strategies import markdown, over_seeds, print_strategies, write_strategies
 
 
 def row(strategy: str, seed: int, **values: Any) -> dict[str, Any]:

@@ -21,12 +21,12 @@ from refsam.records.paths import RunsFolder
 from refsam.records.status import State, Status, write_status
 from refsam.results import index
 from refsam.results.collect import COLUMNS, METRICS, collect, join
-from refsam.results.formats import as_csv, as_latex, as_markdown, write_table
 from refsam.results.provenance import one_line, provenance
 from refsam.results.published import PUBLISHED, published_runs
 from refsam.results.run_rows import INTEGERS
-from refsam.results.studies import hugging_face_study, peft_study, resource_study, time_text
-from refsam.results.wide import wide_table
+from refsam.results.tables.formats import as_csv, as_latex, as_markdown, write_table
+from refsam.results.tables.studies import hugging_face_study, peft_study, resource_study, time_text
+from refsam.results.tables.wide import wide_table
 
 CONFIG = {
     "kind": "finetuning",

@@ -6,8 +6,8 @@ import pandas as pd
 
 from refsam.errors import BadInput
 from refsam.results.collect import BASELINE
-from refsam.results.studies import STUDIES
-from refsam.results.wide import WideTable, cell_text, wide_table
+from refsam.results.tables.studies import STUDIES
+from refsam.results.tables.wide import WideTable, cell_text, wide_table
 
 METRICS = ("SA50", "mSA", "mIoU")
 _HEADINGS = {

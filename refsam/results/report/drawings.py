@@ -10,8 +10,8 @@ import pandas as pd
 
 from refsam.errors import BadInput
 from refsam.records.paths import RunsFolder
-from refsam.results.figures import draw_all
-from refsam.results.page import Page
+from refsam.results.figures.draw import draw_all
+from refsam.results.figures.page import Page
 
 GROUNDS = {"light": None, "dark": Path(__file__).with_name("dark.mplstyle")}
 WIDTHS = {"wide": 2, "narrow": 1}  # in columns of a paper's page

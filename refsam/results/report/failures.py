@@ -10,7 +10,7 @@ from refsam.records.attempts import Attempt, read_attempts
 from refsam.records.logs import find_log, log_end
 from refsam.records.paths import RunPaths
 from refsam.results.report.sources import printable
-from refsam.results.table import run_words, varying_axes
+from refsam.results.tables.table import run_words, varying_axes
 
 FAILED = "failed"
 LINES, BYTES = 60, 6_000  # of a log's end

@@ -7,7 +7,7 @@ import pandas as pd
 
 from refsam.results.collect import BASELINE, INVALID, first_prompt
 from refsam.results.sweeps import DAMAGED
-from refsam.results.table import ordered_modes, run_words, varying_axes
+from refsam.results.tables.table import ordered_modes, run_words, varying_axes
 
 # A sign beside each state, so that no meaning is in a colour alone.
 SIGNS = {

@@ -14,7 +14,7 @@ from refsam.records.paths import RunPaths
 from refsam.records.per_image import read_rows
 from refsam.results.collect import BASELINE, first_prompt
 from refsam.results.report.sources import printable
-from refsam.results.table import ordered_modes, run_words, varying_axes
+from refsam.results.tables.table import ordered_modes, run_words, varying_axes
 
 MOST = 16  # pictures in the report
 WIDTH = 1400  # pixels at most

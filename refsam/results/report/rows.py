@@ -10,7 +10,7 @@ import pandas as pd
 from refsam.results.collect import METRICS
 from refsam.results.report.sources import printable
 from refsam.results.run_rows import FLOATS, INTEGERS
-from refsam.results.table import AXES, varying_axes
+from refsam.results.tables.table import AXES, varying_axes
 
 FIRST = 100  # rows that are in the page itself, for browsers that run no scripts
 MOST_CHOICES = 30  # values of a column that can be chosen from a list

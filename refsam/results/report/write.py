@@ -24,7 +24,7 @@ from refsam.results.report.overview import bests, states
 from refsam.results.report.pictures import pictures
 from refsam.results.report.rows import FIRST, table_rows
 from refsam.results.report.sources import asked_sweeps, run_directories
-from refsam.results.table import constant_axes, varying_axes
+from refsam.results.tables.table import constant_axes, varying_axes
 
 FOLDER = Path(__file__).parent
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from refsam.records.bootstrap import CONFIDENCE
-from refsam.results.candidates import Quality
-from refsam.results.compare import Difference
+from refsam.results.advice.candidates import Quality
+from refsam.results.advice.compare import Difference
 
 _DIGITS = 9  # of differences of means of the same numbers
 

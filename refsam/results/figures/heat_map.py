@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from refsam.results.collect import BASELINE, first_prompt
-from refsam.results.page import Page, models_of, save, trained, words
+from refsam.results.figures.page import Page, models_of, save, trained, words
 from refsam.results.provenance import provenance
-from refsam.results.wide import WideTable, cell_text, depends_on_mode, value_text, wide_table
+from refsam.results.tables.wide import WideTable, cell_text, depends_on_mode, value_text, wide_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

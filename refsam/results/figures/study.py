@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from refsam.results.collect import BASELINE, first_prompt
-from refsam.results.page import (
+from refsam.results.figures.page import (
     LINES,
     MODES,
     STRATEGY_LINES,
@@ -22,7 +22,7 @@ from refsam.results.page import (
     words,
 )
 from refsam.results.provenance import provenance
-from refsam.results.table import ordered_modes
+from refsam.results.tables.table import ordered_modes
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

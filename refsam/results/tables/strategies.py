@@ -14,8 +14,8 @@ from refsam.errors import BadInput
 from refsam.records.files import write_text
 from refsam.records.paths import SweepPaths
 from refsam.results.provenance import write_sidecar
-from refsam.results.table import ordered_modes
-from refsam.results.wide import refuse_mixtures
+from refsam.results.tables.table import ordered_modes
+from refsam.results.tables.wide import refuse_mixtures
 from refsam.terminal import UNLIMITED, standard_console
 
 METRICS = ("mIoU", "mF1")

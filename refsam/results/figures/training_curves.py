@@ -8,7 +8,7 @@ import pandas as pd
 
 from refsam.records.history import read_history
 from refsam.records.paths import RunsFolder
-from refsam.results.page import LINES, Page, colors, legend_below, models_of, save, trained, words
+from refsam.results.figures.page import LINES, Page, colors, legend_below, models_of, save, trained, words
 from refsam.results.provenance import provenance
 
 _PANEL_INCHES = 1.7

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from refsam.results.settings import Setting
+from refsam.results.advice.settings import Setting
 
 CPU, CUDA = "cpu", "cuda"
 DEVICES = {CPU: "main memory", CUDA: "GPU memory"}
@@ -76,7 +76,7 @@ class Candidate:
     """A setting with what is known of it; None for what is not.
 
     Attributes:
-        values: of refsam.results.settings.AXES; the resource is the one that it is known from.
+        values: of refsam.results.advice.settings.AXES; the resource is the one that it is known from.
         variant: what else belongs to it, such as `train.lr=0.001`.
         setting: its runs, where they are one's own.
     """

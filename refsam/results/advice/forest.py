@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from refsam.results.compare import Comparisons, Difference
-from refsam.results.page import Page, mode_looks, save, words
+from refsam.results.advice.compare import Comparisons, Difference
+from refsam.results.advice.settings import Setting, varying
+from refsam.results.figures.page import Page, mode_looks, save, words
 from refsam.results.provenance import provenance
-from refsam.results.settings import Setting, varying
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pandas as pd
 
 from refsam.errors import BadInput, nearest
-from refsam.results.settings import AXES, Setting, varying
-from refsam.results.wide import axis_text
+from refsam.results.advice.settings import AXES, Setting, varying
+from refsam.results.tables.wide import axis_text
 
 NAMED = 5  # candidates that a sentence names at most
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import pandas as pd
 
 from refsam.results.collect import BASELINE, first_prompt
-from refsam.results.wide import (
+from refsam.results.tables.wide import (
     Cell,
     WideTable,
     axis_text,

@@ -10,11 +10,11 @@ from refsam.configuration.schema import RefsamConfig
 from refsam.errors import BadInput, nearest
 from refsam.records.fits import SAFETY_MARGIN, Fit, Setup, same_setup
 from refsam.records.paths import RunsFolder
-from refsam.results.candidates import CPU, CUDA, Candidate, Limits, Memory, Quality, Time
+from refsam.results.advice.candidates import CPU, CUDA, Candidate, Limits, Memory, Quality, Time
+from refsam.results.advice.known_candidates import BATCH, PATCH, fit_memory, table_memory
+from refsam.results.advice.settings import Setting, read_config, result_values, settings_of
 from refsam.results.collect import first_prompt
-from refsam.results.known_candidates import BATCH, PATCH, fit_memory, table_memory
-from refsam.results.settings import Setting, read_config, result_values, settings_of
-from refsam.results.table import ordered_modes
+from refsam.results.tables.table import ordered_modes
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from pathlib import Path
 import pandas as pd
 
 from refsam.records.paths import RunsFolder
-from refsam.results.figure import figure
-from refsam.results.heat_map import heat_map
-from refsam.results.page import Page
-from refsam.results.scatter import memory_figure, pareto_figure
-from refsam.results.table import ordered_modes
-from refsam.results.training_curves import training_figure
+from refsam.results.figures.heat_map import heat_map
+from refsam.results.figures.page import Page
+from refsam.results.figures.scatter import memory_figure, pareto_figure
+from refsam.results.figures.study import figure
+from refsam.results.figures.training_curves import training_figure
+from refsam.results.tables.table import ordered_modes
 
 HEAT_MAP_AXES = ("n_images", "strategy")
 

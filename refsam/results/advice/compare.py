@@ -12,8 +12,8 @@ from refsam.records.bootstrap import bootstrap_interval
 from refsam.records.metrics import METRICS, Measurement
 from refsam.records.paths import RunsFolder
 from refsam.records.per_image import read_values
-from refsam.results.page import MODES
-from refsam.results.settings import Setting, settings_of
+from refsam.results.advice.settings import Setting, settings_of
+from refsam.results.figures.page import MODES
 
 _SEED = 0  # of the resampling: the same records give the same intervals
 _DIGITS = 9

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from refsam.results.collect import first_prompt
-from refsam.results.page import (
+from refsam.results.figures.page import (
     FILLS,
     MARKERS,
     Page,

@@ -12,12 +12,12 @@ from rich.text import Text
 
 from refsam.records.bootstrap import FEW, FEW_WORDS, RESAMPLES
 from refsam.records.files import write_text
-from refsam.results.compare import Comparison, Comparisons
-from refsam.results.formats import as_markdown
+from refsam.results.advice.compare import Comparison, Comparisons
+from refsam.results.advice.settings import AXES, varying
 from refsam.results.provenance import provenance, write_sidecar
-from refsam.results.settings import AXES, varying
-from refsam.results.table import AXES as TABLE_AXES
-from refsam.results.wide import Cell, WideTable, axis_text
+from refsam.results.tables.formats import as_markdown
+from refsam.results.tables.table import AXES as TABLE_AXES
+from refsam.results.tables.wide import Cell, WideTable, axis_text
 from refsam.terminal import standard_console
 
 COLUMNS = (

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from refsam.records.files import write_atomically, write_text
 from refsam.results.provenance import one_line, write_sidecar
-from refsam.results.wide import Cell, WideTable, cell_text, value_text
+from refsam.results.tables.wide import Cell, WideTable, cell_text, value_text
 
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},

@@ -12,9 +12,9 @@ import pandas as pd
 from refsam.configuration.resource_files import shipped_resources
 from refsam.configuration.schema import ResourceConfig
 from refsam.records.fits import Fit
-from refsam.results.candidates import Candidate, Limits, Memory, Time
+from refsam.results.advice.candidates import Candidate, Limits, Memory, Time
 from refsam.results.published import EARLY_STOPPING, EPOCHS, published_runs
-from refsam.results.studies import time_text
+from refsam.results.tables.studies import time_text
 
 # Without published weights: nobody finetunes it for a result.
 _TOY = "vit_nano"

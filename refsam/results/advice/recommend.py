@@ -9,13 +9,13 @@ from refsam.records.bootstrap import FEW, FEW_WORDS, bootstrap_interval
 from refsam.records.fits import Fit
 from refsam.records.metrics import Measurement
 from refsam.records.paths import RunsFolder
-from refsam.results.candidates import Candidate, Limits, what_is_needed, within
-from refsam.results.compare import Difference, ImageValues, averaged, paired_difference
-from refsam.results.known_candidates import known_candidates
-from refsam.results.own_candidates import OwnResults, own_results, quality_of
+from refsam.results.advice.candidates import Candidate, Limits, what_is_needed, within
+from refsam.results.advice.compare import Difference, ImageValues, averaged, paired_difference
+from refsam.results.advice.known_candidates import known_candidates
+from refsam.results.advice.own_candidates import OwnResults, own_results, quality_of
+from refsam.results.advice.settings import Setting
+from refsam.results.advice.verdict import Verdict, judge
 from refsam.results.published import SOURCE
-from refsam.results.settings import Setting
-from refsam.results.verdict import Verdict, judge
 
 OWN, PUBLISHED = "own", "published"
 _SEED = 0

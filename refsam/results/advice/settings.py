@@ -13,7 +13,7 @@ from refsam.errors import BadInput
 from refsam.records.files import read_yaml_sections
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.results.run_rows import BASELINE
-from refsam.results.wide import key_of, ordered_values
+from refsam.results.tables.wide import key_of, ordered_values
 
 AXES = ("dataset", "model", "weights", "resource", "strategy", "n_images", "n_objects")
 # A baseline trains nothing, so these say nothing about it.

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from refsam.results.candidates import SECONDS_PER_HOUR, Candidate, Quality
-from refsam.results.find_setting import listed
-from refsam.results.recommend import OWN, Advice
+from refsam.results.advice.candidates import SECONDS_PER_HOUR, Candidate, Quality
+from refsam.results.advice.find_setting import listed
+from refsam.results.advice.recommend import OWN, Advice
 
 
 def lines(advice: Advice, command: Sequence[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """What to cite for the runs at hand, as BibTeX: models, strategies, data sets and the libraries behind them.
 
-The entries are in references.bib, which run needs which in citations.yaml.
+The entries are in references.bib, which run needs which in rules.yaml.
 """
 
 import re
@@ -17,7 +17,7 @@ from refsam.records.paths import RunsFolder
 from refsam.results.run_rows import BASELINE, INVALID
 
 REFERENCES = Path(__file__).with_name("references.bib")
-RULES = Path(__file__).with_name("citations.yaml")
+RULES = Path(__file__).with_name("rules.yaml")
 _SECTIONS = ("kind", "model", "peft", "dataset", "train")
 # What runs that use the same things have in common.
 _SAME = ["model", "strategy", "dataset", "optimizer"]
