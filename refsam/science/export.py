@@ -47,8 +47,6 @@ def export_run(paths: RunPaths, target: str, output: Path | None) -> Path:
         raise BadInput(f"run {paths.run_id} is a baseline: it trains nothing, so there is nothing to export")
     if not paths.best.exists():
         raise BadInput(f"run {paths.run_id} has no best.pt yet: it has not come to the end of an epoch")
-    if (found := damage(paths.best)) is not None:
-        raise BadInput(f"best.pt of run {paths.run_id} is damaged ({found}): there is nothing to export")
     write, suffix = WRITERS[target]
     written = output or paths.exports / f"{paths.run_id}-{target}{suffix}"
     if written.exists():
@@ -61,9 +59,15 @@ def export_run(paths: RunPaths, target: str, output: Path | None) -> Path:
     return written
 
 
+def _finished(config: RefsamConfig, paths: RunPaths) -> Finished:
+    if (found := damage(paths.best)) is not None:
+        raise BadInput(f"best.pt of run {paths.run_id} is damaged ({found}): there is nothing to export")
+    return finished_model(config, paths, "cpu")
+
+
 def _write_micro_sam(config: RefsamConfig, paths: RunPaths, output: Path) -> None:
     """A checkpoint that get_sam_model and the annotator open, with the decoder if it has one."""
-    finished = finished_model(config, paths, "cpu")
+    finished = _finished(config, paths)
     plain = _segment_anything_state(config, finished, "micro_sam")
     state = {f"{SAM_PREFIX}{name}": value for name, value in plain.items()}
     values: dict[str, dict[str, torch.Tensor]] = {"model_state": state}
@@ -75,7 +79,7 @@ def _write_micro_sam(config: RefsamConfig, paths: RunPaths, output: Path) -> Non
 def _write_merged(config: RefsamConfig, paths: RunPaths, output: Path) -> None:
     """segment_anything's own: a plain state dict, as sam_model_registry takes it."""
     _refuse_unmergeable(config, "merged")
-    state = _segment_anything_state(config, finished_model(config, paths, "cpu"), "merged")
+    state = _segment_anything_state(config, _finished(config, paths), "merged")
     write_atomically(output, lambda file: torch.save(state, file))
 
 
@@ -87,7 +91,7 @@ def _write_hugging_face(config: RefsamConfig, paths: RunPaths, output: Path) -> 
             "--to hf: model.architecture=vit_t has a TinyViT, which transformers' SamModel has not, allowed: "
             "micro_sam, merged, adapter"
         )
-    sam = finished_model(config, paths, "cpu").sam
+    sam = _finished(config, paths).sam
     model = _of_transformers(sam) if isinstance(sam, HuggingFaceSam) else from_segment_anything(sam)
 
     def save(folder: Path) -> None:
