@@ -61,7 +61,7 @@ def test_a_command_asks_for_the_run_that_is_there(given, expected):
 )
 def test_every_value_comes_back_as_it_was(value):
     if isinstance(value, str):
-        assert compose([f"dataset.root={value_text(value)}"]).dataset.root == value
+        assert compose([f"dataset.images={value_text(value)}"]).dataset.images == value
     elif isinstance(value, list):
         assert compose([f"evaluate.crop={value_text(value)}"]).evaluate.crop == value
     elif isinstance(value, float):
