@@ -90,7 +90,7 @@ class LowMemoryStep(SamTrainer):
                         batched_inputs, y_one_hot, masks, logits, use_mask_inputs
                     )
         self._encoder_backward(embeddings, leaf)
-        loss, mask_loss, iou_loss, model_iou = (totals / num_subiter).float()
+        loss, mask_loss, iou_loss, model_iou = _in_precision_of(embeddings, totals / num_subiter)
         return loss, mask_loss, iou_loss, model_iou
 
     def _encoder_backward(self, embeddings: torch.Tensor, leaf: torch.Tensor) -> None:
@@ -217,7 +217,7 @@ class LowMemoryStep(SamTrainer):
             model_iou = torch.stack([output["iou_predictions"] for output in outputs]).mean()
             values = torch.stack([*self._compute_loss(outputs, targets), model_iou])
             totals += targets.shape[1] / n_objects * values
-        loss, mask_loss, iou_loss, model_iou = totals.float()
+        loss, mask_loss, iou_loss, model_iou = _in_precision_of(embeddings, totals)
         return loss, mask_loss, iou_loss, model_iou, y_one_hot.float(), mask_loss
 
 
@@ -243,6 +243,11 @@ class LowMemoryJointStep(LowMemoryStep, JointSamTrainer):
 
 def _chunks(count: int, size: int) -> Iterator[slice]:
     return (slice(first, min(first + size, count)) for first in range(0, count, size))
+
+
+def _in_precision_of(tensor: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Values in the type of a tensor of the model, but not in less than float32."""
+    return values.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _select(batched_input: dict[str, Any], objects: slice) -> dict[str, Any]:
