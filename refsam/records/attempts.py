@@ -74,7 +74,7 @@ def read_attempt(paths: RunPaths, number: int) -> Attempt:
 def write_attempt(paths: RunPaths, number: int, attempt: Attempt) -> None:
     """Replace the record of attempt `number`."""
     paths.attempt(number).mkdir(parents=True, exist_ok=True)
-    write_json(paths.attempt_record(number), asdict(attempt))
+    write_json(paths.attempt_record(number), asdict(attempt), paths.reserve)
 
 
 def end_attempt(paths: RunPaths, status: Status, **changes: Any) -> Attempt:

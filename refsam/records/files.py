@@ -1,6 +1,7 @@
 """Writing files so that a reader sees the old content or the new one, never half of it."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -51,9 +52,43 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace `path` by `value` as indented JSON."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: Any, reserve: Path | None = None) -> None:
+    """Replace `path` by `value` as indented JSON; on a full disk in a file of the folder `reserve`."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    try:
+        write_text(path, text)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or reserve is None:
+            raise
+        if not _write_into_reserve(reserve, path, text.encode("utf-8")):
+            raise
+
+
+def hold_reserve(folder: Path, count: int, size: int) -> None:
+    """Fill up a folder to `count` files of `size` bytes, which hold room on the disk. Raises OSError."""
+    folder.mkdir(exist_ok=True)
+    for number in range(count):
+        file = folder / str(number)
+        if not file.exists() or file.stat().st_size < size:
+            write_bytes(file, os.urandom(size))  # zeros may be stored as nothing
+
+
+def _write_into_reserve(reserve: Path, path: Path, content: bytes) -> bool:
+    """Replace `path` by a file of the reserve, whose blocks are written over: nobody can take them meanwhile.
+
+    False when none is left, or the content is larger than one.
+    """
+    for spare in sorted(reserve.glob("[0-9]*")):
+        if spare.stat().st_size >= len(content):
+            with spare.open("r+b") as file:
+                file.write(content)
+                file.truncate()
+                file.flush()
+                os.fsync(file.fileno())
+            spare.replace(path)
+            sync_directory(path.parent)
+            return True
+    return False
 
 
 def write_yaml(path: Path, value: Any) -> None:

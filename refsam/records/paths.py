@@ -28,7 +28,7 @@ class RunPaths:
 
     @property
     def reserve(self) -> Path:
-        """Room on the disk for the last word of a run, held while it works."""
+        """A folder of files that hold room on the disk for the last words of a run while it works."""
         return self.root / ".reserve"
 
     @property

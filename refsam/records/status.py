@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import struct
 import time
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from refsam.records.files import read_json, write_atomically, write_json
+from refsam.records import files
+from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunPaths
 
 
@@ -72,8 +74,9 @@ class Status:
         return replace(self, updated_at=now(), **changes)
 
 
-# A few small files, in blocks of any file system; random, because zeros may be stored as nothing.
-RESERVE_BYTES = 64 * 1024
+# Last words on a full disk: the run's, and the supervisor's about the attempt, the run and a failed requeue.
+RESERVES = 4
+RESERVE_BYTES = 16 * 1024
 _FLOCK = "hhqqi4x"  # struct flock: type, whence, start, length, process
 
 
@@ -102,19 +105,19 @@ def read_status(paths: RunPaths) -> Status:
         raise ValueError(f"{paths.status} is damaged: {error}") from error
 
 
-def write_status(paths: RunPaths, status: Status) -> None:
-    """Replace status.json."""
-    write_json(paths.status, asdict(status))
+def write_status(paths: RunPaths, status: Status, is_last_word: bool = False) -> None:
+    """Replace status.json; a last word finds its room on a full disk too, where a reserve is held."""
+    write_json(paths.status, asdict(status), paths.reserve if is_last_word else None)
 
 
 def hold_reserve(paths: RunPaths) -> None:
     """Take some room on the disk, so that a run which fills it can still say so. Raises OSError."""
-    write_atomically(paths.reserve, lambda file: file.write(os.urandom(RESERVE_BYTES)))
+    files.hold_reserve(paths.reserve, RESERVES, RESERVE_BYTES)
 
 
 def free_reserve(paths: RunPaths) -> None:
-    """Give the room back, just before the last word is written."""
-    paths.reserve.unlink(missing_ok=True)
+    """Give the room back, when the last word is written."""
+    shutil.rmtree(paths.reserve, ignore_errors=True)
 
 
 @contextmanager

@@ -28,7 +28,6 @@ from refsam.records.status import (
     Reason,
     State,
     Status,
-    free_reserve,
     hold_reserve,
     now,
     read_status,
@@ -118,16 +117,17 @@ class StatusWriter:
 
     def trained(self) -> None:
         """The last word of a run that another job evaluates."""
-        free_reserve(self._paths)
-        self.transition(phase=TRAINED, seconds_left=None)
+        self._last_word(phase=TRAINED)
 
     def completed(self) -> None:
-        free_reserve(self._paths)
-        self.transition(state=State.completed, phase=None, seconds_left=None, ended_at=now())
+        self._last_word(state=State.completed, phase=None, ended_at=now())
 
     def failed(self, reason: Reason, message: str) -> None:
-        free_reserve(self._paths)
-        self.transition(state=State.failed, reason=reason, message=message, seconds_left=None, ended_at=now())
+        self._last_word(state=State.failed, reason=reason, message=message, ended_at=now())
+
+    def _last_word(self, **changes: Any) -> None:
+        self._status = self._status.changed(seconds_left=None, **changes)
+        write_status(self._paths, self._status, is_last_word=True)
 
 
 def execute(root: Path) -> None:
@@ -137,6 +137,8 @@ def execute(root: Path) -> None:
 
     Whatever makes the run fail is written to its status and raised again, so that the job ends with an error
     and its log has the traceback.
+
+    The reserve that it holds on the disk is left to whoever started it, who has words of their own to write.
 
     Raises:
         AlreadyRunning: when another process holds the run.

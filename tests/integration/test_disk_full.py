@@ -3,6 +3,7 @@
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from training_runs import rows, run_training, small_config
 from refsam.configuration.frozen import freeze
 from refsam.configuration.schema import DatasetConfig, RefsamConfig
 from refsam.orchestration.in_job.attempts import Outcome, begin_attempt, end_of_attempt
+from refsam.records.attempts import read_attempt
 from refsam.records.paths import RunPaths
-from refsam.records.status import Reason, State, hold_reserve, read_status
+from refsam.records.status import Reason, State, free_reserve, hold_reserve, read_status, write_status
 from refsam.science import run, trainers, training
 from refsam.science.checkpoints import read_latest
 from refsam.science.evaluation import single_pass
@@ -36,6 +38,12 @@ class Disk:
                     file.write(b"x" * PAGE)
             except OSError:
                 file.truncate(max(0, file.tell() - room))
+
+    def take_the_rest(self) -> None:
+        """Take what was given back since."""
+        with self._filling.open("ab", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(b"x" * PAGE)
 
     def clear(self) -> None:
         self._filling.unlink()
@@ -124,13 +132,24 @@ def test_a_full_disk_is_the_reason_and_repeating_with_room_completes(
     assert rows(paths) == rows(whole)
 
 
-def test_a_run_that_dies_on_a_full_disk_is_written_down_by_its_supervisor(disk: Disk) -> None:
+def test_last_words_are_written_where_somebody_else_takes_every_byte_that_is_given_back(disk: Disk) -> None:
+    """The run's own word, then its supervisor's about the attempt and the run, each into its reserve."""
     paths = RunPaths(disk.root / "run")
     paths.root.mkdir()
     begin_attempt(paths)
     hold_reserve(paths)
     disk.fill(0)
+    status = read_status(paths)
     with pytest.raises(OSError, match="No space left on device"):
-        (disk.root / "more").write_bytes(b"x" * PAGE)
+        write_status(paths, status.changed(state=State.running))
+    write_status(
+        paths, status.changed(state=State.failed, reason=Reason.lost, message="a"), is_last_word=True
+    )
+    disk.take_the_rest()
     end_of_attempt(paths, Outcome(-9, 0, 1.0, None, False))
+    disk.take_the_rest()
     assert (read_status(paths).state, read_status(paths).reason) == (State.failed, Reason.lost)
+    assert read_attempt(paths, 1).reason is Reason.lost
+    assert list(paths.root.rglob(".*.tmp")) == []
+    free_reserve(paths)
+    assert not paths.reserve.exists()

@@ -103,7 +103,6 @@ def end_of_attempt(paths: RunPaths, outcome: Outcome) -> Status:
     for helpers of it that were killed for their memory, which it takes for an error.
     """
     with run_lock(paths, LOCK_SECONDS):
-        free_reserve(paths)
         before = read_record(paths)
         if before.phase == TRAINED and before.state is State.running and outcome.exit_status == 0:
             return _hand_over(paths, before, outcome)
@@ -116,7 +115,7 @@ def end_of_attempt(paths: RunPaths, outcome: Outcome) -> Status:
         elif status.reason is Reason.cancelled and before.state is State.pending and not place.job_id():
             # A queue that was stopped before the run had begun.
             status = before.changed(state=State.planned)
-        write_status(paths, status)
+        write_status(paths, status, is_last_word=True)
         return status
 
 
@@ -133,7 +132,7 @@ def not_requeued(paths: RunPaths, status: Status, complaint: str) -> Status:
             attempt=number,
             ended_at=attempt.ended_at,
         )
-        write_status(paths, failed)
+        write_status(paths, failed, is_last_word=True)
         return failed
 
 
@@ -146,6 +145,7 @@ def attempt_here(paths: RunPaths, execute: Callable[[Path], None]) -> None:
     finally:
         with run_lock(paths, LOCK_SECONDS):
             end_attempt(paths, read_record(paths))
+            free_reserve(paths)
 
 
 def _hand_over(paths: RunPaths, status: Status, outcome: Outcome) -> Status:
@@ -158,7 +158,7 @@ def _hand_over(paths: RunPaths, status: Status, outcome: Outcome) -> Status:
         after = Status(State.planned, attempt=status.attempt, updated_at=now())
     else:
         after = replace(requeued(status, f"Trained; job {job_id} evaluates it."), job_id=job_id)
-    write_status(paths, after)
+    write_status(paths, after, is_last_word=True)
     return after
 
 

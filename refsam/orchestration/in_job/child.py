@@ -37,7 +37,7 @@ def _leave_word(paths: RunPaths, error: BaseException) -> None:
         words = (str(error).strip().splitlines() or [""])[0]
         message = f"{type(error).__name__}: {words}; see {paths.attempt(status.attempt)}"
         failed = status.changed(state=State.failed, reason=Reason.error, message=message, ended_at=now())
-        write_status(paths, failed)
+        write_status(paths, failed, is_last_word=True)
 
 
 def main(entry_point: str, root: str) -> None:

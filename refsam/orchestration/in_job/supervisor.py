@@ -29,7 +29,7 @@ from refsam.orchestration.in_job.attempts import (
 from refsam.orchestration.slurm import own_job
 from refsam.records import place
 from refsam.records.paths import RunPaths
-from refsam.records.status import State, Status, run_lock
+from refsam.records.status import State, Status, free_reserve, run_lock
 
 POLL_SECONDS = 0.1
 # For a run to save what it has, once it was asked to: less than lies between Slurm's signal and its limit.
@@ -51,7 +51,7 @@ def supervise(paths: RunPaths, entry_point: str) -> None:
         SystemExit: when it was asked to stop, whether it goes on in a later job or not.
     """
     child = _Child(paths, entry_point)
-    with _claim(paths), _handling(child):
+    with _claim(paths), _handling(child), _reserve(paths):
         while begin_attempt(paths):
             outcome, requeued_by_slurm = child.execute()
             status = end_of_attempt(paths, outcome)
@@ -154,6 +154,15 @@ def _claim(paths: RunPaths) -> Iterator[None]:
     paths.attempts.mkdir(exist_ok=True)
     with run_lock(RunPaths(paths.attempts), LOCK_SECONDS):
         yield
+
+
+@contextmanager
+def _reserve(paths: RunPaths) -> Iterator[None]:
+    """Keep the run's reserve until the last word about it is written."""
+    try:
+        yield
+    finally:
+        free_reserve(paths)
 
 
 @contextmanager
