@@ -2,17 +2,25 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 
+import mobile_sam.modeling
 import pytest
+import segment_anything.modeling
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from segment_anything.modeling.image_encoder import Attention
 from steps import Case, model_of
 from torch import nn
+from torch.nn.functional import conv2d, interpolate
 
 from refsam.configuration.compose import compose
-from refsam.science.engine import attention
+from refsam.science.engine import attention, late_convolution
 from refsam.science.engine.attention import FusedAttention, use_fused_attention
 from refsam.science.engine.checkpointing import checkpoint_encoder, encoder_blocks
+from refsam.science.engine.late_convolution import LateConvolution
+from refsam.science.engine.mask_decoder import use_lean_mask_decoder
 from refsam.science.engine.masks import use_linear_resizing
 from refsam.science.models import load_model
 
@@ -101,6 +109,7 @@ def test_savings_keep_the_names_of_the_parameters() -> None:
     sam = model_of(Case(peft="lora"))
     names = list(sam.state_dict())
     use_linear_resizing(sam)
+    assert use_lean_mask_decoder(sam)
     use_fused_attention(sam.image_encoder)
     checkpoint_encoder(sam.image_encoder, 1)
     assert list(sam.state_dict()) == names
@@ -120,6 +129,74 @@ def test_checkpointed_blocks_are_computed_again(every: int, computed: int) -> No
     with torch.no_grad():
         encoder(torch.randn(1, 3, 128, 128))
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("library", [segment_anything.modeling, mobile_sam.modeling])
+@pytest.mark.parametrize("n_points", [1, 9])
+@pytest.mark.parametrize("multimask_output", [True, False], ids=["three masks", "one mask"])
+@pytest.mark.parametrize("with_masks", [True, False], ids=["masks given", "no masks"])
+def test_the_lean_mask_decoder_is_the_mask_decoder(
+    library: Any, n_points: int, multimask_output: bool, with_masks: bool
+) -> None:
+    torch.manual_seed(0)
+    transformer = library.TwoWayTransformer(depth=2, embedding_dim=32, mlp_dim=48, num_heads=4)
+    sizes = {"transformer_dim": 32, "iou_head_depth": 3, "iou_head_hidden_dim": 24}
+    decoder = library.MaskDecoder(transformer=transformer, **sizes).double()
+    for parameter in decoder.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    image, encoding = torch.randn(2, 1, 32, 5, 7, dtype=torch.float64)
+    points = torch.randn(3, n_points, 32, dtype=torch.float64)
+    dense = torch.randn(3, 32, 5, 7) if with_masks else torch.randn(1, 32, 1, 1).expand(3, -1, 5, 7)
+    inputs = [value.requires_grad_() for value in (image, points, dense.double())]
+    weights = list(decoder.parameters())
+
+    def decode() -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+        results = decoder(
+            image_embeddings=inputs[0],
+            image_pe=encoding,
+            sparse_prompt_embeddings=inputs[1],
+            # Of no mask the prompt encoder gives one vector, which torch expands without writing it out.
+            dense_prompt_embeddings=inputs[2] if with_masks else inputs[2][:1, :, :1, :1].expand(3, -1, 5, 7),
+            multimask_output=multimask_output,
+        )
+        loss = sum(
+            (result * torch.linspace(0, 1, result.numel()).view_as(result)).sum() for result in results
+        )
+        return list(results), list(torch.autograd.grad(loss, inputs + weights, allow_unused=True))
+
+    expected, expected_gradients = decode()
+    assert use_lean_mask_decoder(SimpleNamespace(mask_decoder=decoder))
+    results, gradients = decode()
+    torch.testing.assert_close(results, expected, rtol=1e-9, atol=1e-9)
+    # A missing gradient is not one of zero: Adam moves a parameter for the latter.
+    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-8, atol=1e-8)
+
+
+def test_a_mask_decoder_with_adapters_is_left_alone() -> None:
+    sam = model_of(Case())
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj"]), sam.mask_decoder)
+    before = type(sam.mask_decoder)
+    assert not use_lean_mask_decoder(sam)
+    assert type(sam.mask_decoder) is before
+
+
+@pytest.mark.parametrize("values_at_once", [1, 2**20], ids=["a channel at a time", "all channels"])
+@pytest.mark.parametrize("shape", [(2, 5, 7, 9), (1, 3, 40, 33), (1, 4, 16, 17), (1, 2, 1, 1)])
+def test_the_late_convolution_is_enlarging_and_convolving(
+    shape: tuple[int, ...], values_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(late_convolution, "VALUES_AT_ONCE", values_at_once)
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(6, shape[1], 3, 3, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    enlarged = interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+    expected = conv2d(enlarged, weight, bias, padding=1)
+    result = LateConvolution.apply(x, weight, bias)
+    torch.testing.assert_close(result, expected)
+    cotangent = torch.randn_like(result)
+    gradients = torch.autograd.grad(result, (x, weight, bias), cotangent)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, (x, weight, bias), cotangent))
 
 
 FAULTS = """

@@ -19,6 +19,7 @@ from torch_em.model import UNETR
 from refsam.science.engine.attention import use_fused_attention
 from refsam.science.engine.checkpointing import checkpoint_encoder
 from refsam.science.engine.decoder import checkpoint_decoder, use_late_upsampling
+from refsam.science.engine.mask_decoder import use_lean_mask_decoder
 from refsam.science.engine.masks import use_linear_resizing
 from refsam.science.engine.prompts import BooleanPrompts
 
@@ -35,11 +36,15 @@ def checkpointed(sam: Sam) -> None:
     checkpoint_encoder(sam.image_encoder, 1)
 
 
+def lean(sam: Sam) -> None:
+    assert use_lean_mask_decoder(sam)
+
+
 def every_second_checkpointed(sam: Sam) -> None:
     checkpoint_encoder(sam.image_encoder, 2)
 
 
-ALL = (use_linear_resizing, fused, checkpointed)
+ALL = (use_linear_resizing, lean, fused, checkpointed)
 ALL_OF_DECODER = (use_late_upsampling, checkpoint_decoder)
 
 
@@ -62,7 +67,7 @@ def test_chunks_of_objects_do_not_change_the_gradients(object_chunk: int, iterat
     assert step.losses == pytest.approx(reference(case).losses, rel=1e-6)
 
 
-@pytest.mark.parametrize("save", [use_linear_resizing, fused, checkpointed, every_second_checkpointed])
+@pytest.mark.parametrize("save", [use_linear_resizing, lean, fused, checkpointed, every_second_checkpointed])
 @pytest.mark.parametrize("peft", ["full", "lora"])
 def test_each_saving_leaves_the_gradients(save: Callable[[Sam], None], peft: str) -> None:
     case = Case(peft=peft)
@@ -150,7 +155,7 @@ def test_the_summed_step_encodes_once() -> None:
 @pytest.mark.parametrize("peft", ["full", "frozen encoder", "dora"])
 def test_vit_t_agrees_and_keeps_its_batch_statistics(peft: str) -> None:
     case = Case(architecture="vit_t", peft=peft, n_objects=2, n_sub_iterations=2, dtype=torch.float32)
-    step = take_step(replace(case, savings=(use_linear_resizing, checkpointed)), 1)
+    step = take_step(replace(case, savings=(use_linear_resizing, lean, checkpointed)), 1)
     assert_same_gradients(step, reference(case), 1e-4)
     expected = dict(reference(case).model.named_buffers())
     for name, value in step.model.named_buffers():

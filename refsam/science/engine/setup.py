@@ -26,6 +26,7 @@ from refsam.science.engine.allocator import keep_freed_memory
 from refsam.science.engine.attention import use_fused_attention
 from refsam.science.engine.checkpointing import checkpoint_encoder, encoder_blocks
 from refsam.science.engine.decoder import checkpoint_decoder, use_late_upsampling
+from refsam.science.engine.mask_decoder import use_lean_mask_decoder
 from refsam.science.engine.masks import use_linear_resizing
 from refsam.science.hardware import GIB, choose_precision
 
@@ -53,7 +54,7 @@ TENSORS_PER_OBJECT = 50
 DECODER_TENSORS, DECODER_TENSORS_CHECKPOINTED = 19.4, 12.8
 # Embedding tokens that are decoded at a time. On the CPU one object of vit_b: decoding four together took 1.2
 # times the time per object, because their tensors leave the processor's cache. A GPU wants more of them.
-TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 32768}
+TOKENS_AT_ONCE = {"cpu": 8192, "cuda": 32768}
 # Of what the weights leave, for embeddings: 300 patches of 4 MiB where that is 12 GiB.
 CACHE_SHARE = 0.1
 # How much larger than its peak a process may get whose large freed tensors stay on the heap.
@@ -174,6 +175,7 @@ def describe_savings(config: RefsamConfig, savings: Savings | None) -> dict[str,
 def apply_savings(sam: Sam, savings: Savings, unetr: UNETR | None = None) -> None:
     """Put the savings that concern the model into it, in place. What it computes stays the same."""
     use_linear_resizing(sam)
+    use_lean_mask_decoder(sam)
     if next(sam.parameters()).device.type == "cpu":
         keep_freed_memory(large=savings.keep_large_tensors)
     _use_attention(sam, savings.attention)
