@@ -17,8 +17,8 @@ import os
 M_MMAP_THRESHOLD, MMAP_BYTES = -3, 32 * 2**20
 # Free memory at the end of the heap that is kept.
 M_TRIM_THRESHOLD, TRIM_BYTES = -1, 2**30
-# How many blocks may be mapped; with none, the heap has them all, and what is free at its end is kept too.
-M_MMAP_MAX, NO_BLOCKS, MOST_TRIM_BYTES = -4, 0, -1
+# How many blocks may be mapped; with none, the heap has them all, and what is free at its end stays there.
+M_MMAP_MAX, NO_BLOCKS, NEVER = -4, 0, -1
 SETTINGS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
 
 
@@ -35,5 +35,5 @@ def keep_freed_memory(large: bool = False) -> bool:
         return False
     told = mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)
     if large:
-        return bool(told and mallopt(M_MMAP_MAX, NO_BLOCKS) and mallopt(M_TRIM_THRESHOLD, MOST_TRIM_BYTES))
+        return bool(told and mallopt(M_MMAP_MAX, NO_BLOCKS) and mallopt(M_TRIM_THRESHOLD, NEVER))
     return bool(told and mallopt(M_TRIM_THRESHOLD, TRIM_BYTES))

@@ -13,7 +13,7 @@ What is computed for every position is most of the decoder's work, and is writte
   put into rows and columns.
 - Only the masks that are asked for are computed: one, or three of the four.
 
-It saves half of the time of an object, and costs nothing.
+It saves nearly half of the time of an object, and costs nothing.
 """
 
 from typing import Any

@@ -46,14 +46,14 @@ SCORES_KEPT = 1.2
 # What vit_t's encoder keeps for one image: an estimate from whole steps, not measured by itself.
 TINY_VIT_GIB = 2.6
 # Tensors of (embedding tokens, channels) per object that mask decoder, masks and losses hold at a time: for a
-# patch of 512 x 512, autograd keeps 111 to 121 MiB, 28 of them; the rest is an allowance for what is computed
-# on the way.
+# patch of 512 x 512, autograd keeps 68 to 84 MiB, 21 of them, and 103 to 118 MiB where the decoder is not the
+# lean one; the rest is an allowance for what is computed on the way.
 TENSORS_PER_OBJECT = 50
 # Tensors of the segmentation decoder's finest level (1024 x 1024 with 64 channels, 256 MiB each) that its
 # forward and backward hold at a time, and when its parts are checkpointed: they peaked at 4.8 and 3.2 GiB.
 DECODER_TENSORS, DECODER_TENSORS_CHECKPOINTED = 19.4, 12.8
-# Embedding tokens that are decoded at a time. On the CPU one object of vit_b: decoding four together took 1.2
-# times the time per object, because their tensors leave the processor's cache. A GPU wants more of them.
+# Embedding tokens that are decoded at a time. On a CPU two objects of vit_b: on two cores they took 0.9 times
+# the time per object that one took, and five no less. A GPU wants more of them.
 TOKENS_AT_ONCE = {"cpu": 8192, "cuda": 32768}
 # Of what the weights leave, for embeddings: 300 patches of 4 MiB where that is 12 GiB.
 CACHE_SHARE = 0.1
