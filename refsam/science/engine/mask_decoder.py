@@ -190,7 +190,8 @@ def _add_from_tokens(
     weight = attention.out_proj.weight.unflatten(1, (heads, -1)).permute(1, 2, 0)
     # The shares of each head sum to one: each of its values may have a part of the bias.
     values = values @ weight + _with_unused(attention.out_proj.bias / heads, attention.k_proj.bias)
-    return torch.baddbmm(image.expand(len(values), -1, -1), shares.transpose(1, 2), values.flatten(1, 2))
+    # A sum of its own: the image keeps its precision where autocast computes products in less.
+    return image + shares.transpose(1, 2) @ values.flatten(1, 2)
 
 
 def _scaled_heads(attention: Any, projected: torch.Tensor) -> torch.Tensor:
