@@ -28,6 +28,7 @@ from refsam.records.status import (
     Reason,
     State,
     Status,
+    free_reserve,
     hold_reserve,
     now,
     read_status,
@@ -230,7 +231,11 @@ def main() -> None:
     """The command line: one argument, the run directory."""
     if len(sys.argv) != 2:
         sys.exit("usage: python -m refsam.science.run RUN_DIRECTORY")
-    execute(Path(sys.argv[1]))
+    root = Path(sys.argv[1])
+    try:
+        execute(root)
+    finally:
+        free_reserve(RunPaths(root))
 
 
 if __name__ == "__main__":
