@@ -11,7 +11,7 @@ from training_runs import Killed, kill_at, rows, run_training, small_config
 
 from refsam.configuration.schema import DatasetConfig, Precision
 from refsam.errors import BadInput
-from refsam.science.hardware import choose_device, choose_precision
+from refsam.science.hardware import choose_device, choose_precision, resident_memory
 from refsam.science.models import load_model
 from refsam.science.trainers import Progress
 
@@ -125,6 +125,17 @@ def test_training_lowers_its_loss(synthetic: DatasetConfig, tmp_path: Path) -> N
     first, *_, last = rows(paths)
     assert float(last["train_loss"]) < float(first["train_loss"]) - 0.03
     assert float(last["instance_loss"]) < 0.9 * float(first["instance_loss"])
+
+
+def test_a_peak_counted_some_pages_short_is_no_less_than_what_stood_before(
+    synthetic: DatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(device: torch.device) -> float:
+        return resident_memory(device) / 2
+
+    monkeypatch.setattr("refsam.science.training.peak_memory", short)
+    _, summary = run_training(small_config(synthetic, "train.epochs=1"), tmp_path / "run")
+    assert summary.peak_memory_gib == summary.base_memory_gib
 
 
 def test_history_and_summary_agree(synthetic: DatasetConfig, tmp_path: Path) -> None:
