@@ -8,7 +8,8 @@ can move one by a pixel; gradients are therefore compared with micro-sam's promp
 `--own-prompts` is given.
 
 With `--decoder` a step has two halves, as micro-sam's joint training: the interactive loss and that of the
-segmentation decoder, each with its gradients, here both at the same weights.
+segmentation decoder, each with its gradients, here both at the same weights. How far those of the latter can
+agree in float32 is benchmarks.gradients' matter.
 
 A step that runs out of memory (`--limit-gib`, or what the machine has) is a row that says so, and that engine
 is not tried with more objects. `--add` keeps what an earlier call has measured, and measures the rest.
@@ -59,6 +60,7 @@ STEP_SECONDS = 3600.0  # after which a step is given up
 NO_GRADIENT = "k_proj.bias"
 NOISE = 1e-4
 HALVES = ("interactive", "segmentation")
+DOUBLE = "float64"  # for benchmarks.gradients
 
 
 class ReplayedPrompts:
@@ -94,18 +96,22 @@ def take_step(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
     """What was measured of the step."""
     import torch
 
+    from benchmarks.gates import ReplayedGates
     from refsam.configuration.compose import compose
     from refsam.records.paths import RunPaths
     from refsam.science.data import training_loaders
+    from refsam.science.engine.decoder import decoder_parts
     from refsam.science.randomness import seed_everything
     from refsam.science.training import build_trainer
 
     chosen = ("n_objects", "model")
-    trained = ("engine", "object_chunk", "checkpoint_encoder", "attention", "precision", "n_sub_iterations")
+    trained = ("engine", "object_chunk", "checkpoint_encoder", "attention", "n_sub_iterations")
+    double = arguments.precision == DOUBLE
     config = compose(
         [
             *(f"{name}={getattr(arguments, name)}" for name in chosen),
             *(f"train.{name}={getattr(arguments, name)}" for name in trained),
+            f"train.precision={'float32' if double else arguments.precision}",
             f"train.decoder={str(arguments.decoder).lower()}",
             *strategy_overrides(arguments.peft),
             *STEP,
@@ -115,8 +121,14 @@ def take_step(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
     loaders = training_loaders(config)
     x, y = crowded(loaders[0], arguments.n_objects)
     trainer = build_trainer(config, RunPaths(output / "run"), loaders, lambda progress: None)
-    kept = torch.load(arguments.replay)["prompts"] if arguments.replay else None
-    trainer.prompt_generator = prompts = ReplayedPrompts(trainer.prompt_generator, kept)
+    if double:
+        x = x.double()
+        to_double(trainer)
+    kept = torch.load(arguments.replay, weights_only=True) if arguments.replay else {}
+    trainer.prompt_generator = prompts = ReplayedPrompts(trainer.prompt_generator, kept.get("prompts"))
+    gates = None
+    if arguments.replay_gates:
+        gates = ReplayedGates([*decoder_parts(trainer.unetr)], kept.get("gates"))
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -130,10 +142,11 @@ def take_step(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
             name: value for name, value in trainer.unetr.named_parameters() if not name.startswith("encoder")
         }
     losses, gradients = [], {}
+    mixed = arguments.precision not in ("float32", DOUBLE)
     with PeakMemory() as memory:
         started, started_cpu = time.perf_counter(), time.process_time()
         for name, half in zip(HALVES, halves, strict=False):
-            with torch.autocast("cpu", getattr(torch, arguments.precision), arguments.precision != "float32"):
+            with torch.autocast("cpu", getattr(torch, arguments.precision), mixed):
                 loss = half()
             if loss.requires_grad:
                 loss.backward()
@@ -146,10 +159,11 @@ def take_step(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
             trainer.optimizer.zero_grad()
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - started_cpu
     norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
-    torch.save({"gradients": gradients, "prompts": prompts.kept}, output / "step.pt")
+    choices = {"prompts": prompts.kept, "gates": gates.kept if gates else []}
+    torch.save({"gradients": gradients, **choices}, output / "step.pt")
     trainable, total = trainer.parameter_counts
     used = {name: trainer.savings[name] for name in ("object_chunk", "attention")}
-    return used | {
+    row = used | {
         "checkpoint_encoder": trainer.savings["checkpoint_every"],
         "threads": torch.get_num_threads(),
         "trainable_parameters": trainable,
@@ -162,6 +176,20 @@ def take_step(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
         "loss": sum(losses),
         "gradient_norm": norm.item(),
     }
+    if gates is not None:
+        row["switched_gates"] = gates.switched_share
+    return row
+
+
+def to_double(trainer: Any) -> None:
+    """All that a joint step computes with in float64, but the positions of prompts, float32's in Sam."""
+    sam = trainer.model.sam
+    trainer.model.double()
+    # Of what the library divides by, these are not among the parameters.
+    for name in ("pixel_mean", "pixel_std"):
+        setattr(sam, name, getattr(sam, name).double())
+    sam.prompt_encoder.pe_layer.float()
+    trainer.unetr.double()
 
 
 def crowded(patches: Any, n_objects: int) -> Any:
@@ -204,6 +232,7 @@ def run_step(
         if name != "decoder":
             command += [f"--{name.replace('_', '-')}", str(values[name])]
     command += ["--decoder"] if values["decoder"] else []
+    command += ["--replay-gates"] if values.get("replay_gates") else []
     command += ["--replay", str(replay)] if replay is not None else []
     with memory_limit(arguments.limit_gib) as limit:
         ended = limit.run(command, dict(os.environ), output / "log", STEP_SECONDS)
@@ -217,18 +246,8 @@ def run_step(
 
 def compare(row: dict[str, Any], theirs: dict[str, Any], step: Path, reference: Path) -> dict[str, Any]:
     """Ratios, and the largest relative difference of a parameter's gradient."""
-    import torch
-
-    ours, expected = (torch.load(path / "step.pt", mmap=True)["gradients"] for path in (step, reference))
-    if ours.keys() != expected.keys():
-        raise ValueError(f"gradients of other parameters: {sorted(ours.keys() ^ expected.keys())}")
-    norms = {name: max(float(ours[name].norm()), float(expected[name].norm())) for name in expected}
-    noise = NOISE * max(norms.values())
-    differences = {
-        name: float((ours[name] - gradient).norm() / gradient.norm())
-        for name, gradient in expected.items()
-        if norms[name] > noise and not name.endswith(NO_GRADIENT)
-    }
+    ours, expected = (gradients_of(path) for path in (step, reference))
+    differences = relative_differences(ours, expected)
     worst = max(differences, key=differences.__getitem__)
     return {
         "seconds_ratio": round(row["seconds"] / theirs["seconds"], 3),
@@ -237,6 +256,31 @@ def compare(row: dict[str, Any], theirs: dict[str, Any], step: Path, reference: 
         "loss_difference": abs(row["loss"] - theirs["loss"]) / theirs["loss"],
         "gradient_difference": differences[worst],
         "worst_parameter": worst,
+    }
+
+
+def gradients_of(folder: Path) -> dict[str, Any]:
+    """The gradients of a step, by half and parameter."""
+    import torch
+
+    gradients: dict[str, Any] = torch.load(folder / "step.pt", mmap=True, weights_only=True)["gradients"]
+    return gradients
+
+
+def relative_differences(ours: dict[str, Any], expected: dict[str, Any]) -> dict[str, float]:
+    """Norm of the difference over norm, by half and parameter, without gradients that are rounding only.
+
+    Raises:
+        ValueError: when they are of different parameters.
+    """
+    if ours.keys() != expected.keys():
+        raise ValueError(f"gradients of other parameters: {sorted(ours.keys() ^ expected.keys())}")
+    norms = {name: max(float(ours[name].norm()), float(expected[name].norm())) for name in expected}
+    noise = NOISE * max(norms.values())
+    return {
+        name: float((ours[name] - gradient).norm() / gradient.norm())
+        for name, gradient in expected.items()
+        if norms[name] > noise and not name.endswith(NO_GRADIENT)
     }
 
 
@@ -322,7 +366,8 @@ def main() -> None:
     for internal in ("model", "peft", "engine", "output", "replay"):
         parser.add_argument(f"--{internal}", help=argparse.SUPPRESS)
     parser.add_argument("--n-objects", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    for internal in ("replay-gates", "measure"):
+        parser.add_argument(f"--{internal}", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         measure(arguments)

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import rows, train_step
+from benchmarks.gates import ReplayedGates
 from benchmarks.train_step import MICRO_SAM, NOT_TRIED, OUT_OF_MEMORY, REFSAM
 from benchmarks.train_step_figure import save_steps
 
@@ -107,3 +109,22 @@ def test_the_patch_with_the_most_objects_is_taken_and_has_to_have_enough() -> No
     assert float(image[0, 0, 0, 0]) == 1.0
     with pytest.raises(ValueError, match="5 objects are asked for, and no patch has more than 4"):
         train_step.crowded(patches, 5)
+
+
+def test_replayed_gates_pass_what_another_step_let_through() -> None:
+    def part() -> torch.nn.Sequential:
+        return torch.nn.Sequential(torch.nn.ReLU(inplace=True), torch.nn.Sequential(torch.nn.ReLU()))
+
+    first, second = part(), part()
+    recorded = ReplayedGates([first], None)
+    x = torch.tensor([-2.0, -1e-8, 1e-8, 3.0])
+    assert torch.equal(first(x), x.relu())
+    assert recorded.switched_share == 0.0
+    replayed = ReplayedGates([second], recorded.kept)
+    moved = torch.tensor([-2.0, 1e-8, -1e-8, 3.0], requires_grad=True)
+    second(moved).sum().backward()
+    assert moved.grad is not None
+    assert moved.grad.tolist() == [0.0, 0.0, 1.0, 1.0]
+    assert replayed.switched_share == 3 / 8  # two of the first ReLU, and the -1e-8 that it let through
+    with pytest.raises(ValueError, match="2 ReLUs, and gates of 1"):
+        ReplayedGates([part()], recorded.kept[:1])
