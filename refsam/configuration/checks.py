@@ -4,6 +4,7 @@ Two kinds: `check_values` looks at single fields, and what it finds is a mistake
 `combination_problem` looks at values together, and in a sweep such runs are left out while the others run.
 """
 
+import functools
 import importlib.util
 import math
 import re
@@ -36,6 +37,11 @@ EMBEDDING_CACHES = ("memory", "disk", "off")
 EMBEDDING_DTYPES = ("float32", "float16")
 ATTENTIONS = ("auto", "fused", "sdpa", "eager")
 SWITCHES = ("auto", "on", "off", True, False)  # YAML reads a bare on as true
+# Of a model's own architecture, in pixels, channels and numbers of them.
+SIZES = (
+    "image_size", "patch_size", "embed_dim", "depth", "num_heads", "prompt_embed_dim", "decoder_mlp_dim",
+    "decoder_num_heads", "unetr_features",
+)  # fmt: skip
 LARGEST_SEED = 2**32 - 1  # of numpy's older generators, which torch-em and micro-sam draw from
 PATCH_MULTIPLE = 32  # pixels; the segmentation decoder halves the patch five times
 
@@ -96,6 +102,9 @@ _RULES = (
         "100 letters, digits, _ . - at most, the first one no . or -",
     ),
     _Rule("model.family", _one_of(FAMILIES), " or ".join(FAMILIES)),
+    *(_Rule(f"model.custom.{name}", _whole(1), "a whole number from 1") for name in SIZES),
+    _Rule("model.custom.window_size", _whole(0), "a whole number from 0 (0: all attention is global)"),
+    _Rule("model.custom.position_scale", _above_zero, "a number above 0"),
     _Rule("train.epochs", _whole(1), "a whole number from 1"),
     _Rule("train.max_steps", _optional(_whole(1)), "null, or a whole number from 1"),
     _Rule("train.batch_size", _whole(1), "a whole number from 1"),
@@ -210,9 +219,11 @@ _RULES = (
 def check_values(config: RefsamConfig) -> None:
     """Raise BadInput for the first field with a value that no run can have."""
     for rule in _RULES:
-        value: Any = config
-        for name in rule.field.split("."):
-            value = getattr(value, name)
+        *parents, name = rule.field.split(".")
+        parent: Any = functools.reduce(getattr, parents, config)
+        if parent is None:  # model.custom of a model that has none
+            continue
+        value = getattr(parent, name)
         if value == MISSING:
             raise BadInput(f"{rule.field}: nothing was given, and there is no default; give {rule.field}=…")
         if not rule.holds(value):

@@ -65,6 +65,11 @@ def _missing_choice(error: MissingConfigException) -> str:
         )
         return f"{group}: {choice!r} is no choice{nearest(choice, allowed)}, allowed are {', '.join(allowed)}"
     allowed = ["config", *sorted(path.stem for path in folder("sweeps").glob("*.yaml"))]
+    if not choice or choice in allowed:  # where Hydra was told to look, it is not
+        return (
+            f"--config-path: there is no {choice or 'config'}.yaml in what was given, allowed is a folder "
+            "that has all of refsam's conf/; your own choices beside refsam's: --config-dir FOLDER"
+        )
     hint = nearest(choice, allowed)
     return f"--config-name: {choice!r} is no configuration{hint}, allowed are {', '.join(allowed)}"
 

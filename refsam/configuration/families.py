@@ -1,6 +1,8 @@
 """The two implementations of Segment Anything that a model can come in, and what each of them has."""
 
-from refsam.configuration.schema import AUTO, ModelConfig
+import math
+
+from refsam.configuration.schema import AUTO, ArchitectureConfig, ModelConfig
 
 MICRO_SAM = "micro_sam"  # segment_anything's and MobileSAM's classes, as micro-sam builds them
 HUGGING_FACE = "hf"  # transformers.SamModel
@@ -9,6 +11,8 @@ FAMILIES = (MICRO_SAM, HUGGING_FACE)
 # Architectures that can be built without a configuration from the hub.
 KNOWN_SHAPES = ("vit_b", "vit_l", "vit_h")
 MICRO_SAM_SHAPES = ("vit_t", *KNOWN_SHAPES)
+# Segment Anything's mask decoder divides its channels by 8 and its attention halves them.
+PROMPT_CHANNELS, HALVED = 8, 2
 ATTENTIONS = {MICRO_SAM: ("fused", "eager"), HUGGING_FACE: ("sdpa", "fused", "eager")}
 
 
@@ -38,6 +42,8 @@ def model_problem(model: ModelConfig) -> str | None:
             f"model.architecture: {model.architecture} was given, allowed are {', '.join(MICRO_SAM_SHAPES)}, "
             "and another one with model.custom"
         )
+    if model.custom is not None and (problem := _shape_problem(model.custom)):
+        return problem
     if model.weights == "pretrained":
         return _pretrained_problem(model)
     shape_is_known = model.custom is not None or model.architecture in KNOWN_SHAPES
@@ -46,6 +52,25 @@ def model_problem(model: ModelConfig) -> str | None:
             f"model.weights: random was given, but the shape of {model.name} is known only with its weights; "
             "allowed are pretrained and the path of a folder"
         )
+    return None
+
+
+def _shape_problem(shape: ArchitectureConfig) -> str | None:
+    """Why the sizes of an own architecture, each fine for itself, make no model; None where they do."""
+    of_decoder = math.lcm(PROMPT_CHANNELS, HALVED * shape.decoder_num_heads)
+    for name, divisor, why in (
+        ("image_size", shape.patch_size, "model.custom.patch_size"),
+        ("embed_dim", shape.num_heads, "model.custom.num_heads"),
+        ("prompt_embed_dim", of_decoder, f"for model.custom.decoder_num_heads={shape.decoder_num_heads}"),
+    ):
+        if (size := getattr(shape, name)) % divisor:
+            return f"model.custom.{name}: {size} was given, allowed is a multiple of {divisor} ({why})"
+    for index in shape.global_attn_indexes:
+        if not 0 <= index < shape.depth:
+            return (
+                f"model.custom.global_attn_indexes: {index} was given, allowed are blocks from 0 to "
+                f"{shape.depth - 1} (model.custom.depth)"
+            )
     return None
 
 

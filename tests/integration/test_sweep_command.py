@@ -118,6 +118,23 @@ def test_the_plan_of_the_resource_study_is_the_one_in_the_documentation(capsys):
 BAD_INPUT = [
     (["resource=gtx1081"], "resource: 'gtx1081' is no choice (did you mean gtx1080?)"),
     (["train=quik"], "train: 'quik' is no choice (did you mean quick?)"),
+    (["--config-path", "/not/there"], "--config-path: there is no config.yaml in what was given"),
+    (
+        ["model=vit_nano", "model.custom.depth=0"],
+        "model.custom.depth: 0 was given, allowed is a whole number",
+    ),
+    (
+        ["model=vit_nano", "model.custom.embed_dim=64"],
+        "model.custom.embed_dim: 64 was given, allowed is a multiple of 3 (model.custom.num_heads)",
+    ),
+    (
+        ["model=vit_nano", "model.custom.prompt_embed_dim=20"],
+        "model.custom.prompt_embed_dim: 20 was given, allowed is a multiple of 8",
+    ),
+    (
+        ["model=vit_nano", "model.custom.global_attn_indexes=[1,4]"],
+        "model.custom.global_attn_indexes: 4 was given, allowed are blocks from 0 to 3",
+    ),
     (["--config-name", "dmo"], "--config-name: 'dmo' is no configuration (did you mean demo?)"),
     (["train.epochs=abc"], "train.epochs: 'abc' was given, allowed is a whole number"),
     (["seed=1.5"], "seed: '1.5' was given, allowed is a whole number"),
