@@ -36,7 +36,7 @@ def _cite(options: argparse.Namespace) -> int:
     from refsam.results.tables.wide import choose
 
     frame = choose(chosen.frame, assignments(options.where))
-    found = citations(frame, dict.fromkeys(folder for _, folder in chosen.sweeps))
+    found = citations(frame, chosen.directories)
     if options.output is None:
         print(found.text, end="")
     else:

@@ -15,7 +15,7 @@ from refsam.commands.options import (
     page_of,
     print_json,
 )
-from refsam.commands.selection import add_where, assignments, name_problems, say_problems, selected
+from refsam.commands.selection import add_join, add_where, assignments, name_problems, say_problems, selected
 from refsam.errors import BadInput
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def add(commands: Commands) -> None:
         'refsam compare study --baseline "model=vit_b,peft=full,n_images=5" --metric SA50 --plot',
     )
     parser.add_argument("sweep", metavar="SWEEP", help="name of a sweep")
+    add_join(parser)
     parser.add_argument(
         "--baseline",
         metavar="RUN|AXIS=VALUE,…",
@@ -58,7 +59,7 @@ def _compare(options: argparse.Namespace) -> int:
     page = page_of(options)
     where = assignments(options.where)
     given = assignments([options.baseline]) if "=" in options.baseline else None
-    chosen = selected(argparse.Namespace(**vars(options), sweeps=[options.sweep], all=False, join=[]))
+    chosen = selected(argparse.Namespace(**vars(options), sweeps=[options.sweep], all=False))
     from refsam.results.advice.compare import check_metric, compare
     from refsam.results.advice.compare_table import print_comparisons, records, write_comparisons
     from refsam.results.advice.find_setting import setting_of_run, setting_with
@@ -71,7 +72,7 @@ def _compare(options: argparse.Namespace) -> int:
     if "round" not in where:
         frame = first_prompt(frame)
     others = choose(frame, {axis: value for axis, value in where.items() if axis not in _OF_MEASUREMENTS})
-    settings = settings_of(frame, chosen.folder)
+    settings = settings_of(frame, chosen.directories)
     if not settings:
         print(f"No run of sweep {options.sweep} is completed yet, so there is nothing to compare.")
         return name_problems(chosen)
@@ -80,7 +81,7 @@ def _compare(options: argparse.Namespace) -> int:
         if given is None
         else setting_with(given, settings, options.baseline)
     )
-    found = compare(baseline, frame, others, chosen.folder, options.metric)
+    found = compare(baseline, frame, others, chosen.directories, options.metric)
     name = _file_name(options.baseline, baseline, options.metric)
     files = write_comparisons(found, frame, chosen.output.tables / name)
     if options.plot:

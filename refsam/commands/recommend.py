@@ -14,11 +14,11 @@ from refsam.commands.options import (
     open_folder,
     print_json,
 )
-from refsam.commands.selection import Selection, name_problems, say_problems, selected
+from refsam.commands.selection import Selection, add_join, name_problems, say_problems, selected
 from refsam.errors import BadInput, nearest
 
 if TYPE_CHECKING:
-    from refsam.records.paths import RunsFolder
+    from refsam.records.paths import Directories, RunsFolder
     from refsam.results.advice.candidates import Candidate, Limits
     from refsam.results.advice.recommend import Advice
 
@@ -43,6 +43,7 @@ def add(commands: Commands) -> None:
         "refsam recommend --memory 8 --gpu --hours 2",
     )
     parser.add_argument("sweeps", metavar="SWEEP", nargs="*", help="names of sweeps (all)")
+    add_join(parser)
     parser.add_argument("--memory", type=_memory, metavar="GB", help="memory of the GPU, or main memory")
     parser.add_argument("--gpu", action="store_true", help="the training runs on a GPU")
     parser.add_argument("--cpu", action="store_true", help="the training runs on the processor")
@@ -98,10 +99,10 @@ def _recommend(options: argparse.Namespace) -> int:
     _check_dataset(options.dataset, chosen)
     limits = Limits(options.memory, CUDA if options.gpu else CPU, options.hours, options.n_images)
     folder = RunsFolder(Path(options.runs)) if chosen is None else chosen.folder
-    frame = None if chosen is None else chosen.frame
+    frame, directories = (None, {}) if chosen is None else (chosen.frame, chosen.directories)
     fits = known_fits(folder.root)
-    advice = recommend(frame, folder, limits, fits, options.metric, options.dataset, options.mode)
-    command = _command(advice, folder, named=options.runs != _RUNS)
+    advice = recommend(frame, directories, limits, fits, options.metric, options.dataset, options.mode)
+    command = _command(advice, folder, directories, named=options.runs != _RUNS)
     if options.json:
         print_json(as_json(advice, command or None))
     else:
@@ -115,11 +116,11 @@ def _own(options: argparse.Namespace) -> Selection | None:
     """The own results; None where there are no sweeps."""
     from refsam.results.sweeps import sweep_names
 
-    if options.runs == _RUNS and not options.sweeps and not Path(_RUNS).is_dir():
+    if options.runs == _RUNS and not options.sweeps and not options.join and not Path(_RUNS).is_dir():
         return None
-    if not options.sweeps and not sweep_names(open_folder(options)):
+    if not options.sweeps and not options.join and not sweep_names(open_folder(options)):
         return None
-    return selected(argparse.Namespace(**vars(options), all=not options.sweeps, join=[]))
+    return selected(argparse.Namespace(**vars(options), all=not options.sweeps))
 
 
 def _check_dataset(name: str | None, chosen: Selection | None) -> None:
@@ -133,11 +134,12 @@ def _check_dataset(name: str | None, chosen: Selection | None) -> None:
         raise BadInput(f"--dataset: {name!r} was given{nearest(name, known)}; allowed are {there}")
 
 
-def _command(advice: "Advice", folder: "RunsFolder", named: bool) -> list[str]:
+def _command(advice: "Advice", folder: "RunsFolder", directories: "Directories", named: bool) -> list[str]:
     """The words of the command that runs the winner on the machine at hand, or on its Slurm; none without.
 
     Args:
         folder: that the run belongs into.
+        directories: of the runs that the advice rests on.
         named: whether it was named; else it is the one that commands take.
     """
     winner, limits = advice.winner, advice.limits
@@ -153,7 +155,7 @@ def _command(advice: "Advice", folder: "RunsFolder", named: bool) -> list[str]:
     place = [f"resource={resource}"] if resource else ["resource=local", f"resource.device={limits.device}"]
     program = [*_PROGRAM, *(["-m"] if on_slurm else [])]
     to = [f"runs={value_text(str(folder.root.absolute()))}"] if named else []
-    config = None if winner.setting is None else read_config(folder.run(winner.setting.run_ids[0]))
+    config = None if winner.setting is None else read_config(directories[winner.setting.run_ids[0]])
     if config is not None:
         return [*program, *overrides_for(config, place), *to]
     values = winner.values

@@ -50,7 +50,7 @@ def _report(options: argparse.Namespace) -> int:
     results = write_results(chosen.output, chosen.frame, chosen.is_joined)[0]
     power = read_power(options.pue, options.gpu_watts)
     path = write_report(
-        Asked(chosen.frame, chosen.folder, chosen.sweeps, chosen.output, chosen.problems, power)
+        Asked(chosen.frame, chosen.directories, chosen.sweeps, chosen.output, chosen.problems, power)
     )
     size = path.stat().st_size
     if options.json:

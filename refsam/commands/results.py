@@ -177,7 +177,7 @@ def _plot(options: argparse.Namespace) -> int:
     frame = choose(chosen.frame, assignments(options.where))
     paths = draw_all(
         frame,
-        chosen.folder,
+        chosen.directories,
         chosen.output.figures,
         kinds,
         options.metric,

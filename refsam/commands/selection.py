@@ -12,7 +12,7 @@ from refsam.errors import BadInput, DamagedManifest
 if TYPE_CHECKING:
     import pandas as pd
 
-    from refsam.records.paths import RunsFolder, SweepPaths
+    from refsam.records.paths import Directories, RunsFolder, SweepPaths
 
 
 NAMED = 5  # problems that are printed, at most
@@ -25,12 +25,15 @@ class Selection:
     """The rows that were asked for.
 
     Attributes:
+        folder: that was named, of one's own runs.
+        directories: that the rows of each run are from.
         output: where tables and figures go: the sweep's folder, or runs/joined for several.
         problems: sentences about damaged manifests and conflicting results.
     """
 
     frame: "pd.DataFrame"
     folder: "RunsFolder"
+    directories: "Directories"
     sweeps: list[tuple["SweepPaths", "RunsFolder"]]
     output: "SweepPaths"
     problems: list[str] = field(default_factory=list)
@@ -48,6 +51,10 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     """The arguments that `selected` reads."""
     parser.add_argument("sweeps", metavar="SWEEP", nargs="*", help="names of sweeps; several are joined")
     parser.add_argument("--all", action="store_true", help="all sweeps")
+    add_join(parser)
+
+
+def add_join(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--join",
         action="append",
@@ -102,7 +109,7 @@ def selected(options: argparse.Namespace) -> Selection:
     from refsam.results.sweeps import find_sweep, read_manifest, runs_folder, sweep_names
 
     folder = open_folder(options)
-    folders = [folder, *(runs_folder(path) for path in options.join)]
+    folders = [folder, *(runs_folder(path, "--join") for path in options.join)]
     if options.all == bool(options.sweeps):
         raise BadInput("SWEEP: name one sweep or several, or give --all and no name")
     sweeps: list[tuple[SweepPaths, RunsFolder]] = []
@@ -128,10 +135,10 @@ def selected(options: argparse.Namespace) -> Selection:
 
     # Other people's runs are theirs to correct.
     settled = {sweep.root: _complete_records(sweep, each) for sweep, each in sweeps if each is folder}
-    frame, conflicts = join(sweeps, settled)
-    problems += [conflict.words for conflict in conflicts]
+    joined = join(sweeps, settled)
+    problems += [conflict.words for conflict in joined.conflicts]
     output = sweeps[0][0] if len(sweeps) == 1 and sweeps[0][1] is folder else folder.joined
-    return Selection(frame, folder, sweeps, output, problems)
+    return Selection(joined.frame, folder, joined.directories, sweeps, output, problems)
 
 
 def _complete_records(sweep: "SweepPaths", folder: "RunsFolder") -> set[str]:

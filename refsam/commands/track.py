@@ -48,9 +48,8 @@ def _track(options: argparse.Namespace) -> int:
     completed = chosen.frame[chosen.frame["status"] == "completed"]
     runs = []
     for run_id, rows in completed.groupby("run_id", sort=False):
-        folder = next(each for _, each in chosen.sweeps if each.run(str(run_id)).root.is_dir())
         try:
-            runs.append(tracked_run(rows, folder))
+            runs.append(tracked_run(rows, chosen.directories[str(run_id)]))
         except ValueError as error:
             chosen.problems.append(str(error))
     told = tell(runs, tracker)

@@ -1,5 +1,6 @@
 """Every path of a run and of a sweep. Nobody assembles one elsewhere."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,6 +121,9 @@ class RunPaths:
         """Segmentations of the test images: predictions/box, and predictions/box-round03-mask."""
         correction = f"-round{round:02}{'-mask' if mask_input else ''}" if round else ""
         return self.results / "predictions" / f"{mode}{correction}"
+
+
+Directories = Mapping[str, RunPaths]  # of runs, by their ids; joined sweeps have them in several folders
 
 
 @dataclass(frozen=True)

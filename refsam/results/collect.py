@@ -14,7 +14,7 @@ import pyarrow.parquet
 
 from refsam.records.files import write_atomically
 from refsam.records.metrics import METRICS
-from refsam.records.paths import RunsFolder, SweepPaths
+from refsam.records.paths import Directories, RunsFolder, SweepPaths
 from refsam.results.index import SCHEMA, refreshed, settled
 from refsam.results.provenance import provenance, write_sidecar
 from refsam.results.run_rows import (
@@ -28,6 +28,20 @@ from refsam.results.run_rows import (
 from refsam.results.sweeps import DAMAGED, read_manifest
 
 __all__ = ["BASELINE", "COLUMNS", "COSTS", "INTEGERS", "INVALID", "METRICS", "collect", "damaged"]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The results of several sweeps, also of several runs folders, each run once.
+
+    Attributes:
+        directories: that the rows of each run are from.
+        conflicts: the runs of which folders have different results.
+    """
+
+    frame: pd.DataFrame
+    directories: Directories
+    conflicts: list["Conflict"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +88,7 @@ def settled_runs(sweep: SweepPaths, runs: RunsFolder) -> set[str]:
 
 def join(
     sweeps: Sequence[tuple[SweepPaths, RunsFolder]], unchanged: Mapping[Path, AbstractSet[str]] | None = None
-) -> tuple[pd.DataFrame, list[Conflict]]:
+) -> Joined:
     """The results of several sweeps, also of several runs folders, each run once.
 
     A run that several sweeps asked for names all of them in `sweep`. Where folders have different results
@@ -83,29 +97,35 @@ def join(
     Raises as `collect` does.
     """
     known = unchanged or {}
-    frames = [(folder.root, collect(sweep, folder, known.get(sweep.root, set()))) for sweep, folder in sweeps]
+    frames = [(folder, collect(sweep, folder, known.get(sweep.root, set()))) for sweep, folder in sweeps]
     if len(frames) == 1:
-        return frames[0][1], []
-    kept: dict[str, tuple[Path, pd.DataFrame]] = {}
+        folder, frame = frames[0]
+        return Joined(frame, directories_of(frame, folder), [])
+    kept: dict[str, tuple[RunsFolder, pd.DataFrame]] = {}
     others: list[pd.DataFrame] = []
     conflicts = []
-    for root, frame in frames:
+    for folder, frame in frames:
         others.append(frame[frame["run_id"].isna()])
         for run_id, rows in frame.groupby("run_id", sort=False):
             run = str(run_id)
             if run not in kept:
-                kept[run] = root, rows
+                kept[run] = folder, rows
                 continue
-            first_root, first = kept[run]
+            first_folder, first = kept[run]
             names = ", ".join(dict.fromkeys([*first["sweep"], *rows["sweep"]]))
-            better, worse = ((first_root, first), (root, rows))
+            better, worse = ((first_folder, first), (folder, rows))
             if _quality(rows) > _quality(first):
                 better, worse = worse, better
-            if root != first_root and _differ(first, rows):
-                conflicts.append(Conflict(run, better[0], worse[0]))
+            if folder.root != first_folder.root and _differ(first, rows):
+                conflicts.append(Conflict(run, better[0].root, worse[0].root))
             kept[run] = better[0], better[1].assign(sweep=names)
     joined = pd.concat([*(rows for _, rows in kept.values()), *others], ignore_index=True)
-    return joined, conflicts
+    return Joined(joined, {run: folder.run(run) for run, (folder, _) in kept.items()}, conflicts)
+
+
+def directories_of(frame: pd.DataFrame, folder: RunsFolder) -> Directories:
+    """The directories of the runs of a frame that is from one runs folder."""
+    return {str(run): folder.run(str(run)) for run in frame["run_id"].dropna().unique()}
 
 
 def first_prompt(frame: pd.DataFrame) -> pd.DataFrame:

@@ -111,8 +111,8 @@ def count_states(sweep: SweepPaths, folder: RunsFolder) -> Counter[str]:
     return counts
 
 
-def runs_folder(path: str | Path) -> RunsFolder:
-    """The runs folder at `path`. Raises BadInput where it is not a folder."""
+def runs_folder(path: str | Path, option: str = "--runs") -> RunsFolder:
+    """The runs folder at `path`, as an option has it. Raises BadInput where it is not a folder."""
     if not Path(path).is_dir():
-        raise BadInput(f"--runs {str(path)!r} is not a folder")
+        raise BadInput(f"{option} {str(path)!r} is not a folder")
     return RunsFolder(Path(path))

@@ -13,6 +13,7 @@ from selenium.webdriver.chrome.service import Service
 
 from refsam import cli
 from refsam.records.paths import RunsFolder
+from refsam.results.collect import directories_of
 from refsam.results.report.cost import read_power
 from refsam.results.report.write import Asked, write_report
 
@@ -62,7 +63,9 @@ def large_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = RunsFolder(tmp_path_factory.mktemp("large") / "runs")
     frame = large_table(ROWS)
     sweep = write_manifest(folder, "large", frame["run_id"].tolist())
-    return write_report(Asked(frame, folder, [(sweep, folder)], sweep, [], read_power()))
+    return write_report(
+        Asked(frame, directories_of(frame, folder), [(sweep, folder)], sweep, [], read_power())
+    )
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from refsam.records.files import read_yaml, write_json
 from refsam.records.paths import RunsFolder
 from refsam.records.status import State, Status, write_status
 from refsam.results.citations.cite import REFERENCES, RULES, _used, citations, references
-from refsam.results.collect import collect
+from refsam.results.collect import join
 
 CONF = Path(__file__).parents[2] / "conf"
 OWN = {"hf", "folder", "coco"}  # under these a user's own model or images go
@@ -50,7 +50,8 @@ def write_sweep(folder: RunsFolder, *runs: tuple[str, list[str]]) -> None:
 
 
 def keys_of(folder: RunsFolder) -> set[str]:
-    found = citations(collect(folder.sweep("study"), folder), [folder])
+    joined = join([(folder.sweep("study"), folder)])
+    found = citations(joined.frame, joined.directories)
     return set(found.entries)
 
 
@@ -197,4 +198,4 @@ def test_a_sweep_without_runs_needs_nothing():
     empty = pd.DataFrame(
         {name: [] for name in ("run_id", "status", "model", "strategy", "dataset", "optimizer")}
     )
-    assert citations(empty, []).text == ""
+    assert citations(empty, {}).text == ""

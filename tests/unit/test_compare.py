@@ -342,3 +342,17 @@ def test_nothing_overlaps_or_is_cut_off_in_the_forest_plot(folder, monkeypatch, 
 def _is_inside(label: Text, panel: Axes) -> bool:
     low, high = panel.get_xlim()
     return low <= label.get_position()[0] <= high
+
+
+def test_runs_of_another_folder_are_compared_too(folder, tmp_path, capsys):
+    theirs = RunsFolder(tmp_path / "theirs")
+    write_run(theirs, "vit_b-full-n10", {"box": images(*np.linspace(0.4, 0.9, 10))})
+    write_sweep(theirs, {"vit_b-full-n10": {"peft": "full", "n_images": 10}})
+    joined = ("--join", str(theirs.root), "--baseline", "vit_b-full-n1")
+    found = compared(folder, capsys, *joined)
+    (row,) = [each for each in found["comparisons"] if each["n_images"] == 10]
+    assert row["difference"] == pytest.approx(0.2)
+    assert all(Path(path).parent == folder.joined.tables for path in found["files"])
+    assert not (folder.sweep("study").tables).exists()
+    assert run(folder, "--join", str(tmp_path / "nobody"), "--baseline", "vit_b-full-n1") == 2
+    assert capsys.readouterr().err == f"refsam: --join '{tmp_path}/nobody' is not a folder\n"

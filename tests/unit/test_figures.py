@@ -15,7 +15,7 @@ from refsam import cli
 from refsam.records.files import write_json
 from refsam.records.paths import RunsFolder
 from refsam.records.status import State, Status, write_status
-from refsam.results.collect import COLUMNS, METRICS
+from refsam.results.collect import COLUMNS, METRICS, directories_of
 from refsam.results.figures.draw import draw_all
 from refsam.results.figures.page import FILLS, LINES, MARKERS, Page, models_of, strategy_lines
 from refsam.results.figures.scatter import pareto_front
@@ -104,7 +104,13 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 )
 def test_nothing_overlaps_or_is_cut_off(folder, tmp_path, drawn, width, models, strategies, seeds):
     frame = study(folder, models, strategies, seeds)
-    draw_all(frame, folder, tmp_path / "figures", KINDS, page=Page(columns=width, kinds=("svg",)))
+    draw_all(
+        frame,
+        directories_of(frame, folder),
+        tmp_path / "figures",
+        KINDS,
+        page=Page(columns=width, kinds=("svg",)),
+    )
     assert len(drawn) >= len(KINDS)
     for page in drawn:
         page.canvas.draw()
@@ -129,7 +135,7 @@ def test_nothing_overlaps_or_is_cut_off(folder, tmp_path, drawn, width, models, 
 
 def test_every_series_has_a_look_of_its_own(folder, tmp_path, drawn):
     frame = study(folder, ["vit_b", "vit_l"], TWELVE, 1, ("box",))
-    draw_all(frame, folder, tmp_path / "figures", KINDS[:2], page=Page(kinds=("svg",)))
+    draw_all(frame, directories_of(frame, folder), tmp_path / "figures", KINDS[:2], page=Page(kinds=("svg",)))
     *quality, memory = drawn
     assert len(quality) == 2  # more strategies than there are styles of lines
     shown = []
@@ -172,7 +178,13 @@ def test_colours_are_apart_for_every_kind_of_colour_vision():
 
 def test_points_have_the_deviation_over_seeds(folder, tmp_path, drawn):
     frame = study(folder, ["vit_b"], ["full"], 3, ("box",))
-    draw_all(frame, folder, tmp_path / "figures", ("pareto", "memory"), page=Page(kinds=("svg",)))
+    draw_all(
+        frame,
+        directories_of(frame, folder),
+        tmp_path / "figures",
+        ("pareto", "memory"),
+        page=Page(kinds=("svg",)),
+    )
     pareto, memory = drawn
     for bars, n_images in zip(pareto.axes[0].containers, (1, 2, 5, 10), strict=True):
         across, up = (line.get_segments()[0] for line in bars.lines[2])
@@ -187,7 +199,9 @@ def test_points_have_the_deviation_over_seeds(folder, tmp_path, drawn):
 def test_the_front_is_what_nothing_faster_surpasses_up_to_the_edge(folder, tmp_path, drawn):
     assert pareto_front([3, 1, 2, 4], [0.5, 0.4, 0.3, 0.6]) == [1, 0, 3]
     frame = study(folder, ["vit_b"], ["full"], 1, ("box",))
-    draw_all(frame, folder, tmp_path / "figures", ("pareto",), page=Page(kinds=("svg",)))
+    draw_all(
+        frame, directories_of(frame, folder), tmp_path / "figures", ("pareto",), page=Page(kinds=("svg",))
+    )
     (panel,) = drawn[0].axes
     (front,) = (line for line in panel.lines if line.get_label() == "Pareto front")
     assert front.get_xdata()[-1] == panel.get_xlim()[1]
@@ -196,9 +210,7 @@ def test_the_front_is_what_nothing_faster_surpasses_up_to_the_edge(folder, tmp_p
 
 def test_a_heat_map_has_a_panel_for_each_model_and_says_what_the_initial_one_reaches(folder, tmp_path, drawn):
     frame = study(folder, ["vit_b", "vit_l"], ["full", "lora"], 2, ("box", "point"))
-    paths = draw_all(
-        frame, folder, tmp_path / "figures", ("heatmap",), page=Page(kinds=("svg",)), mode="point"
-    )
+    paths = draw_all(frame, {}, tmp_path / "figures", ("heatmap",), page=Page(kinds=("svg",)), mode="point")
     assert [path.name for path in paths] == [
         "heatmap_SA50_point_strategy_n_images_covid_if_medium_32g.svg".lower()
     ]
@@ -215,11 +227,11 @@ def test_each_data_set_and_resource_has_figures_of_its_own(folder, tmp_path):
     frame = study(folder, ["vit_b"], ["full"], 1)
     both = pd.concat([frame, frame.assign(resource="v100", run_id=frame["run_id"] + "-v100")])
     paths = draw_all(
-        both, folder, tmp_path / "figures", ("memory", "pareto", "heatmap"), page=Page(kinds=("svg",))
+        both, {}, tmp_path / "figures", ("memory", "pareto", "heatmap"), page=Page(kinds=("svg",))
     )
     assert len(paths) == 6
     assert sum("v100" in path.name for path in paths) == 3
-    one = draw_all(both, folder, tmp_path / "other", ("heatmap",), axes=("resource", "n_images"))
+    one = draw_all(both, {}, tmp_path / "other", ("heatmap",), axes=("resource", "n_images"))
     assert [path.stem for path in one] == 3 * ["heatmap_sa50_box_n_images_resource_covid_if"]
 
 
@@ -230,7 +242,7 @@ def test_weights_of_the_same_model_are_told_apart():
 
 
 def test_the_published_study_is_drawn_with_its_axes_and_encodings(folder, tmp_path, drawn):
-    paths = draw_all(published_runs(), folder, tmp_path, ("study",), "seconds_to_best", Page(kinds=("svg",)))
+    paths = draw_all(published_runs(), {}, tmp_path, ("study",), "seconds_to_best", Page(kinds=("svg",)))
     resources = ["gtx1080", "medium_32g", "medium_64g", "rtx5000", "v100"]
     assert [path.stem for path in paths] == [f"seconds_to_best_covid_if_{name}" for name in resources]
     for page in drawn:

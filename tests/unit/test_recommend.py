@@ -97,6 +97,21 @@ def test_the_best_that_keeps_the_limits_is_named_with_the_command_that_runs_it(f
     assert found["winner"]["run_ids"] == ["large"]
 
 
+def test_what_others_have_measured_counts_where_it_is_joined(folder, tmp_path, capsys):
+    theirs = RunsFolder(tmp_path / "theirs")
+    trained(folder, "fair", 0.1, "peft=lora", "n_images=2")
+    trained(theirs, "good", 0.2, "peft=lora", "n_images=5", "train.lr=1e-4")
+    sweep(folder)
+    sweep(theirs)
+    limits = ("--memory", "8", "--cpu")
+    assert ask(folder, capsys, *limits)["winner"]["run_ids"] == ["fair"]
+    found = ask(folder, capsys, *limits, "--join", str(theirs.root))
+    assert (found["winner"]["run_ids"], found["runner_up"]["run_ids"]) == (["good"], ["fair"])
+    assert found["difference"]["difference"] == pytest.approx(0.1, abs=0.02)
+    config = compose(shlex.split(found["command"])[3:])
+    assert (config.train.lr, config.runs) == (1e-4, str(folder.root))
+
+
 def test_hours_and_images_are_limits_too(folder, capsys):
     trained(folder, "slow", 0.3, "peft=full", "n_images=10", hours=3.0)
     trained(folder, "fast", 0.2, "peft=full", "n_images=5", hours=1.0)

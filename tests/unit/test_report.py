@@ -25,14 +25,14 @@ from refsam.records.logs import log_end
 from refsam.records.paths import RunsFolder
 from refsam.records.per_image import COLUMNS as PER_IMAGE
 from refsam.records.status import Reason
-from refsam.results.collect import collect
+from refsam.results.collect import collect, join
 from refsam.results.report import drawings
 from refsam.results.report.cost import costs, read_power
 from refsam.results.report.failures import failures
 from refsam.results.report.origin import configuration, environments
 from refsam.results.report.overview import bests
 from refsam.results.report.pictures import MOST, pictures
-from refsam.results.report.sources import asked_sweeps, printable, run_directories
+from refsam.results.report.sources import asked_sweeps, printable
 
 VOID = {"meta", "link", "img", "input", "br"}
 
@@ -218,7 +218,7 @@ def test_costs_are_those_of_all_attempts_and_the_energy_follows_from_them(tmp_pa
     folder = RunsFolder(tmp_path / "runs")
     complete(write_run(folder, "run"))
     sweep = write_manifest(folder, "study", ["run"])
-    runs = run_directories([(sweep, folder)])
+    runs = join([(sweep, folder)]).directories
     total = costs(collect(sweep, folder), runs, read_power()).total
     assert (total.runs, total.hours, total.gpu_hours, total.core_hours) == (1, 1.5, 1.5, 6.0)
     expected = (1.5 * 300 + 6.0 * 12 + 1.5 * 4.0 * 0.3725) * 1.67 / 1000
@@ -234,7 +234,7 @@ def test_what_the_accounting_of_slurm_says_counts(tmp_path):
     recorded: dict[str, Any] = {"elapsed_seconds": 7200.0, "gpu_hours": 4.0, "cpu_hours": 16.0}
     write_json(paths.costs, {**recorded, "queue_seconds": 1.0, "max_rss_gib": 3.0, "attempts": 1})
     sweep = write_manifest(folder, "study", ["run"])
-    found = costs(collect(sweep, folder), run_directories([(sweep, folder)]), read_power())
+    found = costs(collect(sweep, folder), join([(sweep, folder)]).directories, read_power())
     assert (found.total.hours, found.total.gpu_hours, found.total.core_hours) == (2.0, 4.0, 16.0)
     assert found.total.gib_hours == 2.0 * 32
     assert found.gpus == [("GPU, model not known", 200.0)]
@@ -366,7 +366,7 @@ def test_of_two_folders_with_a_run_the_one_that_completed_it_counts(tmp_path):
         write_run(folder, "run")
         write_manifest(folder, "study", ["run"])
     complete(folders[1].run("run"))
-    runs = run_directories([(folder.sweep("study"), folder) for folder in folders])
+    runs = join([(folder.sweep("study"), folder) for folder in folders]).directories
     assert runs == {"run": folders[1].run("run")}
 
 
@@ -376,7 +376,7 @@ def test_of_many_failures_the_first_hundred_have_sections_and_all_are_counted(tm
     for name in ("one", "two"):
         fail(write_run(folder, name), Reason.error, "It broke.", f"log of {name}\n")
     sweep = write_manifest(folder, "study", ["one", "two"])
-    found = failures(collect(sweep, folder), run_directories([(sweep, folder)]))
+    found = failures(collect(sweep, folder), join([(sweep, folder)]).directories)
     assert [each.log for each in found.shown] == ["log of one"]
     assert found.shown[0].log_path == str(folder.run("one").attempt(2) / "job.out")
     assert found.total == 2
@@ -406,7 +406,7 @@ def test_the_best_run_of_each_method_is_shown_on_the_same_image(tmp_path):
     complete(worse, sa50=0.0)
     draw_picture(worse, "box", "alone.tif")
     sweep = write_manifest(folder, "study", [*names, "worse"])
-    found = pictures(collect(sweep, folder), run_directories([(sweep, folder)]))
+    found = pictures(collect(sweep, folder), join([(sweep, folder)]).directories)
     chosen = [each for group in found.modes.values() for each in group]
     assert len(chosen) == MOST
     assert {each.image for each in chosen} == {"shared.tif"}
@@ -424,7 +424,7 @@ def test_a_picture_that_cannot_be_opened_is_named(tmp_path):
     paths.picture("box", "image.tif").write_bytes(b"no picture")
     paths.per_image.write_text(f"{','.join(PER_IMAGE)}\ndamaged\n")
     sweep = write_manifest(folder, "study", ["run"])
-    found = pictures(collect(sweep, folder), run_directories([(sweep, folder)]))
+    found = pictures(collect(sweep, folder), join([(sweep, folder)]).directories)
     assert found.modes == {}
     damaged, no_picture = found.problems
     assert damaged.startswith(f"{paths.per_image} is damaged: ")

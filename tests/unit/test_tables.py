@@ -264,9 +264,11 @@ def test_several_people_s_runs_are_joined_and_contradictions_are_named(tmp_path,
     mine, theirs = RunsFolder(tmp_path / "mine"), RunsFolder(tmp_path / "theirs")
     write_runs(mine, "study", {"a": 0.1, "b": 0.2})
     write_runs(theirs, "study", {"b": 0.3, "c": 0.4})
-    frame, conflicts = join([(mine.sweep("study"), mine), (theirs.sweep("study"), theirs)])
+    joined = join([(mine.sweep("study"), mine), (theirs.sweep("study"), theirs)])
+    frame = joined.frame
     assert frame["run_id"].unique().tolist() == ["a", "b", "c"]
-    assert [conflict.run_id for conflict in conflicts] == ["b"]
+    assert [conflict.run_id for conflict in joined.conflicts] == ["b"]
+    assert joined.directories == {"a": mine.run("a"), "b": mine.run("b"), "c": theirs.run("c")}
     assert frame.loc[frame["run_id"] == "b", "SA50"].unique() == [0.2]
     command = ["collect", "study", "--runs", str(mine.root), "--join", str(theirs.root)]
     assert cli.main(command) == 1

@@ -10,7 +10,7 @@ import pandas as pd
 from refsam.errors import BadInput, nearest
 from refsam.records.bootstrap import bootstrap_interval
 from refsam.records.metrics import METRICS, Measurement
-from refsam.records.paths import RunsFolder
+from refsam.records.paths import Directories
 from refsam.records.per_image import read_values
 from refsam.results.advice.settings import Setting, settings_of
 from refsam.results.figures.page import MODES
@@ -91,21 +91,21 @@ class Comparisons:
 
 
 def compare(
-    baseline: Setting, frame: pd.DataFrame, others: pd.DataFrame, folder: RunsFolder, metric: str
+    baseline: Setting, frame: pd.DataFrame, others: pd.DataFrame, directories: Directories, metric: str
 ) -> Comparisons:
     """Every setting of `others` against the baseline, in each mode that both have.
 
     Args:
         frame: rows of the sweep (refsam.results.collect.collect) in the modes and rounds that are compared.
         others: those of them whose settings are compared.
-        folder: where the run directories are.
+        directories: of the runs.
         metric: one of refsam.records.metrics.METRICS.
     """
-    reader = ImageValues(frame, folder, metric)
+    reader = ImageValues(frame, directories, metric)
     reference = reader.of(baseline)
     rows: list[Comparison] = []
     left_out: list[str] = []
-    for setting in settings_of(others, folder):
+    for setting in settings_of(others, directories):
         setting = setting.without(baseline.run_ids)
         if not setting.runs:
             continue
@@ -135,8 +135,8 @@ class ImageValues:
         problems: sentences about files that are damaged, missing, or not those of the run's metrics.
     """
 
-    def __init__(self, frame: pd.DataFrame, folder: RunsFolder, metric: str) -> None:
-        self._folder, self._metric = folder, metric
+    def __init__(self, frame: pd.DataFrame, directories: Directories, metric: str) -> None:
+        self._directories, self._metric = directories, metric
         self._means: dict[tuple[str, Measurement], float] = {}
         rows = frame.loc[frame["mode"].notna() & frame[metric].notna()]
         first = rows[["round", "mask_input"]].fillna({"round": 0, "mask_input": False})
@@ -163,7 +163,7 @@ class ImageValues:
         return self._known[run]
 
     def _read(self, run: str) -> dict[Measurement, dict[str, float]]:
-        path = self._folder.run(run).per_image
+        path = self._directories[run].per_image
         try:
             values = read_values(path, self._metric)
         except FileNotFoundError:

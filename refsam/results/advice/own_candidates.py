@@ -9,7 +9,7 @@ import pandas as pd
 from refsam.configuration.schema import RefsamConfig
 from refsam.errors import BadInput, nearest
 from refsam.records.fits import SAFETY_MARGIN, Fit, Setup, same_setup
-from refsam.records.paths import RunsFolder
+from refsam.records.paths import Directories
 from refsam.results.advice.candidates import CPU, CUDA, Candidate, Limits, Memory, Quality, Time
 from refsam.results.advice.known_candidates import BATCH, PATCH, fit_memory, table_memory
 from refsam.results.advice.settings import Setting, read_config, result_values, settings_of
@@ -40,7 +40,7 @@ class OwnResults:
 
 def own_results(
     frame: pd.DataFrame,
-    folder: RunsFolder,
+    directories: Directories,
     limits: Limits,
     fits: Sequence[Fit],
     metric: str,
@@ -78,7 +78,7 @@ def own_results(
         )
     rows = rows[rows["mode"] == measured]
     places = rows.groupby("run_id", sort=False).indices
-    settings, elsewhere = _measured_alike(settings_of(rows, folder), folder)
+    settings, elsewhere = _measured_alike(settings_of(rows, directories), directories)
     return OwnResults(
         frame=rows,
         dataset=chosen,
@@ -87,7 +87,7 @@ def own_results(
             _candidate(
                 setting,
                 rows.iloc[[place for run in setting.run_ids for place in places[run]]],
-                folder,
+                directories,
                 limits,
                 fits,
                 metric,
@@ -117,11 +117,11 @@ def quality_of(runs: pd.DataFrame, metric: str) -> Quality:
     )
 
 
-def _measured_alike(settings: list[Setting], folder: RunsFolder) -> tuple[list[Setting], int]:
+def _measured_alike(settings: list[Setting], directories: Directories) -> tuple[list[Setting], int]:
     """The settings of the largest group that was measured on the same images; how many others there are."""
     groups: dict[tuple[tuple[str, str], ...], list[Setting]] = {}
     for setting in settings:
-        values = result_values(folder.run(setting.run_ids[0])) or {}
+        values = result_values(directories[setting.run_ids[0]]) or {}
         key = tuple(
             (name, repr(value))
             for name, value in values.items()
@@ -133,13 +133,18 @@ def _measured_alike(settings: list[Setting], folder: RunsFolder) -> tuple[list[S
 
 
 def _candidate(
-    setting: Setting, runs: pd.DataFrame, folder: RunsFolder, limits: Limits, fits: Sequence[Fit], metric: str
+    setting: Setting,
+    runs: pd.DataFrame,
+    directories: Directories,
+    limits: Limits,
+    fits: Sequence[Fit],
+    metric: str,
 ) -> Candidate:
     there = runs[runs["device"].map(_kind) == limits.device]
     measured = _measured_memory(there)
     memory = measured
     if measured is None or measured.gib > limits.memory_gib:
-        config = read_config(folder.run(setting.run_ids[0]))
+        config = read_config(directories[setting.run_ids[0]])
         others = _other_memory(setting, config, runs, limits, fits) if config is not None else None
         known = [each for each in (measured, others) if each is not None]
         memory = min(known, key=lambda each: each.gib, default=None)

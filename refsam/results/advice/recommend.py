@@ -8,7 +8,7 @@ import pandas as pd
 from refsam.records.bootstrap import FEW, FEW_WORDS, bootstrap_interval
 from refsam.records.fits import Fit
 from refsam.records.metrics import Measurement
-from refsam.records.paths import RunsFolder
+from refsam.records.paths import Directories
 from refsam.results.advice.candidates import Candidate, Limits, what_is_needed, within
 from refsam.results.advice.compare import Difference, ImageValues, averaged, paired_difference
 from refsam.results.advice.known_candidates import known_candidates
@@ -52,7 +52,7 @@ class Advice:
 
 def recommend(
     frame: pd.DataFrame | None,
-    folder: RunsFolder,
+    directories: Directories,
     limits: Limits,
     fits: Sequence[Fit],
     metric: str = "SA50",
@@ -63,15 +63,15 @@ def recommend(
 
     Args:
         frame: own results, as refsam.results.collect.join returns them; None where there are none.
-        folder: where their run directories are.
+        directories: of their runs.
         fits: of the runs folder, and those that refsam ships.
 
     Raises:
         BadInput: for a mode that own results are not of, and for several data sets of which none is chosen.
     """
-    own = None if frame is None else own_results(frame, folder, limits, fits, metric, dataset, mode)
+    own = None if frame is None else own_results(frame, directories, limits, fits, metric, dataset, mode)
     if own is not None and (fitting := _one_of_each(within(own.candidates, limits))):
-        return _by_quality(own, fitting, folder, limits, metric)
+        return _by_quality(own, fitting, directories, limits, metric)
     known = known_candidates(limits, fits)
     fitting = within(known, limits)
     if own is None:
@@ -108,10 +108,10 @@ def _notes_of_known(fitting: Sequence[Candidate]) -> list[str]:
 
 
 def _by_quality(
-    own: OwnResults, fitting: Sequence[Candidate], folder: RunsFolder, limits: Limits, metric: str
+    own: OwnResults, fitting: Sequence[Candidate], directories: Directories, limits: Limits, metric: str
 ) -> Advice:
     ordered = sorted(fitting, key=_quality_order)
-    images = ImageValues(own.frame, folder, metric)
+    images = ImageValues(own.frame, directories, metric)
     winner = _with_interval(ordered[0], images, own.mode)
     runner_up = _with_interval(ordered[1], images, own.mode) if len(ordered) > 1 else None
     difference = verdict = None

@@ -11,7 +11,7 @@ from refsam.configuration.identity import identity
 from refsam.configuration.schema import RefsamConfig
 from refsam.errors import BadInput
 from refsam.records.files import read_yaml_sections
-from refsam.records.paths import RunPaths, RunsFolder
+from refsam.records.paths import Directories, RunPaths
 from refsam.results.run_rows import BASELINE
 from refsam.results.tables.wide import key_of, ordered_values
 
@@ -71,7 +71,7 @@ class Setting:
         return replace(self, runs={seed: run for seed, run in self.runs.items() if run not in left_out})
 
 
-def settings_of(frame: pd.DataFrame, folder: RunsFolder) -> list[Setting]:
+def settings_of(frame: pd.DataFrame, directories: Directories) -> list[Setting]:
     """The settings of all completed runs that something was measured of; the initial model before what was
     trained from it.
 
@@ -80,7 +80,7 @@ def settings_of(frame: pd.DataFrame, folder: RunsFolder) -> list[Setting]:
 
     Args:
         frame: as refsam.results.collect.collect returns it.
-        folder: where the run directories are.
+        directories: of its runs.
     """
     runs = frame[(frame["status"] == "completed") & frame["mode"].notna()].drop_duplicates("run_id")
     baseline = runs["strategy"] == BASELINE
@@ -92,7 +92,7 @@ def settings_of(frame: pd.DataFrame, folder: RunsFolder) -> list[Setting]:
         values = {axis: _plain(value) for axis, value in zip(AXES, key, strict=True)}
         part = groups[key]
         seeds = [-1 if pd.isna(seed) else int(seed) for seed in part["seed"]]
-        found += _settings(values, list(zip(seeds, part["run_id"], strict=True)), folder)
+        found += _settings(values, list(zip(seeds, part["run_id"], strict=True)), directories)
     models = list(dict.fromkeys(_model(setting) for setting in found))
     return sorted(found, key=lambda setting: (models.index(_model(setting)), not setting.is_baseline))
 
@@ -139,11 +139,11 @@ def result_values(paths: RunPaths) -> dict[str, Any] | None:
     return leaves(found)
 
 
-def _settings(values: dict[str, Any], runs: list[tuple[int, str]], folder: RunsFolder) -> list[Setting]:
+def _settings(values: dict[str, Any], runs: list[tuple[int, str]], directories: Directories) -> list[Setting]:
     """One setting, or several where the configurations of the runs differ in more than the seed."""
     if len(runs) == 1:
         return [Setting(values, dict(runs))]
-    results = {run: result_values(folder.run(run)) or {} for _, run in runs}
+    results = {run: result_values(directories[run]) or {} for _, run in runs}
     names = sorted({name for known in results.values() for name in known})
     differing = [name for name in names if len({repr(known.get(name)) for known in results.values()}) > 1]
     groups: dict[tuple[str, ...], list[tuple[int, str]]] = {}

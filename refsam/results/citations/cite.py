@@ -4,7 +4,7 @@ The entries are in references.bib, which run needs which in rules.yaml.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from refsam.records.files import read_yaml, read_yaml_sections
-from refsam.records.paths import RunsFolder
+from refsam.records.paths import Directories
 from refsam.results.run_rows import BASELINE, INVALID
 
 REFERENCES = Path(__file__).with_name("references.bib")
@@ -54,16 +54,15 @@ class Used:
     dataset: str | None
 
 
-def citations(frame: pd.DataFrame, folders: Iterable[RunsFolder]) -> Citations:
+def citations(frame: pd.DataFrame, directories: Directories) -> Citations:
     """What to cite for the runs of a frame, as `refsam.results.collect.collect` returns it.
 
     Args:
-        folders: where the runs' configurations are, the first that has one. What a run without one uses is
-            taken from the frame.
+        directories: of the runs, for their configurations. What a run without one uses is taken from the
+            frame.
     """
-    known = list(folders)
     runs = frame[(frame["status"] != INVALID) & frame["run_id"].notna()].drop_duplicates(_SAME)
-    used = [_used(row, known) for row in runs.to_dict("records")]
+    used = [_used(row, directories) for row in runs.to_dict("records")]
     rules = read_yaml(RULES)
     keys: set[str] = set(rules["always"]) if used else set()
     unknown: dict[str, None] = {}
@@ -97,24 +96,22 @@ def _keys(used: Used, rules: Mapping[str, Any], unknown: dict[str, None]) -> set
     return keys
 
 
-def _used(row: Mapping[Any, Any], folders: list[RunsFolder]) -> Used:
+def _used(row: Mapping[Any, Any], directories: Directories) -> Used:
     """What a run uses, by its frozen configuration, else by its row in the table."""
-    for folder in folders:
-        try:
-            kind, model, peft, dataset, train = read_yaml_sections(
-                folder.run(row["run_id"]).config, *_SECTIONS
-            )
-            is_trained = kind != BASELINE
-            return Used(
-                model=model["name"],
-                family=model.get("family", "micro_sam"),
-                hub_id=model.get("hub_id"),
-                strategy=peft["name"] if is_trained else None,
-                optimizer=train["optimizer"] if is_trained else None,
-                dataset=dataset["name"],
-            )
-        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # not written yet, or damaged, which the table says; the row says the most of it
+    try:
+        config = directories[row["run_id"]].config
+        kind, model, peft, dataset, train = read_yaml_sections(config, *_SECTIONS)
+        is_trained = kind != BASELINE
+        return Used(
+            model=model["name"],
+            family=model.get("family", "micro_sam"),
+            hub_id=model.get("hub_id"),
+            strategy=peft["name"] if is_trained else None,
+            optimizer=train["optimizer"] if is_trained else None,
+            dataset=dataset["name"],
+        )
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # not written yet, or damaged, which the table says; the row says the most of it
     values = {name: None if pd.isna(row[name]) else str(row[name]) for name in _SAME}
     # The table adds settings to the name: `late_lora 50 %, rank 8`.
     strategy = re.split("[ ,]", values["strategy"])[0] if values["strategy"] else None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from refsam.records.paths import RunsFolder
+from refsam.records.paths import Directories
 from refsam.results.figures.heat_map import heat_map
 from refsam.results.figures.page import Page
 from refsam.results.figures.scatter import memory_figure, pareto_figure
@@ -18,7 +18,7 @@ HEAT_MAP_AXES = ("n_images", "strategy")
 
 def draw_all(
     frame: pd.DataFrame,
-    folder: RunsFolder,
+    directories: Directories,
     target: Path,
     kinds: Sequence[str],
     metric: str = "SA50",
@@ -32,7 +32,7 @@ def draw_all(
     Each kind is one figure for each data set and resource, except the heat map, whose axes they can be.
 
     Args:
-        folder: where the runs' histories are.
+        directories: of the runs, for their histories.
         mode: of the figures that show one; None: the first that the frame has, box before others.
         axes: of the heat map, the horizontal and the vertical one.
         problems: where sentences about damaged histories are appended.
@@ -55,7 +55,8 @@ def draw_all(
         elif kind == "pareto":
             written += pareto_figure(frame, target, metric, one, page)
         elif kind == "training":
-            written += training_figure(frame, folder, target, page, problems if problems is not None else [])
+            said = problems if problems is not None else []
+            written += training_figure(frame, directories, target, page, said)
         elif kind == "heatmap":
             written += heat_map(frame, target, metric, one, axes, page)
     return written

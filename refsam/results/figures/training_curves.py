@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from refsam.records.history import read_history
-from refsam.records.paths import RunsFolder
+from refsam.records.paths import Directories
 from refsam.results.figures.page import LINES, Page, colors, legend_below, models_of, save, trained, words
 from refsam.results.provenance import provenance
 
@@ -17,7 +17,7 @@ Curve = list[tuple[int, float]]
 
 
 def training_figure(
-    frame: pd.DataFrame, folder: RunsFolder, target: Path, page: Page, problems: list[str]
+    frame: pd.DataFrame, directories: Directories, target: Path, page: Page, problems: list[str]
 ) -> list[Path]:
     """Validation metric over epochs, a panel per model and strategy, a line per number of images and seed.
 
@@ -28,7 +28,7 @@ def training_figure(
     curves: dict[str, Curve] = {}
     for run_id in runs["run_id"].dropna():
         try:
-            curve = _curve(folder.run(run_id).history)
+            curve = _curve(directories[run_id].history)
         except ValueError as error:
             problems.append(str(error))
             continue

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from refsam.errors import BadInput
-from refsam.records.paths import RunsFolder
+from refsam.records.paths import Directories
 from refsam.results.figures.draw import draw_all
 from refsam.results.figures.page import Page
 
@@ -73,7 +73,7 @@ class Drawings:
     notes: list[str]
 
 
-def drawings(frame: pd.DataFrame, folder: RunsFolder, metric: str = METRIC) -> Drawings:
+def drawings(frame: pd.DataFrame, directories: Directories, metric: str = METRIC) -> Drawings:
     """All kinds of figures that the rows have values for."""
     drawn: list[Drawing] = []
     notes: list[str] = []
@@ -83,7 +83,7 @@ def drawings(frame: pd.DataFrame, folder: RunsFolder, metric: str = METRIC) -> D
             for width, columns in WIDTHS.items():
                 for ground, style in GROUNDS.items():
                     page = Page(columns, style, ("svg",))
-                    for name, uri in _draw(kind, frame, folder, metric, page).items():
+                    for name, uri in _draw(kind, frame, directories, metric, page).items():
                         looks.setdefault(name, []).append(Look(ground, width, uri))
         except BadInput as error:
             notes.append(f"{title}: not drawn, because {error}.")
@@ -95,10 +95,12 @@ def drawings(frame: pd.DataFrame, folder: RunsFolder, metric: str = METRIC) -> D
     return Drawings(drawn, notes)
 
 
-def _draw(kind: str, frame: pd.DataFrame, folder: RunsFolder, metric: str, page: Page) -> dict[str, str]:
+def _draw(
+    kind: str, frame: pd.DataFrame, directories: Directories, metric: str, page: Page
+) -> dict[str, str]:
     """Data URIs of the figures of a kind by their names."""
     with tempfile.TemporaryDirectory(prefix="refsam-report-") as name:
-        paths = draw_all(frame, folder, Path(name), (kind,), metric, page)
+        paths = draw_all(frame, directories, Path(name), (kind,), metric, page)
         return {path.stem: _uri(path) for path in paths}
 
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from refsam.records.files import read_json
-from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
+from refsam.records.paths import RunsFolder, SweepPaths
 from refsam.results.sweeps import Manifest, read_manifest
 
 PROGRAM = ("python", "-m", "refsam.sweep")
@@ -57,21 +56,6 @@ def asked_sweeps(sweeps: Sequence[tuple[SweepPaths, RunsFolder]]) -> list[AskedS
     return found
 
 
-def run_directories(sweeps: Sequence[tuple[SweepPaths, RunsFolder]]) -> dict[str, RunPaths]:
-    """The directory of each run, in the order of the sweeps.
-
-    Of several folders that have it, the one where it is completed counts, else the first.
-    """
-    found: dict[str, RunPaths] = {}
-    for sweep, folder in sweeps:
-        for run in read_manifest(sweep).runs:
-            paths = folder.run(run.run_id)
-            known = found.get(run.run_id)
-            if known is None or (known.root != paths.root and not _completed(known) and _completed(paths)):
-                found[run.run_id] = paths
-    return found
-
-
 def printable(text: str) -> str:
     """Text without a terminal's colours; other characters that nobody can see are shown as U+FFFD."""
     return _CONTROLS.sub("\ufffd", _ESCAPES.sub("", text))
@@ -81,11 +65,3 @@ def _typed(manifest: Manifest) -> list[str]:
     # The program has another path on every machine.
     commands = [shlex.join([*PROGRAM, *words[1:]]) for words in manifest.commands]
     return list(dict.fromkeys(reversed(commands)))[::-1]
-
-
-def _completed(paths: RunPaths) -> bool:
-    try:
-        values = read_json(paths.status)
-    except (FileNotFoundError, ValueError):
-        return False
-    return isinstance(values, dict) and values.get("state") == "completed"

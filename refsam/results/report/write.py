@@ -12,7 +12,7 @@ import pandas as pd
 
 import refsam
 from refsam.records.files import write_text
-from refsam.records.paths import RunsFolder, SweepPaths
+from refsam.records.paths import Directories, RunsFolder, SweepPaths
 from refsam.records.status import now
 from refsam.results.collect import damaged
 from refsam.results.report import origin
@@ -23,7 +23,7 @@ from refsam.results.report.failures import failures
 from refsam.results.report.overview import bests, states
 from refsam.results.report.pictures import pictures
 from refsam.results.report.rows import FIRST, table_rows
-from refsam.results.report.sources import asked_sweeps, run_directories
+from refsam.results.report.sources import asked_sweeps
 from refsam.results.tables.table import constant_axes, varying_axes
 
 FOLDER = Path(__file__).parent
@@ -35,13 +35,13 @@ class Asked:
 
     Attributes:
         frame: the rows of all sweeps, as refsam.results.collect.join returns them.
-        folder: the runs folder that was named.
+        directories: of the runs.
         output: where the report goes.
         problems: sentences about damaged manifests and conflicting results.
     """
 
     frame: pd.DataFrame
-    folder: RunsFolder
+    directories: Directories
     sweeps: Sequence[tuple[SweepPaths, RunsFolder]]
     output: SweepPaths
     problems: Sequence[str]
@@ -80,7 +80,7 @@ def render(asked: Asked) -> str:
 def _facts(asked: Asked) -> dict[str, Any]:
     """What the template shows, section by section."""
     frame = asked.frame
-    runs = run_directories(asked.sweeps)
+    runs = asked.directories
     failed = failures(frame, runs)
     models = frame.dropna(subset=["run_id", "model"]).drop_duplicates("run_id")
     return {
@@ -97,7 +97,7 @@ def _facts(asked: Asked) -> dict[str, Any]:
         "damaged": damaged(frame),
         "problems": list(asked.problems),
         "failures": failed,
-        "drawings": drawings(frame, asked.folder),
+        "drawings": drawings(frame, runs),
         "comparisons": comparisons(frame),
         "constant": constant_axes(frame, varying_axes(frame)),
         "rows": table_rows(frame, {each.run_id: each.anchor for each in failed.shown}),

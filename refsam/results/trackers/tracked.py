@@ -13,7 +13,7 @@ from refsam.records.attempts import read_attempt
 from refsam.records.files import read_yaml
 from refsam.records.history import read_history
 from refsam.records.metrics import METRICS, Measurement
-from refsam.records.paths import RunPaths, RunsFolder
+from refsam.records.paths import RunPaths
 from refsam.records.status import read_status
 from refsam.results.run_rows import COSTS, INTERVALS, TRAINING
 
@@ -83,14 +83,13 @@ class TrackedRun:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def tracked_run(rows: pd.DataFrame, folder: RunsFolder) -> TrackedRun:
+def tracked_run(rows: pd.DataFrame, paths: RunPaths) -> TrackedRun:
     """A completed run, from its rows in the tidy table and its records.
 
     Raises:
         ValueError: when a record is damaged; the message names it.
     """
     first = rows.iloc[0]
-    paths = folder.run(str(first["run_id"]))
     status = read_status(paths)
     ended = _seconds(status.ended_at) or 0.0
     # The first attempt's begin is the run's; an old record may not have it.
