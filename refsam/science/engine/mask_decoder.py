@@ -224,7 +224,9 @@ def _masks(upscaling: Any, image: torch.Tensor, kernels: torch.Tensor, shape: to
     """
     first, norm, activation, second, last_activation = upscaling
     objects, masks = kernels.shape[:2]
-    enlarged = _enlarged(first, image).unflatten(-1, (4, -1))
+    # In the parameters' precision where autocast computes products in less: the gradients of the
+    # normalization are sums over all positions, which on a CPU are summed in the precision of its input.
+    enlarged = _enlarged(first, image).unflatten(-1, (4, -1)).to(norm.weight.dtype)
     enlarged = activation(layer_norm(enlarged, norm.weight.shape, norm.weight, norm.bias, norm.eps))
     enlarged = last_activation(_enlarged(second, enlarged)).reshape(objects, -1, kernels.shape[-1])
     rows, columns = shape
