@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import rows, train_step
+from benchmarks import gradients, rows, train_step
 from benchmarks.gates import ReplayedGates
 from benchmarks.train_step import MICRO_SAM, NOT_TRIED, OUT_OF_MEMORY, REFSAM
 from benchmarks.train_step_figure import save_steps
@@ -128,3 +128,33 @@ def test_replayed_gates_pass_what_another_step_let_through() -> None:
     assert replayed.switched_share == 3 / 8  # two of the first ReLU, and the -1e-8 that it let through
     with pytest.raises(ValueError, match="2 ReLUs, and gates of 1"):
         ReplayedGates([part()], recorded.kept[:1])
+
+
+def test_a_gradient_above_the_bound_is_listed_with_what_each_step_is_off_from_float64(tmp_path: Path) -> None:
+    exact = {
+        "interactive: a": torch.tensor([3.0, 4.0]),
+        "segmentation: b": torch.tensor([6.0, 8.0]),
+        "segmentation: c": torch.tensor([0.0, 5.0]),
+        "segmentation: rounding": torch.tensor([1e-9, 0.0]),
+    }
+    nudged = {"segmentation: b": torch.tensor([0.0, 0.01])}
+    steps = {
+        MICRO_SAM: {name: value + nudged.get(name, 0.0) for name, value in exact.items()},
+        REFSAM: exact,
+        "own": {name: 1.5 * value for name, value in exact.items()},
+        train_step.DOUBLE: {name: value.double() for name, value in exact.items()},
+    }
+    for name, values in steps.items():
+        (tmp_path / name).mkdir()
+        torch.save({"gradients": values}, tmp_path / name / "step.pt")
+    row = {"model": "vit_t", "peft": "full", "n_objects": 2, "switched_gates": 1e-6}
+    (interactive, segmentation), above = gradients.compare(tmp_path, row)
+    assert (interactive["parameters"], interactive["above_bound"], interactive["worst"]) == (1, 0, 0.0)
+    assert (segmentation["parameters"], segmentation["above_bound"]) == (2, 1)
+    assert segmentation["own_gates_median"] == pytest.approx(0.5, abs=2e-3)
+    assert (segmentation["worst_parameter"], segmentation["switched_gates"]) == ("b", 1e-6)
+    (found,) = above
+    assert found["parameter"] == "segmentation: b"
+    assert found["difference"] == pytest.approx(1e-3, rel=1e-2)
+    assert found["micro_sam_error"] == pytest.approx(1e-3, rel=1e-2)
+    assert found["refsam_error"] == 0.0
