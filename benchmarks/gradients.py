@@ -7,6 +7,10 @@ or off; so a step of ours is taken with its own gates, and one with micro-sam's 
 differs with the same gates is rounding in sums; whose it is, our step in float64 says, with the same prompts
 and gates (in float64 our gradients are micro-sam's to 1e-11: tests/engine/test_step.py).
 
+With `--same-order` only micro-sam's step is taken, and ours with its own gates and what changes the order of
+sums before them left out: attention is eager, and nothing of the segmentation decoder is exchanged. Chunks of
+objects, checkpointing and the lean mask decoder stay.
+
 Written are a row for each half, and a row for every parameter whose gradients differ by more than BOUND with
 the same gates (NAME_above.csv), with what each of the two is off from float64. Nothing here is timed.
 """
@@ -36,6 +40,10 @@ COLUMNS = (
     "model", "peft", "n_objects", "n_sub_iterations", "object_chunk", "checkpoint_encoder", "half",
     "parameters", "own_gates_median", "own_gates_worst", "switched_gates", "median", "worst",
     "worst_parameter", "above_bound", "micro_sam_error", "refsam_error",
+)  # fmt: skip
+SAME_ORDER = (
+    "model", "peft", "n_objects", "n_sub_iterations", "object_chunk", "checkpoint_encoder", "attention",
+    "half", "parameters", "median", "worst", "worst_parameter",
 )  # fmt: skip
 ABOVE = ("model", "peft", "parameter", "difference", "micro_sam_error", "refsam_error")
 
@@ -114,9 +122,38 @@ def compare(folder: Path, row: dict[str, Any]) -> tuple[list[dict[str, Any]], li
     return halves, above
 
 
+def same_order(arguments: argparse.Namespace, model: str, peft: str, folder: Path) -> list[dict[str, Any]]:
+    """A row for each half of the two steps, ours in micro-sam's order of sums. Raises as `steps` does."""
+    rows = {}
+    for engine in (MICRO_SAM, REFSAM):
+        replay = None if engine == MICRO_SAM else folder / MICRO_SAM / "step.pt"
+        ordered = {"attention": "eager", "same_order": engine == REFSAM}
+        changes = {"engine": engine, "precision": SINGLE, "model": model, "peft": peft, **ordered}
+        rows[engine] = run_step(arguments, folder / engine, replay, **changes)
+        if rows[engine].get("outcome"):
+            raise RuntimeError(f"{model}, {peft}: {engine}: {rows[engine]['outcome']}")
+    differences = relative_differences(gradients_of(folder / REFSAM), gradients_of(folder / MICRO_SAM))
+    found = []
+    for half in HALVES:
+        inside = {name: value for name, value in differences.items() if name.startswith(f"{half}: ")}
+        worst = max(inside, key=inside.__getitem__)
+        summary = {
+            "half": half,
+            "parameters": len(inside),
+            "median": statistics.median(inside.values()),
+            "worst": inside[worst],
+            "worst_parameter": worst.removeprefix(f"{half}: "),
+        }
+        found.append({name: value for name, value in rows[REFSAM].items() if name in SAME_ORDER} | summary)
+    return found
+
+
 def benchmark(arguments: argparse.Namespace) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
     for model, peft in product(arguments.models, arguments.strategies):
         with tempfile.TemporaryDirectory() as folder:
+            if arguments.same_order:
+                yield same_order(arguments, model, peft, Path(folder)), []
+                continue
             rows = steps(arguments, model, peft, Path(folder))
             yield compare(Path(folder), rows[REFSAM])
 
@@ -132,6 +169,7 @@ def main() -> None:
     parser.add_argument("--object-chunk", default="1")
     parser.add_argument("--checkpoint-encoder", default="on")
     parser.add_argument("--attention", default="auto")
+    parser.add_argument("--same-order", action="store_true", help="ours in micro-sam's order of sums, only")
     parser.add_argument("--limit-gib", type=float, help="of memory for a process; none: what there is")
     parser.add_argument("--name", default="gradients", help="of the CSV files")
     parser.set_defaults(decoder=True)
@@ -145,8 +183,9 @@ def main() -> None:
             print(
                 ", ".join(f"{name} {value}" for name, value in row.items() if value is not None), flush=True
             )
-        write_csv(arguments.name, COLUMNS, halves)
-        write_csv(f"{arguments.name}_above", ABOVE, above)
+        write_csv(arguments.name, SAME_ORDER if arguments.same_order else COLUMNS, halves)
+        if not arguments.same_order:
+            write_csv(f"{arguments.name}_above", ABOVE, above)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,10 @@ STEP_SECONDS = 3600.0  # after which a step is given up
 NO_GRADIENT = "k_proj.bias"
 NOISE = 1e-4
 HALVES = ("interactive", "segmentation")
-DOUBLE = "float64"  # for benchmarks.gradients
+# For benchmarks.gradients: a precision, ReLUs with the gates of the replayed step, and a segmentation decoder
+# that computes in the order in which torch-em's does.
+DOUBLE = "float64"
+SWITCHES = ("replay_gates", "same_order")
 
 
 class ReplayedPrompts:
@@ -100,6 +103,7 @@ def take_step(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
     from refsam.configuration.compose import compose
     from refsam.records.paths import RunPaths
     from refsam.science.data import training_loaders
+    from refsam.science.engine import setup
     from refsam.science.engine.decoder import decoder_parts
     from refsam.science.randomness import seed_everything
     from refsam.science.training import build_trainer
@@ -117,6 +121,8 @@ def take_step(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
             *STEP,
         ]
     )
+    if arguments.same_order:
+        setup.use_late_upsampling = lambda unetr: None
     seed_everything(config.seed, "model")  # of what a strategy adds to it
     loaders = training_loaders(config)
     x, y = crowded(loaders[0], arguments.n_objects)
@@ -232,7 +238,8 @@ def run_step(
         if name != "decoder":
             command += [f"--{name.replace('_', '-')}", str(values[name])]
     command += ["--decoder"] if values["decoder"] else []
-    command += ["--replay-gates"] if values.get("replay_gates") else []
+    for switch in SWITCHES:
+        command += [f"--{switch.replace('_', '-')}"] if values.get(switch) else []
     command += ["--replay", str(replay)] if replay is not None else []
     with memory_limit(arguments.limit_gib) as limit:
         ended = limit.run(command, dict(os.environ), output / "log", STEP_SECONDS)
@@ -267,8 +274,13 @@ def gradients_of(folder: Path) -> dict[str, Any]:
     return gradients
 
 
-def relative_differences(ours: dict[str, Any], expected: dict[str, Any]) -> dict[str, float]:
+def relative_differences(
+    ours: dict[str, Any], expected: dict[str, Any], noise: float = NOISE
+) -> dict[str, float]:
     """Norm of the difference over norm, by half and parameter, without gradients that are rounding only.
+
+    Args:
+        noise: share of the largest gradient below which one is nothing but rounding.
 
     Raises:
         ValueError: when they are of different parameters.
@@ -276,11 +288,11 @@ def relative_differences(ours: dict[str, Any], expected: dict[str, Any]) -> dict
     if ours.keys() != expected.keys():
         raise ValueError(f"gradients of other parameters: {sorted(ours.keys() ^ expected.keys())}")
     norms = {name: max(float(ours[name].norm()), float(expected[name].norm())) for name in expected}
-    noise = NOISE * max(norms.values())
+    least = noise * max(norms.values())
     return {
         name: float((ours[name] - gradient).norm() / gradient.norm())
         for name, gradient in expected.items()
-        if norms[name] > noise and not name.endswith(NO_GRADIENT)
+        if norms[name] > least and not name.endswith(NO_GRADIENT)
     }
 
 
@@ -366,8 +378,8 @@ def main() -> None:
     for internal in ("model", "peft", "engine", "output", "replay"):
         parser.add_argument(f"--{internal}", help=argparse.SUPPRESS)
     parser.add_argument("--n-objects", type=int, help=argparse.SUPPRESS)
-    for internal in ("replay-gates", "measure"):
-        parser.add_argument(f"--{internal}", action="store_true", help=argparse.SUPPRESS)
+    for internal in (*SWITCHES, "measure"):
+        parser.add_argument(f"--{internal.replace('_', '-')}", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         measure(arguments)

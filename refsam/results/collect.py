@@ -31,20 +31,6 @@ __all__ = ["BASELINE", "COLUMNS", "COSTS", "INTEGERS", "INVALID", "METRICS", "co
 
 
 @dataclass(frozen=True)
-class Joined:
-    """The results of several sweeps, also of several runs folders, each run once.
-
-    Attributes:
-        directories: that the rows of each run are from.
-        conflicts: the runs of which folders have different results.
-    """
-
-    frame: pd.DataFrame
-    directories: Directories
-    conflicts: list["Conflict"]
-
-
-@dataclass(frozen=True)
 class Conflict:
     """A run that two runs folders have different results of."""
 
@@ -55,6 +41,20 @@ class Conflict:
     @property
     def words(self) -> str:
         return f"run {self.run_id} has other results in {self.left_out} than in {self.kept}, which is used"
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The results of several sweeps, also of several runs folders, each run once.
+
+    Attributes:
+        directories: that the rows of each run are from.
+        conflicts: the runs of which folders have different results.
+    """
+
+    frame: pd.DataFrame
+    directories: Directories
+    conflicts: list[Conflict]
 
 
 def collect(sweep: SweepPaths, runs: RunsFolder, unchanged: AbstractSet[str] = frozenset()) -> pd.DataFrame:

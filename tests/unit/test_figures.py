@@ -235,6 +235,16 @@ def test_each_data_set_and_resource_has_figures_of_its_own(folder, tmp_path):
     assert [path.stem for path in one] == 3 * ["heatmap_sa50_box_n_images_resource_covid_if"]
 
 
+def test_curves_of_joined_runs_are_read_where_each_run_is(tmp_path, drawn):
+    mine, theirs = RunsFolder(tmp_path / "mine"), RunsFolder(tmp_path / "theirs")
+    frames = [study(mine, ["vit_b"], ["full"], 1, ("box",)), study(theirs, ["vit_l"], ["full"], 1, ("box",))]
+    directories = {**directories_of(frames[0], mine), **directories_of(frames[1], theirs)}
+    draw_all(pd.concat(frames), directories, tmp_path / "figures", ("training",), page=Page(kinds=("svg",)))
+    (page,) = drawn
+    assert [panel.get_title().splitlines()[0] for panel in page.axes] == ["vit_b", "vit_l"]
+    assert [len(panel.lines) for panel in page.axes] == [4, 4]
+
+
 def test_weights_of_the_same_model_are_told_apart():
     rows = [row("vit_b", "full", 1, 0), row("vit_b", "full", 1, 0) | {"weights": "/somewhere/mine.pt"}]
     assert models_of(frame_of(rows))["shown_model"].tolist() == ["vit_b, pretrained", "vit_b, mine.pt"]
