@@ -15,6 +15,7 @@ from refsam.orchestration.planning.checkpoint_room import checkpoint_bytes
 from refsam.orchestration.slurm import site
 from refsam.orchestration.slurm.site import (
     Limits,
+    out_of_service,
     parse_max_submit_jobs,
     parse_nodes,
     parse_partitions,
@@ -77,6 +78,27 @@ def test_what_some_node_has_can_be_asked_for(possible):
 )
 def test_what_no_node_has_is_one_sentence(impossible, sentence):
     assert request_problem(impossible, PARTITIONS, NODES) == sentence
+
+
+@pytest.mark.parametrize(
+    ("state", "in_service"),
+    [
+        ("IDLE", True),
+        ("MIXED+PLANNED", True),
+        ("IDLE+MAINTENANCE+RESERVED", True),
+        ("IDLE+POWERED_DOWN", True),
+    ]
+    + [(state, False) for state in ("IDLE+DRAIN", "DOWN", "IDLE*", "MIXED+DRAIN", "UNKNOWN", "DOWN+DRAIN*")],
+)
+def test_a_node_that_slurm_does_not_count_on_is_out_of_service_for_what_it_could_run(state, in_service):
+    nodes = parse_nodes(
+        f"NodeName=v1 CPUTot=8 Gres=gpu:V100:2 RealMemory=32768 State={state} Partitions=gpu Reason=x y\n"
+        "NodeName=cpu1 CPUTot=8 Gres=(null) RealMemory=32768 State=DOWN Partitions=medium\n"
+    )
+    two, three = (request(partition="gpu", gpu="V100", gpus=gpus) for gpus in (2, 3))
+    assert out_of_service(two, PARTITIONS, nodes) == ([] if in_service else nodes[:1])
+    assert out_of_service(three, PARTITIONS, nodes) == []
+    assert out_of_service(request(), PARTITIONS, nodes) == nodes[1:]
 
 
 def test_the_configuration_says_how_long_jobs_may_be_where_scontrol_does_not():

@@ -403,14 +403,33 @@ def test_a_controller_that_restarts_is_waited_for(folder, slurm_cluster):
     assert [len(starts(folder, run.run_id)) for run in runs] == [1, 1]
 
 
-def test_what_slurm_refuses_is_said_and_the_others_are_submitted(folder, monkeypatch):
-    monkeypatch.setattr(patience, "RETRY_SECONDS", (0.1, 0.1))
+def test_what_slurm_refuses_is_said_and_the_others_are_submitted(folder):
     impossible = RequestConfig(partition="gpu", gpu="A100", gpus=1, cores=8, memory_gb=32, time="1:00:00")
     runs = [add_run(folder, "a", request=impossible), add_run(folder, "b")]
     with pytest.raises(RunFailed, match="Requested node configuration is not available"):
         submit(folder, runs)
     wait_for_state(folder, runs[1:], State.completed)
     assert read_status(folder.run("a")) == Status()
+
+
+@pytest.mark.parametrize("state", ["drain", "down"])
+def test_runs_wait_for_nodes_that_are_away_and_what_no_node_has_is_refused_all_the_same(folder, state):
+    """As in a maintenance: sbatch --test-only calls both kinds impossible then."""
+    impossible = RequestConfig(partition="gpu", gpu="V100", gpus=3, cores=8, memory_gb=32, time="1:00:00")
+    runs = [add_run(folder, "a", request=request_of("v100")), add_run(folder, "b", request=impossible)]
+    said = []
+    slurm("scontrol", "update", "NodeName=vol1", f"State={state}", "Reason=maintenance")
+    try:
+        with pytest.raises(RunFailed, match="Requested node configuration is not available"):
+            submit_to_slurm(runs, folder, folder.sweep("study"), CLUSTER, said.append, STAND_IN)
+        assert [row[0] for row in queue("%T")] == ["PENDING"]
+        assert said[0].startswith(
+            f"No node that fits is in service (vol1 {'idle+drain' if state == 'drain' else 'down'}"
+        )
+    finally:
+        slurm("scontrol", "update", "NodeName=vol1", "State=resume")
+    wait_for_state(folder, runs[:1], State.completed)
+    assert read_status(folder.run("b")) == Status()
 
 
 def test_a_group_that_is_larger_than_an_array_may_be_is_several(folder):

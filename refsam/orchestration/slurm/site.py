@@ -12,6 +12,10 @@ from refsam.orchestration.slurm.questions import run_command
 from refsam.orchestration.slurm.requests import minutes
 
 MIB_PER_GIB = 1024
+# The words for the state of a node that can be given jobs, now or when its present ones have ended.
+IN_SERVICE = frozenset(
+    ("IDLE", "MIXED", "ALLOCATED", "COMPLETING", "PLANNED", "RESERVED", "MAINTENANCE", "CLOUD")
+) | {"DYNAMIC_NORM", "POWERED_DOWN", "POWERING_UP"}
 
 
 @dataclass(frozen=True)
@@ -26,13 +30,24 @@ class Partition:
 
 @dataclass(frozen=True)
 class Node:
-    """What one node has. `gpus` is the number by type in lower case; the empty type is one without a name."""
+    """What one node has, whatever its state.
+
+    Attributes:
+        gpus: number by type in lower case; the empty type is one without a name.
+        state: in Slurm's words: IDLE, MIXED+DRAIN, DOWN*.
+    """
 
     name: str
     partitions: frozenset[str]
     cores: int
     memory_mib: int
     gpus: dict[str, int]
+    state: str
+
+    @property
+    def in_service(self) -> bool:
+        """Whether Slurm counts on it; not while it is drained, down, unknown or silent (the star)."""
+        return set(self.state.split("+")) <= IN_SERVICE
 
     @property
     def size(self) -> tuple[int, int]:
@@ -84,6 +99,7 @@ def parse_nodes(text: str) -> list[Node]:
             cores=int(_value(line, "CPUTot") or 0),
             memory_mib=int(_value(line, "RealMemory") or 0),
             gpus=_gpus(_value(line, "Gres")),
+            state=_value(line, "State"),
         )
         for line in text.splitlines()
         if _value(line, "NodeName")
@@ -111,6 +127,20 @@ def request_problem(
     if not members:
         return None  # of nodes that scontrol does not show nobody knows
     return _hardware_problem(request, name, members)
+
+
+def out_of_service(
+    request: RequestConfig, partitions: Sequence[Partition], nodes: Sequence[Node]
+) -> list[Node]:
+    """The nodes that could take a job with this request, but for their state."""
+    default = next((partition.name for partition in partitions if partition.default), None)
+    return [
+        node
+        for node in nodes
+        if not node.in_service
+        and (request.partition or default) in node.partitions
+        and request_problem(request, partitions, [node]) is None
+    ]
 
 
 def unasked_problem(request: RequestConfig, cluster: ClusterConfig) -> str | None:

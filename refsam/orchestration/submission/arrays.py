@@ -23,7 +23,7 @@ from pathlib import Path
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from refsam.configuration.schema import ClusterConfig
+from refsam.configuration.schema import ClusterConfig, RequestConfig
 from refsam.errors import RunFailed, SlurmSilent
 from refsam.orchestration.in_job.job import SCIENCE, RunJob
 from refsam.orchestration.slurm import patience, site
@@ -50,6 +50,7 @@ POLL_SECONDS = 0.5
 LATE_SECONDS = 900.0  # until a call of sbatch without an answer is sure not to go through any more
 WRITERS = 16  # records at a time
 IMPOSSIBLE = "Requested node configuration is not available"
+NAMED_NODES = 4  # in a sentence, at most
 REFUSED = "Batch job submission failed"
 # In the names of all limits on jobs in the queue: AssocMaxSubmitJobLimit, AssocGrpSubmitJobsLimit, …
 FULL = "SubmitJob"
@@ -257,9 +258,9 @@ def _submit_array(jobs: Jobs, runs: Sequence[Run], order: Order) -> list[str]:
         written.append(_write_pending(order.folder.run(run.run_id), job, evaluation))
 
     try:
-        for array in (first, then or []):
+        for request, array in zip(jobs.requests, (first, then), strict=False):
             if array:
-                _check_possible(array[0].paths.submission_file, say)
+                _check_possible(request, array[0].paths.submission_file, say)
         with ThreadPoolExecutor(WRITERS) as pool:  # most of the time goes into waiting for the disk
             list(pool.map(begin, runs, first, evaluations))
         submission.write([run.run_id for run in runs], [job.job_id for job in first], done=False)
@@ -310,21 +311,32 @@ def _sbatch(
     return jobs
 
 
-def _check_possible(script: Path, say: Say) -> None:
-    """Raise SubmissionFailed when no node can ever run the job; sbatch does not ask that of a job on hold."""
-    for delay in (*patience.RETRY_SECONDS[:4], None):
-        try:
-            patiently(lambda: run_command(["sbatch", "--test-only", str(script)]), say)
-        except SlurmSilent as error:
-            if IMPOSSIBLE not in str(error):
-                return  # of this moment only, such as a node that is away
-            if delay is None:
-                raise SubmissionFailed(str(error)) from error
-            # A controller that has just started says so too, until its nodes have answered.
-            say(f"{error}; asking again in {delay:.0f} s")
-            time.sleep(delay)
-        else:
-            return
+def _check_possible(request: RequestConfig, script: Path, say: Say) -> None:
+    """Raise SubmissionFailed when no node can ever run the job; sbatch does not ask that of a job on hold.
+
+    Its --test-only calls a job impossible also while all nodes that could run it are drained, down, or not
+    known yet to a controller that has just started. Such a job is submitted: it waits for them.
+    """
+    problem = _impossible(script, say)
+    if problem is None:
+        return
+    partitions, nodes = patiently(lambda: (site.partitions(), site.nodes()), say)
+    waiting_for = site.out_of_service(request, partitions, nodes)
+    if waiting_for:
+        names = ", ".join(f"{node.name} {node.state.lower()}" for node in waiting_for[:NAMED_NODES])
+        more = f" and {len(waiting_for) - NAMED_NODES} more" if len(waiting_for) > NAMED_NODES else ""
+        say(f"No node that fits is in service ({names}{more}): the runs wait until one is")
+    elif again := _impossible(script, say):  # the nodes may have come back between the two looks
+        raise SubmissionFailed(again)
+
+
+def _impossible(script: Path, say: Say) -> str | None:
+    """What Slurm says where it has no node for the job; None where it has, or says something else."""
+    try:
+        patiently(lambda: run_command(["sbatch", "--test-only", str(script)]), say)
+    except SlurmSilent as error:
+        return str(error) if IMPOSSIBLE in str(error) else None
+    return None
 
 
 def _write_pending(
