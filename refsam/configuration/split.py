@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from refsam.datasets.names import normalized
+
 
 @dataclass(frozen=True)
 class Split:
@@ -39,7 +41,10 @@ def split_images(
         ValueError: when not even one image for each of the three is there.
     """
     total = len(names)
-    published = [index for index in range(total) if test is not None and fnmatchcase(names[index], test)]
+    pattern = None if test is None else normalized(test)
+    published = [
+        index for index in range(total) if pattern is not None and fnmatchcase(names[index], pattern)
+    ]
     if test is not None and not published:
         raise ValueError(f"no image for testing has a name like {test}")
     n_test = len(published) or max(1, total // 4)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from refsam.datasets.names import normalized
 from refsam.errors import BadInput
 
 if TYPE_CHECKING:
@@ -32,8 +35,8 @@ WILDCARDS = frozenset("*?[")
 class Pair:
     """An image and its label image; both are the same path where one HDF5 file holds both.
 
-    `name` is the image's path below the data set's root, with slashes and without suffix. `item` is the
-    image's id in `label` where that is the annotation file of all images.
+    `name` is the image's path below the data set's root, with slashes and without suffix, normalized. `item`
+    is the image's id in `label` where that is the annotation file of all images.
     """
 
     name: str
@@ -50,7 +53,8 @@ def list_pairs(dataset: DatasetConfig) -> list[Pair]:
     """All pairs of a data set, sorted by name.
 
     An image belongs to the label image with the same stem, or with the same stem and one of LABEL_SUFFIXES;
-    where stems repeat in several folders, the folders that the patterns leave open have to agree too. Labels
+    where stems repeat in several folders, the folders that the patterns leave open have to agree too. Names
+    that print alike are equal, and patterns take the suffix in capitals as well as in small letters. Labels
     that no image matched are ignored, images without a label are an error. Hidden files are not looked at.
 
     Raises:
@@ -131,11 +135,12 @@ def _matches(root: Path, pattern: str, field: str) -> list[Path]:
         raise BadInput(f"{field} {pattern!r} is not a glob pattern below dataset.root, such as images/*.tif")
     if any("**" in part and part != "**" for part in parts):
         raise BadInput(f"{field} {pattern!r}: ** stands for folders, alone between slashes, as in **/*.tif")
-    listed = [
+    listed = {
         path
-        for path in root.glob(pattern)
+        for form in _forms(pattern)
+        for path in root.glob(form)
         if not any(part.startswith(".") for part in path.relative_to(root).parts)
-    ]
+    }
     for path in listed:
         if path.is_symlink() and not path.exists():
             raise BadInput(f"{field} {pattern!r} matches {path}, a link to what is not there")
@@ -147,6 +152,15 @@ def _matches(root: Path, pattern: str, field: str) -> list[Path]:
         why = f" ({closed} cannot be read)" if closed else ""
         raise BadInput(f"{field} {pattern!r} matches no file in {root}{why}; at least one is needed")
     return found
+
+
+def _forms(pattern: str) -> set[str]:
+    """The pattern with its characters composed and decomposed, and its suffix in letters of either case."""
+    suffix = re.search(r"(\.ome)?\.[a-z0-9]+$", pattern, re.IGNORECASE)
+    if suffix is not None:
+        either = "".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else c for c in suffix[0])
+        pattern = pattern[: suffix.start()] + either
+    return {pattern, *(unicodedata.normalize(form, pattern) for form in ("NFC", "NFD"))}
 
 
 def _closed_folder(root: Path, parts: Sequence[str]) -> Path | None:
@@ -171,10 +185,10 @@ def _is_text(path: str) -> bool:
 def _paired(
     root: Path, images: Sequence[Path], labels: Sequence[Path], dataset: DatasetConfig
 ) -> list[tuple[Path, Path]]:
-    by_folder = len({path.stem for path in images}) < len(images)
+    by_folder = len({normalized(path.stem) for path in images}) < len(images)
 
     def key(path: Path, pattern: str) -> tuple[str, ...]:
-        return (*(_open_folders(root, path, pattern) if by_folder else ()), path.stem)
+        return (*(_open_folders(root, path, pattern) if by_folder else ()), normalized(path.stem))
 
     candidates: dict[tuple[str, ...], list[Path]] = {}
     for label in labels:
@@ -218,13 +232,17 @@ def _paired(
 
 def _open_folders(root: Path, path: Path, pattern: str) -> tuple[str, ...]:
     """The folders of `path` that the pattern leaves open: `a` for a/images/1.tif and */images/*.tif."""
-    literal = {part for part in PurePosixPath(pattern).parts[:-1] if not WILDCARDS & set(part)}
-    return tuple(part for part in path.relative_to(root).parts[:-1] if part not in literal)
+    literal = {normalized(part) for part in PurePosixPath(pattern).parts[:-1] if not WILDCARDS & set(part)}
+    folders = (normalized(part) for part in path.relative_to(root).parts[:-1])
+    return tuple(part for part in folders if part not in literal)
 
 
 def _named(root: Path, files: Sequence[tuple[Path, Path]]) -> list[Pair]:
     pairs = sorted(
-        (Pair(image.relative_to(root).with_suffix("").as_posix(), image, label) for image, label in files),
+        (
+            Pair(normalized(image.relative_to(root).with_suffix("").as_posix()), image, label)
+            for image, label in files
+        ),
         key=lambda pair: pair.name,
     )
     repeated = [name for name, count in Counter(pair.name for pair in pairs).items() if count > 1]

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import unicodedata
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from PIL import Image
 from refsam.configuration.schema import DatasetConfig, Normalization
 from refsam.datasets import index, prepare, reading, weights_cache
 from refsam.datasets.listing import DataMissing, count_images, list_pairs
+from refsam.datasets.names import find_files
 from refsam.errors import BadInput
 
 MakeDataset = Callable[..., DatasetConfig]
@@ -110,6 +112,36 @@ def test_images_and_labels_that_do_not_pair_are_refused_in_one_sentence(
     message = str(caught.value)
     assert all(word in message for word in words), message
     assert "\n" not in message
+
+
+def test_names_that_print_alike_are_equal_however_their_letters_are_composed(
+    tmp_path: Path, dataset: MakeDataset
+) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "Präparat") for form in ("NFC", "NFD"))
+    touch(tmp_path, f"images/{decomposed}1.tif", f"labels/{composed}1_mask.tif")
+    touch(tmp_path, f"images/{composed}2.tif", f"labels/{decomposed}2.tif")
+    pairs = list_pairs(dataset("folder", tmp_path))
+    assert [pair.name for pair in pairs] == [f"images/{composed}1", f"images/{composed}2"]
+    assert all(pair.image.is_file() and pair.label.is_file() for pair in pairs)
+    (only,) = list_pairs(dataset("folder", tmp_path, images=f"images/{composed}1.tif"))
+    assert only == pairs[0]
+    touch(tmp_path, f"images/{composed}1.tif")
+    with pytest.raises(BadInput, match=r"dataset\.images matches 2 images .*one label"):
+        list_pairs(dataset("folder", tmp_path))
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_files_are_found_by_names_that_print_alike(tmp_path: Path, form: str) -> None:
+    there, asked = (unicodedata.normalize(each, "é/é.png") for each in (form, "NFC"))
+    touch(tmp_path, there)
+    assert find_files(tmp_path, [asked, "none/a.png", "a.png"]) == {asked: tmp_path / there}
+
+
+def test_a_pattern_takes_its_suffix_in_capitals_too(tmp_path: Path, dataset: MakeDataset) -> None:
+    touch(tmp_path, "images/a.tif", "images/b.TIF", "images/c.Ome.Tif", "images/d.png")
+    touch(tmp_path, "labels/a.PNG", "labels/b.png", "labels/c.Ome.png")
+    pairs = list_pairs(dataset("folder", tmp_path, images="images/*.tif", labels="labels/*.png"))
+    assert [pair.image.name for pair in pairs] == ["a.tif", "b.TIF", "c.Ome.Tif"]
 
 
 def test_a_link_to_nothing_is_no_image_less(tmp_path: Path, dataset: MakeDataset) -> None:
