@@ -6,7 +6,7 @@ import shutil
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -144,9 +144,35 @@ def run_lock(paths: RunPaths, patience: float = 0.0) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def claim(paths: RunPaths, patience: float = 0.0) -> Iterator[None]:
+    """Hold the run for this process, from before it is pending to its last word, while a child computes it.
+
+    The run's own lock is taken by the process that computes it, which loads its libraries first. Until then
+    this other lock tells that somebody works on the run. Raises AlreadyRunning as `run_lock` does.
+    """
+    paths.attempts.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as lock:
+        try:
+            lock.enter_context(run_lock(RunPaths(paths.attempts), patience))
+        except AlreadyRunning as error:
+            raise AlreadyRunning(f"run {paths.run_id} is already running in another process") from error
+        yield
+
+
 def is_locked(paths: RunPaths) -> bool:
     """Whether a living process holds the run. Not to be asked by the process that holds it."""
     return lock_holder(paths) is not None
+
+
+def is_held(paths: RunPaths) -> bool:
+    """Whether the process that computes a run lives, or one that has started it. Neither of them may ask."""
+    return is_locked(paths) or claim_holder(paths) is not None
+
+
+def claim_holder(paths: RunPaths) -> int | None:
+    """The process that holds the run's claim, as `lock_holder` tells it."""
+    return lock_holder(RunPaths(paths.attempts))
 
 
 def lock_holder(paths: RunPaths) -> int | None:

@@ -17,6 +17,7 @@ from refsam.orchestration.operating import watch
 from refsam.orchestration.operating.sweep_state import RunState, SweepState
 from refsam.orchestration.slurm.questions import Answer
 from refsam.orchestration.submission import local
+from refsam.records.attempts import read_attempt
 from refsam.records.files import write_json
 from refsam.records.paths import RunsFolder
 from refsam.records.status import Reason, State, Status, read_status, write_status
@@ -92,6 +93,60 @@ def test_a_run_and_then_its_whole_queue_are_cancelled_from_another_shell(folder,
     assert state_of(folder, "c") == (State.planned, None)
 
 
+IN_THIS_PROCESS = """
+import sys, pathlib
+from refsam.orchestration.in_job import child
+from refsam.orchestration.in_job.attempts import attempt_here
+from refsam.records.paths import RunPaths
+attempt_here(RunPaths(pathlib.Path(sys.argv[1])), lambda root: child.execute("fake_science:execute", root))
+"""
+
+
+@pytest.mark.parametrize("target", ["a-0", "study"])
+def test_a_run_that_still_loads_its_libraries_is_starting_and_can_be_cancelled(
+    folder, capsys, monkeypatch, target
+):
+    add_runs(folder, a="complete")
+    importing = folder.root / "importing"
+    with monkeypatch.context() as environment:
+        environment.setenv("HANG_AT_IMPORT", str(importing))
+        command = [sys.executable, "-c", IN_THIS_PROCESS, str(folder.run("a-0").root)]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    with process:
+        wait_until(importing.exists)
+        assert refsam(folder, capsys, "status")["states"] == {"pending": 1}
+        assert cli.main(["status", "--runs", str(folder.root)]) == 0
+        assert capsys.readouterr().out.splitlines()[2].split()[:2] == ["a", "starting"]
+        again = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
+        assert "run a-0 is already running in another process" in again.stderr
+        cancelled = refsam(folder, capsys, "cancel", target)["cancelled"]
+        assert [run["run_id"] for run in cancelled] == ["a-0"]
+        process.communicate(timeout=PATIENCE)
+    status = read_status(folder.run("a-0"))
+    assert (status.state, status.reason, status.attempt) == (State.failed, Reason.cancelled, 1)
+    assert read_attempt(folder.run("a-0"), 1).reason is Reason.cancelled
+    assert refsam(folder, capsys, "continue", "study")["states"] == {"completed": 1}
+
+
+def test_one_run_of_a_queue_is_cancelled_while_it_starts_and_not_started_again(folder, capsys, monkeypatch):
+    add_runs(folder, a="complete", b="complete")
+    importing = folder.root / "importing"
+    command = [sys.executable, str(HERE / "fake_science.py"), str(folder.root), "1", "20", "a-0", "b-0"]
+    with monkeypatch.context() as environment:
+        environment.setenv("HANG_AT_IMPORT", str(importing))
+        queue = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with queue:
+        wait_until(importing.exists)
+        importing.unlink()
+        assert len(refsam(folder, capsys, "cancel", "a-0")["cancelled"]) == 1
+        wait_until(importing.exists)  # of b
+        assert state_of(folder, "a") == (State.failed, Reason.cancelled)
+        assert len(refsam(folder, capsys, "cancel", "study")["cancelled"]) == 1
+        output, _ = queue.communicate(timeout=PATIENCE)
+    assert queue.returncode == 130, output
+    assert state_of(folder, "b") == (State.planned, None)
+
+
 def test_a_process_of_another_machine_is_left_to_it(folder, capsys):
     add_runs(folder, a="wait")
     write_status(folder.run("a-0"), Status(State.running, attempt=1, host="elsewhere", pid=os.getpid()))
@@ -147,7 +202,7 @@ def test_in_a_pipe_watching_is_a_line_for_every_change_until_the_end(folder, cap
     monkeypatch.setattr(watch, "SECONDS", 0.0)
     running = Status(State.running, phase="training", epoch=1, epochs=2)
     failed = Status(State.failed, Reason.timeout, "the time was up")
-    steps = [Status(State.pending), running, running, failed, failed, failed]
+    steps = [Status(State.pending, job_id="7"), running, running, failed, failed, failed]
 
     def look():
         run = RunState("a-0", steps.pop(0), None, None, None, None)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import submitit
 
+from refsam import interruption
 from refsam.orchestration import retries
 from refsam.orchestration.slurm import own_job
 from refsam.orchestration.slurm.questions import read_record
@@ -28,6 +29,7 @@ from refsam.records.status import (
     Reason,
     State,
     Status,
+    claim,
     free_reserve,
     now,
     run_lock,
@@ -86,6 +88,8 @@ def begin_attempt(paths: RunPaths) -> bool:
             State.pending,
             attempt=number,
             job_id=attempt.job_id,
+            host=attempt.host,
+            pid=os.getpid(),
             evaluation_job_id=status.evaluation_job_id,
             submitted_at=status.submitted_at,
         )
@@ -112,9 +116,6 @@ def end_of_attempt(paths: RunPaths, outcome: Outcome) -> Status:
         end_attempt(paths, status, used=used, peak_memory_gib=peak)
         if status.state is State.failed and status.reason in retries.TABLE:
             status = _after_failure(paths, status)
-        elif status.reason is Reason.cancelled and before.state is State.pending and not place.job_id():
-            # A queue that was stopped before the run had begun.
-            status = before.changed(state=State.planned)
         write_status(paths, status, is_last_word=True)
         return status
 
@@ -138,14 +139,21 @@ def not_requeued(paths: RunPaths, status: Status, complaint: str) -> Status:
 
 def attempt_here(paths: RunPaths, execute: Callable[[Path], None]) -> None:
     """Attempt a run in this process, once. Raises what `execute` raises, and AlreadyRunning."""
-    if not begin_attempt(paths):
-        return
-    try:
-        execute(paths.root)
-    finally:
-        with run_lock(paths, LOCK_SECONDS):
-            end_attempt(paths, read_record(paths))
-            free_reserve(paths)
+    with claim(paths), interruption.listening():
+        if not begin_attempt(paths):
+            return
+        try:
+            execute(paths.root)
+        finally:
+            with run_lock(paths, LOCK_SECONDS):
+                status = read_record(paths)
+                if status.state in (State.pending, State.running):  # stopped while it was still loading
+                    reason, _ = own_job.why_ended(interruption.received() or signal.SIGINT)
+                    words = STOPPED[reason]
+                    status = status.changed(state=State.failed, reason=reason, message=words, ended_at=now())
+                    write_status(paths, status, is_last_word=True)
+                end_attempt(paths, status)
+                free_reserve(paths)
 
 
 def _hand_over(paths: RunPaths, status: Status, outcome: Outcome) -> Status:

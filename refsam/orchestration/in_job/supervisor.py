@@ -29,7 +29,7 @@ from refsam.orchestration.in_job.attempts import (
 from refsam.orchestration.slurm import own_job
 from refsam.records import place
 from refsam.records.paths import RunPaths
-from refsam.records.status import State, Status, free_reserve, run_lock
+from refsam.records.status import State, Status, claim, free_reserve
 
 POLL_SECONDS = 0.1
 # For a run to save what it has, once it was asked to: less than lies between Slurm's signal and its limit.
@@ -144,15 +144,14 @@ class _Child:
 
 @contextmanager
 def _claim(paths: RunPaths) -> Iterator[None]:
-    """Hold the run between the child's last word and this process's own, against who submits meanwhile.
+    """Hold the run while the child starts, and between its last word and this process's own.
 
-    A local queue holds the same lock itself.
+    A local queue does so itself.
     """
-    if place.job_id() is None:
+    if os.environ.get("SUBMITIT_EXECUTOR") == "local":
         yield
         return
-    paths.attempts.mkdir(exist_ok=True)
-    with run_lock(RunPaths(paths.attempts), LOCK_SECONDS):
+    with claim(paths, LOCK_SECONDS):
         yield
 
 

@@ -8,13 +8,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import psutil
+
 from refsam.errors import SlurmSilent
 from refsam.orchestration.operating.sweep_state import OPEN, RunState
-from refsam.orchestration.slurm.questions import is_momentary, run_command
+from refsam.orchestration.slurm.questions import is_momentary, read_record, run_command
 from refsam.records.paths import RunPaths, RunsFolder
-from refsam.records.status import lock_holder
+from refsam.records.status import claim_holder, is_held, lock_holder
 
 RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)  # between the calls, while Slurm is away for a moment
+STARTING_SECONDS = 30.0  # for a queue that is about to start a run to have a process for it
+POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -48,34 +52,55 @@ def cancel(runs: Sequence[RunState], folder: RunsFolder, whole_sweep: bool) -> C
         jobs = [(run.status.job_id, run.status.evaluation_job_id) for run in on_slurm]
         _scancel(list(dict.fromkeys(job_id for both in jobs for job_id in both if job_id is not None)))
     asked, queues, impossible = [], set(), []
-    starting = []
     for run in alive:
         paths, host = folder.run(run.run_id), run.status.host
         if run.status.job_id is not None:
             continue
-        if host is None:  # a queue is about to start it, perhaps that of another machine
-            starting.append(run.run_id)
-        elif host != os.uname().nodename:
+        if host not in (None, os.uname().nodename):
             impossible.append(f"run {run.run_id} is a process on {host}; cancel it there")
-        elif whole_sweep and (queue := lock_holder(RunPaths(paths.attempts))):
+        elif whole_sweep and (queue := claim_holder(paths)):
             queues.add(queue)
             asked.append(run.run_id)
-        else:
-            _ask_to_stop(lock_holder(paths) or run.status.pid)
+        elif _stop_process(paths):
             asked.append(run.run_id)
+        else:
+            impossible.append(f"run {run.run_id} is being started; cancel it again in a moment")
     for queue in queues:
         _ask_to_stop(queue)
-    if queues:
-        asked += starting
-    else:
-        impossible += [f"run {run_id} is being started; cancel it again in a moment" for run_id in starting]
     return Cancelled(tuple(run.run_id for run in on_slurm), tuple(asked), tuple(impossible))
 
 
-def _ask_to_stop(process: int | None) -> None:
-    if process:
-        with contextlib.suppress(ProcessLookupError):  # it has just ended, which is what was wanted
-            os.kill(process, signal.SIGTERM)
+def _stop_process(paths: RunPaths) -> bool:
+    """Ask the process of a run of this machine to stop; False where it has none yet, after some seconds."""
+    deadline = time.monotonic() + STARTING_SECONDS
+    while is_held(paths):
+        if process := lock_holder(paths) or _starting_process(paths):
+            _ask_to_stop(process)
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_SECONDS)
+    return True  # it has just ended, which is what was wanted
+
+
+def _starting_process(paths: RunPaths) -> int | None:
+    """The process that has begun the attempt, and loads what computes it: one that the claim's holder owns.
+
+    The number alone may be another process's by now.
+    """
+    process, holder = read_record(paths).pid, claim_holder(paths)
+    if not process or not holder:
+        return None
+    try:
+        above = [parent.pid for parent in psutil.Process(process).parents()]
+    except psutil.NoSuchProcess:
+        return None
+    return process if holder in (process, *above) else None
+
+
+def _ask_to_stop(process: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has just ended, which is what was wanted
+        os.kill(process, signal.SIGTERM)
 
 
 def task_ranges(job_ids: Sequence[str]) -> list[str]:

@@ -15,7 +15,7 @@ from refsam.orchestration.slurm.questions import Answer, SlurmQuery
 from refsam.orchestration.slurm.reconcile import reconcile
 from refsam.records.files import read_yaml_sections
 from refsam.records.paths import RunPaths, RunsFolder
-from refsam.records.status import Reason, State, Status, is_locked, read_status
+from refsam.records.status import Reason, State, Status, is_held, read_status
 
 OPEN = (State.pending, State.running)
 
@@ -102,11 +102,6 @@ def with_lock(paths: RunPaths, status: Status) -> Status:
         return status.changed(state=State.failed, reason=Reason.lost, message=words)
     words = f"On {status.host}, says its record; only there can be seen whether it still lives"
     return status.changed(message=words)
-
-
-def is_held(paths: RunPaths) -> bool:
-    """Whether a run's process, or the local queue that has started it, lives."""
-    return is_locked(paths) or is_locked(RunPaths(paths.attempts))
 
 
 def _run_state(paths: RunPaths, status: Status, now: datetime) -> RunState:

@@ -95,12 +95,14 @@ def run_json(run: RunState) -> dict[str, Any]:
 
 
 def state_words(run: RunState) -> str:
-    """`pending`, `training`, `completed`, `failed (out_of_memory)`, …"""
+    """`pending`, `starting`, `training`, `completed`, `failed (out_of_memory)`, …"""
     status = run.status
     if run.damaged is not None:
         return "damaged"
+    if status.state is State.pending and status.job_id is None:
+        return "starting"  # a process of some machine loads what computes the run
     if status.state is State.running:
-        return status.phase or "running"
+        return status.phase or ("starting" if status.started_at is None else "running")
     return f"failed ({status.reason})" if status.reason else str(status.state)
 
 

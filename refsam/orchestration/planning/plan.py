@@ -35,7 +35,7 @@ from refsam.orchestration.planning.fetched import no_weights, weights_not_fetche
 from refsam.orchestration.slurm.questions import SlurmQuery, statuses
 from refsam.records.metrics import MetricsRow, read_metrics
 from refsam.records.paths import RunPaths, RunsFolder
-from refsam.records.status import State, Status, is_locked
+from refsam.records.status import State, Status, is_held
 
 # The configuration of a run that was asked for, and the overrides that the sweep varies.
 _Asked = tuple[RefsamConfig, dict[str, str]]
@@ -304,7 +304,7 @@ def standing_of(paths: RunPaths, evaluate: EvaluateConfig, status: Status) -> tu
     if status.state in (State.pending, State.running) and status.job_id is not None:
         standing = Standing.pending if status.state == State.pending else Standing.running
         return standing, f"Slurm job {status.job_id}" + (f" on {status.host}" if status.host else "")
-    if status.state in (State.pending, State.running) and is_locked(paths):
+    if status.state in (State.pending, State.running) and is_held(paths):
         return Standing.running, f"on {status.host}" if status.host else ""
     progress = (
         f"epoch {status.epoch} of {status.epochs}" if status.epoch is not None else "nothing trained yet"

@@ -39,7 +39,7 @@ from refsam.records.status import (
     AlreadyRunning,
     State,
     Status,
-    is_locked,
+    is_held,
     now,
     run_lock,
     write_status,
@@ -370,8 +370,7 @@ def _not_in_the_queue(runs: Sequence[Run], folder: RunsFolder, say: Say) -> list
     for run in runs:
         paths, status = folder.run(run.run_id), known[run.run_id]
         by_slurm = status.job_id is not None and status.state in (State.pending, State.running)
-        here = is_locked(paths) or (paths.attempts.is_dir() and is_locked(RunPaths(paths.attempts)))
-        if by_slurm or here:
+        if by_slurm or is_held(paths):
             queued += 1
         elif status.state != State.completed:
             waiting.append(run)

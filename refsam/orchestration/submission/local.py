@@ -29,6 +29,7 @@ from refsam.records.status import (
     Reason,
     State,
     Status,
+    claim,
     now,
     read_status,
     run_lock,
@@ -228,14 +229,11 @@ class _Queue:
     def _start(self, entry: _Entry) -> None:
         """Hand a run to submitit, unless another process has it or had it since this queue began."""
         self._shown_at = float("-inf")
-        with ExitStack() as claim:
+        with ExitStack() as held:
             try:
-                entry.paths.attempts.mkdir(parents=True, exist_ok=True)
-                # The run's own lock is taken by its process, seconds after its start. Until then, and up to
-                # its last status, the queue holds another one beside the attempts, against other queues.
-                claim.enter_context(run_lock(RunPaths(entry.paths.attempts)))
+                held.enter_context(claim(entry.paths))
                 if self._begin_attempt(entry):
-                    self._submit(entry, claim)
+                    self._submit(entry, held)
             except AlreadyRunning:
                 entry.place, entry.status = Place.elsewhere, _status(entry.paths, entry.status)
             except (OSError, RuntimeError, ValueError, psutil.Error) as error:
@@ -257,7 +255,7 @@ class _Queue:
             write_status(entry.paths, entry.status)
             return True
 
-    def _submit(self, entry: _Entry, claim: ExitStack) -> None:
+    def _submit(self, entry: _Entry, held: ExitStack) -> None:
         try:
             folder = entry.paths.attempt(entry.status.attempt)
             folder.mkdir(exist_ok=True)
@@ -276,7 +274,7 @@ class _Queue:
                 write_status(entry.paths, _not_started(entry.status, error))
             raise
         entry.place, entry.log = Place.here, submitted.paths.stdout
-        self._children.append(_Child(entry, submitted, wrapper, claim.pop_all(), device, kills))
+        self._children.append(_Child(entry, submitted, wrapper, held.pop_all(), device, kills))
 
     def _free_device(self, config: RefsamConfig) -> str | None:
         """The GPU with the fewest runs on it; None for a run on the CPU, or where there is no GPU."""
@@ -307,9 +305,8 @@ class _Queue:
             try:
                 with run_lock(entry.paths):
                     before = _status(entry.paths, entry.status)
-                    entry.status = (
-                        before if before.state in FINISHED else self._unfinished(child, before, stopping)
-                    )
+                    ended = before.state in FINISHED and not (stopping and _is_stopped_start(before))
+                    entry.status = before if ended else self._unfinished(child, before, stopping)
                     if entry.status is not before:
                         write_status(entry.paths, entry.status)
                 entry.place = Place.waiting if entry.status.state is State.planned else Place.ended
@@ -363,6 +360,11 @@ def _status(paths: RunPaths, otherwise: Status) -> Status:
         return read_status(paths)
     except ValueError:
         return otherwise
+
+
+def _is_stopped_start(status: Status) -> bool:
+    """Whether a run was stopped before it computed anything, and so is as it was before its turn came."""
+    return status.reason is Reason.cancelled and status.started_at is None
 
 
 def _failed(status: Status, reason: Reason, message: str) -> Status:
