@@ -30,6 +30,7 @@ SAVED = ("all", "adapter")
 SPLITS = ("seeded", "ordered")
 FORMATS = ("label_images", "coco")
 REACTIONS = ("skip", "refuse")
+CROWDS = ("skip", "include")
 CLUSTERS = ("auto", "local", "slurm")
 DEVICES = ("auto", "cpu", "cuda")
 ENGINES = ("refsam", "micro_sam")
@@ -184,6 +185,7 @@ _RULES = (
     _Rule("dataset.format", _one_of(FORMATS), " or ".join(FORMATS)),
     _Rule("dataset.on_problem", _one_of(REACTIONS), " or ".join(REACTIONS)),
     _Rule("dataset.empty_images", _one_of(REACTIONS), " or ".join(REACTIONS)),
+    _Rule("dataset.crowds", _one_of(CROWDS), " or ".join(CROWDS)),
     _Rule("dataset.train_pool", _whole(1), "a whole number from 1"),
     _Rule("dataset.n_validation", _whole(1), "a whole number from 1"),
     _Rule("dataset.n_unused", _whole(0), "a whole number from 0"),

@@ -81,6 +81,8 @@ def identity(config: RefsamConfig, data_fingerprint: str, weights_hash: str | No
     for name in ("categories", "test"):
         if not values["dataset"][name]:  # as it was before there was such a choice
             del values["dataset"][name]
+    if config.dataset.crowds == "skip":
+        del values["dataset"]["crowds"]
     values["dataset"]["fingerprint"] = data_fingerprint
     values["resource"] = values["resource"]["name"]
     del values["model"]["memory_gb"]

@@ -173,6 +173,7 @@ class DatasetConfig:
     categories: list[str] = field(default_factory=list)  # of COCO's, by name; none: all
     on_problem: str = "refuse"  # annotations that cannot be used, or skip, which leaves them out
     empty_images: str = "skip"  # images without annotations, or refuse
+    crowds: str = "skip"  # annotations with iscrowd=1, or include, which takes each as one object
     test: str | None = None  # pattern of the names that test, where they are published; null: by `split`
     archive: str | None = None  # what `refsam prepare` makes the data set of, where a person has to fetch it
 

@@ -143,7 +143,8 @@ def _identity(pair: Pair, dataset: DatasetConfig) -> str:
         dataset.label_key,
     )
     if pair.item is not None:
-        parts = (*parts, pair.item, *dataset.categories)
+        crowds = () if dataset.crowds == "skip" else (f"crowds {dataset.crowds}",)
+        parts = (*parts, pair.item, *dataset.categories, *crowds)
     return "\n".join(str(part) for part in parts)
 
 

@@ -190,7 +190,7 @@ def _annotate(folder: Path) -> None:
     """Put annotations.json in the place of the label images below `folder`."""
     import tifffile
 
-    from refsam.datasets.coco import labels_to_coco
+    from refsam.datasets.coco_writing import labels_to_coco
 
     paths = sorted((folder / "labels").glob("*.tif"))
     described = labels_to_coco(((path.name, tifffile.imread(path)) for path in paths), category="nucleus")

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from refsam.datasets.coco import merge_coco, parse
+from refsam.datasets.coco_file import parse
+from refsam.datasets.coco_writing import merge_coco
 from refsam.errors import BadInput
 
 VERSION = "instance_version"
@@ -56,7 +57,7 @@ def write_trashcan(source: Folder, folder: Path, say: Callable[[str], object]) -
     parts = {}
     for part in PARTS:
         name = ANNOTATIONS.format(part)
-        parts[part] = parse((source / name).read_text(encoding="utf-8"), f"dataset.archive: {name}")
+        parts[part] = parse((source / name).read_bytes(), f"dataset.archive: {name}")
         target = folder / "images" / part
         target.mkdir(parents=True)
         images = [image for image in (source / part).iterdir() if image.name.lower().endswith(".jpg")]

@@ -12,7 +12,7 @@ from training_runs import TINY, small_config
 
 from refsam.configuration.frozen import freeze
 from refsam.configuration.schema import DatasetConfig
-from refsam.datasets.coco import labels_to_coco
+from refsam.datasets.coco_writing import labels_to_coco
 from refsam.datasets.listing import list_pairs
 from refsam.datasets.pairs import read_pair_labels
 from refsam.records.metrics import read_metrics

@@ -14,9 +14,11 @@ import tifffile
 
 from refsam.configuration.schema import DatasetConfig
 from refsam.configuration.split import split_images
-from refsam.datasets.coco import labels_to_coco, left_out, merge_coco
+from refsam.datasets.coco import left_out
+from refsam.datasets.coco_writing import labels_to_coco, merge_coco
 from refsam.datasets.index import check_images, fingerprint, inspect
 from refsam.datasets.listing import DataMissing, list_pairs
+from refsam.datasets.names import normalized
 from refsam.datasets.pairs import read_pair_labels
 from refsam.datasets.prepare import prepare
 from refsam.errors import BadInput
@@ -173,7 +175,7 @@ def test_every_problem_is_named_and_refused_or_left_out(kind: str, coco: Make) -
         ("broken run lengths", {"segmentation": {"size": [HEIGHT, WIDTH], "counts": None}}),
         ("annotation without an id", {"id": [9]}),
         ("annotation of an unknown image", {"image_id": {"file": 1}}),
-        ("annotation of an unknown category", {"category_id": [1]}),
+        ("annotation without a category", {"category_id": [1]}),
     ],
 )
 def test_values_of_other_types_are_problems_and_no_crash(
@@ -237,7 +239,7 @@ def test_of_duplicate_categories_the_first_counts(coco: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    "size", [{}, {"height": None}, {"height": 0}, {"width": "60"}, {"width": 6.5}], ids=repr
+    "size", [{}, {"height": None}, {"height": 0}, {"width": "6e"}, {"width": 6.5}], ids=repr
 )
 def test_an_image_without_a_size_is_a_problem(size: dict[str, object], coco: Make) -> None:
     described = content(annotation(1))
@@ -266,6 +268,11 @@ def test_a_corner_on_the_border_is_inside(coco: Make) -> None:
     ("text", "sentence"),
     [
         ("{", "cannot be read as JSON"),
+        ("", "cannot be read as JSON"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        ('{"images": ' + "9" * 10_000, "cannot be read as JSON"),
+        ('{"images": []} {"images": []}', "cannot be read as JSON"),
+        ("<annotations>", "is XML or HTML, not JSON"),
         ("[]", "has no list of images"),
         (json.dumps(content(categories=7)), "has no list of categories"),
         (json.dumps(content(images=[{"id": 1, "height": 5}])), "has no file_name in number 0 of its images"),
@@ -309,6 +316,224 @@ def test_the_fingerprint_is_of_the_objects(coco: Make, tmp_path: Path) -> None:
     assert first != fingerprint(coco(described, categories=["fish"]), tmp_path / "cache")
     described["annotations"].append(annotation(3, segmentation=[[30.0, 5.0, 40.0, 5.0, 40.0, 9.0]]))
     assert first != fingerprint(coco(described), tmp_path / "cache")
+
+
+def test_of_crowds_only_the_sentence_says_so_and_include_takes_them(coco: Make, tmp_path: Path) -> None:
+    brushes = labels_to_coco([("1.png", square(5, 5, 10).astype(int) + square(20, 30, 10))])["annotations"]
+    described = content(*({**item, "iscrowd": 1} for item in brushes))
+    skipped = coco(described)
+    with pytest.raises(BadInput, match=r"has 1 object, all of them crowds .*dataset\.crowds=include"):
+        list_pairs(skipped)
+    included = coco(described, crowds="include")
+    np.testing.assert_array_equal(labels_of(included)[0] > 0, square(5, 5, 10) | square(20, 30, 10))
+    assert left_out(included) is None
+    # Facts that were kept of one choice are not those of the other.
+    both = content(annotation(1), annotation(2, iscrowd=1, segmentation=[[30, 5, 40, 5, 40, 15]]))
+    counts = []
+    for crowds in ("skip", "include"):
+        config = coco(both, crowds=crowds)
+        counts.append(inspect(list_pairs(config), config, tmp_path / "cache")["1"].n_objects)
+    assert counts == [1, 2]
+
+
+def test_what_gives_no_object_is_counted_by_its_reason(coco: Make) -> None:
+    left, right = [[5, 5, 10, 5, 10, 15, 5, 15]], [[10, 5, 15, 5, 15, 15, 10, 15]]
+    described = content(
+        annotation(1),
+        annotation(2, iscrowd=1),
+        annotation(3, segmentation=left),
+        annotation(4, segmentation=right),
+        annotation(5, category_id=2),
+        annotation(6, image=2),
+        annotation(7, image=2),  # the same pixels: the later one is painted last
+        n_images=3,
+    )
+    config = coco(described, categories=["fish"])
+    assert left_out(config) == (
+        f"{config.root}/annotations.json: left out are 1 × crowd (annotation 2 of 1.png), 1 × object of "
+        "another category (annotation 5 of 1.png), 2 × object covered by others (annotation 1 of 1.png, "
+        "annotation 6 of 2.png), and 1 image without objects (3.png); dataset.crowds=include takes crowds "
+        "as objects"
+    )
+    first, second = labels_of(config)
+    assert set(np.unique(first)) == {0, 2, 3}  # numbered in the order of the file, the covered one included
+    assert set(np.unique(second)) == {0, 2}
+
+
+PLAIN = {
+    "ids as text": {"id": "9", "image_id": "1", "category_id": "1"},
+    "ids as floats": {"id": 9.0, "image_id": 1.0, "category_id": 1.0},
+    "iscrowd as text": {"iscrowd": "0"},
+    "iscrowd false": {"iscrowd": False},
+    "iscrowd 'False'": {"iscrowd": "False"},
+    "no iscrowd": {"iscrowd": None},
+    "box as text": {"bbox": ["5.0", "5", "10", "10"]},
+    "corners as text": {"segmentation": [[str(value) for value in SQUARE[0]]]},
+}
+
+
+@pytest.mark.parametrize("case", PLAIN)
+def test_values_whose_meaning_is_plain_are_read(case: str, coco: Make) -> None:
+    (labels,) = labels_of(coco(content(annotation(9, **PLAIN[case]))))
+    np.testing.assert_array_equal(labels, square(5, 5, 10))
+
+
+@pytest.mark.parametrize("crowd", [1, "1", True, "true", "True", 1.0])
+def test_a_crowd_is_one_however_it_is_written(crowd: object, coco: Make) -> None:
+    described = content(annotation(1), annotation(2, iscrowd=crowd))
+    assert "1 × crowd (annotation 2" in str(left_out(coco(described)))
+
+
+@pytest.mark.parametrize("crowd", [2, "yes", [], {}, 0.5])
+def test_a_crowd_that_is_neither_is_named(crowd: object, coco: Make) -> None:
+    described = content(annotation(1), annotation(2, iscrowd=crowd))
+    with pytest.raises(BadInput, match=r"1 × iscrowd that is neither 0 nor 1 \(annotation 2 of 1\.png\)"):
+        list_pairs(coco(described))
+
+
+@pytest.mark.parametrize("size", [(40.0, 60.0), ("40", "60"), ("40.0", 60)])
+def test_sizes_and_ids_of_images_and_categories_are_read(size: tuple[object, object], coco: Make) -> None:
+    described = content(annotation(1))
+    described["images"][0].update({"id": "1", "height": size[0], "width": size[1]})
+    described["categories"][0].update({"id": "1", "name": 7})
+    (labels,) = labels_of(coco(described, categories=["7"]))
+    np.testing.assert_array_equal(labels, square(5, 5, 10))
+
+
+def test_ids_that_are_names_stay_names(coco: Make) -> None:
+    described = content(annotation("a", image_id="007"), annotation("b", image_id=7), n_images=2)
+    described["images"][0]["id"], described["images"][1]["id"] = "007", "7"
+    assert [pair.item for pair in list_pairs(coco(described))] == ["007", 7]
+
+
+def test_run_lengths_that_python_printed_as_bytes_are_read(coco: Make) -> None:
+    mask = square(5, 5, 10)
+    packed = labels_to_coco([("x", mask.astype(np.uint8))])["annotations"][0]["segmentation"]
+    printed = {**packed, "counts": str(packed["counts"].encode())}
+    (labels,) = labels_of(coco(content(annotation(1, segmentation=printed))))
+    np.testing.assert_array_equal(labels, mask)
+    with pytest.raises(BadInput, match="broken run lengths"):
+        list_pairs(coco(content(annotation(1, segmentation={**packed, "counts": "b'\\x"}))))
+
+
+def test_run_lengths_as_floats_are_read(coco: Make) -> None:
+    floats = {"size": [40.0, 60.0], "counts": [HEIGHT * WIDTH - 1.0, "1"]}
+    (labels,) = labels_of(coco(content(annotation(1, segmentation=floats))))
+    np.testing.assert_array_equal(labels, square(HEIGHT - 1, WIDTH - 1, 1))
+
+
+def test_only_a_box_is_no_segmentation(coco: Make) -> None:
+    boxed = annotation(2, bbox=[5, 5, 10, 10], segmentation=[])
+    del (missing := annotation(3, bbox=[5, 5, 10, 10]))["segmentation"]
+    with pytest.raises(BadInput, match=r"2 × empty segmentation \(only a box\) \(annotation 2 of 1.png, ann"):
+        list_pairs(coco(content(annotation(1), boxed, missing)))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "sentence"),
+    [
+        ("utf-8", None),
+        ("utf-8-sig", None),
+        ("utf-16", "is encoded as UTF-16; save it as UTF-8"),
+        ("latin-1", r"is not UTF-8 \(byte \d+\); save it as UTF-8"),
+    ],
+)
+def test_files_are_utf8_with_or_without_a_mark(
+    encoding: str, sentence: str | None, coco: Make, tmp_path: Path
+) -> None:
+    described = content(annotation(1), categories=[{"id": 1, "name": "Grünalge"}])
+    config = coco("", categories=["Gru\u0308nalge"])
+    (tmp_path / "annotations.json").write_text(json.dumps(described, ensure_ascii=False), encoding=encoding)
+    if sentence is None:
+        assert len(list_pairs(config)) == 1
+    else:
+        with pytest.raises(BadInput, match=sentence):
+            list_pairs(config)
+
+
+OTHERS = {
+    "LabelMe's": {"version": "5.0", "shapes": [], "imagePath": "a.png", "imageHeight": 5},
+    "VIA's": {"_via_settings": {}, "_via_img_metadata": {}},
+    "VIA's format": {"a.png123": {"filename": "a.png", "size": 123, "regions": []}},
+    "Supervisely's": {"description": "", "tags": [], "size": {"height": 5, "width": 5}, "objects": []},
+    "Labelbox's": [{"data_row": {"id": "x"}, "projects": {}}],
+    "Labelbox's format": [{"ID": "x", "Labeled Data": "a.png", "Label": {}}],
+    "Label Studio's": [{"id": 1, "data": {"image": "a.png"}, "annotations": []}],
+    "GeoJSON": {"type": "FeatureCollection", "features": []},
+    "GeoJSON, as": [{"type": "Feature", "geometry": {}, "properties": {}}],
+    "CreateML's": [{"image": "a.png", "annotations": []}],
+    "COCO's format of results": [{"image_id": 1, "category_id": 1, "segmentation": SQUARE, "score": 0.5}],
+    "COCO's panoptic": content({"image_id": 1, "segments_info": [], "file_name": "a.png"}),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_formats_are_named(name: str, coco: Make) -> None:
+    with pytest.raises(BadInput, match=f"looks like {name}.*export it"):
+        list_pairs(coco(OTHERS[name]))
+
+
+def test_lists_that_are_mappings_are_named(coco: Make) -> None:
+    described = content(annotation(1))
+    described["images"] = {"1": described["images"][0]}
+    with pytest.raises(BadInput, match="has no list of images, which COCO's format asks for"):
+        list_pairs(coco(described))
+
+
+@pytest.mark.parametrize(
+    ("written", "on_disk"),
+    [
+        ("a\\b.png", "a/b.png"),
+        ("my%20image.png", "my image.png"),
+        ("my%20image.png", "my%20image.png"),
+        ("Gr\u00fcn.png", "Gru\u0308n.png"),
+        ("Gru\u0308n.png", "Gr\u00fcn.png"),
+        ("./a.png", "a.png"),
+    ],
+)
+def test_file_names_are_found_however_they_are_written(
+    written: str, on_disk: str, coco: Make, tmp_path: Path
+) -> None:
+    described = content(annotation(1))
+    described["images"][0]["file_name"] = written
+    config = coco(described)
+    (tmp_path / "images" / on_disk).parent.mkdir(exist_ok=True)
+    (tmp_path / "images" / "1.png").rename(tmp_path / "images" / on_disk)
+    (pair,) = list_pairs(config)
+    assert pair.image == tmp_path / "images" / on_disk
+    assert pair.name == normalized(on_disk).removesuffix(".png")
+
+
+@pytest.mark.parametrize("name", ["../1.png", "/etc/hostname", "..\\1.png", "a/../../images/1.png"])
+def test_file_names_stay_in_their_folder(name: str, coco: Make, tmp_path: Path) -> None:
+    described = content(annotation(1), annotation(2, image=2), n_images=2)
+    described["images"][1]["file_name"] = name
+    config = coco(described)
+    (tmp_path / "1.png").write_bytes((tmp_path / "images" / "1.png").read_bytes())
+    with pytest.raises(BadInput, match=r"1 × file name that leaves dataset\.images"):
+        list_pairs(config)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "\ud800.png", ".", " "])
+def test_file_names_that_no_file_can_have_are_missing(name: str, coco: Make) -> None:
+    described = content(annotation(1), annotation(2, image=2), n_images=2)
+    described["images"][1]["file_name"] = name
+    with pytest.raises(BadInput, match="1 × missing image"):
+        list_pairs(coco(described))
+
+
+def test_annotations_of_an_image_that_is_left_out_are_not_counted_beside_it(coco: Make) -> None:
+    described = content(annotation(1), annotation(2, image=2), n_images=2)
+    described["images"][1]["height"] = None
+    with pytest.raises(BadInput, match=r"has 1 × image without a size \(2\.png\); correct"):
+        list_pairs(coco(described))
+
+
+def test_an_image_that_no_memory_holds_is_refused_before_anything_is_made_of_it(coco: Make) -> None:
+    described = content(annotation(1, segmentation={"size": [10**6, 10**6], "counts": [10**12 - 1, 1]}))
+    described["images"][0].update({"height": 10**6, "width": 10**6})
+    with pytest.raises(BadInput, match=r"1 × image of more than 2\^31 pixels"):
+        list_pairs(coco(described))
 
 
 def test_files_are_merged_with_new_numbers_and_equal_categories() -> None:

@@ -91,6 +91,13 @@ def test_settings_that_a_strategy_is_not_given_leave_its_run_as_it_was_before_th
     assert not {"loss", "save"} & set(values["train"])
 
 
+def test_crowds_are_part_of_the_run_only_where_they_are_included():
+    annotated = ("dataset=coco", "dataset.root=d")
+    assert name(*annotated, "dataset.crowds=skip") == name(*annotated)
+    assert name(*annotated, "dataset.crowds=include") != name(*annotated)
+    assert "crowds" not in identity(compose(["peft=lora", "n_objects=5"]), "data", None)["dataset"]
+
+
 def test_rounded_embeddings_of_a_frozen_encoder_are_another_run():
     assert name("peft=freeze_encoder", "train.embedding_dtype=float16") != name("peft=freeze_encoder")
 
