@@ -20,9 +20,9 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from refsam.configuration.compose import quote_numbers
 from refsam.configuration.resources import folder
 from refsam.configuration.schema import ClusterConfig, RequestConfig, ResourceConfig
+from refsam.configuration.text_values import quote_text
 from refsam.errors import BadInput, RunFailed
 from refsam.terminal import standard_console
 
@@ -58,10 +58,7 @@ class RefsamLauncher(Launcher):
         The status stays UNKNOWN for a run that Slurm has and nobody waits for. A combination that cannot run
         is FAILED with BadInput.
         """
-        is_refsam = (
-            "resource" in self.config and OmegaConf.get_type(self.config, "resource") is ResourceConfig
-        )
-        if not is_refsam:
+        if not _is_refsam(self.config):
             return self._launch_others(job_overrides, initial_job_idx)
         from refsam.orchestration.planning.hydra_jobs import plan_jobs
         from refsam.orchestration.submission.sweeps import failed, objective, submit
@@ -94,6 +91,13 @@ class RefsamLauncher(Launcher):
         return run_on_slurm(application, job_overrides, first, request, cluster)
 
 
+def _is_refsam(config: DictConfig | None) -> bool:
+    """Whether an application composes refsam's configuration."""
+    if config is None or "resource" not in config:
+        return False
+    return OmegaConf.get_type(config, "resource") is ResourceConfig
+
+
 def _job_return(overrides: list[str], status: "Status | None", metric: float | None) -> JobReturn:
     result = JobReturn(overrides=overrides)
     if status is None:
@@ -114,12 +118,13 @@ class RefsamSweeper(BasicSweeper):
         assert self.launcher is not None
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides(quote_numbers([*self._parse_config(), *arguments]))
+        given = [*self._parse_config(), *arguments]
+        overrides = parser.parse_overrides(quote_text(given) if _is_refsam(self.config) else given)
         for override in overrides:
             if override.is_interval_sweep():  # an interval has no number of values
-                given = str(override.input_line).partition("=")[2]
+                value = str(override.input_line).partition("=")[2]
                 raise BadInput(
-                    f"{override.get_key_element()}: {given} was given, allowed are "
+                    f"{override.get_key_element()}: {value} was given, allowed are "
                     "values with commas, choice(…), range(…) and glob(…)"
                 )
         returns: list[JobReturn] = []

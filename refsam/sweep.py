@@ -12,10 +12,10 @@ import hydra
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from refsam.configuration.compose import quote_numbers
 from refsam.configuration.composition_errors import explain
 from refsam.configuration.resources import folder
 from refsam.configuration.schema import register
+from refsam.configuration.text_values import quote_text
 from refsam.errors import BadInput, DamagedManifest, RunFailed, os_problem
 from refsam.terminal import any_encoding, flush_standard_output, leave_standard_output, standard_console
 
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit status 0: all runs are done; 1: a run failed; 2: bad input; 130: stopped by
     Ctrl-C.
     """
-    sys.argv[1:] = quote_numbers(sys.argv[1:] if arguments is None else arguments)
+    sys.argv[1:] = quote_text(sys.argv[1:] if arguments is None else arguments)
     wants_traceback = os.environ.get(TRACEBACKS) == "1"
     # Hydra prints its own errors and exits with 1; with this it raises them, and `explain` makes a sentence
     # of them.

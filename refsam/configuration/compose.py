@@ -10,7 +10,6 @@ import contextlib
 import copy
 import functools
 import io
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -29,10 +28,8 @@ from refsam.configuration.frozen import from_values, to_config
 from refsam.configuration.paths import with_absolute_paths
 from refsam.configuration.resources import folder
 from refsam.configuration.schema import RefsamConfig, register
+from refsam.configuration.text_values import quote_text
 from refsam.errors import BadInput
-
-# The one group whose choices are numbers.
-_NUMBERED = re.compile(r"n_train_images=[\d, ]+")
 
 Load = Callable[[list[str]], DictConfig]
 Leaves = dict[tuple[str, ...], Any]
@@ -238,13 +235,6 @@ def _nested(leaves: Leaves) -> dict[str, Any]:
     return values
 
 
-def quote_numbers(overrides: Sequence[str]) -> list[str]:
-    """`n_train_images=1,2` as `n_train_images='1','2'`: Hydra takes a bare number for no choice of a
-    group.
-    """
-    return [re.sub(r"\b\d+\b", r"'\g<0>'", text) if _NUMBERED.fullmatch(text) else text for text in overrides]
-
-
 def without_hydra(config: DictConfig) -> DictConfig:
     """A composed configuration less Hydra's own node."""
     with open_dict(config):
@@ -269,7 +259,7 @@ def compose(overrides: Sequence[str], config_name: str = "config") -> RefsamConf
     Raises hydra's and omegaconf's errors, and BadInput for a path that cannot be one.
     """
     with hydra_session():
-        config = to_config(without_hydra(hydra_compose(config_name, overrides=quote_numbers(overrides))))
+        config = to_config(without_hydra(hydra_compose(config_name, overrides=quote_text(overrides))))
     return with_absolute_paths(config)
 
 
@@ -277,7 +267,7 @@ def combinations(overrides: Sequence[str]) -> list[list[str]]:
     """Every combination of values that commas separate, each a list of overrides. Raises hydra's errors."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    parsed = OverridesParser.create().parse_overrides(quote_numbers(overrides))
+    parsed = OverridesParser.create().parse_overrides(quote_text(overrides))
     (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     return [list(job) for job in jobs]
 

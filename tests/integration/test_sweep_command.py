@@ -56,6 +56,11 @@ def test_the_config_group_and_the_number_ask_for_the_same_runs(capsys):
     assert capsys.readouterr().out == direct
 
 
+def test_text_that_looks_like_a_number_stays_text(capsys):
+    assert sweep("-m", "name=2026_11_28", "resource=v100", "n_images=1", "dry_run=true") == 0
+    assert "Sweep 2026_11_28:" in capsys.readouterr().out
+
+
 def test_a_dry_run_writes_nothing(tmp_path):
     sweep("-m", "resource=v100", "n_images=1,2", "dry_run=true")
     assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == []

@@ -8,11 +8,12 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from refsam.configuration.checks import check_values, missing_setting
-from refsam.configuration.compose import combinations, hydra_session, quote_numbers, without_hydra
+from refsam.configuration.compose import combinations, hydra_session, without_hydra
 from refsam.configuration.composition_errors import explain
 from refsam.configuration.frozen import to_config
 from refsam.configuration.schema import AUTO, RefsamConfig
 from refsam.configuration.strategies import strategy_problem
+from refsam.configuration.text_values import quote_text
 from refsam.errors import BadInput
 from refsam.orchestration import machine
 from refsam.records.fits import Setup
@@ -74,7 +75,7 @@ def _with_strategy(job: list[str]) -> RefsamConfig:
 
 
 def _compose(job: list[str]) -> RefsamConfig:
-    return to_config(without_hydra(compose("config", overrides=quote_numbers(job))))
+    return to_config(without_hydra(compose("config", overrides=quote_text(job))))
 
 
 def place(
