@@ -20,7 +20,10 @@ def execute(root: Path) -> None:
     with run_lock(paths):
         before = read_status(paths)
         attempt = before.attempt if before.state is State.pending else before.attempt + 1  # Slurm's requeue
-        status = before.changed(state=State.running, attempt=attempt, started_at=now(), pid=os.getpid())
+        saved = attempt if (root / "behaviour.txt").read_text() == "save and wait" else None
+        status = before.changed(
+            state=State.running, attempt=attempt, started_at=now(), pid=os.getpid(), steps=saved
+        )
         write_status(paths, status)
         names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "FROM_THE_PROLOGUE", "SLURM_CPUS_PER_TASK")
         seen: dict[str, object] = {name: os.environ.get(name) for name in names}
@@ -57,7 +60,7 @@ def behave(root: Path) -> None:
         print(len(bytearray(3 * GIB // 2)))
     if behaviour == "fail":
         raise ValueError("the data is not there")
-    if behaviour == "wait":
+    if behaviour in ("wait", "save and wait"):
         deadline = time.monotonic() + PATIENCE
         while not (root.parent / "go").exists():
             if time.monotonic() > deadline:

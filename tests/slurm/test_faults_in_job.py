@@ -19,6 +19,7 @@ from slurm_helpers import (
     Run,
     add_run,
     nothing_is_left,
+    queue,
     slurm,
     starts,
     wait_until,
@@ -124,6 +125,56 @@ def test_a_time_limit_that_saves_nothing_is_not_tried_for_ever(folder):
     assert status.message == (
         "The time limit came. Not tried again: nothing new was saved since the attempt before."
     )
+
+
+@pytest.fixture
+def mixed_array(folder):
+    """An array of four: one task has failed, one was cancelled, two run; by the letters of the runs.
+
+    The last one, d, has what every array has in one of its tasks: the array's number as its own job id.
+    """
+    behaviours = {"a": "fail", "b": "wait", "c": "wait", "d": "save and wait"}
+    submit(folder, [add_run(folder, name, behaviour) for name, behaviour in behaviours.items()])
+    wait_until(lambda: all(starts(folder, name) for name in "abcd"))
+    jobs = {name: read_status(folder.run(name)).job_id for name in "abcd"}
+    assert starts(folder, "d") == [jobs["d"].partition("_")[0]]
+    slurm("scancel", jobs["b"])
+    assert wait_for(folder, "a", State.failed).reason is Reason.error
+    assert wait_for(folder, "b", State.failed).reason is Reason.cancelled
+    wait_until(lambda: {row[0] for row in queue("%i")} == {jobs["c"], jobs["d"]})
+    return jobs
+
+
+def only_the_last_one_waits_again(folder, jobs):
+    status = wait_for(folder, "d", State.pending)
+    assert (status.attempt, status.job_id) == (2, jobs["d"])
+    wait_until(lambda: [jobs["d"], "PENDING"] in queue("%i", "%T"))
+    assert queue("%i", "%T") == [[jobs["d"], "PENDING"], [jobs["c"], "RUNNING"]]
+    known, _ = reconcile(folder, list(jobs), SlurmQuery())
+    assert {name: known[name].state for name in "abcd"} == {
+        **dict.fromkeys("ab", State.failed),
+        "c": State.running,
+        "d": State.pending,
+    }
+    start_again_now(folder, "d")
+    wait_until(lambda: len(starts(folder, "d")) == 2)
+    (folder.root / "go").touch()
+    for name, attempt in (("c", 1), ("d", 2)):
+        assert wait_for(folder, name, State.completed).attempt == attempt
+    assert {name: len(starts(folder, name)) for name in "abcd"} == {"a": 1, "b": 1, "c": 1, "d": 2}
+    assert [read_status(folder.run(name)).reason for name in "ab"] == [Reason.error, Reason.cancelled]
+
+
+def test_the_time_limit_of_one_task_requeues_only_this_task(folder, mixed_array):
+    slurm("scancel", "--signal=USR2", mixed_array["d"])
+    only_the_last_one_waits_again(folder, mixed_array)
+    assert read_attempt(folder.run("d"), 1).reason is Reason.timeout
+
+
+def test_a_requeued_task_asks_slurm_about_itself_and_not_about_its_array(folder, mixed_array):
+    slurm("scontrol", "requeue", mixed_array["d"])
+    only_the_last_one_waits_again(folder, mixed_array)
+    assert read_attempt(folder.run("d"), 1).reason is Reason.preempted
 
 
 def test_a_job_that_is_killed_whole_is_written_down_by_whoever_looks(folder, slurm_cluster):

@@ -25,21 +25,27 @@ def why_ended(number: signal.Signals) -> tuple[Reason, bool]:
     Slurm sends SIGTERM when a job is cancelled, preempted, requeued, and at its time limit. Where it does not
     tell which, the run counts as cancelled, which is never undone by itself.
     """
-    if job_id() is None:
+    own = job_id()
+    if own is None:
         return Reason.timeout if number in TIME_LIMIT_SIGNALS else Reason.cancelled, False
-    facts = _facts(os.environ["SLURM_JOB_ID"])
+    facts = _facts(own)
     if int(facts.get("Restarts", "0")) > restarts():
         return Reason.preempted, True
     if facts.get("PreemptTime", "None") != "None":
         return Reason.preempted, False
     if number in TIME_LIMIT_SIGNALS:
         return Reason.timeout, False
-    return _accounted_reason() or Reason.cancelled, False
+    return _accounted_reason(own) or Reason.cancelled, False
 
 
 def requeue() -> None:
-    """Send this job back into the queue; Slurm ends it then. Raises SlurmSilent."""
-    command = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
+    """Send this job back into the queue, of an array only this task; Slurm ends it then. Raises SlurmSilent.
+
+    One task of every array has the array's number as its SLURM_JOB_ID, which for scontrol means all tasks.
+    """
+    own = job_id()
+    assert own is not None
+    command = ["scontrol", "requeue", own]
     for delay in REQUEUE_DELAYS:
         try:
             run_command(command)
@@ -49,17 +55,23 @@ def requeue() -> None:
     run_command(command)
 
 
-def _facts(number: str) -> dict[str, str]:
+def _facts(own: str) -> dict[str, str]:
+    """What the controller says of the job `own`; empty where it does not answer or does not know it."""
     try:
-        text = run_command(["scontrol", "show", "job", "--oneliner", number])
+        text = run_command(["scontrol", "show", "job", "--oneliner", own])
     except SlurmSilent:
         return {}
-    return dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", text))
+    jobs = (dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", line)) for line in text.splitlines())
+    return next((facts for facts in jobs if _name(facts) == own), {})
 
 
-def _accounted_reason() -> Reason | None:
-    own = job_id()
-    assert own is not None
+def _name(facts: dict[str, str]) -> str:
+    """The job as `job_id` names it."""
+    array, task = facts.get("ArrayJobId"), facts.get("ArrayTaskId")
+    return f"{array}_{task}" if array and task else facts.get("JobId", "")
+
+
+def _accounted_reason(own: str) -> Reason | None:
     try:
         job = parse_sacct(run_command(sacct_command(own))).get(own)
     except SlurmSilent:

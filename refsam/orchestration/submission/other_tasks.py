@@ -1,6 +1,5 @@
 """The jobs of a Hydra application that is not refsam's: its task function, run for each job as it stands."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ class Application:
         setup_globals()
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
-            config.hydra.job.id = os.environ["SLURM_JOB_ID"]
+            config.hydra.job.id = submitit.JobEnvironment().job_id
             config.hydra.job.num = number
         return run_job(
             hydra_context=self.hydra_context,
