@@ -182,6 +182,11 @@ _RULES = (
     _Rule("evaluate.batch_size", _whole(1), "a whole number from 1"),
     _Rule("evaluate.dilation", _whole(0), "a whole number of pixels from 0"),
     _Rule("dataset.split", _one_of(SPLITS), " or ".join(SPLITS)),
+    _Rule(
+        "dataset.split_seed",
+        _optional(lambda value: _whole(0)(value) and value <= LARGEST_SEED),
+        f"null (that of the run), or a whole number from 0 to {LARGEST_SEED}",
+    ),
     _Rule("dataset.format", _one_of(FORMATS), " or ".join(FORMATS)),
     _Rule("dataset.on_problem", _one_of(REACTIONS), " or ".join(REACTIONS)),
     _Rule("dataset.empty_images", _one_of(REACTIONS), " or ".join(REACTIONS)),

@@ -11,12 +11,13 @@ from refsam.configuration.frozen import to_values
 from refsam.configuration.patch_pool import encoder_is_frozen
 from refsam.configuration.prompts import MIXED
 from refsam.configuration.schema import Kind, RefsamConfig
+from refsam.configuration.split import SEEDED
 
 # Changed when the science changes in a way that makes older results another experiment.
 SCIENCE_VERSION = 1
 
-_NOT_IDENTITY = ("cluster", "runs", "data", "name", "baseline", "dry_run", "wait", "on_invalid")
-_NOT_RESULT_OF_TRAINING = (
+NOT_IDENTITY = ("cluster", "runs", "data", "name", "baseline", "dry_run", "wait", "on_invalid")
+NOT_RESULT_OF_TRAINING = (
     "workers",
     "engine",
     "object_chunk",
@@ -28,14 +29,19 @@ _NOT_RESULT_OF_TRAINING = (
     "optimizer_in_backward",
     "save",
 )
+# What was done before there was a choice, and is micro-sam's.
+_USUAL_TRAINING = {"embedding_dtype": "float32", "prompts": MIXED, "loss": "dice", "joint": "separate"}
+# The hash is put in the place of the path where there is one.
+_NOT_RESULT_OF_MODEL = ("memory_gb", "weights_hash")
 _ALWAYS_OF_STRATEGY = ("name", "freeze", "rank", "update_matrices")
 # What is measured in another way is another row of the same run.
-_NOT_RESULT_OF_EVALUATION = (
+NOT_RESULT_OF_EVALUATION = (
     *("modes", "rounds", "mask_input", "grid", "small_grid", "points_per_side"),
     *("batch_size", "save_predictions", "pictures", "where", "resource"),
 )
 _WHERE_DATA_LIES = (
     *("root", "images", "labels", "version", "n_files", "image_key", "label_key", "format", "archive"),
+    "fingerprint",
     # What they leave out is not in the fingerprint's pixels, or is in the number of images.
     *("on_problem", "empty_images"),
 )
@@ -44,56 +50,69 @@ _NOT_BASELINE = ("resource", "peft", "train", "n_images", "n_objects")
 
 
 def identity(config: RefsamConfig, data_fingerprint: str, weights_hash: str | None) -> dict[str, Any]:
-    """The part of a resolved configuration that decides the result.
-
-    Evaluation modes are not in it: a further mode is measured on the run that is there, and trains nothing
-    again.
+    """What `result_values` finds, less the options that are left at what was done before there was a choice:
+    so the runs of that time keep their ids.
 
     Args:
         config: resolved (no `auto` strategy, number of objects or pool of patches).
         data_fingerprint: identity of the images and labels, without their paths.
         weights_hash: of the checkpoint, where `model.weights` is a path.
     """
-    values = to_values(config)
-    for name in _NOT_IDENTITY:
-        del values[name]
-    for section, names in (
-        ("train", _NOT_RESULT_OF_TRAINING),
-        ("evaluate", _NOT_RESULT_OF_EVALUATION),
-        ("dataset", _WHERE_DATA_LIES),
-    ):
-        for name in names:
-            del values[section][name]
-    if config.train.embedding_dtype == "float32" or not encoder_is_frozen(config.peft):
-        del values["train"]["embedding_dtype"]  # nothing is rounded
-    if config.train.prompts == MIXED:
-        del values["train"]["prompts"]  # micro-sam's
-    if config.train.loss == "dice":
-        del values["train"]["loss"]  # micro-sam's
-    # What a strategy has not been given is not part of it: a new setting leaves older runs as they are.
-    values["peft"] = {
-        name: value
-        for name, value in values["peft"].items()
-        if name in _ALWAYS_OF_STRATEGY or value not in (None, [], {})
-    }
-    if config.train.joint == "separate" or not config.train.decoder:
-        del values["train"]["joint"]  # micro-sam's step
+    values = result_values(config)
+    train = values.get("train", {})
+    for name, usual in _USUAL_TRAINING.items():
+        if train.get(name) == usual:
+            del train[name]
+    if "peft" in values:
+        # What a strategy has not been given is not part of it.
+        values["peft"] = {
+            name: value
+            for name, value in values["peft"].items()
+            if name in _ALWAYS_OF_STRATEGY or value not in (None, [], {})
+        }
     for name in ("categories", "test"):
-        if not values["dataset"][name]:  # as it was before there was such a choice
+        if not values["dataset"][name]:
             del values["dataset"][name]
     if config.dataset.crowds == "skip":
         del values["dataset"]["crowds"]
+    if values["dataset"].get("split_seed") in (None, config.seed):  # there was one seed for both
+        values["dataset"].pop("split_seed", None)
     values["dataset"]["fingerprint"] = data_fingerprint
-    values["resource"] = values["resource"]["name"]
-    del values["model"]["memory_gb"]
-    if config.model.family == MICRO_SAM:  # as it was before there was another one
+    if config.model.family == MICRO_SAM:
         del values["model"]["family"], values["model"]["hub_id"]
     if weights_hash is not None:
         values["model"]["weights"] = weights_hash
+    values["science"] = SCIENCE_VERSION
+    return values
+
+
+def result_values(config: RefsamConfig) -> dict[str, Any]:
+    """The values of a resolved configuration that decide the result, in the schema's sections.
+
+    Evaluation modes are not in it: a further mode is measured on the run that is there, and trains nothing
+    again. A field that the others leave without an effect is not in it either.
+    """
+    values = to_values(config)
+    for name in NOT_IDENTITY:
+        del values[name]
+    for section, names in (
+        ("train", NOT_RESULT_OF_TRAINING),
+        ("evaluate", NOT_RESULT_OF_EVALUATION),
+        ("dataset", _WHERE_DATA_LIES),
+        ("model", _NOT_RESULT_OF_MODEL),
+    ):
+        for name in names:
+            del values[section][name]
+    if not encoder_is_frozen(config.peft):
+        del values["train"]["embedding_dtype"]  # nothing is rounded
+    if not config.train.decoder:
+        del values["train"]["joint"]  # there is one optimizer step
+    if config.dataset.split != SEEDED:
+        del values["dataset"]["split_seed"]  # nothing is shuffled
+    values["resource"] = values["resource"]["name"]
     if config.kind == Kind.baseline:
         for name in _NOT_BASELINE:
             del values[name]
-    values["science"] = SCIENCE_VERSION
     return values
 
 

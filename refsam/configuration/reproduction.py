@@ -16,6 +16,7 @@ _GROUPS = ("model", "peft", "dataset", "train", "evaluate")
 _DEFAULT = "default"
 # Where a published data set lies is found by the configuration that is typed.
 _WHERE_DATA_LIES = ("dataset.root", "dataset.archive")
+_OF_THE_PLAN = ("dataset.fingerprint", "model.weights_hash")
 _BARE = re.compile(r"(?!null$|true$|false$|nan$|inf$)[A-Za-z_./-][A-Za-z0-9_./-]*", re.IGNORECASE)
 
 
@@ -40,7 +41,7 @@ def overrides_for(config: RefsamConfig, place: Sequence[str]) -> list[str]:
             f"{name if name in present else f'+{name}'}={value_text(value)}"
             for name, value in wanted.items()
             if name.partition(".")[0] in _GROUPS
-            and name not in (*_WHERE_DATA_LIES, "model.memory_gb")
+            and name not in (*_WHERE_DATA_LIES, *_OF_THE_PLAN, "model.memory_gb")
             and present.get(name, ...) != value
         ),
     ]

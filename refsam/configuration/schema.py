@@ -120,6 +120,9 @@ class ModelConfig:
     custom: ArchitectureConfig | None = None
     family: str = "micro_sam"  # or hf: transformers' SamModel
     hub_id: str | None = None  # what `pretrained` means for a model of family hf
+    weights_hash: str | None = (
+        None  # of a checkpoint, as it was when the run was planned; filled in by the plan
+    )
 
 
 @dataclass
@@ -162,7 +165,8 @@ class DatasetConfig:
     label_key: str | None = None
     version: str | None = None  # identity of a published data set; null: identified by its files
     n_files: int | None = None  # how many images a published data set has
-    split: str = MISSING  # seeded (shuffled by the seed) or ordered (sorted, as in the published study)
+    split: str = MISSING  # seeded (shuffled by split_seed) or ordered (sorted, as in the published study)
+    split_seed: int | None = None  # null: the run's seed, so that other seeds test on other images
     train_pool: int = MISSING
     n_validation: int = MISSING
     n_unused: int = MISSING  # images after validation that are left out (the resource study's other two)
@@ -176,6 +180,9 @@ class DatasetConfig:
     crowds: str = "skip"  # annotations with iscrowd=1, or include, which takes each as one object
     test: str | None = None  # pattern of the names that test, where they are published; null: by `split`
     archive: str | None = None  # what `refsam prepare` makes the data set of, where a person has to fetch it
+    fingerprint: str | None = (
+        None  # of the images and labels, when the run was planned; filled in by the plan
+    )
 
 
 @dataclass

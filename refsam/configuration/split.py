@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from refsam.configuration.schema import RefsamConfig
 from refsam.datasets.names import normalized
+
+SEEDED = "seeded"
+
+
+def split_seed(config: RefsamConfig) -> int:
+    """The seed that shuffles the images of a seeded split."""
+    return config.seed if config.dataset.split_seed is None else config.dataset.split_seed
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ def split_images(
             f"{total} images cannot be split into training, {n_validation} for validation and test"
         )
     order = sorted(set(range(total)) - set(published))
-    if mode == "seeded":
+    if mode == SEEDED:
         order.sort(key=lambda index: hashlib.sha256(f"{seed}:{names[index]}".encode()).digest())
     validation_stop = pool + n_validation
     rest = order[validation_stop + n_unused :]

@@ -22,7 +22,7 @@ from torch_em.data.sampler import MinInstanceSampler
 
 from refsam.configuration.patch_pool import pool_size
 from refsam.configuration.schema import AUTO, DatasetConfig, RefsamConfig
-from refsam.configuration.split import Split, split_images
+from refsam.configuration.split import Split, split_images, split_seed
 from refsam.datasets.listing import Pair, list_pairs
 from refsam.datasets.pairs import read_pair_labels
 from refsam.datasets.reading import read_image, to_8bit
@@ -218,7 +218,7 @@ def _split(config: RefsamConfig) -> tuple[list[Pair], Split]:
     split = split_images(
         names,
         dataset.split,
-        config.seed,
+        split_seed(config),
         dataset.train_pool,
         dataset.n_validation,
         dataset.n_unused,

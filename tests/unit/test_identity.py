@@ -134,6 +134,24 @@ def test_rounding_embeddings_that_are_not_kept_is_refused(other):
     )
 
 
+def test_the_seed_of_the_split_is_part_of_a_run_where_it_is_not_the_run_s_seed():
+    assert (
+        name("dataset.split_seed=null") == name("dataset.split_seed=0") == name()
+    )  # as before it was a field
+    assert name("seed=1", "dataset.split_seed=null") == name("seed=1", "dataset.split_seed=1")
+    assert len({name("seed=1"), name("seed=1", "dataset.split_seed=1"), name("dataset.split_seed=1")}) == 3
+    ordered = ("dataset.split=ordered", "seed=1")
+    assert name(*ordered) == name(*ordered, "dataset.split_seed=7")
+
+
+def test_run_ids_are_those_of_before():
+    assert name() == "vit_b-full-n5-local-nuclei-s0-d701e58ec1"
+    assert name("dataset=covid_if", "seed=2", "peft=lora") == "vit_b-lora-n5-local-covid_if-s2-575a29aeb3"
+    assert name("kind=baseline", "dataset.split_seed=null", "seed=3") == "vit_b-initial-nuclei-s3-7bf2b3d1cc"
+    rounded = name("peft=freeze_encoder", "train.embedding_dtype=float16")
+    assert rounded == "vit_b-freeze_encoder-n5-local-nuclei-s0-36be0ae68d"
+
+
 def test_other_images_are_another_run():
     assert name(fingerprint="other") != name()
 

@@ -157,7 +157,12 @@ class Planner:
             name=name or first.name or _sweep_name(runs),
             command=tuple(command),
             runs=tuple(
-                PlannedRun(run, config, overrides, *standing_of(folder.run(run), config.evaluate, known[run]))
+                PlannedRun(
+                    run,
+                    self._with_contents(config),
+                    overrides,
+                    *standing_of(folder.run(run), config.evaluate, known[run]),
+                )
                 for run, (config, overrides) in runs.items()
             ),
             skipped=tuple(skipped),
@@ -257,6 +262,12 @@ class Planner:
     def _run_id(self, config: RefsamConfig) -> str:
         data = self._data_of(config.dataset)
         return run_id(config, identity(config, data.fingerprint, self._weights_hash(config)))
+
+    def _with_contents(self, config: RefsamConfig) -> RefsamConfig:
+        """With what identifies the data set and the checkpoint: other ones may take their places later."""
+        dataset = replace(config.dataset, fingerprint=self._data_of(config.dataset).fingerprint)
+        model = replace(config.model, weights_hash=self._weights_hash(config))
+        return replace(config, dataset=dataset, model=model)
 
     def _missing(self, configs: Iterable[RefsamConfig]) -> Iterable[str]:
         for config in configs:
