@@ -72,7 +72,7 @@ def _compare(options: argparse.Namespace) -> int:
     if "round" not in where:
         frame = first_prompt(frame)
     others = choose(frame, {axis: value for axis, value in where.items() if axis not in _OF_MEASUREMENTS})
-    settings = settings_of(frame, chosen.directories)
+    settings = settings_of(frame)
     if not settings:
         print(f"No run of sweep {options.sweep} is completed yet, so there is nothing to compare.")
         return name_problems(chosen)

@@ -167,11 +167,10 @@ def _plot(options: argparse.Namespace) -> int:
     page = page_of(options)
     chosen = selected(options)
     from refsam.results.figures.draw import draw_all
-    from refsam.results.tables.wide import check_axis, check_metric, choose
+    from refsam.results.tables.wide import axis_of, check_metric, choose
 
     check_metric(options.metric)
-    check_axis(options.x)
-    check_axis(options.y)
+    axes = axis_of(options.x, chosen.frame), axis_of(options.y, chosen.frame)
     if options.mode is not None:
         choose(chosen.frame, {"mode": options.mode})
     frame = choose(chosen.frame, assignments(options.where))
@@ -183,7 +182,7 @@ def _plot(options: argparse.Namespace) -> int:
         options.metric,
         page,
         mode=options.mode,
-        axes=(options.x, options.y),
+        axes=axes,
         problems=chosen.problems,
     )
     for path in paths:
@@ -197,18 +196,22 @@ def _plot(options: argparse.Namespace) -> int:
 def _strategies(options: argparse.Namespace) -> int:
     chosen = selected(options)
     from refsam.results.provenance import provenance
+    from refsam.results.tables.notes import notes
     from refsam.results.tables.strategies import markdown, over_seeds, print_strategies, write_strategies
     from refsam.results.tables.wide import choose
 
     frame = choose(chosen.frame, assignments(options.where))
     table = over_seeds(frame, options.mode)
+    said = notes(frame[frame["mode"].isin(table["mode"])], bool((table["n_seeds"] > 1).any()))
     path = write_strategies(chosen.output, table, provenance(frame))
     if options.json:
         print(table.to_json(orient="records", indent=2, double_precision=15))
     elif options.markdown:
         print(markdown(table), end="")
+        print("".join(f"\n{note}\n" for note in said), end="")
     else:
         print_strategies(table)
+        print("".join(f"{note}\n" for note in said), end="")
         print(f"{len(table)} rows in {path}")
     return name_problems(chosen)
 

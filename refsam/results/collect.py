@@ -15,6 +15,7 @@ import pyarrow.parquet
 from refsam.records.files import write_atomically
 from refsam.records.metrics import METRICS
 from refsam.records.paths import Directories, RunsFolder, SweepPaths
+from refsam.results.fields import fields, with_fields
 from refsam.results.index import SCHEMA, refreshed, settled
 from refsam.results.provenance import provenance, write_sidecar
 from refsam.results.run_rows import (
@@ -23,6 +24,7 @@ from refsam.results.run_rows import (
     COSTS,
     INTEGERS,
     INVALID,
+    SETTING,
     Row,
 )
 from refsam.results.sweeps import DAMAGED, read_manifest
@@ -72,13 +74,14 @@ def collect(sweep: SweepPaths, runs: RunsFolder, unchanged: AbstractSet[str] = f
         unchanged: runs that the caller has just found unchanged (`settled_runs`).
 
     Returns:
-        The columns COLUMNS, in the manifest's order of runs; empty cells are missing values.
+        The columns COLUMNS and one for each further field of the configuration that tells runs apart, by its
+        dotted name (results.fields), in the manifest's order of runs; empty cells are missing values.
 
     Raises:
         BadInput: when the sweep has no manifest or one of a newer format.
         DamagedManifest: when the manifest is damaged.
     """
-    return as_frame(refreshed(sweep, runs, read_manifest(sweep), unchanged))
+    return with_fields(_collected(sweep, runs, unchanged))
 
 
 def settled_runs(sweep: SweepPaths, runs: RunsFolder) -> set[str]:
@@ -97,10 +100,10 @@ def join(
     Raises as `collect` does.
     """
     known = unchanged or {}
-    frames = [(folder, collect(sweep, folder, known.get(sweep.root, set()))) for sweep, folder in sweeps]
+    frames = [(folder, _collected(sweep, folder, known.get(sweep.root, set()))) for sweep, folder in sweeps]
     if len(frames) == 1:
         folder, frame = frames[0]
-        return Joined(frame, directories_of(frame, folder), [])
+        return Joined(with_fields(frame), directories_of(frame, folder), [])
     kept: dict[str, tuple[RunsFolder, pd.DataFrame]] = {}
     others: list[pd.DataFrame] = []
     conflicts = []
@@ -120,7 +123,7 @@ def join(
                 conflicts.append(Conflict(run, better[0].root, worse[0].root))
             kept[run] = better[0], better[1].assign(sweep=names)
     joined = pd.concat([*(rows for _, rows in kept.values()), *others], ignore_index=True)
-    return Joined(joined, {run: folder.run(run) for run, (folder, _) in kept.items()}, conflicts)
+    return Joined(with_fields(joined), {run: folder.run(run) for run, (folder, _) in kept.items()}, conflicts)
 
 
 def directories_of(frame: pd.DataFrame, folder: RunsFolder) -> Directories:
@@ -133,11 +136,16 @@ def first_prompt(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["round"].fillna(0) == 0]
 
 
-def as_frame(table: pa.Table) -> pd.DataFrame:
+def as_frame(table: pa.Table, further: Sequence[str] = ()) -> pd.DataFrame:
     """A table of the index as pandas holds it: integers that may be missing, the columns of COLUMNS."""
     types = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
-    frame: pd.DataFrame = table.select(list(COLUMNS)).to_pandas(types_mapper=types.get)
+    frame: pd.DataFrame = table.select([*COLUMNS, *further]).to_pandas(types_mapper=types.get)
     return frame
+
+
+def _collected(sweep: SweepPaths, runs: RunsFolder, unchanged: AbstractSet[str]) -> pd.DataFrame:
+    """The columns COLUMNS and SETTING."""
+    return as_frame(refreshed(sweep, runs, read_manifest(sweep), unchanged), (SETTING,))
 
 
 def write_results(folder: SweepPaths, frame: pd.DataFrame, is_joined: bool = False) -> list[Path]:
@@ -150,8 +158,10 @@ def write_results(folder: SweepPaths, frame: pd.DataFrame, is_joined: bool = Fal
     if not is_joined and _is_newer(paths, folder.index):
         return paths
     folder.root.mkdir(parents=True, exist_ok=True)
-    fields = [(name, SCHEMA[name]) for name in frame.columns]
-    table = pa.Table.from_pandas(frame, schema=pa.schema(fields), preserve_index=False)
+    named = [(name, SCHEMA[name]) for name in COLUMNS]
+    further = pa.Schema.from_pandas(frame[fields(frame)], preserve_index=False)
+    schema = pa.schema([*named, *further])
+    table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
     origin = provenance(frame)
     metadata = {**(table.schema.metadata or {}), b"refsam": json.dumps(origin).encode()}
     table = table.replace_schema_metadata(metadata)

@@ -14,14 +14,14 @@ import pyarrow.parquet
 
 from refsam.records.files import write_atomically
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
-from refsam.results.run_rows import COLUMNS, TYPES, Row, run_rows, skipped_row
+from refsam.results.run_rows import COLUMNS, SETTING, TYPES, Row, run_rows, skipped_row
 from refsam.results.sweeps import Manifest, PlannedRun
 
-FORMAT = "1"  # to be raised when the same records give other rows
+FORMAT = "2"  # to be raised when the same records give other rows
 SIGNATURE = "signature"
 _ARROW = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
 SCHEMA: dict[str, pa.DataType] = {name: _ARROW[TYPES[name]] for name in COLUMNS}
-_SCHEMA = pa.schema([*SCHEMA.items(), (SIGNATURE, pa.string())])
+_SCHEMA = pa.schema([*SCHEMA.items(), (SETTING, pa.string()), (SIGNATURE, pa.string())])
 
 
 def refreshed(

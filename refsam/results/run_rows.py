@@ -1,9 +1,12 @@
 """The rows of one run in the tidy table, from its records. Knows nothing of tables: plain values only."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from refsam.configuration.settings import Setting, asked_values, recorded_values
+from refsam.configuration.split import SEEDED
 from refsam.configuration.strategies import strategy_label
 from refsam.records.files import read_json, read_yaml, read_yaml_sections
 from refsam.records.metrics import METRICS, SECONDS, measurement, rows_of
@@ -25,15 +28,16 @@ SAVINGS = (
 COSTS = ("elapsed_seconds", "queue_seconds", "gpu_hours", "max_rss_gib")  # of Slurm's jobs, summed
 INTEGERS = (
     *("n_images", "n_objects", "seed", "round", "n_test_images", "best_epoch", *PARAMETERS),
-    *("object_chunk", "checkpoint_every", "attempts"),
+    *("object_chunk", "checkpoint_every", "attempts", "split_seed"),
 )
 FLOATS = (
     *(*METRICS, *INTERVALS, "seconds_per_image", *SECONDS),
     *("seconds_to_best", "seconds_total", "peak_memory_gib", *COSTS),
 )
 IDENTITY = ("resource", "model", "weights", "strategy", "n_images", "n_objects", "seed", "dataset")
+SETTING = "setting"  # of rows in the index: the fields of the run's setting, as JSON
 COLUMNS = (
-    *("run_id", "sweep", "kind", *IDENTITY),
+    *("run_id", "sweep", "kind", *IDENTITY, "split_seed"),
     *("mode", "round", "mask_input", *METRICS, "n_test_images", "seconds_per_image", *SECONDS, *INTERVALS),
     *(*TRAINING, *SAVINGS, "arithmetic", "device", "hardware", "evaluation_hardware", *COSTS),
     *("torch_version", "micro_sam_version", "refsam_version", "commit", "host", "job_id", "ended_at"),
@@ -72,7 +76,8 @@ def run_rows(paths: RunPaths, run_id: str, overrides: dict[str, Any]) -> list[Ro
         return values
 
     row: Row = {"run_id": run_id, **_from_overrides(overrides)}
-    row |= _guarded(_from_config, read(_read_config, paths.config), paths.config, problems)
+    config = read(_read_config, paths.config)
+    row |= _guarded(_from_config, config, paths.config, problems)
     row |= _guarded(_from_environment, read(read_json, paths.environment), paths.environment, problems)
     row |= _guarded(_from_training, read(read_json, paths.training), paths.training, problems)
     row |= _guarded(_from_savings, read(read_json, paths.savings), paths.savings, problems)
@@ -106,12 +111,16 @@ def skipped_row(overrides: dict[str, Any], reason: str) -> Row:
 
 def _typed(row: Row) -> Row:
     """The row with all columns of the table, in their types."""
-    return {name: None if row.get(name) is None else TYPES[name](row[name]) for name in COLUMNS}
+    typed = {name: None if row.get(name) is None else TYPES[name](row[name]) for name in COLUMNS}
+    return typed | {SETTING: row[SETTING]}
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     """What the table needs of a configuration. Sections that runs have in common are parsed once."""
-    sections = ("kind", "resource", "model", "peft", "dataset", "n_images", "n_objects", "seed", "train")
+    sections = (
+        *("kind", "resource", "model", "peft", "dataset", "n_images", "n_objects", "seed", "train"),
+        "evaluate",
+    )
     values = dict(zip(sections, read_yaml_sections(path, *sections), strict=True))
     return {} if not any(values.values()) and not read_yaml(path) else values
 
@@ -145,6 +154,7 @@ def _from_overrides(overrides: dict[str, Any]) -> Row:
         "dataset": "dataset",
     }
     row: Row = {column: overrides[key] for key, column in names.items() if key in overrides}
+    row[SETTING] = _setting(asked_values(overrides))
     for column in set(INTEGERS) & set(row):
         row[column] = _integer_or_none(row[column])
     if row.get("kind") == BASELINE:
@@ -170,7 +180,22 @@ def _from_config(config: dict[str, Any]) -> Row:
         "n_objects": None if is_baseline else _integer_or_none(config["n_objects"]),
         "seed": int(config["seed"]),
         "dataset": config["dataset"]["name"],
+        "split_seed": _split_seed(config),
+        SETTING: _setting(recorded_values(config)),
     }
+
+
+def _split_seed(config: dict[str, Any]) -> int | None:
+    """The seed that decided which images train and test; None where they are in a given order."""
+    dataset = config["dataset"]
+    if dataset.get("split") != SEEDED:
+        return None
+    fixed = dataset.get("split_seed")
+    return int(config["seed"] if fixed is None else fixed)
+
+
+def _setting(values: Setting) -> str:
+    return json.dumps(values, default=str)
 
 
 def _strategy(config: dict[str, Any]) -> str:

@@ -301,10 +301,10 @@ def test_runs_that_were_configured_differently_are_settings_of_their_own(tmp_pat
     write_sweep(folder, {name: {} for name in values})
     assert run(folder, "--baseline", "peft=full") == 2
     assert "train.lr=" in capsys.readouterr().err
-    found = compared(folder, capsys, "--baseline", "train.lr=0.001")
+    found = compared(folder, capsys, "--baseline", "lr=1e-3")
     assert found["baseline"]["run_ids"] == ["fast"]
     (row,) = found["comparisons"]
-    assert (row["variant"], row["run_ids"], row["seeds"]) == (["train.lr=1e-05"], ["slow", "slow1"], [0])
+    assert (row["train.lr"], row["run_ids"], row["seeds"]) == (1e-5, ["slow", "slow1"], [0])
 
 
 def test_the_forest_plot_has_a_panel_per_mode_and_carries_its_origin(folder, capsys):

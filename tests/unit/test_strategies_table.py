@@ -29,6 +29,7 @@ def row(strategy: str, seed: int, **values: Any) -> dict[str, Any]:
         "seconds_per_image": 0.05,
         "trainable_parameters": 1234567,
         "peak_memory_gib": 1.5,
+        "n_test_images": 36,
     }
     return {**given, **values}
 
@@ -81,8 +82,8 @@ def test_runs_without_results_are_not_in_it() -> None:
 def test_it_is_shown_as_the_study_shows_it(tmp_path: Path) -> None:
     found = over_seeds(frame(row("dora", 0, mIoU=0.8286), row("dora", 1, mIoU=0.8154), row("full", 0)))
     text = markdown(found)
-    assert "| hf_tiny | dora | 10 | 2 | 82.20 ± 0.93 | 90.00 ± 0.00 | 50.0 | 1,234,567 | 1.50 |" in text
-    assert "| hf_tiny | full | 10 | 1 | 80.00 | 90.00 | 50.0 | 1,234,567 | 1.50 |" in text
+    assert "| hf_tiny | dora | 10 | 2 | 36 | 82.20 ± 0.93 | 90.00 ± 0.00 | 50.0 | 1,234,567 | 1.50 |" in text
+    assert "| hf_tiny | full | 10 | 1 | 36 | 80.00 | 90.00 | 50.0 | 1,234,567 | 1.50 |" in text
     with (tmp_path / "shown.txt").open("w") as file:
         print_strategies(found, Console(file=file))
     assert "82.20 ± 0.93" in (tmp_path / "shown.txt").read_text()

@@ -85,7 +85,10 @@ def write_runs(folder: RunsFolder, sweep: str, values: dict[str, float]) -> None
         write_json(paths.metrics, {"format": 2, "rows": [first, later]})
         write_status(paths, Status(State.completed, attempt=1))
     overrides = {"resource": "local", "model": "vit_nano", "dataset": "nuclei", "peft": "full"}
-    runs = [{"run_id": run_id, "overrides": {**overrides, "n_images": 1}} for run_id in values]
+    runs = [
+        {"run_id": run_id, "overrides": {**overrides, "n_images": 1, "seed": seed}}
+        for seed, run_id in enumerate(values)
+    ]
     folder.sweep(sweep).root.mkdir(parents=True, exist_ok=True)
     write_json(folder.sweep(sweep).manifest, {"format": 1, "name": sweep, "runs": runs, "skipped": []})
 
@@ -125,7 +128,7 @@ def test_smaller_is_better_for_times():
 
 
 def test_a_cell_never_mixes_what_differs_in_more_than_the_seed(seeds):
-    with pytest.raises(BadInput, match="strategy is a_b & 50%, full"):
+    with pytest.raises(BadInput, match=r"differ in strategy \(a_b & 50%, full\); add it to --rows"):
         wide_table(seeds, ("model",), ("n_images",), ("SA50",))
     assert wide_table(seeds, ("model",), ("n_images",), ("SA50",), {"strategy": "full"}).cells[0][1].n == 3
 

@@ -1,7 +1,7 @@
 """What may be recommended: settings with what is known of their quality, memory and time, and from where."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from refsam.results.advice.settings import Setting
@@ -77,7 +77,7 @@ class Candidate:
 
     Attributes:
         values: of refsam.results.advice.settings.AXES; the resource is the one that it is known from.
-        variant: what else belongs to it, such as `train.lr=0.001`.
+        fields: of the configuration that tell it apart beside them, such as `train.lr`.
         setting: its runs, where they are one's own.
     """
 
@@ -85,13 +85,13 @@ class Candidate:
     memory: Memory | None
     time: Time | None
     quality: Quality | None = None
-    variant: tuple[str, ...] = ()
+    fields: Mapping[str, Any] = field(default_factory=dict)
     setting: Setting | None = None
 
     @property
     def words(self) -> str:
         """`vit_b, lora, 5 images, 10 objects`."""
-        named = Setting(self.values, {}, self.variant)
+        named = Setting(self.values, {}, self.fields)
         return named.words(("model", "strategy", "n_images", "n_objects"))
 
     def fits(self, limits: Limits) -> bool:

@@ -14,6 +14,7 @@ from refsam.records.paths import Directories
 from refsam.records.per_image import read_values
 from refsam.results.advice.settings import Setting, settings_of
 from refsam.results.figures.page import MODES
+from refsam.results.tables.notes import split_follows_seed
 
 _SEED = 0  # of the resampling: the same records give the same intervals
 _DIGITS = 9
@@ -75,6 +76,7 @@ class Comparisons:
     Attributes:
         left_out: sentences about settings that nothing can be compared of.
         problems: sentences about damaged or missing records.
+        other_test_sets: whether other seeds were tested on other images.
     """
 
     metric: str
@@ -82,6 +84,7 @@ class Comparisons:
     rows: list[Comparison]
     left_out: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    other_test_sets: bool = False
 
     @property
     def run_ids(self) -> list[str]:
@@ -105,7 +108,7 @@ def compare(
     reference = reader.of(baseline)
     rows: list[Comparison] = []
     left_out: list[str] = []
-    for setting in settings_of(others, directories):
+    for setting in settings_of(others):
         setting = setting.without(baseline.run_ids)
         if not setting.runs:
             continue
@@ -118,7 +121,8 @@ def compare(
             left_out.append(f"{setting.words()}: no test image and mode in common with the baseline")
         rows += compared
     rows.sort(key=lambda row: (_place(row.measured.mode), row.measured))
-    return Comparisons(metric, baseline, _with_holm(rows), left_out, reader.problems)
+    follows = split_follows_seed(frame)
+    return Comparisons(metric, baseline, _with_holm(rows), left_out, reader.problems, follows)
 
 
 def check_metric(metric: str) -> None:

@@ -10,32 +10,35 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from refsam.configuration.settings import short_name
 from refsam.records.bootstrap import FEW, FEW_WORDS, RESAMPLES
 from refsam.records.files import write_text
 from refsam.results.advice.compare import Comparison, Comparisons
-from refsam.results.advice.settings import AXES, varying
+from refsam.results.advice.settings import AXES, RUN, varying
 from refsam.results.provenance import provenance, write_sidecar
 from refsam.results.tables.formats import as_markdown
+from refsam.results.tables.notes import OTHER_TEST_SETS
 from refsam.results.tables.table import AXES as TABLE_AXES
 from refsam.results.tables.wide import Cell, WideTable, axis_text
 from refsam.terminal import standard_console
 
 COLUMNS = (
-    *(*AXES, "variant", "seeds", "mode", "round", "mask_input", "n_test_images", "n_left_out", "metric"),
+    *(*AXES, "seeds", "mode", "round", "mask_input", "n_test_images", "n_left_out", "metric"),
     *("baseline", "value", "difference", "low", "high", "excludes_zero", "p", "p_holm", "run_ids"),
 )
-_HEADINGS = {**TABLE_AXES, "variant": "else"}
-_LISTS = ("variant", "seeds", "run_ids")
+_LISTS = ("seeds", "run_ids")
 
 
 def records(found: Comparisons) -> list[dict[str, Any]]:
-    """One mapping for each comparison, with the keys COLUMNS; numbers with all digits."""
+    """One mapping for each comparison, with the keys COLUMNS, and after the axes those of the fields that
+    differ; numbers with all digits.
+    """
+    columns = _columns(found)
     rows = []
     for row in found.rows:
         difference = row.difference
         values = {
-            **row.setting.values,
-            "variant": list(row.setting.variant),
+            **{axis: row.setting.value(axis) for axis in columns if axis in (*AXES, *_fields(found))},
             "seeds": [seed for seed in difference.seeds if seed >= 0],
             **row.measured._asdict(),
             "n_test_images": difference.n_images,
@@ -51,7 +54,7 @@ def records(found: Comparisons) -> list[dict[str, Any]]:
             "p_holm": difference.p_holm,
             "run_ids": row.setting.run_ids,
         }
-        rows.append({name: values[name] for name in COLUMNS})
+        rows.append({name: values[name] for name in columns})
     return rows
 
 
@@ -84,7 +87,7 @@ def write_comparisons(found: Comparisons, frame: pd.DataFrame, path: Path) -> li
     """Write `path`.csv with all digits, `path`.md for reading, and where they come from; atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, _columns(found), lineterminator="\n")
     writer.writeheader()
     for row in records(found):
         writer.writerow({**row, **{name: " ".join(map(str, row[name])) for name in _LISTS}})
@@ -123,6 +126,8 @@ def notes(found: Comparisons) -> list[str]:
         f"Differences are means over the test images that both have{over}. Intervals: 95 %, percentile "
         f"bootstrap over images ({RESAMPLES} resamples, always the same ones).",
     ]
+    if found.other_test_sets and several:
+        said.append(OTHER_TEST_SETS)
     if number:
         said.append(
             "p: Wilcoxon's signed-rank test over images, adjusted by Holm for the "
@@ -156,19 +161,27 @@ def _axes(found: Comparisons) -> tuple[list[str], list[str]]:
     return axes, constant
 
 
+def _fields(found: Comparisons) -> list[str]:
+    """The fields beside AXES that any of the settings is told apart by, other than by its run."""
+    settings = [found.baseline, *(row.setting for row in found.rows)]
+    return list(dict.fromkeys(name for each in settings for name in each.fields if name != RUN))
+
+
+def _columns(found: Comparisons) -> list[str]:
+    return [*AXES, *_fields(found), *COLUMNS[len(AXES) :]]
+
+
 def _wide(found: Comparisons, axes: list[str]) -> WideTable:
-    with_variant = any(row.setting.variant for row in found.rows)
     with_left_out = any(row.difference.n_left_out for row in found.rows)
     with_seeds = any(row.difference.seeds != (0,) for row in found.rows)
-    names = [*axes, *(["variant"] if with_variant else []), "mode", *(["seeds"] if with_seeds else [])]
+    names = [*axes, "mode", *(["seeds"] if with_seeds else [])]
     titles = ["test images", *(["left out"] if with_left_out else []), "baseline", found.metric]
     titles += ["difference", "95 % interval", "excludes 0", "p (Holm)"]
     rows: list[tuple[str, ...]] = []
     cells: list[list[Cell | None]] = []
     for row in found.rows:
         texts = {
-            **{axis: axis_text(row.setting.values[axis]) for axis in axes},
-            "variant": " ".join(row.setting.variant),
+            **{axis: axis_text(row.setting.value(axis)) for axis in axes},
             "mode": row.measured.words,
             "seeds": " ".join(str(seed) for seed in row.difference.seeds if seed >= 0),
         }
@@ -178,7 +191,7 @@ def _wide(found: Comparisons, axes: list[str]) -> WideTable:
         )
     return WideTable(
         title=found.metric,
-        row_axes=tuple(_HEADINGS.get(name, name) for name in names),
+        row_axes=tuple(TABLE_AXES.get(name) or short_name(name) for name in names),
         rows=rows,
         columns=[(title,) for title in titles],
         metrics=[found.metric] * len(titles),

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pandas as pd
 
+from refsam.configuration.settings import full_name, same_text
 from refsam.errors import BadInput, nearest
 from refsam.results.advice.settings import AXES, Setting, varying
 from refsam.results.tables.wide import axis_text
@@ -26,8 +27,8 @@ def setting_with(values: Mapping[str, str], settings: list[Setting], given: str)
             f"{listed([setting.words(varying(settings)) for setting in settings])}"
         )
     if len(chosen) > 1:
-        apart = [axis for axis in varying(chosen) if len({repr(each.values[axis]) for each in chosen}) > 1]
-        texts = [f"{axis}={axis_text(chosen[0].values[axis])}" for axis in apart] or [*chosen[0].variant]
+        apart = [axis for axis in varying(chosen) if len({repr(each.value(axis)) for each in chosen}) > 1]
+        texts = [f"{axis}={axis_text(chosen[0].value(axis))}" for axis in apart]
         raise BadInput(
             f"--baseline: {given!r} was given, which may be one of {len(chosen)} settings: "
             f"{listed([setting.words(apart) for setting in chosen])}; choose by {' or '.join(texts)}, or "
@@ -64,23 +65,21 @@ def setting_of_run(part: str, settings: list[Setting], frame: pd.DataFrame) -> S
 
 def _with_value(chosen: list[Setting], name: str, value: str, settings: list[Setting]) -> list[Setting]:
     """Those of the chosen settings that have this value; all settings are what a sentence speaks of."""
-    others = {part.partition("=")[0] for setting in settings for part in setting.variant if "=" in part}
-    names = [*AXES, *sorted(others)]
+    names = [*AXES, *dict.fromkeys(field for setting in settings for field in setting.fields)]
+    name = name if name in names else full_name(name) or name
     if name not in names:
         hint = nearest(name, names)
         raise BadInput(f"--baseline: {name!r} is no axis of settings{hint}; axes are {', '.join(names)}")
     there = sorted({text for setting in settings if (text := _value(setting, name))})
-    if value not in there:
+    if not any(same_text(value, text) for text in there):
         hint = nearest(value, there) or f"; there are {', '.join(there) or 'none'}"
         raise BadInput(f"--baseline: {name}={value} was given, and nothing with results has it{hint}")
-    return [setting for setting in chosen if _value(setting, name) == value]
+    return [setting for setting in chosen if same_text(value, _value(setting, name))]
 
 
 def _value(setting: Setting, name: str) -> str:
-    """The value of an axis, or of another part of the configuration that tells settings apart."""
-    if name in AXES:
-        return axis_text(setting.values[name])
-    return next((part.partition("=")[2] for part in setting.variant if part.startswith(f"{name}=")), "")
+    """The value of an axis, or of a field that tells settings apart."""
+    return axis_text(setting.value(name))
 
 
 def listed(texts: Iterable[str], between: str = "; ") -> str:

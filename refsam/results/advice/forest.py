@@ -65,8 +65,7 @@ def forest_plot(
 
 
 def _label(setting: Setting, axes: list[str]) -> str:
-    texts = [words(text) for axis in axes if (text := setting.text(axis))]
-    return ", ".join([*texts, *setting.variant])
+    return ", ".join(words(text) for axis in axes if (text := setting.text(axis)))
 
 
 def _draw(panel: "Axes", difference: Difference, place: int, look: tuple[str, str]) -> None:

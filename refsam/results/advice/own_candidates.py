@@ -12,7 +12,7 @@ from refsam.records.fits import SAFETY_MARGIN, Fit, Setup, same_setup
 from refsam.records.paths import Directories
 from refsam.results.advice.candidates import CPU, CUDA, Candidate, Limits, Memory, Quality, Time
 from refsam.results.advice.known_candidates import BATCH, PATCH, fit_memory, table_memory
-from refsam.results.advice.settings import Setting, read_config, result_values, settings_of
+from refsam.results.advice.settings import Setting, read_config, settings_of
 from refsam.results.collect import first_prompt
 from refsam.results.tables.table import ordered_modes
 
@@ -78,7 +78,7 @@ def own_results(
         )
     rows = rows[rows["mode"] == measured]
     places = rows.groupby("run_id", sort=False).indices
-    settings, elsewhere = _measured_alike(settings_of(rows, directories), directories)
+    settings, elsewhere = _measured_alike(settings_of(rows))
     return OwnResults(
         frame=rows,
         dataset=chosen,
@@ -117,14 +117,13 @@ def quality_of(runs: pd.DataFrame, metric: str) -> Quality:
     )
 
 
-def _measured_alike(settings: list[Setting], directories: Directories) -> tuple[list[Setting], int]:
+def _measured_alike(settings: list[Setting]) -> tuple[list[Setting], int]:
     """The settings of the largest group that was measured on the same images; how many others there are."""
     groups: dict[tuple[tuple[str, str], ...], list[Setting]] = {}
     for setting in settings:
-        values = result_values(directories[setting.run_ids[0]]) or {}
         key = tuple(
             (name, repr(value))
-            for name, value in values.items()
+            for name, value in setting.fields.items()
             if name.startswith(("dataset.", "evaluate."))
         )
         groups.setdefault(key, []).append(setting)
@@ -153,7 +152,7 @@ def _candidate(
         memory=memory,
         time=_time(there, saves_more=measured is not None and memory is not measured),
         quality=quality_of(runs, metric),
-        variant=setting.variant,
+        fields=setting.fields,
         setting=setting,
     )
 

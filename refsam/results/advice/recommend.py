@@ -16,6 +16,7 @@ from refsam.results.advice.own_candidates import OwnResults, own_results, qualit
 from refsam.results.advice.settings import Setting
 from refsam.results.advice.verdict import Verdict, judge
 from refsam.results.published import SOURCE
+from refsam.results.tables.notes import OTHER_TEST_SETS, split_follows_seed
 
 OWN, PUBLISHED = "own", "published"
 _SEED = 0
@@ -128,6 +129,8 @@ def _by_quality(
         )
     if any(each is not None and _runs(each) < 2 for each in (winner, runner_up)):
         notes.append("One seed: how much another training would differ is not known.")
+    if split_follows_seed(own.frame):
+        notes.append(OTHER_TEST_SETS)
     notes += _against_initial(own, winner, images, metric)
     if len(own.modes) > 1:
         others = ", ".join(mode for mode in own.modes if mode != own.mode)
@@ -222,10 +225,10 @@ def _runs(candidate: Candidate) -> int:
 
 def _one_of_each(candidates: Sequence[Candidate]) -> list[Candidate]:
     """One of those that differ in the resource alone, which changes nothing but rounding: the best known."""
-    best: dict[tuple[str, tuple[str, ...]], Candidate] = {}
+    best: dict[tuple[str, str], Candidate] = {}
     for candidate in sorted(candidates, key=lambda each: (each.time is None, -_runs(each))):
         values = {axis: value for axis, value in candidate.values.items() if axis != "resource"}
-        best.setdefault((repr(values), candidate.variant), candidate)
+        best.setdefault((repr(values), repr(candidate.fields)), candidate)
     return list(best.values())
 
 

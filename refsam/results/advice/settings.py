@@ -1,21 +1,23 @@
-"""Settings: what the runs have in common that differ in nothing but their seed."""
+"""The settings of a table: runs that have in common what decides their results, and differ in the seed."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 
-from refsam.configuration.frozen import from_values, leaves
-from refsam.configuration.identity import identity
+from refsam.configuration.frozen import from_values
 from refsam.configuration.schema import RefsamConfig
+from refsam.configuration.settings import short_name, value_text
 from refsam.errors import BadInput
 from refsam.records.files import read_yaml_sections
-from refsam.records.paths import Directories, RunPaths
+from refsam.records.paths import RunPaths
+from refsam.results.fields import part_of, telling_apart
 from refsam.results.run_rows import BASELINE
 from refsam.results.tables.wide import key_of, ordered_values
 
 AXES = ("dataset", "model", "weights", "resource", "strategy", "n_images", "n_objects")
+RUN = "run_id"  # the field of runs that nothing else tells apart
 # A baseline trains nothing, so these say nothing about it.
 _OF_TRAINING = ("resource", "n_objects")
 _SECTIONS = (
@@ -31,13 +33,14 @@ class Setting:
 
     Attributes:
         values: of AXES; None where an axis says nothing about it.
-        variant: what else tells it apart from settings with the same values, such as `train.lr=0.0001`.
         runs: the run of each seed. A run whose seed is not known has the seed -1.
+        fields: of the configuration that differ between the settings of its table, such as `train.lr`; those
+            that say nothing about it are left out.
     """
 
     values: Mapping[str, Any]
     runs: Mapping[int, str]
-    variant: tuple[str, ...] = ()
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def run_ids(self) -> list[str]:
@@ -53,12 +56,19 @@ class Setting:
         return bool(self.values["strategy"] == BASELINE)
 
     def words(self, axes: Iterable[str] = AXES) -> str:
-        """`vit_b, lora, 5 images`: its values of some axes, and what else tells it apart."""
-        return ", ".join([*(text for axis in axes if (text := self.text(axis))), *self.variant])
+        """`vit_b, lora, 5 images, lr 0.001`: its values of some axes, and what else tells it apart."""
+        texts = [self.text(axis) for axis in dict.fromkeys([*axes, *self.fields])]
+        return ", ".join(filter(None, texts))
+
+    def value(self, axis: str) -> Any:
+        """Of an axis or a field; None where it says nothing about the setting."""
+        return self.values[axis] if axis in self.values else self.fields.get(axis)
 
     def text(self, axis: str) -> str:
         """A value as sentences say it; nothing where there is none."""
-        value = self.values[axis]
+        value = self.value(axis)
+        if value is not None and axis in self.fields:
+            return str(value) if axis == RUN else f"{short_name(axis)} {value_text(value)}"
         if value is None or (axis == "n_images" and self.is_baseline):
             return ""
         if axis in _COUNTED:
@@ -71,34 +81,39 @@ class Setting:
         return replace(self, runs={seed: run for seed, run in self.runs.items() if run not in left_out})
 
 
-def settings_of(frame: pd.DataFrame, directories: Directories) -> list[Setting]:
+def settings_of(frame: pd.DataFrame) -> list[Setting]:
     """The settings of all completed runs that something was measured of; the initial model before what was
     trained from it.
 
-    Runs that agree in all columns of the table but were configured differently (another learning rate, other
-    test images) are settings of their own: their configurations are compared.
-
     Args:
         frame: as refsam.results.collect.collect returns it.
-        directories: of its runs.
     """
     runs = frame[(frame["status"] == "completed") & frame["mode"].notna()].drop_duplicates("run_id")
     baseline = runs["strategy"] == BASELINE
     for axis in _OF_TRAINING:
         runs = runs.assign(**{axis: runs[axis].mask(baseline)})
-    groups = {key_of(key): part for key, part in runs.groupby(list(AXES), dropna=False, sort=False)}
+    names = telling_apart(runs)
+    axes = [*AXES, *names]
+    groups = {key_of(key): part for key, part in runs.groupby(axes, dropna=False, sort=False)}
     found: list[Setting] = []
-    for key in ordered_values(runs, AXES):
-        values = {axis: _plain(value) for axis, value in zip(AXES, key, strict=True)}
+    for key in ordered_values(runs, axes):
         part = groups[key]
+        values = {axis: _plain(value) for axis, value in zip(AXES, key[: len(AXES)], strict=True)}
+        fields = {name: _plain(value) for name, value in part_of(part.iloc[0], names).items()}
         seeds = [-1 if pd.isna(seed) else int(seed) for seed in part["seed"]]
-        found += _settings(values, list(zip(seeds, part["run_id"], strict=True)), directories)
+        members = sorted(zip(seeds, part["run_id"], strict=True))
+        if len(set(seeds)) == len(seeds):
+            found.append(Setting(values, dict(members), fields))
+        else:  # not told apart by anything that is recorded: they are not called seeds of one setting
+            found += [Setting(values, {seed: run}, {**fields, RUN: run}) for seed, run in members]
     models = list(dict.fromkeys(_model(setting) for setting in found))
     return sorted(found, key=lambda setting: (models.index(_model(setting)), not setting.is_baseline))
 
 
 def varying(settings: Iterable[Setting]) -> list[str]:
-    """The axes that tell the settings apart, and the strategy. Initial models do not differ in training."""
+    """The axes and fields that tell the settings apart, and the strategy. Initial models do not differ in
+    training.
+    """
     known = list(settings)
     trained = [setting for setting in known if not setting.is_baseline] or known
     axes = []
@@ -106,7 +121,8 @@ def varying(settings: Iterable[Setting]) -> list[str]:
         compared = trained if axis in (*_OF_TRAINING, "n_images") else known
         if axis == "strategy" or len({setting.values[axis] for setting in compared}) > 1:
             axes.append(axis)
-    return axes
+    fields = dict.fromkeys(name for setting in known for name in setting.fields)
+    return [*axes, *(name for name in fields if _differs(name, known))]
 
 
 def read_config(paths: RunPaths) -> RefsamConfig | None:
@@ -121,42 +137,8 @@ def read_config(paths: RunPaths) -> RefsamConfig | None:
         return None
 
 
-def result_values(paths: RunPaths) -> dict[str, Any] | None:
-    """What decides the result of a run, its seed left out, by dotted names; None where that is not known.
-
-    Of a data set without a published version the folder is a part of it: another one has other images.
-    """
-    config = read_config(paths)
-    if config is None:
-        return None
-    try:
-        found = identity(config, data_fingerprint="", weights_hash=None)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return None  # as in read_config
-    del found["seed"]
-    if config.dataset.version is None:
-        found["dataset"]["root"] = config.dataset.root
-    return leaves(found)
-
-
-def _settings(values: dict[str, Any], runs: list[tuple[int, str]], directories: Directories) -> list[Setting]:
-    """One setting, or several where the configurations of the runs differ in more than the seed."""
-    if len(runs) == 1:
-        return [Setting(values, dict(runs))]
-    results = {run: result_values(directories[run]) or {} for _, run in runs}
-    names = sorted({name for known in results.values() for name in known})
-    differing = [name for name in names if len({repr(known.get(name)) for known in results.values()}) > 1]
-    groups: dict[tuple[str, ...], list[tuple[int, str]]] = {}
-    for seed, run in runs:
-        variant = tuple(f"{name}={_text(results[run].get(name))}" for name in differing)
-        groups.setdefault(variant, []).append((seed, run))
-    found = []
-    for variant, members in groups.items():
-        if len({seed for seed, _ in members}) == len(members):
-            found.append(Setting(values, dict(sorted(members)), variant))
-        else:  # not told apart by anything that is recorded: they are not called seeds of one setting
-            found += [Setting(values, {seed: run}, (*variant, run)) for seed, run in members]
-    return found
+def _differs(name: str, settings: list[Setting]) -> bool:
+    return len({repr(setting.fields[name]) for setting in settings if name in setting.fields}) > 1
 
 
 def _model(setting: Setting) -> tuple[Any, ...]:
@@ -165,7 +147,3 @@ def _model(setting: Setting) -> tuple[Any, ...]:
 
 def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
-
-
-def _text(value: Any) -> str:
-    return "null" if value is None else str(value).replace(" ", "")

@@ -81,7 +81,7 @@ def _values(candidate: Candidate | None) -> dict[str, Any] | None:
     memory, time, quality = candidate.memory, candidate.time, candidate.quality
     return {
         **candidate.values,
-        "variant": list(candidate.variant),
+        "fields": dict(candidate.fields),
         "run_ids": [] if candidate.setting is None else candidate.setting.run_ids,
         "memory_gib": None if memory is None else memory.gib,
         "memory_from": None if memory is None else memory.words,

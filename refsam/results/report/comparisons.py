@@ -70,9 +70,11 @@ def comparisons(frame: pd.DataFrame) -> Comparisons:
             notes.append(f"{title}: left out, because {error}.")
             continue
         tables.append(_comparison(table, title, _OVER_SEEDS))
-    tables += [
-        _comparison(make(frame), _HEADINGS[name], _EXPLANATIONS[name]) for name, make in STUDIES.items()
-    ]
+    for name, make in STUDIES.items():
+        try:
+            tables.append(_comparison(make(frame), _HEADINGS[name], _EXPLANATIONS[name]))
+        except BadInput as error:
+            notes.append(f"{_HEADINGS[name]}: left out, because {error}.")
     return Comparisons([table for table in tables if table.lines and table.headings], notes)
 
 

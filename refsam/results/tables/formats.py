@@ -75,7 +75,7 @@ def as_markdown(table: WideTable) -> str:
             text = cell_text(cell, metric)
             texts.append(f"**{text}**" if cell is not None and cell.best else text)
         lines.append("| " + " | ".join([*map(escaped, names), *texts]) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *(line for note in table.notes for line in ("", note))]) + "\n"
 
 
 def as_latex(table: WideTable) -> str:
@@ -98,7 +98,8 @@ def as_latex(table: WideTable) -> str:
         texts = [escape_latex(name) for name in row]
         texts += [_latex_cell(cell, metric) for cell, metric in zip(cells, table.metrics, strict=True)]
         lines.append(" & ".join(texts) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    notes = [f"% {note}" for note in table.notes]
+    return "\n".join([*notes, *lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def escape_latex(text: str) -> str:
@@ -168,6 +169,8 @@ def _excel(table: WideTable, file: BinaryIO, origin: dict[str, Any]) -> None:
                 continue
             target.number_format = _excel_format(value, metric)
             target.font = Font(bold=value.best)
+    for number, note in enumerate(table.notes, start=len(table.rows) + 3):
+        sheet.cell(number, 1, note).data_type = "s"
     sheet.freeze_panes = sheet.cell(2, len(table.row_axes) + 1)
     book.save(file)
 

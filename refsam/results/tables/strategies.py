@@ -13,25 +13,29 @@ from rich.text import Text
 from refsam.errors import BadInput
 from refsam.records.files import write_text
 from refsam.records.paths import SweepPaths
+from refsam.results.fields import fields, heading, telling_apart
 from refsam.results.provenance import write_sidecar
 from refsam.results.tables.table import ordered_modes
-from refsam.results.tables.wide import refuse_mixtures
+from refsam.results.tables.wide import axis_text, refuse_mixtures
 from refsam.terminal import UNLIMITED, standard_console
 
 METRICS = ("mIoU", "mF1")
+_GROUPS = ("model", "weights", "strategy", "n_images")
 COLUMNS = (
-    *("model", "weights", "strategy", "n_images", "mode", "n_seeds"),
+    *(*_GROUPS, "mode", "n_seeds", "n_test_images"),
     *("mIoU", "mIoU_std", "mF1", "mF1_std", "inference_ms", "trainable_parameters", "peak_memory_gib"),
 )
-_GROUPS = ["model", "weights", "strategy", "n_images"]
+_WORDS = ("model", "weights", "strategy")  # columns of text
+_NAMES = {"n_images": "images"}
 _TITLES = (
-    *("model", "strategy", "images", "seeds", "mIoU (%)", "mF1 (%)", "inference, ms"),
+    *("seeds", "test images", "mIoU (%)", "mF1 (%)", "inference, ms"),
     *("trainable parameters", "peak memory, GiB"),
 )
 
 
 def over_seeds(frame: pd.DataFrame, mode: str | None = None) -> pd.DataFrame:
-    """One row for each model, strategy and number of images; columns COLUMNS.
+    """One row for each model, strategy, number of images, and value of a field that differs between them;
+    columns COLUMNS, and those fields after n_images.
 
     mIoU and mF1 in [0, 1] are means over seeds, with the standard deviation of the sample where there are
     several. inference_ms is the mean time of an image, its embedding and the prompts of all its objects
@@ -57,18 +61,20 @@ def over_seeds(frame: pd.DataFrame, mode: str | None = None) -> pd.DataFrame:
         rows = rows[rows["round"].fillna(0) == 0]
     # Random weights are named by their seed; they are one kind of weights.
     rows = rows.assign(weights=rows["weights"].astype("string").str.replace(r", seed \d+$", "", regex=True))
-    refuse_mixtures(rows, {*_GROUPS, "mode"}, "choose with --where {axis}={value}")
+    groups = [*_GROUPS, *telling_apart(rows)]
+    refuse_mixtures(rows, {*groups, "mode"})
     found: list[dict[str, Any]] = []
-    for key, runs in rows.groupby(_GROUPS, sort=False, dropna=False):
-        values: dict[str, Any] = dict(zip(_GROUPS, key, strict=True))
+    for key, runs in rows.groupby(groups, sort=False, dropna=False):
+        values: dict[str, Any] = dict(zip(groups, key, strict=True))
         values |= {"mode": chosen, "n_seeds": runs["seed"].nunique()}
+        values["n_test_images"] = runs["n_test_images"].min()
         for metric in METRICS:
             values |= {metric: runs[metric].mean(), f"{metric}_std": runs[metric].std()}
         values["inference_ms"] = 1000 * runs["seconds_per_image"].mean()
         values["trainable_parameters"] = runs["trainable_parameters"].max()
         values["peak_memory_gib"] = runs["peak_memory_gib"].max()
         found.append(values)
-    return pd.DataFrame(found, columns=list(COLUMNS))
+    return pd.DataFrame(found, columns=[*groups, *COLUMNS[len(_GROUPS) :]])
 
 
 def write_strategies(sweep: SweepPaths, table: pd.DataFrame, origin: dict[str, Any]) -> Path:
@@ -89,29 +95,44 @@ def print_strategies(table: pd.DataFrame, console: Console | None = None) -> Non
     if not console.is_terminal:
         console.width = UNLIMITED
     shown = Table(header_style="bold")
-    for index, title in enumerate(_TITLES):
-        shown.add_column(title, justify="left" if index < 2 else "right")
+    for title in titles(table):
+        shown.add_column(title, justify="left" if title in _WORDS else "right")
     for row in table.to_dict("records"):
-        shown.add_row(*map(Text, cells(row)))
+        shown.add_row(*map(Text, cells(row, table)))
     console.print(shown)
 
 
 def markdown(table: pd.DataFrame) -> str:
     """The table for a document."""
-    lines = [_TITLES, ["---"] * len(_TITLES), *(cells(row) for row in table.to_dict("records"))]
+    headings = titles(table)
+    lines = [headings, ["---"] * len(headings), *(cells(row, table) for row in table.to_dict("records"))]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def cells(row: Mapping[Hashable, Any]) -> Sequence[str]:
+def titles(table: pd.DataFrame) -> Sequence[str]:
+    """The headings: what tells the rows apart, and what they reach and cost."""
+    return (*(_NAMES.get(name, heading(name)) for name in _axes(table)), *_TITLES)
+
+
+def cells(row: Mapping[Hashable, Any], table: pd.DataFrame) -> Sequence[str]:
     """One row in words, in the order of the titles."""
-    parameters, memory = row["trainable_parameters"], row["peak_memory_gib"]
+    parameters, memory, images = (
+        row[name] for name in ("trainable_parameters", "peak_memory_gib", "n_test_images")
+    )
     return (
-        *(str(row["model"]), str(row["strategy"]), str(row["n_images"]), str(row["n_seeds"])),
+        *(axis_text(row[name]) for name in _axes(table)),
+        *(str(row["n_seeds"]), "" if pd.isna(images) else str(int(images))),
         *(_percent(row[metric], row[f"{metric}_std"]) for metric in METRICS),
         f"{row['inference_ms']:.1f}",
         "" if pd.isna(parameters) else f"{int(parameters):,}",
         "" if pd.isna(memory) else f"{memory:.2f}",
     )
+
+
+def _axes(table: pd.DataFrame) -> list[str]:
+    """The columns that say what a row is; the weights only where there are several."""
+    axes = [*_GROUPS, *fields(table)]
+    return [name for name in axes if name != "weights" or table["weights"].nunique(dropna=False) > 1]
 
 
 def _percent(mean: float, deviation: float) -> str:

@@ -5,17 +5,22 @@ from collections.abc import Callable, Mapping
 import pandas as pd
 
 from refsam.results.collect import BASELINE, first_prompt
+from refsam.results.fields import telling_apart
+from refsam.results.tables.notes import notes
 from refsam.results.tables.wide import (
     Cell,
     WideTable,
     axis_text,
     cell_of,
+    has_several,
     ordered_values,
+    refuse_mixtures,
     value_text,
     with_baselines_everywhere,
     with_best,
 )
 
+_ONCE = ("mode", "round", "mask_input")  # what a run has once is of none of them
 _RESOURCE_AXES = ("resource", "strategy", "model")
 _UNITS: Mapping[str, tuple[str, float]] = {
     "trainable million": ("trainable_parameters", 1e-6),
@@ -32,7 +37,8 @@ def resource_study(frame: pd.DataFrame) -> WideTable:
     of training images; means where there are several seeds.
     """
     runs = frame[(frame["strategy"] != BASELINE) & frame["best_epoch"].notna()].drop_duplicates("run_id")
-    axes = (*_telling_apart(runs, (*_RESOURCE_AXES, "n_images")), *_RESOURCE_AXES)
+    axes = (*_telling_apart(runs, (*_RESOURCE_AXES, "n_images")), *_RESOURCE_AXES, *telling_apart(runs))
+    refuse_mixtures(runs, {*axes, "n_images", *_ONCE})
     rows = list(dict.fromkeys(runs[list(axes)].itertuples(index=False, name=None)))
     counts = sorted({int(count) for count in runs["n_images"]})
     cells: list[list[Cell | None]] = []
@@ -104,7 +110,8 @@ def _methods(
     measured = measured[measured["mode"].notna()]
     further = _telling_apart(measured, axes)
     places = [axis for axis in further if axis in ("dataset", "resource")]
-    axes = (*places, *axes, *(axis for axis in further if axis not in places))
+    axes = (*places, *axes, *(axis for axis in further if axis not in places), *telling_apart(measured))
+    refuse_mixtures(measured, {*axes, "mode"})
     if "resource" in axes:
         measured = with_baselines_everywhere(measured)
     rows = ordered_values(measured, axes)
@@ -130,6 +137,7 @@ def _methods(
         metrics=metrics,
         cells=[list(line) for line in zip(*columns, strict=True)] if rows else [],
         run_ids=list(dict.fromkeys(measured["run_id"].dropna())),
+        notes=notes(measured, any(has_several([column]) for column in columns)),
     )
 
 

@@ -8,7 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from refsam.configuration.settings import short_name, value_text
 from refsam.results.collect import BASELINE, first_prompt
+from refsam.results.fields import fields, of_trained, telling_apart
 from refsam.terminal import UNLIMITED, standard_console
 
 # The order of this list is the order of columns and of rows.
@@ -73,10 +75,13 @@ def _table(frame: pd.DataFrame, axes: list[str], with_training: bool, with_costs
     with_training &= bool(frame["best_epoch"].notna().any())
     table = Table(header_style="bold")
     for axis in axes:
-        table.add_column(AXES[axis], justify="right" if _is_number(frame, axis) else "left", no_wrap=True)
+        table.add_column(
+            axis_words(axis), justify="right" if _is_number(frame, axis) else "left", no_wrap=True
+        )
     for mode in modes:
         for metric in _METRICS:
             table.add_column(f"{mode}\n{metric}", justify="right", no_wrap=True)
+    table.add_column("test\nimages", justify="right", no_wrap=True)
     if with_training:
         table.add_column("best\nepoch", justify="right", no_wrap=True)
         table.add_column("time to\nbest", justify="right", no_wrap=True)
@@ -96,6 +101,7 @@ def _table(frame: pd.DataFrame, axes: list[str], with_training: bool, with_costs
         for mode in modes:
             measured = run[run["mode"] == mode]
             cells += [_decimals(measured[metric].iloc[0]) if len(measured) else "" for metric in _METRICS]
+        cells.append(_text(run["n_test_images"].min()))
         if with_training:
             cells += [_text(first["best_epoch"]), _duration(first["seconds_to_best"])]
         if costs:
@@ -119,11 +125,16 @@ def _explanation(row: "pd.Series[Any]", axes: list[str]) -> str:
 def run_words(row: "Mapping[str, Any] | pd.Series[Any]", axes: list[str]) -> str:
     """What a run is, by what tells the runs apart: `lora, images 5`."""
     named = [
-        _text(row[axis]) if axis in _WORDS else f"{AXES[axis]} {_text(row[axis])}"
+        _text(row[axis]) if axis in _WORDS else f"{axis_words(axis)} {_text(row[axis])}"
         for axis in axes
         if _text(row[axis])
     ]
     return ", ".join(named) or "a run"
+
+
+def axis_words(axis: str) -> str:
+    """What a column is called: fields of the configuration by their short names."""
+    return AXES.get(axis) or short_name(axis)
 
 
 def ordered_modes(frame: pd.DataFrame) -> list[str]:
@@ -134,14 +145,11 @@ def ordered_modes(frame: pd.DataFrame) -> list[str]:
 
 
 def varying_axes(frame: pd.DataFrame) -> list[str]:
-    """What tells the runs apart. A baseline trains nothing, so what it would train with does not count."""
-    trained = frame[frame["strategy"] != BASELINE]
-    axes = []
-    for axis in AXES:
-        compared = trained if axis in ("resource", "n_images", "n_objects") and len(trained) else frame
-        if compared[axis].nunique(dropna=True) > 1 or axis == "strategy":
-            axes.append(axis)
-    return axes
+    """What tells the runs apart: of AXES, and of the fields of the configuration."""
+    axes = [
+        axis for axis in AXES if axis == "strategy" or of_trained(frame, axis)[axis].nunique(dropna=True) > 1
+    ]
+    return [*axes, *telling_apart(frame)]
 
 
 def constant_axes(frame: pd.DataFrame, varying: list[str]) -> dict[str, str]:
@@ -159,7 +167,7 @@ def _runs(frame: pd.DataFrame) -> list[pd.DataFrame]:
     """The rows of each run, sorted by what it is. Each combination that was left out is one, too."""
     keys = frame["run_id"].where(frame["run_id"].notna(), frame.index.astype(str))
     keyed = frame.assign(is_trained=frame["strategy"] != BASELINE, key=keys)
-    order = ["dataset", "model", "weights", "is_trained", *list(AXES)[3:]]
+    order = ["dataset", "model", "weights", "is_trained", *list(AXES)[3:-1], *fields(frame), "seed"]
     keyed = keyed.sort_values(order, kind="stable", na_position="last")
     return [run for _, run in keyed.groupby("key", sort=False)]
 
@@ -169,7 +177,7 @@ def _is_number(frame: pd.DataFrame, axis: str) -> bool:
 
 
 def _text(value: Any) -> str:
-    return "" if pd.isna(value) else str(value)
+    return "" if pd.isna(value) else value_text(value)
 
 
 def _decimals(value: Any, digits: int = 3) -> str:

@@ -7,19 +7,32 @@ from typing import Any
 
 import pandas as pd
 
+from refsam.configuration.settings import AXES as FIELDS_OF_AXES
+from refsam.configuration.settings import full_name, is_of_training, same_text
+from refsam.configuration.settings import value_text as field_text
 from refsam.errors import BadInput, nearest
 from refsam.results.collect import BASELINE, first_prompt
+from refsam.results.fields import fields, of_trained
 from refsam.results.run_rows import COSTS, FLOATS, IDENTITY, PARAMETERS
+from refsam.results.tables.notes import notes
 
-AXES = (*IDENTITY, "mode", "round", "mask_input", "hardware", "arithmetic", "engine", "sweep")
+# Beside these, each field of the configuration that differs between the runs is one (results.fields).
+AXES = (
+    *(*IDENTITY, "mode", "round", "mask_input", "hardware", "arithmetic", "engine", "sweep", "split_seed"),
+    "run_id",
+)
 QUANTITIES = (*FLOATS, "best_epoch", *PARAMETERS)
-# What has to be the same within a cell, or it would mix what must not be mixed. Seeds are what it is over.
-_KEPT_APART = ("resource", "model", "weights", "strategy", "n_images", "n_objects", "dataset", "mode")
-_OF_TRAINING = ("resource", "n_objects")  # a baseline trains nothing, so these do not tell baselines apart
+# What has to be the same within a cell beside the fields, or it would mix what must not be mixed: seeds are
+# what it is over.
+_KEPT_APART = (
+    *("dataset", "model", "weights", "resource", "strategy", "n_images", "n_objects"),
+    *("mode", "round", "mask_input"),
+)
 _SMALLER_IS_BETTER = (
     *("seconds", "peak_memory", *PARAMETERS, *COSTS, "best_epoch"),
     *("trainable", "memory", "training", "inference"),
 )
+_NAMED = 5  # values that a sentence names
 _COUNTS = ("best_epoch", *PARAMETERS)
 
 
@@ -44,6 +57,7 @@ class WideTable:
         columns: headings, one tuple for each column, the metric last.
         metrics: the metric of each column.
         run_ids: the runs behind it.
+        notes: sentences that belong below it.
     """
 
     title: str
@@ -53,6 +67,7 @@ class WideTable:
     metrics: list[str]
     cells: list[list[Cell | None]]
     run_ids: list[str] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
 
     @property
     def headings(self) -> list[str]:
@@ -90,14 +105,14 @@ def wide_table(
             runs which differ in more than their seed.
     """
     chosen = choose(frame, where or {})
-    for name in (*rows, *columns):
-        check_axis(name)
+    rows = [axis_of(name, frame) for name in rows]
+    columns = [axis_of(name, frame) for name in columns]
     for name in metrics:
         check_metric(name)
     twice = [name for name in rows if name in columns]
     if twice:
         raise BadInput(f"{twice[0]} is one of {options[0]} and of {options[1]}; it can be one of them")
-    named = {*rows, *columns, *(where or {})}
+    named = {*rows, *columns, *(axis_of(name, frame) for name in where or {})}
     if "round" not in named:
         chosen = first_prompt(chosen)
     present = [metric for metric in metrics if chosen[metric].notna().any()]
@@ -116,8 +131,9 @@ def wide_table(
         )
     if "resource" in (*rows, *columns):
         measured = with_baselines_everywhere(measured)
-    advice = f"make it one of {options[0]} or {options[1]}, or choose with --where {{axis}}={{value}}"
-    refuse_mixtures(measured, {*rows, *columns} | (set() if by_mode else {"mode"}), advice)
+    # What a run has once is not of a mode.
+    once = set() if by_mode else {"mode", "round", "mask_input"}
+    refuse_mixtures(measured, {*rows, *columns} | once, f"add it to {options[0]} or {options[1]}, or ")
 
     row_values = ordered_values(measured, rows)
     column_values = ordered_values(measured, columns)
@@ -146,28 +162,42 @@ def wide_table(
         metrics=[metric for metric in present for _ in column_values],
         cells=cells,
         run_ids=list(dict.fromkeys(measured["run_id"].dropna())),
+        notes=notes(measured, has_several(cells)) if by_mode else (),
     )
 
 
 def choose(frame: pd.DataFrame, where: Mapping[str, str]) -> pd.DataFrame:
     """The rows with these values. Raises BadInput with those that there are."""
-    for axis, value in where.items():
-        check_axis(axis)
+    for name, value in where.items():
+        axis = axis_of(name, frame)
         texts = frame[axis].map(axis_text)
         allowed = sorted(set(texts) - {""})
-        if value not in allowed:
+        wanted = [text for text in allowed if same_text(text, value)]
+        if not wanted:
             hint = nearest(value, allowed) or f"; there are {', '.join(allowed) or 'none'}"
-            raise BadInput(f"{axis}={value}: no run of the sweep has this value{hint}")
-        baselines = (frame["strategy"] == BASELINE) & (axis in (*_OF_TRAINING, "strategy", "n_images"))
-        frame = frame[(texts == value) | baselines]
+            raise BadInput(f"{name}={value}: no run of the sweep has this value{hint}")
+        baselines = (frame["strategy"] == BASELINE) & is_of_training(axis)
+        frame = frame[texts.isin(wanted) | baselines]
     return frame
 
 
-def check_axis(name: str) -> None:
-    """Raises BadInput for what is no axis."""
-    if name not in AXES:
-        hint = nearest(name, AXES) or ""
-        raise BadInput(f"{name!r} is no axis{hint}; axes are {', '.join(AXES)}")
+def axis_of(name: str, frame: pd.DataFrame) -> str:
+    """The column that a person means by an axis of the table or a field that differs between its runs, which
+    can be given in short (`lr`). Raises BadInput for what is no axis.
+    """
+    known = [*AXES, *fields(frame)]
+    if name in known:
+        return name
+    field = full_name(name)
+    if field in known:
+        return str(field)
+    if name in FIELDS_OF_AXES.values():
+        return next(axis for axis, each in FIELDS_OF_AXES.items() if each == name)
+    if field is not None:
+        raise BadInput(
+            f"{name!r} does not differ between these runs, so it is no axis; axes are {', '.join(known)}"
+        )
+    raise BadInput(f"{name!r} is no axis{nearest(name, known)}; axes are {', '.join(known)}")
 
 
 def check_metric(name: str) -> None:
@@ -183,7 +213,7 @@ def smaller_is_better(metric: str) -> bool:
 
 def axis_text(value: Any) -> str:
     """A value of an axis as tables show it; nothing for a missing one."""
-    return "" if pd.isna(value) else str(value)
+    return "" if value is None or pd.isna(value) else field_text(value)
 
 
 def value_text(value: float, metric: str) -> str:
@@ -218,26 +248,53 @@ def with_baselines_everywhere(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([spread[frame.columns], trained], ignore_index=True)
 
 
-def refuse_mixtures(frame: pd.DataFrame, named: set[str], advice: str) -> None:
+def refuse_mixtures(frame: pd.DataFrame, named: set[str], separate: str = "") -> None:
     """Raises BadInput where rows that are the same in the axes `named` differ in more than their seed.
 
     Args:
-        advice: what to do about it, with `{axis}` and a `{value}` that the axis has.
+        separate: how a person can tell them apart, before the choice of one value.
     """
-    trained = frame[frame["strategy"] != BASELINE]
-    for axis in _KEPT_APART:
-        if axis in named:
+    found = mixed(frame, named)
+    if not found:
+        return
+    axis, values = next(iter(found.items()))
+    differ = " and ".join(
+        f"{name} ({', '.join(values[:_NAMED])}{', …' if len(values) > _NAMED else ''})"
+        for name, values in found.items()
+    )
+    if axis == "run_id":
+        differ = f"nothing but {differ}: not even in the seed"
+    raise BadInput(
+        f"these cells hold runs that differ in {differ}; {separate}fix it with --where {axis}={values[0]}"
+    )
+
+
+def mixed(frame: pd.DataFrame, named: set[str]) -> dict[str, list[str]]:
+    """The axes and fields in which rows differ that are the same in the axes `named`, with their values.
+
+    Runs that differ in nothing and have the same seed are told apart by their ids.
+    """
+    axes = [name for name in sorted(named) if name in frame]
+    found: dict[str, list[str]] = {}
+    for axis in (*_KEPT_APART, *fields(frame)):
+        if axis in named or axis not in frame:
             continue
-        compared = trained if axis in (*_OF_TRAINING, "strategy", "n_images") and len(trained) else frame
-        axes = [name for name in sorted(named) if name in frame]
-        groups = compared.groupby(axes, dropna=False) if axes else [((), compared)]
-        for _, part in groups:
-            values = sorted(set(part[axis].map(axis_text)) - {""})
-            if len(values) > 1:
-                raise BadInput(
-                    f"a cell of the table would mix runs whose {axis} is {', '.join(values)}; "
-                    f"{advice.format(axis=axis, value=values[0])}"
-                )
+        compared = of_trained(frame, axis)
+        values = {
+            text
+            for _, part in (compared.groupby(axes, dropna=False) if axes else [((), compared)])
+            if part[axis].nunique(dropna=True) > 1
+            for text in map(axis_text, part[axis].dropna().unique())
+        }
+        if values:
+            found[axis] = sorted(values, key=_by_number)
+    if not found and "run_id" not in named:
+        keys = [*axes, *(name for name in ("seed", *_KEPT_APART) if name in frame and name not in axes)]
+        runs = frame[frame["run_id"].notna()].drop_duplicates([*keys, "run_id"])
+        twice = runs[runs.duplicated(keys, keep=False)]
+        if len(twice):
+            found["run_id"] = list(twice["run_id"])
+    return found
 
 
 def depends_on_mode(metric: str) -> bool:
@@ -270,9 +327,15 @@ def _order(axis: str, value: Any) -> tuple[int, float, str]:
     if axis == "mode":
         modes = ("box", "ais", "amg", "apg", "point")
         return 0, float(modes.index(value) if value in modes else len(modes)), str(value)
-    if isinstance(value, str):
-        return 1, 0.0, value
-    return 0, float(value), ""
+    return _by_number(value)
+
+
+def _by_number(value: Any) -> tuple[int, float, str]:
+    """Numbers by size, also those of a field that is text in other runs, before words."""
+    try:
+        return 0, float(value), ""
+    except ValueError:
+        return 1, 0.0, str(value)
 
 
 def _column_text(axis: str, value: Any) -> str:
@@ -287,6 +350,11 @@ def cell_of(values: "pd.Series[Any]") -> Cell | None:
     if values.empty:
         return None
     return Cell(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None, len(values))
+
+
+def has_several(cells: Sequence[Sequence[Cell | None]]) -> bool:
+    """Whether a cell is a mean over seeds."""
+    return any(cell is not None and cell.n > 1 for line in cells for cell in line)
 
 
 def with_best(cells: list[Cell | None], metric: str) -> list[Cell | None]:

@@ -1,0 +1,38 @@
+"""What has to be said below a table of means: on how many images they rest, and what else a ± holds."""
+
+import pandas as pd
+
+from refsam.configuration.settings import SPLIT_SEED
+from refsam.results.fields import fields
+
+OTHER_TEST_SETS = (
+    "± holds another test set, too: with dataset.split_seed=null each seed splits the images anew."
+)
+
+
+def notes(frame: pd.DataFrame, several_seeds: bool) -> tuple[str, ...]:
+    """Sentences about the rows that a table is made of.
+
+    Args:
+        several_seeds: whether any of its cells is a mean.
+    """
+    said = [f"Test images: {text}."] if (text := test_images(frame)) else []
+    if several_seeds and split_follows_seed(frame):
+        said.append(OTHER_TEST_SETS)
+    return tuple(said)
+
+
+def test_images(frame: pd.DataFrame) -> str:
+    """How many images are behind the rows: `12`, or `10 to 12`."""
+    counts = frame["n_test_images"].dropna()
+    if counts.empty:
+        return ""
+    least, most = int(counts.min()), int(counts.max())
+    return str(least) if least == most else f"{least} to {most}"
+
+
+def split_follows_seed(frame: pd.DataFrame) -> bool:
+    """Whether runs of one setting were tested on different images, because their split follows the seed."""
+    apart = ["dataset", *([SPLIT_SEED] if SPLIT_SEED in fields(frame) else [])]
+    splits = frame.dropna(subset=["split_seed"]).groupby(apart, dropna=False)["split_seed"]
+    return bool((splits.nunique() > 1).any())
