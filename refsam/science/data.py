@@ -5,6 +5,7 @@ what the process did before, so a resumed run sees what an uninterrupted one wou
 """
 
 import math
+import multiprocessing
 import os
 import random
 import signal
@@ -18,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from skimage.measure import label as connected_components
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from torch_em.data.sampler import MinInstanceSampler
 
 from refsam.configuration.patch_pool import pool_size
@@ -290,9 +292,32 @@ def _loader(config: RefsamConfig, samples: SeededSamples, sampler: SeededSampler
 
 
 def _leave_signals_to_the_run(worker: int) -> None:
-    """Slurm signals all processes of a job, and the run answers; a worker ends when the run has ended."""
+    """Slurm signals all processes of a job, and the run answers; its training ends the workers."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT):
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def ending_workers(loaders: Sequence[TorchLoader]) -> Iterator[None]:
+    """End the worker processes of `loaders` when the block ends, also when it raises.
+
+    Nothing else would: the workers are kept from epoch to epoch, and they ignore the SIGTERM by which the
+    interpreter ends such processes before it waits for them. The loaders can be used again afterwards.
+    """
+    others = set(multiprocessing.active_children())
+    try:
+        yield
+    finally:
+        try:
+            for loader in loaders:
+                iterator, loader._iterator = loader._iterator, None
+                if isinstance(iterator, _MultiProcessingDataLoaderIter):
+                    iterator._shutdown_workers()
+        finally:
+            # What an interruption has left: of the lines above, or of an iterator that was half made.
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.kill()
+                worker.join()
 
 
 @contextmanager

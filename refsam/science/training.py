@@ -14,7 +14,7 @@ from refsam.errors import BadInput
 from refsam.records.files import write_json
 from refsam.records.paths import RunPaths
 from refsam.science.checkpoints import previous_latest, read_latest
-from refsam.science.data import TorchLoader, worker_count
+from refsam.science.data import TorchLoader, ending_workers, worker_count
 from refsam.science.engine.cache import EmbeddingCache, MemoryStore, Store, shared_store
 from refsam.science.engine.setup import Savings, apply_savings, choose_savings, describe_savings
 from refsam.science.hardware import choose_device, choose_precision, peak_memory
@@ -86,7 +86,8 @@ def train(
     trainer = build_trainer(config, paths, loaders, report)
     # Before the first step: what an attempt that runs out of memory tells the next one.
     write_json(paths.savings, trainer.savings)
-    trainer.run(read_latest(paths))
+    with ending_workers(loaders):
+        trainer.run(read_latest(paths))
     summary = _summarize(trainer)
     write_json(paths.training, asdict(summary))
     previous_latest(paths).unlink(missing_ok=True)
