@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from weights_files import CHECKPOINT
 
 from refsam.datasets.prepare import prepare
 from refsam.records.metrics import read_metrics
@@ -130,7 +131,8 @@ def test_four_kinds_of_model_end_in_one_table_with_all_modes(folder):
 
 
 def test_a_run_that_fails_stops_no_other_and_has_a_row_that_says_why(folder):
-    (folder / "broken.pt").write_bytes(b"no checkpoint at all")
+    # The header of a checkpoint, which is all that a plan sees, and no weights.
+    (folder / "broken.pt").write_bytes(CHECKPOINT)
     done = sweep(folder, "name=half", "baseline=false", "model.weights=random,broken.pt")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stderr

@@ -8,6 +8,7 @@ from refsam.configuration.schema import DatasetConfig, ModelConfig, RefsamConfig
 from refsam.datasets import hub_cache
 from refsam.datasets.listing import list_pairs
 from refsam.datasets.weights_cache import weights_present
+from refsam.datasets.weights_file import architecture_problem, weights_problem
 from refsam.errors import BadInput
 
 
@@ -27,7 +28,10 @@ def weights_not_fetched(model: ModelConfig) -> str | None:
     if model.weights == "random":
         return None
     if model.weights != "pretrained":
-        return None if Path(model.weights).exists() else no_weights(model)
+        path = Path(model.weights)
+        if path.is_file():
+            return weights_problem(path) or architecture_problem(path, model)
+        return None if path.is_dir() and model.family == HUGGING_FACE else no_weights(model)
     if model.family == HUGGING_FACE:
         there = hub_cache.snapshot(str(model.hub_id)) is not None
         return None if there else hub_cache.missing(model.name, model.hub_id)
@@ -47,6 +51,8 @@ def no_weights(model: ModelConfig) -> str:
             "model.hub_id=OWNER/NAME), random, and the path of a folder of save_pretrained or of a checkpoint"
         )
     allowed = "allowed are pretrained, random and the path of a checkpoint"
+    if Path(model.weights).is_dir():
+        return f"model.weights: {model.weights} is a folder; {allowed}, and folders with model=hf"
     return f"model.weights: {model.weights} is no file; {allowed}"
 
 

@@ -30,6 +30,7 @@ from refsam.configuration.schema import (
 from refsam.datasets import hub_cache
 from refsam.datasets.index import check_images, fingerprint, inspect
 from refsam.datasets.listing import DataMissing, complete_pairs, count_images, list_pairs
+from refsam.datasets.weights_file import architecture_problem, weights_problem
 from refsam.errors import BadInput
 from refsam.orchestration.planning.fetched import no_weights, weights_not_fetched
 from refsam.orchestration.slurm.questions import SlurmQuery, statuses
@@ -119,6 +120,7 @@ class Planner:
     _data: dict[str, "_Data"] = field(default_factory=dict)
     _hashes: dict[Path, str] = field(default_factory=dict)
     _weights: dict[str, str | None] = field(default_factory=dict)
+    _mismatches: dict[str, str | None] = field(default_factory=dict)
     _places: dict[str, ResourceConfig | None] = field(default_factory=dict)
     _image_problems: dict[tuple[object, ...], str | None] = field(default_factory=dict)
 
@@ -190,7 +192,7 @@ class Planner:
         config = replace(config, evaluate=replace(config.evaluate, resource=place))
         config = with_patch_pool(with_absolute_paths(config))
         if problem is None:
-            problem = self._data_problem(config)
+            problem = self._data_problem(config) or self._architecture_problem(config.model)
         return config, problem
 
     def _evaluation_resource(self, where: str, job: Sequence[str]) -> ResourceConfig | None:
@@ -248,6 +250,8 @@ class Planner:
                 hub_cache.require_model(path)
                 self._hashes[path] = hub_cache.folder_hash(path)
             elif path.is_file():
+                if sentence := weights_problem(path):
+                    raise BadInput(sentence)
                 try:
                     self._hashes[path] = file_hash(path)
                 except OSError as error:
@@ -258,6 +262,14 @@ class Planner:
             else:
                 raise BadInput(no_weights(config.model))
         return self._hashes[path]
+
+    def _architecture_problem(self, model: ModelConfig) -> str | None:
+        key = repr(model)
+        if key not in self._mismatches:
+            path = Path(model.weights)
+            of_file = model.weights not in ("pretrained", "random") and path.is_file()
+            self._mismatches[key] = architecture_problem(path, model) if of_file else None
+        return self._mismatches[key]
 
     def _run_id(self, config: RefsamConfig) -> str:
         data = self._data_of(config.dataset)
