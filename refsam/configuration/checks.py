@@ -21,6 +21,8 @@ from refsam.configuration.prompts import PROMPTS
 from refsam.configuration.schema import AUTO, Kind, Precision, RefsamConfig
 from refsam.configuration.split import split_images
 from refsam.configuration.strategies import is_quantized, strategy_problem
+from refsam.datasets.numbering import COMPONENTS, INSTANCES
+from refsam.datasets.reading import COLOURS
 from refsam.errors import BadInput
 
 OPTIMIZERS = ("adam", "adamw", "adam8bit", "paged_adam8bit")
@@ -29,6 +31,7 @@ LOSSES = ("dice", "dice_focal")
 SAVED = ("all", "adapter")
 SPLITS = ("seeded", "ordered")
 FORMATS = ("label_images", "coco")
+LABELS = (INSTANCES, COMPONENTS)
 REACTIONS = ("skip", "refuse")
 CROWDS = ("skip", "include")
 CLUSTERS = ("auto", "local", "slurm")
@@ -82,6 +85,15 @@ def _some_of(choices: tuple[Any, ...]) -> Callable[[Any], bool]:
     """One or more, each once."""
     return lambda values: (
         bool(values) and all(value in choices and values.count(value) == 1 for value in values)
+    )
+
+
+def _are_channels(values: Any) -> bool:
+    """One to three, not all of them empty."""
+    return (
+        1 <= len(values) <= len(COLOURS)
+        and any(value is not None for value in values)
+        and all(value is None or value in tuple(COLOURS) or _whole(0)(value) for value in values)
     )
 
 
@@ -188,6 +200,13 @@ _RULES = (
         f"null (that of the run), or a whole number from 0 to {LARGEST_SEED}",
     ),
     _Rule("dataset.format", _one_of(FORMATS), " or ".join(FORMATS)),
+    _Rule(
+        "dataset.channels",
+        _optional(_are_channels),
+        "null, or a list of one to three channels, by number from 0 or as r, g, b (null: an empty one), such "
+        "as [2], [0,2] or [r,g,b]",
+    ),
+    _Rule("dataset.labels_are", _optional(_one_of(LABELS)), f"null, {' or '.join(LABELS)}"),
     _Rule("dataset.on_problem", _one_of(REACTIONS), " or ".join(REACTIONS)),
     _Rule("dataset.empty_images", _one_of(REACTIONS), " or ".join(REACTIONS)),
     _Rule("dataset.crowds", _one_of(CROWDS), " or ".join(CROWDS)),

@@ -12,6 +12,7 @@ from refsam.configuration.patch_pool import encoder_is_frozen
 from refsam.configuration.prompts import MIXED
 from refsam.configuration.schema import Kind, RefsamConfig
 from refsam.configuration.split import SEEDED
+from refsam.datasets.numbering import INSTANCES
 
 # Changed when the science changes in a way that makes older results another experiment.
 SCIENCE_VERSION = 1
@@ -70,7 +71,7 @@ def identity(config: RefsamConfig, data_fingerprint: str, weights_hash: str | No
             for name, value in values["peft"].items()
             if name in _ALWAYS_OF_STRATEGY or value not in (None, [], {})
         }
-    for name in ("categories", "test"):
+    for name in ("categories", "test", "channels", "labels_are"):
         if not values["dataset"][name]:
             del values["dataset"][name]
     if config.dataset.crowds == "skip":
@@ -109,6 +110,8 @@ def result_values(config: RefsamConfig) -> dict[str, Any]:
         del values["train"]["joint"]  # there is one optimizer step
     if config.dataset.split != SEEDED:
         del values["dataset"]["split_seed"]  # nothing is shuffled
+    if config.dataset.labels_are == INSTANCES:
+        values["dataset"]["labels_are"] = None  # which stands for it
     values["resource"] = values["resource"]["name"]
     if config.kind == Kind.baseline:
         for name in _NOT_BASELINE:

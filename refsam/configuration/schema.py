@@ -152,7 +152,9 @@ class PeftConfig:
 class DatasetConfig:
     """Pairs of images and label images.
 
-    `images` and `labels` are glob patterns below `root`; `*_key` is the path inside HDF5 files. `train_pool`
+    `images` and `labels` are glob patterns below `root`; `*_key` is the path inside HDF5 files. `channels`
+    makes an image of one to three channels of a file, by their numbers from 0 or as r, g, b; null in the list
+    is an empty one; null instead of it takes grey and RGB images as they are. `train_pool`
     images of the seeded order are for training, the next `n_validation` for validation, all others for
     testing.
     """
@@ -179,6 +181,10 @@ class DatasetConfig:
     empty_images: str = "skip"  # images without annotations, or refuse
     crowds: str = "skip"  # annotations with iscrowd=1, or include, which takes each as one object
     test: str | None = None  # pattern of the names that test, where they are published; null: by `split`
+    channels: list[Any] | None = None
+    # instances (each id is an object) or components (each connected piece of an id is); null: instances,
+    # where the labels do not look like binary masks.
+    labels_are: str | None = None
     archive: str | None = None  # what `refsam prepare` makes the data set of, where a person has to fetch it
     fingerprint: str | None = (
         None  # of the images and labels, when the run was planned; filled in by the plan

@@ -7,12 +7,15 @@ root.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
+import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,18 +23,20 @@ from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
-from refsam.datasets.listing import Pair, list_pairs
-from refsam.datasets.pairs import read_pair_labels
-from refsam.datasets.reading import read_image
+from refsam.datasets.listing import COCO, Pair, list_pairs
+from refsam.datasets.numbering import COMPONENTS, piece_counts
+from refsam.datasets.pairs import open_pair
+from refsam.datasets.reading import ImageRecord
 from refsam.errors import BadInput
 from refsam.records.files import read_json, write_json
 
 if TYPE_CHECKING:
     from refsam.configuration.schema import DatasetConfig
 
-FORMAT = 2  # of the cached facts; a change of ImageFacts or of what is counted needs another number
+FORMAT = 3  # of the cached facts; a change of ImageFacts or of what is counted needs another number
 PATIENCE = 1.0  # seconds before a progress bar appears
 MOST_READERS = 8
+MANY = 200  # pairs, from which several processes read them
 
 logger = logging.getLogger(__name__)
 
@@ -41,20 +46,22 @@ class ImageFacts:
     """What a plan has to know of a pair.
 
     Attributes:
-        shape: (H, W) of the image in pixels.
-        channels: 1 (grey) or 3 (RGB).
-        dtype: numpy's name of the image's data type in the file.
+        image: what was read of the image file.
         label_shape: (H, W) of the label image in pixels.
-        n_objects: number of ids beside the background.
+        n_objects: number of ids beside the background, or of their pieces (`dataset.labels_are`).
+        n_split: how many of the objects are in several pieces.
+        smallest_object: its pixels, 0 where there is none.
+        median_object: the median of the objects' pixels, 0 where there is none.
         largest_object: pixels of the largest object, 0 where there is none.
         content: hash of the pixels of image and label image, whatever file format and path they have.
     """
 
-    shape: tuple[int, int]
-    channels: int
-    dtype: str
+    image: ImageRecord
     label_shape: tuple[int, int]
     n_objects: int
+    n_split: int
+    smallest_object: int
+    median_object: float
     largest_object: int
     content: str
 
@@ -94,21 +101,33 @@ def inspect(
     return {pair.name: facts[pair.name] for pair in pairs}
 
 
+def looks_binary(facts: Mapping[str, ImageFacts]) -> bool:
+    """Whether no image has a second id, and the one id is in several pieces in most of them."""
+    split = sum(fact.n_split > 0 for fact in facts.values())
+    return 2 * split > len(facts) and all(fact.n_objects <= 1 for fact in facts.values())
+
+
 def check_images(dataset: DatasetConfig, facts: Mapping[str, ImageFacts], patch_shape: Sequence[int]) -> None:
     """Refuse images that a run could not use.
 
     Raises:
-        BadInput: for an image and a label image of different sizes, labels without any object that is as
-        large as
-            `dataset.min_object_size`, or an image smaller than `patch_shape` (H, W) while `dataset.padding`
-            is off.
+        BadInput: for labels that look like binary masks, an image and a label image of different sizes,
+            labels without any object that is as large as `dataset.min_object_size`, or an image smaller than
+            `patch_shape` (H, W) while `dataset.padding` is off.
     """
     height, width = patch_shape
+    if dataset.labels_are is None and dataset.format != COCO and looks_binary(facts):
+        split = sum(fact.n_split > 0 for fact in facts.values())
+        raise BadInput(
+            f"dataset.labels: the labels of {split} of {len(facts)} images hold one id in several pieces: "
+            "these look like binary masks; dataset.labels_are=components makes an object of each piece, "
+            "dataset.labels_are=instances takes them as one object"
+        )
     for name, fact in facts.items():
-        if fact.shape != fact.label_shape:
+        if fact.image.shape != fact.label_shape:
             raise BadInput(
                 f"dataset.labels: the label image of {name} has {_size(fact.label_shape)} pixels and its "
-                f"image {_size(fact.shape)}, and both have to have the same height and width"
+                f"image {_size(fact.image.shape)}, and both have to have the same height and width"
             )
         if fact.n_objects == 0:
             raise BadInput(
@@ -119,10 +138,11 @@ def check_images(dataset: DatasetConfig, facts: Mapping[str, ImageFacts], patch_
                 f"dataset.min_object_size is {dataset.min_object_size} pixels, but the largest object of "
                 f"{name} has {fact.largest_object}, and at least one object has to be that large"
             )
-        if not dataset.padding and (fact.shape[0] < height or fact.shape[1] < width):
+        if not dataset.padding and (fact.image.shape[0] < height or fact.image.shape[1] < width):
             raise BadInput(
                 f"train.patch_shape is {_size((height, width))} pixels, but the image {name} has "
-                f"{_size(fact.shape)}; allowed are patches that fit every image, or dataset.padding=true"
+                f"{_size(fact.image.shape)}; allowed are patches that fit every image, or "
+                "dataset.padding=true"
             )
 
 
@@ -131,30 +151,37 @@ def _size(shape: tuple[int, int]) -> str:
 
 
 def _identity(pair: Pair, dataset: DatasetConfig) -> str:
-    image, label = pair.image.stat(), pair.label.stat()
-    parts: tuple[object, ...] = (
-        pair.image.resolve(),
-        image.st_size,
-        image.st_mtime_ns,
-        dataset.image_key,
-        pair.label.resolve(),
-        label.st_size,
-        label.st_mtime_ns,
-        dataset.label_key,
-    )
+    """What the facts about a pair depend on, the path of its image first."""
+    parts: list[object] = []
+    for path, key in ((pair.image, dataset.image_key), (pair.label, dataset.label_key)):
+        state = path.stat()
+        parts += [path.absolute(), state.st_size, state.st_mtime_ns, key]
+    if dataset.channels is not None:
+        parts.append(f"channels {dataset.channels}")
+    if dataset.labels_are == COMPONENTS:
+        parts.append(COMPONENTS)
     if pair.item is not None:
         crowds = () if dataset.crowds == "skip" else (f"crowds {dataset.crowds}",)
-        parts = (*parts, pair.item, *dataset.categories, *crowds)
-    return "\n".join(str(part) for part in parts)
+        parts += [pair.item, *dataset.categories, *crowds]
+    return "\n".join(map(str, parts))
 
 
 def _read_all(pairs: Sequence[Pair], dataset: DatasetConfig) -> dict[str, ImageFacts]:
+    workers = min(MOST_READERS, len(os.sched_getaffinity(0)))
+    pool: Executor
+    if len(pairs) < MANY or workers == 1:
+        pool, chunk = ThreadPoolExecutor(workers), 1
+    else:
+        # Processes, since the libraries' own Python takes more time than their decoders. Forked, because
+        # the other ways to start them import the program that is running once more.
+        context = multiprocessing.get_context("fork")
+        pool, chunk = ProcessPoolExecutor(workers, context, _leave_interruption_to_the_parent), 16
     facts: dict[str, ImageFacts] = {}
-    with ThreadPoolExecutor(min(MOST_READERS, os.cpu_count() or 1)) as pool, _progress(len(pairs)) as advance:
-        tasks = {pool.submit(_inspect_pair, pair, dataset): pair for pair in pairs}
+    with pool, _progress(len(pairs)) as advance:
         try:
-            for task in as_completed(tasks):
-                facts[tasks[task].name] = task.result()
+            found = pool.map(_inspect_pair, pairs, itertools.repeat(dataset), chunksize=chunk)
+            for pair, fact in zip(pairs, found, strict=True):
+                facts[pair.name] = fact
                 advance()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -162,21 +189,28 @@ def _read_all(pairs: Sequence[Pair], dataset: DatasetConfig) -> dict[str, ImageF
     return facts
 
 
+def _leave_interruption_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _inspect_pair(pair: Pair, dataset: DatasetConfig) -> ImageFacts:
     import numpy as np
 
-    image = read_image(pair.image, dataset.image_key)
-    labels = read_pair_labels(pair, dataset)
-    ids, sizes = np.unique(labels, return_counts=True)
-    sizes = sizes[ids > 0]
+    read = open_pair(pair, dataset)
+    pixels = read.image.pixels()
+    sizes = np.bincount(read.labels.ravel())[1:]
+    # What a run_id is made of: the pixels as they were hashed before anything was numbered or chosen.
+    digest = hashlib.sha256(np.ascontiguousarray(pixels).data)
+    digest.update(np.ascontiguousarray(read.ids).data)
     return ImageFacts(
-        shape=(image.shape[0], image.shape[1]),
-        channels=1 if image.ndim == 2 else image.shape[2],
-        dtype=str(image.dtype),
-        label_shape=(labels.shape[0], labels.shape[1]),
+        image=read.image.record,
+        label_shape=(read.labels.shape[0], read.labels.shape[1]),
         n_objects=len(sizes),
+        n_split=0 if dataset.labels_are == COMPONENTS else int((piece_counts(read.labels) > 1).sum()),
+        smallest_object=int(sizes.min()) if len(sizes) else 0,
+        median_object=float(np.median(sizes)) if len(sizes) else 0.0,
         largest_object=int(sizes.max()) if len(sizes) else 0,
-        content=hashlib.sha256(image.tobytes() + labels.tobytes()).hexdigest()[:16],
+        content=digest.hexdigest()[:16],
     )
 
 
@@ -231,12 +265,13 @@ def _load(store: Path) -> dict[str, ImageFacts]:
         return {}
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         return {}
-    return {
-        identity: ImageFacts(
-            **{**fact, "shape": tuple(fact["shape"]), "label_shape": tuple(fact["label_shape"])}
-        )
-        for identity, fact in values["images"].items()
-    }
+    return {identity: _facts(fact) for identity, fact in values["images"].items()}
+
+
+def _facts(values: dict[str, Any]) -> ImageFacts:
+    image = values.pop("image")
+    record = ImageRecord(**{**image, "shape": tuple(image["shape"])})
+    return ImageFacts(image=record, label_shape=tuple(values.pop("label_shape")), **values)
 
 
 def _save(store: Path, facts: Mapping[str, ImageFacts]) -> None:

@@ -1,11 +1,14 @@
-"""The labels of a pair, in whichever form the data set has them."""
+"""An image and its labels as training and evaluation see them, in whichever form the data set has them."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from refsam.datasets.listing import COCO, Pair
-from refsam.datasets.reading import read_labels
+from refsam.datasets.numbering import COMPONENTS, numbered, numbered_pieces
+from refsam.datasets.reading import ReadImage, open_image, read_labels
+from refsam.errors import BadInput
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,14 +17,66 @@ if TYPE_CHECKING:
     from refsam.configuration.schema import DatasetConfig
 
 
+@dataclass(frozen=True)
+class ReadPair:
+    """What the files of a pair hold.
+
+    Attributes:
+        image: as it was read, not yet of 8 bit.
+        ids: (H, W) uint32 or uint64 as they stand in the file, or made of annotations.
+        labels: (H, W) uint32, 0 for background and the objects from 1 on in the order of their ids.
+    """
+
+    image: ReadImage
+    ids: NDArray[np.uint32 | np.uint64]
+    labels: NDArray[np.uint32]
+
+
+def open_pair(pair: Pair, dataset: DatasetConfig) -> ReadPair:
+    """Read an image and its labels.
+
+    Raises:
+        BadInput: when one of them cannot be read.
+    """
+    ids = _read_ids(pair, dataset)
+    image = open_image(pair.image, dataset.image_key, dataset.channels, (ids.shape[0], ids.shape[1]))
+    return ReadPair(image, ids, _numbered(ids, dataset))
+
+
+def read_pair(pair: Pair, dataset: DatasetConfig) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
+    """An image, (H, W) or (H, W, 3) uint8, and its labels, (H, W) uint32, see read_pair_labels.
+
+    Raises:
+        BadInput: when one of them cannot be read, or they differ in height or width.
+    """
+    read = open_pair(pair, dataset)
+    image = read.image.as_8bit(dataset.normalize)
+    if image.shape[:2] != read.labels.shape:
+        raise BadInput(
+            f"dataset.labels: the label image of {pair.name} has shape {read.labels.shape} and its image "
+            f"{image.shape[:2]}, and both have to have the same height and width"
+        )
+    return image, read.labels
+
+
 def read_pair_labels(pair: Pair, dataset: DatasetConfig) -> NDArray[np.uint32]:
-    """(H, W) uint32, 0 for background and one id per object: of a label image, or made of annotations.
+    """(H, W) uint32, 0 for background and the objects from 1 on, in the order of their ids.
+
+    With `dataset.labels_are=components` each connected piece of an id is an object.
 
     Raises:
         BadInput: when the labels cannot be read.
     """
+    return _numbered(_read_ids(pair, dataset), dataset)
+
+
+def _read_ids(pair: Pair, dataset: DatasetConfig) -> NDArray[np.uint32 | np.uint64]:
     if dataset.format == COCO:
         from refsam.datasets.coco import read_coco_labels  # pycocotools, for those who have such a data set
 
         return read_coco_labels(pair, dataset)
     return read_labels(pair.label, dataset.label_key)
+
+
+def _numbered(ids: NDArray[np.uint32 | np.uint64], dataset: DatasetConfig) -> NDArray[np.uint32]:
+    return numbered_pieces(ids) if dataset.labels_are == COMPONENTS else numbered(ids)

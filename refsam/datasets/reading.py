@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refsam.datasets.decoded import RGB, Decoded, Request, turned
+from refsam.datasets.decoding import decode
 from refsam.errors import BadInput
 
 if TYPE_CHECKING:
@@ -13,65 +17,165 @@ if TYPE_CHECKING:
 
     from refsam.configuration.schema import Normalization
 
-HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf", ".he5")
-TIFF_SUFFIXES = (".tif", ".tiff", ".btf")
-RGB, RGBA = 3, 4  # channels
+Channels = Sequence[int | str | None]  # of dataset.channels
+COLOURS = {"r": 0, "g": 1, "b": 2}
 STRETCH = (1.0, 99.0)  # percentiles between which micro-sam's normalize_percentile stretches
 
 
-def read_image(path: Path, key: str | None = None) -> NDArray[Any]:
-    """The image in a file: (H, W) for grey, (H, W, 3) for RGB, with the data type of the file.
+@dataclass(frozen=True)
+class ImageRecord:
+    """What was read of an image file.
 
-    An alpha channel and axes of length 1 are dropped. `key` is the path inside an HDF5 file.
+    Attributes:
+        shape: (H, W) in pixels, as the image is looked at.
+        channels: how many the image that was made of it has: 1 (grey) or 3 (RGB).
+        in_file: how many samples a pixel has in the file, an opacity among them.
+        dtype: numpy's name of their type.
+        lowest: value of the channels that were taken.
+        highest: the same.
+        source: the format, and which series and axes of it.
+        orientation: EXIF's that the image was turned by; 1: not turned.
+        ignored_orientation: whether one was left alone, since the labels have the size of the unturned image.
+        used_alpha: whether the file has an opacity that is left out, and differs between pixels.
+    """
+
+    shape: tuple[int, int]
+    channels: int
+    in_file: int
+    dtype: str
+    lowest: float
+    highest: float
+    source: str
+    orientation: int = 1
+    ignored_orientation: bool = False
+    used_alpha: bool = False
+
+
+@dataclass(frozen=True)
+class ReadImage:
+    """An image as it was read.
+
+    Attributes:
+        channels: (H, W) for grey, or (H, W, n) with the n channels that were taken.
+        places: which of red, green and blue the channels are, where they are not all three.
+        together: whether the channels are stretched alike, as those of a colour image.
+    """
+
+    channels: NDArray[Any]
+    record: ImageRecord
+    places: tuple[int, ...] = (0, 1, 2)
+    together: bool = True
+
+    def pixels(self) -> NDArray[Any]:
+        """(H, W), or (H, W, 3) with zeros in the channels that were not taken."""
+        return _placed(self.channels, self.places)
+
+    def as_8bit(self, normalization: Normalization) -> NDArray[np.uint8]:
+        """The same with values from 0 to 255, see to_8bit.
+
+        Raises:
+            BadInput: as to_8bit does.
+        """
+        import numpy as np
+
+        if self.together or self.channels.ndim == 2:
+            return _placed(to_8bit(self.channels, normalization), self.places)
+        each = [to_8bit(self.channels[..., i], normalization) for i in range(self.channels.shape[-1])]
+        return _placed(np.stack(each, axis=-1), self.places)
+
+
+def read_image(path: Path, key: str | None = None, channels: Channels | None = None) -> NDArray[Any]:
+    """The image in a file, upright: (H, W) for grey, (H, W, 3) for RGB, with the data type of the file.
+
+    Args:
+        key: path inside an HDF5 file.
+        channels: see open_image.
 
     Raises:
-        BadInput: when the file cannot be read, or holds a stack, other channels, or values that are no
-        numbers.
+        BadInput: as open_image does.
+    """
+    return open_image(path, key, channels).pixels()
+
+
+def open_image(
+    path: Path,
+    key: str | None = None,
+    channels: Channels | None = None,
+    size: tuple[int, int] | None = None,
+) -> ReadImage:
+    """The image in a file and what was read.
+
+    Palettes, CMYK, YCbCr and CIE L*a*b* are converted to RGB; an opacity (where the file says that it has
+    one) and axes of length 1 are dropped; the image is turned as its orientation says.
+
+    Args:
+        key: path inside an HDF5 file.
+        channels: which to take, by number from 0 or as r, g or b, None for an empty one: of one a grey image
+            is made, two or three are red, green and blue. None takes a grey or RGB image as it is.
+        size: (H, W) of its labels. An image that has this size only while it is not turned is not turned.
+
+    Raises:
+        BadInput: when the file cannot be read, or holds a stack, other channels than those that are asked
+        for, or values that are no numbers.
     """
     import numpy as np
 
-    image = _read(path, key, "dataset.image_key")
-    if image.ndim == 3 and image.shape[-1] not in (RGB, RGBA) and 1 in image.shape:
-        image = image.squeeze()
-    if image.ndim == 3 and image.shape[-1] == RGBA:
-        image = image[..., :RGB]
-    if image.ndim != 2 and not (image.ndim == 3 and image.shape[-1] == RGB):
-        raise BadInput(
-            f"dataset.images: {path} has shape {image.shape}, and allowed are 2D images, grey (H, W) or RGB "
-            "(H, W, 3)"
-        )
-    if image.dtype.kind not in "uif":
-        raise BadInput(
-            f"dataset.images: {path} holds {image.dtype} values, and allowed are integers and floats"
-        )
-    if image.size == 0:
-        raise BadInput(f"dataset.images: {path} has shape {image.shape}, and at least one pixel is needed")
-    if image.dtype.kind == "f" and not np.isfinite(image).all():
-        raise BadInput(
-            f"dataset.images: {path} holds NaN or infinite values, and only finite ones are allowed"
-        )
-    return image
+    request = Request(path, "dataset.images", channels is not None)
+    decoded = decode(request, key)
+    samples = decoded.samples
+    in_file = samples.shape[2] if samples.ndim == 3 else 1
+    alpha = samples[..., decoded.alpha] if decoded.alpha is not None and samples.ndim == 3 else None
+    places: tuple[int, ...] = (0, 1, 2)
+    if channels is None:
+        taken, together = _grey_or_rgb(request, decoded), True
+    else:
+        indices = [_index(request, decoded, in_file, name) for name in channels]
+        places = tuple(place for place, index in enumerate(indices) if index is not None)
+        chosen = [index for index in indices if index is not None]
+        taken = samples[..., chosen] if samples.ndim == 3 else np.stack([samples] * len(chosen), axis=-1)
+        if len(channels) == 1:
+            taken = taken[..., 0]
+        together = decoded.colours and set(chosen) <= set(COLOURS.values())
+        alpha = None
+    _check_values(request, taken)
+    upright = turned(taken, decoded.orientation)
+    ignored = size is not None and upright.shape[:2] != tuple(size) and taken.shape[:2] == tuple(size)
+    taken = taken if ignored else upright
+    record = ImageRecord(
+        shape=(taken.shape[0], taken.shape[1]),
+        channels=1 if taken.ndim == 2 else RGB,
+        in_file=in_file,
+        dtype=str(samples.dtype),
+        lowest=float(taken.min()),
+        highest=float(taken.max()),
+        source=decoded.source,
+        orientation=1 if ignored else decoded.orientation,
+        ignored_orientation=ignored,
+        used_alpha=alpha is not None and bool(alpha.min() != alpha.max()),
+    )
+    return ReadImage(taken, record, places, together)
 
 
-def read_labels(path: Path, key: str | None = None) -> NDArray[np.uint32]:
-    """The label image in a file: (H, W) uint32, 0 for background and one id per object.
+def read_labels(path: Path, key: str | None = None) -> NDArray[np.uint32 | np.uint64]:
+    """The ids in a label image file, upright: (H, W) uint32, or uint64 where an id is larger; 0: background.
 
-    Axes of length 1 are dropped; indices of palette images are the ids. `key` is the path inside an HDF5
-    file.
+    Axes of length 1 and an opacity are dropped; indices of palette images are the ids. `key` is the path
+    inside an HDF5 file.
 
     Raises:
-        BadInput: when the file cannot be read, is not 2D, or holds values that are no object ids.
+        BadInput: when the file cannot be read, is not 2D, was compressed with loss, or holds values that are
+        no object ids.
     """
     import numpy as np
 
-    labels = _read(path, key, "dataset.label_key", indices=True)
-    if labels.ndim > 2 and 1 in labels.shape:
-        labels = labels.squeeze()
-    if labels.ndim != 2:
+    request = Request(path, "dataset.labels")
+    decoded = decode(request, key)
+    if decoded.lossy is not None:
         raise BadInput(
-            f"dataset.labels: {path} has shape {labels.shape}, and allowed are 2D label images (H, W) that "
-            "hold the id of an object at each pixel"
+            f"dataset.labels: {path} is compressed with loss ({decoded.lossy}), which changes ids; allowed "
+            "are lossless formats such as PNG and TIFF, written from the original labels"
         )
+    labels = _one_channel(request, decoded)
     if labels.size == 0:
         raise BadInput(f"dataset.labels: {path} has shape {labels.shape}, and at least one pixel is needed")
     if labels.dtype.kind not in "buif":
@@ -80,12 +184,14 @@ def read_labels(path: Path, key: str | None = None) -> NDArray[np.uint32]:
         )
     if labels.dtype.kind == "f" and not (np.isfinite(labels).all() and (labels == np.round(labels)).all()):
         raise BadInput(f"dataset.labels: {path} holds fractions, and allowed are object ids (whole numbers)")
-    if labels.min() < 0 or labels.max() > np.iinfo(np.uint32).max:
+    lowest, highest = labels.min().item(), labels.max().item()
+    if lowest < 0 or highest >= 2**64:
         raise BadInput(
-            f"dataset.labels: {path} holds values from {labels.min()} to {labels.max()}, and allowed are 0 "
-            f"(background) to {np.iinfo(np.uint32).max}"
+            f"dataset.labels: {path} holds values from {lowest} to {highest}, and allowed are 0 (background) "
+            f"to {2**64 - 1}"
         )
-    return labels.astype(np.uint32)
+    labels = turned(labels, decoded.orientation)
+    return labels.astype(np.uint32 if highest <= np.iinfo(np.uint32).max else np.uint64)
 
 
 def to_8bit(image: NDArray[Any], normalization: Normalization) -> NDArray[np.uint8]:
@@ -122,60 +228,73 @@ def to_8bit(image: NDArray[Any], normalization: Normalization) -> NDArray[np.uin
     return np.round(np.clip(stretched, 0.0, 255.0)).astype(np.uint8)
 
 
-def _read(path: Path, key: str | None, field: str, indices: bool = False) -> NDArray[Any]:
-    """The array in a file as it stands there. `indices`: a palette's indices instead of its colours."""
-    if path.suffix.lower() in HDF5_SUFFIXES or key is not None:
-        return _read_hdf5(path, key, field)
-    # The libraries raise whatever their decoders raise (struct.error, zlib.error, IndexError, …) for damaged
-    # files.
-    try:
-        return _read_picture(path, indices)
-    except Exception as error:
-        raise BadInput(
-            f"{path} cannot be read as an image ({type(error).__name__}: {error}); allowed is what imageio "
-            "or tifffile reads, and HDF5"
-        ) from error
-
-
-def _read_picture(path: Path, indices: bool) -> NDArray[Any]:
+def _placed(channels: NDArray[Any], places: tuple[int, ...]) -> NDArray[Any]:
     import numpy as np
 
-    if path.suffix.lower() in TIFF_SUFFIXES:
-        import tifffile
-
-        return np.asarray(tifffile.imread(path))
-    if indices:
-        from PIL import Image
-
-        if path.suffix.lower() in (".png", ".gif", ".bmp"):
-            with Image.open(path) as picture:
-                if picture.mode == "P":
-                    return np.asarray(picture)
-    import imageio.v3
-
-    return np.asarray(imageio.v3.imread(path))
+    if channels.ndim == 2 or channels.shape[2] == RGB:
+        return channels
+    image = np.zeros((*channels.shape[:2], RGB), channels.dtype)
+    image[..., list(places)] = channels
+    return image
 
 
-def _read_hdf5(path: Path, key: str | None, field: str) -> NDArray[Any]:
-    import h5py
+def _grey_or_rgb(request: Request, decoded: Decoded) -> NDArray[Any]:
     import numpy as np
 
-    if key is None:
+    samples = decoded.samples
+    if samples.ndim == 2:
+        return samples
+    colours = samples if decoded.alpha is None else np.delete(samples, decoded.alpha, axis=2)
+    if colours.shape[2] == 1:
+        return colours[..., 0]
+    if colours.shape[2] != RGB:
+        raise request.refused(samples.shape)
+    return colours
+
+
+def _index(request: Request, decoded: Decoded, in_file: int, name: int | str | None) -> int | None:
+    """The sample that a channel of dataset.channels is; None for an empty one."""
+    if name is None:
+        return None
+    if isinstance(name, str) and not decoded.colours:
         raise BadInput(
-            f"{field} is null, but {path} is an HDF5 file, and the path of the array inside it is needed"
+            f"dataset.channels: {name} was given, but {request.path} has no colours; allowed are the numbers "
+            f"of its channels, 0 to {in_file - 1}"
         )
-    try:
-        with h5py.File(path, "r") as file:
-            item = file.get(key)
-            if isinstance(item, h5py.Dataset):
-                return np.asarray(item[()])
-            names: list[str] = []
-            file.visititems(
-                lambda name, found: names.append(name) if isinstance(found, h5py.Dataset) else None
-            )
-    except OSError as error:
+    index = COLOURS[name] if isinstance(name, str) else name
+    if index >= in_file:
         raise BadInput(
-            f"{path} cannot be read as HDF5 ({error}), which {field} {key!r} asks for; set it to null for "
-            "other files"
-        ) from error
-    raise BadInput(f"{field} {key!r} is no array in {path}; there are: {', '.join(names) or 'none'}")
+            f"dataset.channels: {name} was given, but {request.path} has {in_file} "
+            f"{'channel' if in_file == 1 else 'channels'}; allowed are 0 to {in_file - 1}"
+        )
+    return index
+
+
+def _check_values(request: Request, image: NDArray[Any]) -> None:
+    import numpy as np
+
+    path = request.path
+    if image.dtype.kind not in "uif":
+        raise BadInput(
+            f"dataset.images: {path} holds {image.dtype} values, and allowed are integers and floats"
+        )
+    if image.size == 0:
+        raise BadInput(f"dataset.images: {path} has shape {image.shape}, and at least one pixel is needed")
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise BadInput(
+            f"dataset.images: {path} holds NaN or infinite values, and only finite ones are allowed"
+        )
+
+
+def _one_channel(request: Request, decoded: Decoded) -> NDArray[Any]:
+    """(H, W) of a label image: its only channel, or any where all are equal."""
+    labels = decoded.samples
+    if labels.ndim == 2:
+        return labels
+    if decoded.alpha is not None:
+        import numpy as np
+
+        labels = np.delete(labels, decoded.alpha, axis=2)
+    if labels.shape[2] > 1:
+        raise request.refused(decoded.samples.shape)
+    return labels[..., 0]

@@ -26,8 +26,7 @@ from refsam.configuration.patch_pool import pool_size
 from refsam.configuration.schema import AUTO, DatasetConfig, RefsamConfig
 from refsam.configuration.split import Split, split_images, split_seed
 from refsam.datasets.listing import Pair, list_pairs
-from refsam.datasets.pairs import read_pair_labels
-from refsam.datasets.reading import read_image, to_8bit
+from refsam.datasets.pairs import read_pair
 from refsam.errors import BadInput
 from refsam.science.hardware import GIB
 
@@ -49,17 +48,7 @@ def load_pairs(dataset: DatasetConfig, pairs: Sequence[Pair]) -> list[Image]:
     Raises:
         BadInput: when a file cannot be used, or an image and its labels differ in height or width.
     """
-    loaded = []
-    for pair in pairs:
-        image = to_8bit(read_image(pair.image, dataset.image_key), dataset.normalize)
-        labels = read_pair_labels(pair, dataset)
-        if image.shape[:2] != labels.shape:
-            raise BadInput(
-                f"dataset.labels: the label image of {pair.name} has shape {labels.shape} and its image "
-                f"{image.shape[:2]}, and both have to have the same height and width"
-            )
-        loaded.append((image, labels))
-    return loaded
+    return [read_pair(pair, dataset) for pair in pairs]
 
 
 def test_images(config: RefsamConfig) -> list[Pair]:

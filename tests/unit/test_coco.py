@@ -356,8 +356,8 @@ def test_what_gives_no_object_is_counted_by_its_reason(coco: Make) -> None:
         "as objects"
     )
     first, second = labels_of(config)
-    assert set(np.unique(first)) == {0, 2, 3}  # numbered in the order of the file, the covered one included
-    assert set(np.unique(second)) == {0, 2}
+    assert set(np.unique(first)) == {0, 1, 2}  # in the order of the file, without the covered one
+    assert set(np.unique(second)) == {0, 1}
 
 
 PLAIN = {

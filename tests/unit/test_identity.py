@@ -98,6 +98,33 @@ def test_crowds_are_part_of_the_run_only_where_they_are_included():
     assert "crowds" not in identity(compose(["peft=lora", "n_objects=5"]), "data", None)["dataset"]
 
 
+def test_chosen_channels_and_numbered_pieces_are_part_of_the_run_only_where_they_are_given():
+    own = ("dataset=folder", "dataset.root=d")
+    values = identity(compose([*own, "peft=lora", "n_objects=5"]), "data", None)["dataset"]
+    assert not {"channels", "labels_are"} & set(values)
+    given = [name(*own, f"dataset.channels={channels}") for channels in ("null", "[0]", "[0,2]", "[r,g,b]")]
+    assert given[0] == name(*own)
+    assert len(set(given)) == 4
+    assert name(*own, "dataset.labels_are=instances") == name(*own)
+    assert name(*own, "dataset.labels_are=components") != name(*own)
+
+
+@pytest.mark.parametrize(
+    ("override", "allowed"),
+    [
+        *(
+            (f"dataset.channels={channels}", r"one to three channels, .*such as \[2\], \[0,2\] or \[r,g,b\]")
+            for channels in ("[]", "[0,1,2,3]", "[x]", "[-1]", "[null]", "[true]", "[1.5]")
+        ),
+        ("dataset.labels_are=masks", "null, instances or components"),
+    ],
+)
+def test_channels_and_kinds_of_labels_that_are_none_are_refused(override, allowed):
+    config = compose(["dataset=folder", "dataset.root=d", "n_objects=5", override])
+    with pytest.raises(BadInput, match=rf"{override.partition('=')[0]}: .*{allowed}"):
+        check_values(config)
+
+
 def test_rounded_embeddings_of_a_frozen_encoder_are_another_run():
     assert name("peft=freeze_encoder", "train.embedding_dtype=float16") != name("peft=freeze_encoder")
 

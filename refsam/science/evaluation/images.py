@@ -17,8 +17,7 @@ from segment_anything import SamPredictor
 from refsam.configuration.patch_pool import encoder_is_frozen
 from refsam.configuration.schema import Kind, RefsamConfig
 from refsam.datasets.listing import Pair
-from refsam.datasets.pairs import read_pair_labels
-from refsam.datasets.reading import read_image, to_8bit
+from refsam.datasets.pairs import read_pair
 from refsam.records.paths import RunPaths
 from refsam.science.engine.cache import DiskStore, pixel_hash, shared_store
 
@@ -36,8 +35,7 @@ def load_image(config: RefsamConfig, pair: Pair) -> tuple[NDArray[np.uint8], NDA
 
     Where `evaluate.crop` says so, the middle of them, which is all that is measured then.
     """
-    image = to_8bit(read_image(pair.image, config.dataset.image_key), config.dataset.normalize)
-    labels = read_pair_labels(pair, config.dataset).astype("uint32")
+    image, labels = read_pair(pair, config.dataset)
     center = center_of(image.shape, config.evaluate.crop)
     return image[center], relabel_sequential(labels[center])[0]
 
