@@ -3,10 +3,12 @@
 Without -m it runs one run in this process. A named sweep: python -m refsam.sweep --config-name demo
 """
 
+import argparse
 import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import hydra
 from hydra.types import RunMode
@@ -19,6 +21,8 @@ from refsam.configuration.text_values import quote_text
 from refsam.errors import BadInput, DamagedManifest, RunFailed, os_problem
 from refsam.terminal import any_encoding, flush_standard_output, leave_standard_output, standard_console
 
+MULTIRUN = {"-m", "--multirun"}
+ONE_CONFIGURATION = {"-c", "--cfg", "-i", "--info"}  # options of Hydra that do not go with -m
 TRACEBACKS = "HYDRA_FULL_ERROR"  # Hydra's own switch; a person who sets it to 1 gets tracebacks
 
 
@@ -46,7 +50,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit status 0: all runs are done; 1: a run failed; 2: bad input; 130: stopped by
     Ctrl-C.
     """
-    sys.argv[1:] = quote_text(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if {"-h", "--help"} & set(given):
+        with any_encoding():
+            _answer(lambda: _print_help(given), [], wants_traceback=False)
+        return
+    sys.argv[1:] = quote_text(given)
     wants_traceback = os.environ.get(TRACEBACKS) == "1"
     # Hydra prints its own errors and exits with 1; with this it raises them, and `explain` makes a sentence
     # of them.
@@ -69,6 +78,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _answer(application: Callable[[], None], errors: list[Exception], wants_traceback: bool) -> None:
     """Run the application, and leave with one sentence for what is raised, or is in `errors` afterwards."""
     try:
+        if _is_multirun(sys.argv[1:]) and any(given.split("=")[0] in ONE_CONFIGURATION for given in sys.argv):
+            raise BadInput("--cfg and --info are about one configuration; leave out -m")
         with _known_mode(sys.argv[1:]):
             application()
         if errors:
@@ -98,7 +109,19 @@ def _answer(application: Callable[[], None], errors: list[Exception], wants_trac
         _leave(os_problem(error), 1)
     finally:
         if not wants_traceback:
-            del os.environ[TRACEBACKS]
+            os.environ.pop(TRACEBACKS, None)
+
+
+def _print_help(arguments: list[str]) -> None:
+    """In place of Hydra's, which prints the whole configuration as YAML and no word about any field."""
+    from refsam.configuration.field_help import sweep_help
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", type=Path)
+    own = parser.parse_known_args(arguments)[0].config_dir
+    console = standard_console()
+    width = console.width if console.is_terminal else None
+    print(sweep_help(width, [] if own is None else [own]))
 
 
 @contextlib.contextmanager
@@ -107,12 +130,16 @@ def _known_mode(arguments: list[str]) -> Iterator[None]:
     from hydra._internal.hydra import Hydra
 
     looked_up = Hydra.get_mode
-    if {"-m", "--multirun"} & set(arguments) and not any("hydra.mode" in given for given in arguments):
+    if _is_multirun(arguments) and not any("hydra.mode" in given for given in arguments):
         Hydra.get_mode = lambda self, config_name, overrides: RunMode.MULTIRUN  # type: ignore[method-assign]
     try:
         yield
     finally:
         Hydra.get_mode = looked_up  # type: ignore[method-assign]
+
+
+def _is_multirun(arguments: list[str]) -> bool:
+    return not MULTIRUN.isdisjoint(arguments)
 
 
 def _leave(sentence: str, status: int) -> None:

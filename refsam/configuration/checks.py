@@ -242,6 +242,11 @@ _RULES = (
 )
 
 
+def allowed_values(field: str) -> str | None:
+    """What a field (its dotted name) takes, in words; None where every value of its type is allowed."""
+    return next((rule.allowed for rule in _RULES if rule.field == field), None)
+
+
 def check_values(config: RefsamConfig) -> None:
     """Raise BadInput for the first field with a value that no run can have."""
     for rule in _RULES:

@@ -54,12 +54,12 @@ class Normalization(StrEnum):
 class RequestConfig:
     """What the scheduler is asked for. Memory in GiB of main memory, time as Slurm writes it (D-HH:MM:SS)."""
 
-    partition: str | None = None
+    partition: str | None = None  # of the site's Slurm; null: its default partition
     gpu: str | None = None  # GPU type as the site's Slurm names it; null asks for no GPU
-    gpus: int = 0
-    cores: int = MISSING
-    memory_gb: int = MISSING
-    time: str = MISSING
+    gpus: int = 0  # how many
+    cores: int = MISSING  # CPU cores
+    memory_gb: int = MISSING  # GiB of main memory
+    time: str = MISSING  # as Slurm writes it: 2-00:00:00
 
 
 @dataclass
@@ -75,12 +75,13 @@ class SettingConfig:
 
 @dataclass
 class ResourceConfig:
-    """A named kind of machine. `settings` maps a model architecture (vit_t, vit_b, …) to what fits here."""
+    """A named kind of machine."""
 
-    name: str = MISSING
+    name: str = MISSING  # of the kind of machine, in tables and run ids
     device: str = MISSING  # cpu, cuda, or auto (whatever the machine has)
     device_memory_gb: int | None = None  # null: not known before the run
     request: RequestConfig = field(default_factory=RequestConfig)
+    # What fits, by model architecture (vit_t, vit_b, …).
     settings: dict[str, SettingConfig] = field(default_factory=dict)
 
 
@@ -90,30 +91,27 @@ class ArchitectureConfig:
     channels.
     """
 
-    image_size: int = MISSING
-    patch_size: int = MISSING
-    embed_dim: int = MISSING
-    depth: int = MISSING
-    num_heads: int = MISSING
-    global_attn_indexes: list[int] = MISSING
-    window_size: int = MISSING
-    prompt_embed_dim: int = MISSING
+    image_size: int = MISSING  # pixels, height and width
+    patch_size: int = MISSING  # pixels of one token
+    embed_dim: int = MISSING  # channels of the encoder
+    depth: int = MISSING  # blocks of the encoder
+    num_heads: int = MISSING  # of attention in the encoder
+    global_attn_indexes: list[int] = MISSING  # blocks with global attention
+    window_size: int = MISSING  # tokens; 0: all attention is global
+    prompt_embed_dim: int = MISSING  # channels of the image embedding
     position_scale: float = (
         MISSING  # of the random frequencies that encode positions; 1 is Segment Anything's
     )
-    decoder_mlp_dim: int = MISSING
-    decoder_num_heads: int = MISSING
+    decoder_mlp_dim: int = MISSING  # channels of the mask decoder's MLP
+    decoder_num_heads: int = MISSING  # of attention in the mask decoder
     unetr_features: int = MISSING  # of the finest level of the automatic-segmentation decoder
 
 
 @dataclass
 class ModelConfig:
-    """A Segment Anything model.
+    """A Segment Anything model."""
 
-    `name` is the model's name in tables, and for micro-sam that of its weights.
-    """
-
-    name: str = MISSING
+    name: str = MISSING  # in tables, and for micro-sam that of its weights
     architecture: str = MISSING  # vit_t, vit_b, vit_l, vit_h, vit_nano, or what the hub's model says
     weights: str = MISSING  # pretrained, random, or the path of a checkpoint (hf: of a folder, too)
     memory_gb: float = MISSING  # main memory that one local training process is planned with
@@ -135,10 +133,10 @@ class PeftConfig:
 
     name: str = MISSING  # auto, full, freeze_encoder, lora, dora, …
     freeze: list[str] = field(default_factory=list)  # of image_encoder, prompt_encoder, mask_decoder
-    rank: int | None = None
+    rank: int | None = None  # of the adapter
     update_matrices: list[str] = field(default_factory=list)  # of q, k, v, mlp
     alpha: Any = None  # a number, or learnable_scalar for adaptformer
-    dropout: float | None = None
+    dropout: float | None = None  # of the adapter's input, 0 to 1
     projection: int | None = None  # channels of adaptformer's bottleneck
     share: float | None = None  # percent of the encoder's blocks, the last ones, that are adapted; null: all
     # Regular expressions for the full names of linear layers, as image_encoder.blocks.0.attn.qkv.
@@ -159,21 +157,21 @@ class DatasetConfig:
     testing.
     """
 
-    name: str = MISSING
-    root: str = MISSING
-    images: str = MISSING
-    labels: str = MISSING
-    image_key: str | None = None
-    label_key: str | None = None
+    name: str = MISSING  # in tables and run ids
+    root: str = MISSING  # folder of the data set
+    images: str = MISSING  # glob pattern below root
+    labels: str = MISSING  # glob pattern below root
+    image_key: str | None = None  # path of the images inside HDF5 files
+    label_key: str | None = None  # path of the labels inside HDF5 files
     version: str | None = None  # identity of a published data set; null: identified by its files
     n_files: int | None = None  # how many images a published data set has
     split: str = MISSING  # seeded (shuffled by split_seed) or ordered (sorted, as in the published study)
     split_seed: int | None = None  # null: the run's seed, so that other seeds test on other images
-    train_pool: int = MISSING
-    n_validation: int = MISSING
+    train_pool: int = MISSING  # images for training, of which the first n_images are taken
+    n_validation: int = MISSING  # images for validation, after those for training; all others test
     n_unused: int = MISSING  # images after validation that are left out (the resource study's other two)
     normalize: Normalization = Normalization.auto
-    padding: bool = MISSING
+    padding: bool = MISSING  # whether images smaller than train.patch_shape are padded with zeros
     min_object_size: int = MISSING  # pixels; smaller objects are ignored in training
     format: str = "label_images"  # or coco: `images` is a folder and `labels` an annotation file below `root`
     categories: list[str] = field(default_factory=list)  # of COCO's, by name; none: all
@@ -198,21 +196,21 @@ class TrainConfig:
     A field has a default here only if there are config.yaml that were frozen before it was: what they mean.
     """
 
-    epochs: int = MISSING
-    max_steps: int | None = None
-    batch_size: int = MISSING
+    epochs: int = MISSING  # at most
+    max_steps: int | None = None  # at most; null: as the epochs say
+    batch_size: int = MISSING  # patches of a step
     min_samples: int = MISSING  # samples per epoch, oversampled where there are fewer patches
-    validation_samples: int = MISSING
-    lr: float = MISSING
+    validation_samples: int = MISSING  # patches of a validation
+    lr: float = MISSING  # learning rate at the start
     optimizer: str = MISSING  # adam, adamw, adam8bit or paged_adam8bit
     optimizer_in_backward: bool = False  # step the encoder's parameters while their gradients are made
-    scheduler_factor: float = MISSING
-    scheduler_patience: int = MISSING
-    early_stopping: int | None = MISSING
-    patch_shape: list[int] = MISSING
-    n_sub_iterations: int = MISSING
-    mask_prob: float = MISSING
-    box_distortion: float = MISSING
+    scheduler_factor: float = MISSING  # of the learning rate, where the validation loss stays
+    scheduler_patience: int = MISSING  # epochs without a better validation loss, before that
+    early_stopping: int | None = MISSING  # epochs without a better one, before the end; null: never
+    patch_shape: list[int] = MISSING  # (H, W) in pixels, multiples of 32
+    n_sub_iterations: int = MISSING  # rounds of prompts in a step
+    mask_prob: float = MISSING  # probability that the mask of the round before is an input
+    box_distortion: float = MISSING  # of boxes as prompts, relative to their size
     prompts: str = "mixed"  # points and boxes in turn, boxes, points, or none: see configuration/prompts.py
     decoder: bool = MISSING  # with the automatic-segmentation decoder
     precision: Precision = Precision.auto
@@ -251,7 +249,7 @@ class EvaluateConfig:
     crop: list[int] | None = None  # (H, W) pixels from the middle of each test image; null: the whole image
     batch_size: int = MISSING  # prompts that are decoded at a time
     dilation: int = MISSING  # pixels around an object from which no prompt is taken, as in micro-sam
-    save_predictions: bool = MISSING
+    save_predictions: bool = MISSING  # whether all segmentations are kept, as TIFF files
 
 
 @dataclass
@@ -261,8 +259,8 @@ class ClusterConfig:
     kind: str = MISSING  # auto (Slurm where sbatch is, else local), local, slurm
     explicit: bool = MISSING  # whether a resource that this machine is not may be run here
     parallel: str = MISSING  # runs at a time on the machine at hand; auto: by memory and cores
-    account: str | None = None
-    qos: str | None = None
+    account: str | None = None  # that pays for the jobs, as sbatch takes it
+    qos: str | None = None  # quality of service, as sbatch takes it
     constraint: str | None = None  # features that a node must have, as sbatch takes them
     exclude: str | None = None  # nodes that get no run, as sbatch takes them
     array_parallelism: int | None = None  # runs of one array at a time; null: as many as the site allows
@@ -283,7 +281,7 @@ class ClusterConfig:
 class RefsamConfig:
     """One run: every value it was made from."""
 
-    kind: Kind = Kind.finetuning
+    kind: Kind = Kind.finetuning  # finetuning, or baseline: only evaluate the initial model
     resource: ResourceConfig = field(default_factory=ResourceConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     peft: PeftConfig = field(default_factory=PeftConfig)
@@ -291,16 +289,16 @@ class RefsamConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    n_images: int = MISSING
+    n_images: int = MISSING  # training images
     n_objects: Any = MISSING  # a positive number, or auto: what the resource's file says for the model
-    seed: int = MISSING
+    seed: int = MISSING  # of the training, from 0
     name: str | None = None  # of the sweep; null: derived from its runs
     runs: str = MISSING  # folder of the run directories
     data: str = MISSING  # folder of the data sets
     baseline: bool = MISSING  # whether the initial model is evaluated beside the finetuned ones
-    dry_run: bool = MISSING
+    dry_run: bool = MISSING  # print the plan and do nothing
     wait: bool = False  # whether the command stays until Slurm has ended all runs
-    on_invalid: OnInvalid = OnInvalid.skip
+    on_invalid: OnInvalid = OnInvalid.skip  # combinations that cannot run: skip, or error
 
 
 def register() -> None:
