@@ -23,6 +23,8 @@ from refsam.configuration.settings import (
     short_name,
 )
 from refsam.records.paths import RunsFolder
+from refsam.results.collect import collect, first_prompt
+from refsam.results.figures.page import by_number, series
 
 GIVEN = ("peft=full", "n_objects=5", "n_images=2", "model=vit_nano", "model.weights=random")
 
@@ -180,3 +182,28 @@ def test_runs_that_differ_in_nothing_are_no_seeds_of_each_other(
     (second / "config.yaml").write_bytes((first / "config.yaml").read_bytes())
     assert cli.main(["collect", "study", "--rows", "strategy", "--runs", str(folder.root)]) == 2
     assert "differ in nothing but run_id" in capsys.readouterr().err
+
+
+def test_figures_have_a_line_a_panel_or_a_page_for_each_value(tmp_path: Path) -> None:
+    others = (
+        "evaluate.crop=[64,64]",
+        "model.custom.depth=3",
+        "train.lr=1e-2",
+        "train.lr=1e-4",
+        "n_objects=9",
+    )
+    folder = sweep(tmp_path, (), *((each,) for each in others), values=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6))
+    shown = series(first_prompt(collect(folder.sweep("study"), folder)))
+    shown = shown[shown["mode"] == "box"]
+    assert shown["dataset"].tolist() == [
+        "nuclei, crop null",
+        "nuclei, crop [64, 64]",
+        *["nuclei, crop null"] * 4,
+    ]
+    assert set(shown["model"]) == {"vit_nano, depth 3", "vit_nano, depth 4"}
+    names = sorted(set(shown["strategy"]), key=by_number)
+    assert names == [
+        *("full, lr 1e-05, objects 5", "full, lr 1e-05, objects 9", "full, lr 0.0001, objects 5"),
+        "full, lr 0.01, objects 5",
+    ]
+    assert not [name for name in shown.columns if "." in name]

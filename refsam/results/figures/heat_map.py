@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from refsam.results.collect import BASELINE, first_prompt
-from refsam.results.figures.page import Page, models_of, save, trained, words
+from refsam.results.figures.page import Page, models_of, save, series, titled, trained, words
 from refsam.results.provenance import provenance
 from refsam.results.tables.wide import WideTable, cell_text, depends_on_mode, value_text, wide_table
 
@@ -26,15 +26,19 @@ def heat_map(
 ) -> list[Path]:
     """A metric over two axes: its mean in each cell, and the standard deviation where there are seeds.
 
-    A panel for each model, and a figure for each data set and resource, unless they are axes. What the
-    initial model reaches is said above its panel.
+    A panel for each model, and a figure for each data set and resource, unless they are axes. Where the
+    strategy is one, its name has the fields that differ. What the initial model reaches is said above its
+    panel.
 
     Raises:
         BadInput: where axes are the same, or a cell would mix runs that differ in more than their seed.
     """
     by_mode = depends_on_mode(metric) and "mode" not in axes
     rows = frame if "round" in axes else first_prompt(frame)
-    rows = models_of(rows[rows[metric].notna() & ((rows["mode"] == mode) | (not by_mode))])
+    rows = rows[rows[metric].notna() & ((rows["mode"] == mode) | (not by_mode))]
+    if not by_mode:
+        rows = rows.drop_duplicates("run_id")
+    rows = models_of(series(rows, axes) if "strategy" in axes else rows)
     initial, runs = rows[rows["strategy"] == BASELINE], trained(rows)
     figures_of = [axis for axis in _FIGURES_OF if axis not in axes]
     written: list[Path] = []
@@ -90,7 +94,8 @@ def _draw(
     label = words(metric) if mode is None else f"{words(mode)} {words(metric)}"
     drawn.colorbar(shown, ax=list(panels.flat[: len(tables)]), label=label)
     if chosen:
-        drawn.suptitle(", ".join(f"resource {v}" if k == "resource" else v for k, v in chosen.items()))
+        text = ", ".join(f"resource {v}" if k == "resource" else v for k, v in chosen.items())
+        drawn.suptitle(titled(text, page))
     name = "_".join(["heatmap", metric.lower(), *([mode] if mode else []), down, across, *chosen.values()])
     run_ids = [run_id for table in tables for run_id in table.run_ids]
     return save(drawn, target, name, provenance(runs, run_ids), page)

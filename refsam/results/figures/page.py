@@ -1,16 +1,22 @@
 """What all figures share: sizes of a page, the style file, how series are told apart, how they are saved."""
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refsam.configuration.settings import words as field_words
 from refsam.errors import BadInput
 from refsam.records.files import write_atomically
+from refsam.results.fields import fields, part_of, telling_apart
 from refsam.results.provenance import one_line, write_sidecar
 from refsam.results.run_rows import BASELINE
+from refsam.results.tables.wide import KEPT_APART, number_first, refuse_mixtures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +24,9 @@ if TYPE_CHECKING:
 
 STYLE = Path(__file__).with_name("refsam.mplstyle")
 KINDS = ("png", "pdf", "svg")
+_NAMED_WITH = {"dataset": "dataset", "evaluate": "dataset", "model": "model"}  # others with the strategy
+_CHARACTERS = {1: 44, 2: 90}  # of a title's line
+_LONGEST_NAME = 120  # of a file, without its suffix
 _INCHES = {1: 3.35, 2: 7.0}  # the width of one column and of two, as most journals have them
 
 _LETTERS = "ABCDEFGHIJKLMNOP"  # for what has more than a dozen strategies
@@ -100,6 +109,7 @@ class Page:
 def save(drawn: "Figure", folder: Path, name: str, origin: dict[str, Any], page: Page) -> list[Path]:
     """Write a figure in the page's formats with its provenance inside, and a sidecar file beside them."""
     folder.mkdir(parents=True, exist_ok=True)
+    name = _file_name(name)
     line = one_line(origin)
     maker, made_at = origin["made_by"], origin["made_at"]
     metadata: dict[str, dict[str, Any]] = {
@@ -114,6 +124,14 @@ def save(drawn: "Figure", folder: Path, name: str, origin: dict[str, Any], page:
         paths.append(path)
     write_sidecar(folder / name, origin, paths)
     return paths
+
+
+def _file_name(name: str) -> str:
+    """Values of fields may be paths and lists; a name that is cut stays apart from others."""
+    plain = re.sub(r"[^\w.+-]+", "_", name).strip("_")
+    if len(plain) <= _LONGEST_NAME:
+        return plain
+    return f"{plain[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def legend_below(drawn: "Figure", handles: Sequence[Any], page: Page, handlelength: float = 2.0) -> None:
@@ -143,6 +161,53 @@ def models_of(frame: "pd.DataFrame") -> "pd.DataFrame":
     return frame.assign(shown_model=shown)
 
 
+def series(frame: "pd.DataFrame", axes: Sequence[str] = ()) -> "pd.DataFrame":
+    """The rows with the fields that differ in the names of data set, model and strategy: what is a figure, a
+    panel or a line of its own by these names is so by every field.
+
+    Args:
+        axes: that the figure shows itself.
+
+    Raises:
+        BadInput: where runs differ in nothing, not even in the seed.
+    """
+    refuse_mixtures(frame, {*KEPT_APART, *fields(frame)})
+    names = [name for name in telling_apart(frame) if name not in axes]
+    of: dict[str, list[str]] = {"dataset": [], "model": [], "strategy": []}
+    for name in names:
+        section = name.partition(".")[0]
+        of[{"dataset": "dataset", "evaluate": "dataset", "model": "model"}.get(section, "strategy")].append(
+            name
+        )
+    of_training = trained(frame)
+    objects = of_training.groupby(["resource", "model", "strategy"], dropna=False)["n_objects"].nunique()
+    if "n_objects" not in axes and (objects > 1).any():
+        of["strategy"].append("n_objects")
+    columns = {
+        column: [
+            ", ".join(filter(None, [str(row[column]), _field_words(part_of(row, among))]))
+            for row in frame.to_dict("records")
+        ]
+        for column, among in of.items()
+        if among
+    }
+    return frame.assign(**columns).drop(columns=[name for name in names if "." in name])
+
+
+def _field_words(part: Mapping[str, Any]) -> str:
+    return field_words({"objects" if name == "n_objects" else name: value for name, value in part.items()})
+
+
+def by_number(text: str) -> list[tuple[int, float, str]]:
+    """Orders names by the numbers in them: `lr 1e-05` before `lr 0.001`."""
+    return [number_first(word) for word in re.split(r"[ ,]+", text)]
+
+
+def titled(text: str, page: Page) -> str:
+    """A title in as many lines as the page needs."""
+    return "\n".join(textwrap.fill(line, _CHARACTERS[page.columns]) for line in text.split("\n"))
+
+
 def colors() -> list[str]:
     """The colours of the style that is in force."""
     from matplotlib import rcParams
@@ -152,8 +217,9 @@ def colors() -> list[str]:
 
 
 def words(name: str) -> str:
-    """A name of the table as figures say it."""
-    return NAMES.get(name, name.replace("_", " "))
+    """A name of the table as figures say it; what follows a comma stays as it is."""
+    first, comma, rest = name.partition(", ")
+    return f"{NAMES.get(first, first.replace('_', ' '))}{comma}{rest}"
 
 
 def strategy_lines(strategies: Sequence[str]) -> dict[str, LineStyle]:
@@ -163,7 +229,7 @@ def strategy_lines(strategies: Sequence[str]) -> dict[str, LineStyle]:
     known = {name: STRATEGY_LINES[name] for name in STRATEGY_LINES if name in strategies}
     left = [line for line in LINES if line not in STRATEGY_LINES.values()]
     left += [line for name, line in STRATEGY_LINES.items() if name not in known]
-    return known | dict(zip(sorted(set(strategies) - set(known)), left, strict=False))
+    return known | dict(zip(sorted(set(strategies) - set(known), key=by_number), left, strict=False))
 
 
 def mode_looks(modes: Sequence[str]) -> dict[str, tuple[str, str]]:

@@ -11,10 +11,13 @@ from refsam.results.figures.page import (
     FILLS,
     MARKERS,
     Page,
+    by_number,
     colors,
     legend_below,
     models_of,
     save,
+    series,
+    titled,
     trained,
     words,
 )
@@ -31,15 +34,14 @@ _MORE = 1.6
 
 
 def memory_figure(frame: pd.DataFrame, target: Path, page: Page) -> list[Path]:
-    """Peak memory over trainable parameters: a colour and a filling per model, a marker per strategy.
-
-    Numbers of images and seeds are one point, with its standard deviation: memory does not depend on them.
+    """Peak memory over trainable parameters: a colour and a filling per model, a marker per strategy, a size
+    per number of images. Bars are the standard deviation over seeds.
     """
     values = ["trainable_parameters", "peak_memory_gib"]
-    runs = models_of(trained(frame).dropna(subset=values).drop_duplicates("run_id"))
+    runs = models_of(series(trained(frame).dropna(subset=values).drop_duplicates("run_id")))
     written: list[Path] = []
     for (dataset, resource), part in runs.groupby(["dataset", "resource"]):
-        points = _summaries(part, values, ["shown_model", "strategy"])
+        points = _summaries(part, values, ["shown_model", "strategy", "n_images"])
         with page.styled():
             drawn = page.figure(_INCHES[page.columns])
             panel = drawn.subplots()
@@ -48,7 +50,7 @@ def memory_figure(frame: pd.DataFrame, target: Path, page: Page) -> list[Path]:
             panel.set_ylim(0, 1.15 * float((points["peak_memory_gib"] + points["peak_memory_gib_std"]).max()))
             panel.set_xlabel("trainable parameters")
             panel.set_ylabel("peak memory of the training (GiB)")
-            panel.set_title(_title(points, str(dataset), str(resource)))
+            panel.set_title(titled(_title(points, str(dataset), str(resource)), page))
             _legend(drawn, points, page)
             name = f"memory_parameters_{dataset}_{resource}"
             written += save(drawn, target, name, provenance(part), page)
@@ -61,7 +63,7 @@ def pareto_figure(frame: pd.DataFrame, target: Path, metric: str, mode: str | No
     """
     rows = first_prompt(trained(frame))
     rows = rows[(rows["mode"] == mode) & rows[metric].notna() & rows["seconds_total"].notna()]
-    rows = models_of(rows.assign(minutes=rows["seconds_total"] / 60))
+    rows = models_of(series(rows).assign(minutes=rows["seconds_total"] / 60))
     written: list[Path] = []
     for (dataset, resource), part in rows.groupby(["dataset", "resource"]):
         points = _summaries(part, ["minutes", metric], ["shown_model", "strategy", "n_images"])
@@ -74,7 +76,7 @@ def pareto_figure(frame: pd.DataFrame, target: Path, metric: str, mode: str | No
             front = _draw_front(panel, points, metric)
             panel.set_xlabel("training (minutes)")
             panel.set_ylabel(f"{words(str(mode))} {words(metric)}")
-            panel.set_title(_title(points, str(dataset), str(resource)))
+            panel.set_title(titled(_title(points, str(dataset), str(resource)), page))
             _legend(drawn, points, page, front)
             name = f"pareto_{metric.lower()}_{mode}_{dataset}_{resource}"
             written += save(drawn, target, name, provenance(part), page)
@@ -124,7 +126,7 @@ def _scatter(panel: "Axes", points: pd.DataFrame, x: str, y: str) -> None:
             yerr=row[f"{y}_std"] or None,
             elinewidth=0.8,
             linestyle="none",
-            markersize=_size(points, row.get("n_images")),
+            markersize=_size(points, row["n_images"]),
             **look,
         )
 
@@ -134,8 +136,8 @@ def _looks(points: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
     from matplotlib import rcParams
 
     palette = colors()
-    models = sorted(set(points["shown_model"]))
-    strategies = sorted(set(points["strategy"]))
+    models = sorted(set(points["shown_model"]), key=by_number)
+    strategies = sorted(set(points["strategy"]), key=by_number)
     return {
         (model, strategy): {
             "color": palette[place % len(palette)],
@@ -148,9 +150,7 @@ def _looks(points: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
     }
 
 
-def _size(points: pd.DataFrame, n_images: int | None) -> float:
-    if n_images is None:
-        return _SIZE
+def _size(points: pd.DataFrame, n_images: int) -> float:
     return _SIZE + _MORE * sorted(set(points["n_images"])).index(n_images)
 
 
@@ -166,7 +166,10 @@ def _legend(drawn: "Figure", points: pd.DataFrame, page: Page, front: Any = None
     from matplotlib.lines import Line2D
 
     looks = _looks(points)
-    strategies, models = sorted(set(points["strategy"])), sorted(set(points["shown_model"]))
+    strategies, models = (
+        sorted(set(points["strategy"]), key=by_number),
+        sorted(set(points["shown_model"]), key=by_number),
+    )
     plain = {"color": rcParams["text.color"], "linestyle": "none"}
     handles: list[Any] = [front] if front is not None else []
     for strategy in strategies:
@@ -175,7 +178,7 @@ def _legend(drawn: "Figure", points: pd.DataFrame, page: Page, front: Any = None
     for model in models if len(models) > 1 else []:  # else the title says it; a marker that no strategy has
         look = looks[model, strategies[0]] | {"marker": MARKERS[len(strategies) % len(MARKERS)]}
         handles.append(Line2D([], [], linestyle="none", markersize=1.4 * _SIZE, label=model, **look))
-    counts = sorted(set(points["n_images"])) if "n_images" in points else []
+    counts = sorted(set(points["n_images"]))
     for count in counts if len(counts) > 1 else []:
         label = f"{count} image{'' if count == 1 else 's'}"
         look = {"marker": "o", "markersize": _size(points, count), "fillstyle": "none"}

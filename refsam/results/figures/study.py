@@ -14,14 +14,18 @@ from refsam.results.figures.page import (
     STRATEGY_LINES,
     LineStyle,
     Page,
+    by_number,
     legend_below,
     mode_looks,
     save,
+    series,
     strategy_lines,
+    titled,
     trained,
     words,
 )
 from refsam.results.provenance import provenance
+from refsam.results.tables.notes import split_follows_seed
 from refsam.results.tables.table import ordered_modes
 
 if TYPE_CHECKING:
@@ -42,8 +46,8 @@ def figure(frame: pd.DataFrame, folder: Path, metric: str = METRIC, page: Page |
     One figure per data set and resource, several where there are more strategies than styles of lines or more
     models than have room. Box has the panels above, the other modes share those below; one column of panels
     per initial model. A mode is a colour and a marker, a strategy a line style; each line starts at the
-    initial model's value. Where there are several runs of a strategy and a number of images (seeds), the line
-    is their mean and the bars are their standard deviation.
+    initial model's value. A field of the configuration that differs is a figure, a panel or a line style of
+    its own. Where there are several seeds, the line is their mean, the bars are their standard deviation.
 
     Args:
         frame: As `refsam.results.collect.collect` returns it. Runs without the metric are left out.
@@ -54,7 +58,7 @@ def figure(frame: pd.DataFrame, folder: Path, metric: str = METRIC, page: Page |
     """
     page = page or Page()
     written: list[Path] = []
-    measured = first_prompt(frame[frame[metric].notna()])
+    measured = series(first_prompt(frame[frame[metric].notna()]))
     for (dataset, resource), rows in parts(measured):
         for name, part in _pages(rows, page):
             title = "_".join([metric.lower(), dataset, resource, *name])
@@ -70,8 +74,8 @@ def _pages(rows: pd.DataFrame, page: Page) -> Iterator[tuple[list[str], pd.DataF
     """
     found = set(trained(rows)["strategy"])
     strategies = [name for name in STRATEGY_LINES if name in found]
-    strategies += sorted(found - set(strategies))
-    models = sorted(set(rows["model"]))
+    strategies += sorted(found - set(strategies), key=by_number)
+    models = sorted(set(rows["model"]), key=by_number)
     groups = [
         (some_models, some_strategies)
         for some_models in _chunks(models, _MODELS_PER_COLUMN * page.columns)
@@ -106,9 +110,10 @@ def _draw(rows: pd.DataFrame, metric: str, dataset: str, resource: str, page: Pa
     modes = sorted(ordered_modes(rows), key=lambda mode: MODES.index(mode) if mode in MODES else len(MODES))
     both = [mode for mode in modes if mode == _ABOVE], [mode for mode in modes if mode != _ABOVE]
     levels = [level for level in both if level]
-    models = sorted(set(zip(rows["model"], rows["weights"], strict=True)))
+    pairs = set(zip(rows["model"], rows["weights"], strict=True))
+    models = sorted(pairs, key=lambda pair: (by_number(pair[0]), pair[1]))
     counts = sorted(int(count) for count in rows["n_images"].unique() if count > 0)
-    lines = strategy_lines(sorted(set(rows["strategy"]) - {BASELINE}))
+    lines = strategy_lines(sorted(set(rows["strategy"]) - {BASELINE}, key=by_number))
     looks = mode_looks(modes)
 
     drawn = page.figure(_PANEL_INCHES * len(levels) + _MARGIN_INCHES)
@@ -122,7 +127,7 @@ def _draw(rows: pd.DataFrame, metric: str, dataset: str, resource: str, page: Pa
         name = "\n".join([", ".join(words(mode) for mode in level if mode), words(metric)]).strip()
         line[0].set_ylabel(name)
     for panel, (model, weights) in zip(panels[0], models, strict=True):
-        panel.set_title(f"{model}\n{_starting_point(weights)}")
+        panel.set_title(f"{_lines(model)}\n{_starting_point(weights)}")
     for panel in panels[-1]:
         panel.set_xlabel("training images")
     top = float(rows[metric].max())
@@ -130,8 +135,10 @@ def _draw(rows: pd.DataFrame, metric: str, dataset: str, resource: str, page: Pa
     panels[0, 0].set_ylim(0, min(1.0, math.ceil(10 * top + 0.1) / 10) if top <= 1 else 1.08 * top)
     title = f"Finetuning on {dataset}, resource {resource}"
     if rows.duplicated(["model", "weights", "strategy", "n_images", "mode"]).any():
-        title += "\nmean and standard deviation of several runs"
-    drawn.suptitle(title)
+        title += "\nmean and standard deviation over seeds"
+        if split_follows_seed(rows):
+            title += ", each with a test set of its own"
+    drawn.suptitle(titled(title, page))
     entries: list[Artist] = [
         Line2D([], [], color=looks[mode][0], marker=looks[mode][1], linestyle="none", label=words(mode))
         for mode in modes
@@ -186,6 +193,11 @@ def _dress(panel: "Axes", counts: list[int]) -> None:
     panel.set_xticks(range(len(counts) + 1), ["initial", *map(str, counts)])
     panel.set_xlim(-0.3, len(counts) + 0.3)
     panel.grid(axis="x", visible=False)
+
+
+def _lines(model: str) -> str:
+    """A model and the fields that tell it apart, below each other."""
+    return model.replace(", ", "\n")
 
 
 def _starting_point(weights: str) -> str:

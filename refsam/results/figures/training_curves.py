@@ -8,7 +8,19 @@ import pandas as pd
 
 from refsam.records.history import read_history
 from refsam.records.paths import Directories
-from refsam.results.figures.page import LINES, Page, colors, legend_below, models_of, save, trained, words
+from refsam.results.figures.page import (
+    LINES,
+    Page,
+    by_number,
+    colors,
+    legend_below,
+    models_of,
+    save,
+    series,
+    titled,
+    trained,
+    words,
+)
 from refsam.results.provenance import provenance
 
 _PANEL_INCHES = 1.7
@@ -34,7 +46,7 @@ def training_figure(
             continue
         if curve:
             curves[run_id] = curve
-    runs = models_of(runs[runs["run_id"].isin(list(curves))])
+    runs = models_of(series(runs[runs["run_id"].isin(list(curves))]))
     written: list[Path] = []
     for (dataset, resource), part in runs.groupby(["dataset", "resource"]):
         with page.styled():
@@ -45,7 +57,8 @@ def training_figure(
 def _draw(
     runs: pd.DataFrame, curves: dict[str, Curve], dataset: str, resource: str, target: Path, page: Page
 ) -> list[Path]:
-    panels_of = list(runs.groupby(["shown_model", "strategy"], sort=True))
+    groups = list(runs.groupby(["shown_model", "strategy"]))
+    panels_of = sorted(groups, key=lambda group: [by_number(str(each)) for each in group[0]])
     counts = sorted(int(count) for count in runs["n_images"].unique())
     across = min(len(panels_of), 2 if page.columns == 1 else 4)
     down = math.ceil(len(panels_of) / across)
@@ -68,7 +81,7 @@ def _draw(
                 label=f"{count} image{'' if count == 1 else 's'}",
             )
             handles.setdefault(place, line)
-        panel.set_title(f"{name[0]}\n{words(str(name[1]))}")
+        panel.set_title(f"{name[0]}, {words(str(name[1]))}".replace(", ", "\n"))
     # Labels of the panels: one of the whole figure would lie under the legend.
     for number, panel in enumerate(panels.flat[: len(panels_of)]):
         panel.xaxis.get_major_locator().set_params(integer=True)
@@ -77,7 +90,7 @@ def _draw(
             panel.tick_params(labelbottom=True)
         if number % across == 0:
             panel.set_ylabel("validation\n(lower is better)")
-    drawn.suptitle(f"Training on {dataset}, resource {resource}")
+    drawn.suptitle(titled(f"Training on {dataset}, resource {resource}", page))
     legend_below(drawn, [handles[place] for place in sorted(handles)], page)
     return save(drawn, target, f"training_curves_{dataset}_{resource}", provenance(runs), page)
 

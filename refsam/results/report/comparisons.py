@@ -6,6 +6,7 @@ import pandas as pd
 
 from refsam.errors import BadInput
 from refsam.results.collect import BASELINE
+from refsam.results.fields import heading, telling_apart
 from refsam.results.tables.studies import STUDIES
 from refsam.results.tables.wide import WideTable, cell_text, wide_table
 
@@ -62,6 +63,7 @@ def comparisons(frame: pd.DataFrame) -> Comparisons:
     trained = frame[frame["strategy"] != BASELINE]
     axes = [axis for axis in _CAN_DIFFER if (trained if len(trained) else frame)[axis].nunique() > 1]
     axes += ["strategy", *(["n_objects"] if trained["n_objects"].nunique() > 1 else [])]
+    axes += telling_apart(frame[frame["mode"].notna()])
     for metric in METRICS:
         title = f"{metric} over training images"
         try:
@@ -69,10 +71,12 @@ def comparisons(frame: pd.DataFrame) -> Comparisons:
         except BadInput as error:
             notes.append(f"{title}: left out, because {error}.")
             continue
-        tables.append(_comparison(table, title, _OVER_SEEDS))
+        tables.append(_comparison(table, title, " ".join([_OVER_SEEDS, *table.notes])))
     for name, make in STUDIES.items():
         try:
-            tables.append(_comparison(make(frame), _HEADINGS[name], _EXPLANATIONS[name]))
+            table = make(frame)
+            explanation = " ".join([_EXPLANATIONS[name], *table.notes])
+            tables.append(_comparison(table, _HEADINGS[name], explanation))
         except BadInput as error:
             notes.append(f"{_HEADINGS[name]}: left out, because {error}.")
     return Comparisons([table for table in tables if table.lines and table.headings], notes)
@@ -89,5 +93,5 @@ def _comparison(table: WideTable, title: str, explanation: str) -> Comparison:
         )
         for names, cells in zip(table.rows, table.cells, strict=True)
     ]
-    axes = [axis.replace("_", " ") for axis in table.row_axes]
+    axes = [heading(axis).replace("_", " ") for axis in table.row_axes]
     return Comparison(title, explanation, axes, table.headings, lines)

@@ -5,9 +5,12 @@ from typing import Any
 
 import pandas as pd
 
+from refsam.configuration.settings import is_of_training
 from refsam.results.collect import BASELINE, INVALID, first_prompt
+from refsam.results.fields import fields
 from refsam.results.sweeps import DAMAGED
 from refsam.results.tables.table import ordered_modes, run_words, varying_axes
+from refsam.results.tables.wide import axis_text
 
 # A sign beside each state, so that no meaning is in a colour alone.
 SIGNS = {
@@ -72,11 +75,10 @@ def bests(frame: pd.DataFrame) -> list[Best]:
             if metric is None or trained.empty:
                 continue
             row: Any = trained.iloc[trained[metric].to_numpy("float64").argmax()]
-            initial = rows[
-                (rows["strategy"] == BASELINE)
-                & (rows["model"] == row["model"])
-                & (rows["weights"] == row["weights"])
-            ][metric].dropna()
+            of_model = rows["strategy"] == BASELINE
+            for name in ("model", "weights", *(each for each in fields(rows) if not is_of_training(each))):
+                of_model &= rows[name].map(axis_text) == axis_text(row[name])
+            initial = rows[of_model][metric].dropna()
             low, high = row[f"{metric}_low"], row[f"{metric}_high"]
             found.append(
                 Best(
@@ -84,8 +86,12 @@ def bests(frame: pd.DataFrame) -> list[Best]:
                     metric=metric,
                     value=f"{row[metric]:.3f}",
                     interval="" if pd.isna(low) or pd.isna(high) else f"{low:.3f} to {high:.3f}",
-                    what=run_words(row, axes),
+                    what=", ".join(filter(None, [run_words(row, axes), _images(row["n_test_images"])])),
                     initial=f"{initial.mean():.3f}" if len(initial) else "",
                 )
             )
     return found
+
+
+def _images(count: Any) -> str:
+    return "" if pd.isna(count) else f"{count} test image{'' if count == 1 else 's'}"

@@ -7,7 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from refsam.configuration.settings import short_name, value_text
 from refsam.results.collect import METRICS
+from refsam.results.fields import fields
 from refsam.results.report.sources import printable
 from refsam.results.run_rows import FLOATS, INTEGERS
 from refsam.results.tables.table import AXES, varying_axes
@@ -15,7 +17,7 @@ from refsam.results.tables.table import AXES, varying_axes
 FIRST = 100  # rows that are in the page itself, for browsers that run no scripts
 MOST_CHOICES = 30  # values of a column that can be chosen from a list
 
-# The columns that the table can show, and their headings; results.csv has all of them.
+# The columns that the table can show beside the fields that differ, and their headings; results.csv has all.
 HEADINGS: Mapping[str, str] = {
     "sweep": "sweep",
     **AXES,
@@ -45,7 +47,8 @@ HEADINGS: Mapping[str, str] = {
     "message": "message",
     "run_id": "run",
 }
-_AT_FIRST = ("mode", "SA50", "mSA", "mIoU", "seconds_total", "peak_memory_gib", "status")
+_AT_FIRST = ("mode", "SA50", "mSA", "mIoU", "n_test_images", "seconds_total", "peak_memory_gib", "status")
+_BEFORE_FIELDS = ("sweep", *AXES)
 _IF_SEVERAL = ("sweep", "round", "mask_input", "reason")
 _CHOICES = ("sweep", *AXES, "mode", "round", "status", "reason")
 
@@ -121,17 +124,22 @@ def table_rows(frame: pd.DataFrame, anchors: Mapping[str, str]) -> Rows:
     """
     varying = {*varying_axes(frame), *(name for name in _IF_SEVERAL if frame[name].nunique() > 1)}
     columns = []
-    for name, heading in HEADINGS.items():
+    further = fields(frame)
+    headings = {**HEADINGS, **{name: short_name(name) for name in further}}
+    for name in [*_BEFORE_FIELDS, *further, *(name for name in HEADINGS if name not in _BEFORE_FIELDS)]:
+        heading = headings[name]
         if not frame[name].notna().any():
             continue
         values = [_plain(value) for value in frame[name].tolist()]
+        if name in further:
+            values = [None if value is None else value_text(value) for value in values]
         columns.append(
             Column(
                 name=name,
                 heading=heading,
                 digits=_digits(name),
                 shown=name in varying or name in _AT_FIRST,
-                choices=name in _CHOICES and 2 <= frame[name].nunique() <= MOST_CHOICES,
+                choices=name in (*_CHOICES, *further) and 2 <= frame[name].nunique() <= MOST_CHOICES,
                 values=values,
             )
         )

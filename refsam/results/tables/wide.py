@@ -1,5 +1,6 @@
 """Wide tables: any axes of the sweep as rows and columns, any metric, mean and deviation over seeds."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -24,7 +25,7 @@ AXES = (
 QUANTITIES = (*FLOATS, "best_epoch", *PARAMETERS)
 # What has to be the same within a cell beside the fields, or it would mix what must not be mixed: seeds are
 # what it is over.
-_KEPT_APART = (
+KEPT_APART = (
     *("dataset", "model", "weights", "resource", "strategy", "n_images", "n_objects"),
     *("mode", "round", "mask_input"),
 )
@@ -32,6 +33,7 @@ _SMALLER_IS_BETTER = (
     *("seconds", "peak_memory", *PARAMETERS, *COSTS, "best_epoch"),
     *("trainable", "memory", "training", "inference"),
 )
+_NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d*)?(?:e[+-]?\d+)?(?![\w.])")
 _NAMED = 5  # values that a sentence names
 _COUNTS = ("best_epoch", *PARAMETERS)
 
@@ -276,7 +278,7 @@ def mixed(frame: pd.DataFrame, named: set[str]) -> dict[str, list[str]]:
     """
     axes = [name for name in sorted(named) if name in frame]
     found: dict[str, list[str]] = {}
-    for axis in (*_KEPT_APART, *fields(frame)):
+    for axis in (*KEPT_APART, *fields(frame)):
         if axis in named or axis not in frame:
             continue
         compared = of_trained(frame, axis)
@@ -287,9 +289,9 @@ def mixed(frame: pd.DataFrame, named: set[str]) -> dict[str, list[str]]:
             for text in map(axis_text, part[axis].dropna().unique())
         }
         if values:
-            found[axis] = sorted(values, key=_by_number)
+            found[axis] = sorted(values, key=number_first)
     if not found and "run_id" not in named:
-        keys = [*axes, *(name for name in ("seed", *_KEPT_APART) if name in frame and name not in axes)]
+        keys = [*axes, *(name for name in ("seed", *KEPT_APART) if name in frame and name not in axes)]
         runs = frame[frame["run_id"].notna()].drop_duplicates([*keys, "run_id"])
         twice = runs[runs.duplicated(keys, keep=False)]
         if len(twice):
@@ -323,14 +325,17 @@ def _order(axis: str, value: Any) -> tuple[int, float, str]:
         return 3, 0.0, ""
     if axis == "strategy":
         known = (BASELINE, "full", "freeze_encoder", "lora")
-        return 0, float(known.index(value) if value in known else len(known)), str(value)
+        name = str(value).partition(", ")[0]
+        # Figures name a strategy with the fields that differ, whose numbers are ordered by size.
+        by_size = _NUMBER.sub(lambda found: f"{float(found[0]):030.15f}", str(value))
+        return 0, float(known.index(name) if name in known else len(known)), by_size
     if axis == "mode":
         modes = ("box", "ais", "amg", "apg", "point")
         return 0, float(modes.index(value) if value in modes else len(modes)), str(value)
-    return _by_number(value)
+    return number_first(value)
 
 
-def _by_number(value: Any) -> tuple[int, float, str]:
+def number_first(value: Any) -> tuple[int, float, str]:
     """Numbers by size, also those of a field that is text in other runs, before words."""
     try:
         return 0, float(value), ""
