@@ -9,10 +9,12 @@ import errno
 import sys
 import zipfile
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
 import torch
 
+from refsam.errors import BadInput
 from refsam.records.files import write_atomically
 from refsam.records.paths import RunPaths
 
@@ -37,7 +39,8 @@ def write_latest(paths: RunPaths, values: dict[str, Any]) -> None:
 def read_latest(paths: RunPaths) -> dict[str, Any] | None:
     """What a run continues from: latest.pt, the previous one where that is damaged, or None to start anew.
 
-    Raises OSError when a file that is there cannot be read now, which says nothing about what is in it.
+    Raises OSError when a file that is there cannot be read now, which says nothing about what is in it, and
+    BadInput when it holds what a run does not write.
     """
     for path in (paths.latest, previous_latest(paths)):
         if not path.exists():
@@ -46,7 +49,13 @@ def read_latest(paths: RunPaths) -> dict[str, Any] | None:
         if found is not None:
             print(f"{path} is damaged and is left out: {found}", file=sys.stderr)
             continue
-        values = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            values = torch.load(path, map_location="cpu", weights_only=True)
+        except UnpicklingError as error:
+            raise BadInput(
+                f"{path} holds other objects than tensors and plain values, so no run has written it; remove "
+                "it, and the run starts from the beginning"
+            ) from error
         assert isinstance(values, dict)
         return values
     return None

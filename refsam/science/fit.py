@@ -28,9 +28,8 @@ from refsam.records.files import write_json
 from refsam.records.fits import Outcome
 from refsam.records.paths import RunPaths
 from refsam.science.data import Image, patch_loaders
-from refsam.science.hardware import GIB, choose_device, peak_memory, resident_memory
+from refsam.science.hardware import GIB, choose_device, is_out_of_memory, peak_memory, resident_memory
 from refsam.science.randomness import be_deterministic, seed_everything
-from refsam.science.run import is_out_of_memory
 from refsam.science.trainers import RecordedTraining
 from refsam.science.training import build_trainer
 

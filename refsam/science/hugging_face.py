@@ -6,6 +6,7 @@ and translate only these calls; parameters, arithmetic and names stay transforme
 """
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -224,6 +225,11 @@ def open_model(source: str | Path, prompt_frame: int) -> HuggingFaceSam:
         model, loaded = SamModel.from_pretrained(  # type: ignore[misc]
             source, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
+    except UnpicklingError as error:
+        raise BadInput(
+            f"model.weights: {source} has a .bin file that holds other objects than tensors, which are never "
+            "loaded; allowed are a .bin file of tensors alone, and safetensors"
+        ) from error
     # What is missing is an OSError, another model a ValueError or a RuntimeError about its tensors.
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         lines = str(error).strip().splitlines()

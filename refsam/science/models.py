@@ -4,7 +4,6 @@ The models are micro-sam's; only vit_nano, which no registry knows, is put toget
 Those of family hf are transformers', behind the interface of the others (hugging_face.py).
 """
 
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +25,7 @@ from refsam.configuration.families import HUGGING_FACE
 from refsam.configuration.schema import ArchitectureConfig, ModelConfig
 from refsam.datasets import hub_cache
 from refsam.errors import BadInput
+from refsam.science.safe_load import read_weights
 
 StateDict = Mapping[str, torch.Tensor]
 Built = TypeVar("Built")
@@ -83,17 +83,16 @@ def load_model(model: ModelConfig, seed: int, device: torch.device | str) -> Loa
         sam = _seeded(seed, partial(build_model, model))
         return LoadedModel(sam.to(device), None, weights)
     if model.weights == PRETRAINED:
-        _, sam, state = micro_sam.util.get_sam_model(
-            model_type=model.name, device=device, return_sam=True, return_state=True
-        )
-        return LoadedModel(sam, state.get("decoder_state"), weights)
-    state_dict, decoder_state = read_checkpoint(Path(model.weights).expanduser())
+        state_dict, decoder_state = _read_published(model.name)
+    else:
+        state_dict, decoder_state = read_checkpoint(Path(model.weights).expanduser())
     sam = build_model(model)
     try:
         sam.load_state_dict(state_dict)
     except RuntimeError as error:
         raise BadInput(f"model.weights={model.weights} does not hold a {model.architecture}") from error
-    return LoadedModel(sam.to(device), decoder_state, weights)
+    # vit_t keeps a copy of its attention biases from before the weights were loaded; eval renews it.
+    return LoadedModel(sam.to(device).eval(), decoder_state, weights)
 
 
 def weights_info(model: ModelConfig, seed: int) -> WeightsInfo:
@@ -160,9 +159,8 @@ def _hugging_face_of_run(checkpoint: Path) -> Sam:
     from refsam.science import hugging_face
 
     try:
-        init = torch.load(checkpoint, map_location="cpu", weights_only=True)["init"]
-        shape = init[SAM_CONFIG]
-    except (KeyError, TypeError, pickle.UnpicklingError) as error:
+        shape = read_weights(checkpoint)["init"][SAM_CONFIG]
+    except (KeyError, TypeError) as error:
         raise BadInput(
             f"model.weights={checkpoint} is no checkpoint of refsam of a model of family hf; allowed are "
             "those and folders of save_pretrained"
@@ -171,15 +169,24 @@ def _hugging_face_of_run(checkpoint: Path) -> Sam:
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], StateDict | None]:
-    """State dict of the SAM, LoRA updates merged, and of the decoder if there is one, on the CPU."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        # micro-sam's own training checkpoints hold pickled loaders beside the weights; its loader skips them.
-        state, _ = micro_sam.util._load_checkpoint(path)
+    """State dict of the SAM, LoRA updates merged, and of the decoder if there is one, on the CPU.
+
+    Raises BadInput for a file that cannot be read as weights.
+    """
+    state = read_weights(path)
     model_state = state.get("model_state", state)
     plain = {name.removeprefix(SAM_PREFIX): value for name, value in model_state.items()}
     return merge_lora(plain), state.get("decoder_state")
+
+
+def _read_published(name: str) -> tuple[dict[str, torch.Tensor], StateDict | None]:
+    """The same of a model of micro-sam's registry, which checks the hashes of its files."""
+    registry = micro_sam.util.models()
+    decoder = f"{name}_decoder"
+    state, decoder_state = read_checkpoint(Path(registry.fetch(name)))
+    if decoder in registry.registry:
+        decoder_state = read_weights(Path(registry.fetch(decoder)))
+    return state, decoder_state
 
 
 def prompt_frame(sam: Sam) -> tuple[int, int]:
@@ -258,21 +265,11 @@ _QKV_BLOCKS = {"q": 0, "k": 1, "v": 2}
 def load_predictor(
     checkpoint: Path, model: ModelConfig, device: torch.device | str
 ) -> tuple[SamPredictor, StateDict | None]:
-    """The predictor of a finished run's best.pt, and the state of its decoder if it was trained with one.
-
-    Published architectures are opened by micro-sam itself, as its annotator does.
-    """
+    """The predictor of a finished run's best.pt, and the state of its decoder if it was trained with one."""
     if model.family == HUGGING_FACE:
         hugging_face = _hugging_face_of_run(checkpoint).to(device)
         decoder = read_checkpoint(checkpoint)[1]
         return predictor_of(hugging_face, model, micro_sam.util._compute_hash(checkpoint)), decoder
-    if model.custom is None:
-        predictor, state = micro_sam.util.get_sam_model(
-            model_type=model.architecture, checkpoint_path=checkpoint, device=device, return_state=True
-        )
-        # vit_t keeps a copy of its attention biases from before the weights were loaded; this renews it.
-        predictor.model.eval()
-        return predictor, state.get("decoder_state")
     state_dict, decoder_state = read_checkpoint(checkpoint)
     sam = build_model(model)
     sam.load_state_dict(state_dict)

@@ -38,7 +38,7 @@ from refsam.records.status import (
 from refsam.science.data import test_images, training_loaders, validation_images
 from refsam.science.environment import describe_environment
 from refsam.science.evaluation import evaluate, unmeasured
-from refsam.science.hardware import choose_device
+from refsam.science.hardware import choose_device, is_out_of_memory
 from refsam.science.models import initial_predictor, read_checkpoint, segmentation_decoder
 from refsam.science.randomness import be_deterministic, seed_everything
 from refsam.science.strategies.opening import finished_predictor
@@ -49,8 +49,6 @@ SECONDS_BETWEEN_WRITES = 1.0
 LOCK_SECONDS = 10.0  # for whoever corrects the record at this moment
 MESSAGE_LENGTH = 300
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# What torch's allocators for main memory say, in a plain RuntimeError.
-ALLOCATION_FAILURES = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
 
 
 class StatusWriter:
@@ -214,13 +212,6 @@ def _reason_and_message(error: BaseException) -> tuple[Reason, str]:
         where = f"{error.filename} could not be written" if error.filename else "something was not written"
         return Reason.error, f"The disk is full or a quota is used up: {where}."
     return Reason.error, f"{type(error).__name__}: {_first_line(error)}"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator refused memory; the kernel, which kills, is not heard here."""
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in ALLOCATION_FAILURES)
 
 
 def _first_line(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from refsam.science.models import (
     load_predictor,
     predictor_of,
 )
+from refsam.science.safe_load import read_weights
 from refsam.science.strategies.injection import apply_strategy
 from refsam.science.strategies.merging import plain_state
 from refsam.science.strategies.state import HOLDS, TRAINED, load_trained
@@ -36,7 +37,7 @@ def finished_model(config: RefsamConfig, paths: RunPaths, device: torch.device |
     Raises:
         BadInput: when best.pt holds only what was trained, and what the run started from is not there.
     """
-    values = torch.load(paths.best, map_location="cpu", weights_only=True, mmap=True)
+    values = read_weights(paths.best)
     if values.get(HOLDS) != TRAINED:
         predictor, decoder_state = load_predictor(paths.best, config.model, device)
         return Finished(predictor.model, decoder_state)
@@ -50,8 +51,8 @@ def finished_model(config: RefsamConfig, paths: RunPaths, device: torch.device |
 
 
 def finished_predictor(config: RefsamConfig, paths: RunPaths, device: torch.device | str) -> SamPredictor:
-    """The predictor of a finished run; where best.pt is micro-sam's, opened as its annotator does."""
-    values = torch.load(paths.best, map_location="cpu", weights_only=True, mmap=True)
+    """The predictor of a finished run."""
+    values = read_weights(paths.best)
     if values.get(HOLDS) != TRAINED:
         return load_predictor(paths.best, config.model, device)[0]
     sam = finished_model(config, paths, device).sam
