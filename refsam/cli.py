@@ -8,6 +8,7 @@ from importlib import import_module
 import refsam
 from refsam.commands import (
     acting,
+    check_data,
     cite,
     compare,
     evaluate,
@@ -87,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add(commands)
     evaluate.add(commands)
     prepare.add(commands)
+    check_data.add(commands)
     fit.add(commands)
     export.add(commands)
     cite.add(commands)

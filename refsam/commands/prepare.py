@@ -4,6 +4,7 @@ import argparse
 from importlib import import_module
 
 from refsam.commands.options import COMPLETED, Commands, add_command
+from refsam.commands.overrides import add_overrides, configurations
 from refsam.errors import BadInput
 
 
@@ -19,31 +20,13 @@ def add(commands: Commands) -> None:
         "Needs the network.",
         "refsam prepare -m resource=gtx1080,v100 model=vit_b,vit_b_lm n_images=1,2,5,10",
     )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="as for a sweep, such as model=vit_b,vit_b_lm"
-    )
-    parser.add_argument(
-        "-m", "--multirun", action="store_true", help="as for a sweep; changes nothing, commas are enough"
-    )
-    parser.add_argument("--config-name", metavar="NAME", help="a named sweep")
-    parser.add_argument("--config-dir", metavar="FOLDER", help="where your own choices are")
+    add_overrides(parser)
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    from refsam.configuration.compose import compose_sweep
-    from refsam.configuration.composition_errors import explain
     from refsam.configuration.families import HUGGING_FACE, model_problem
 
-    try:
-        configs = list(compose_sweep(options.overrides, options.config_name, options.config_dir))
-    except (HydraException, OmegaConfBaseException) as error:
-        sentence = explain(error)
-        if sentence is None:
-            raise
-        raise BadInput(sentence) from error
+    configs = configurations(options)
     named = {override.lstrip("+~").partition("=")[0].partition(".")[0] for override in options.overrides}
     named = set() if options.config_name else named - {"data"}  # only where the data sets are
     models = {repr(config.model): config.model for config in configs if config.model.weights == "pretrained"}

@@ -101,10 +101,14 @@ def inspect(
     return {pair.name: facts[pair.name] for pair in pairs}
 
 
-def looks_binary(facts: Mapping[str, ImageFacts]) -> bool:
-    """Whether no image has a second id, and the one id is in several pieces in most of them."""
+def binary_masks(dataset: DatasetConfig, facts: Mapping[str, ImageFacts]) -> int:
+    """How many label images hold one id in several pieces, where nobody has said what that means and it looks
+    like binary masks: no image has a second id, and most are so. 0 where they are none.
+    """
+    if dataset.labels_are is not None or dataset.format == COCO:
+        return 0
     split = sum(fact.n_split > 0 for fact in facts.values())
-    return 2 * split > len(facts) and all(fact.n_objects <= 1 for fact in facts.values())
+    return split if 2 * split > len(facts) and all(fact.n_objects <= 1 for fact in facts.values()) else 0
 
 
 def check_images(dataset: DatasetConfig, facts: Mapping[str, ImageFacts], patch_shape: Sequence[int]) -> None:
@@ -116,8 +120,7 @@ def check_images(dataset: DatasetConfig, facts: Mapping[str, ImageFacts], patch_
             `patch_shape` (H, W) while `dataset.padding` is off.
     """
     height, width = patch_shape
-    if dataset.labels_are is None and dataset.format != COCO and looks_binary(facts):
-        split = sum(fact.n_split > 0 for fact in facts.values())
+    if split := binary_masks(dataset, facts):
         raise BadInput(
             f"dataset.labels: the labels of {split} of {len(facts)} images hold one id in several pieces: "
             "these look like binary masks; dataset.labels_are=components makes an object of each piece, "
@@ -126,8 +129,8 @@ def check_images(dataset: DatasetConfig, facts: Mapping[str, ImageFacts], patch_
     for name, fact in facts.items():
         if fact.image.shape != fact.label_shape:
             raise BadInput(
-                f"dataset.labels: the label image of {name} has {_size(fact.label_shape)} pixels and its "
-                f"image {_size(fact.image.shape)}, and both have to have the same height and width"
+                f"dataset.labels: the label image of {name} has {shape_text(fact.label_shape)} pixels and "
+                f"its image {shape_text(fact.image.shape)}, and both have to have the same height and width"
             )
         if fact.n_objects == 0:
             raise BadInput(
@@ -140,13 +143,14 @@ def check_images(dataset: DatasetConfig, facts: Mapping[str, ImageFacts], patch_
             )
         if not dataset.padding and (fact.image.shape[0] < height or fact.image.shape[1] < width):
             raise BadInput(
-                f"train.patch_shape is {_size((height, width))} pixels, but the image {name} has "
-                f"{_size(fact.image.shape)}; allowed are patches that fit every image, or "
+                f"train.patch_shape is {shape_text((height, width))} pixels, but the image {name} has "
+                f"{shape_text(fact.image.shape)}; allowed are patches that fit every image, or "
                 "dataset.padding=true"
             )
 
 
-def _size(shape: tuple[int, int]) -> str:
+def shape_text(shape: tuple[int, int]) -> str:
+    """`height × width`, in pixels."""
     return f"{shape[0]} × {shape[1]}"
 
 
@@ -214,15 +218,22 @@ def _inspect_pair(pair: Pair, dataset: DatasetConfig) -> ImageFacts:
     )
 
 
-def fingerprint(dataset: DatasetConfig, cache: Path | None = None) -> str:
+def fingerprint(
+    dataset: DatasetConfig, cache: Path | None = None, facts: Mapping[str, ImageFacts] | None = None
+) -> str:
     """What identifies a data set wherever it lies: its version, or 16 hex digits over its names and pixels.
+
+    Args:
+        cache: as for inspect.
+        facts: about all of its images, by name, where they are known already.
 
     Raises:
         BadInput: as list_pairs and inspect do, for a data set without a version.
     """
     if dataset.version is not None:
         return dataset.version
-    facts = inspect(list_pairs(dataset), dataset, cache)
+    if facts is None:
+        facts = inspect(list_pairs(dataset), dataset, cache)
     lines = "".join(f"{name}\0{facts[name].content}\n" for name in sorted(facts))
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from refsam import cli
 from refsam.records.paths import RunsFolder
@@ -75,6 +77,30 @@ def test_all_that_is_missing_is_one_list(capsys):
         "model=vit_b",
         "model=vit_t",
     ]
+
+
+def test_a_plan_says_what_the_data_set_holds_and_what_looks_wrong(tmp_path, capsys):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    labels = np.zeros((64, 64), np.uint8)
+    labels[10:30, 10:30], labels[40:50, 40:50] = 1, 2
+    for kind, pixels, suffix in (("images", labels * np.uint8(90), "JPG"), ("labels", labels, "png")):
+        (tmp_path / "mine" / kind).mkdir(parents=True)
+        for i in range(4):
+            options = {"exif": exif} if suffix == "JPG" and i == 0 else {}
+            Image.fromarray(pixels).save(tmp_path / "mine" / kind / f"{i}.{suffix}", **options)
+    own = ["dataset=folder", f"dataset.root={tmp_path / 'mine'}", "dataset.images=images/*.jpg"]
+    assert sweep("-m", "resource=v100", "model=vit_nano", "n_images=1,2", *own, "dry_run=true") == 0
+    output = capsys.readouterr().out
+    assert (
+        "Data set folder: 4 images (2 to train, 1 to validate, 1 to test), 64 × 64 pixels, grey, uint8\n"
+        "  8 objects: 2 to 2 per image (median 2), the smallest of 100 pixels (median 250)\n"
+    ) in output
+    assert "1 of 4 images (images/0) is turned as their orientation in EXIF says" in output
+    assert sweep("-m", "resource=v100", "model=vit_nano", "n_images=1", *own, "dataset.channels=[1]") == 2
+    error = capsys.readouterr().err
+    assert "dataset.channels: 1 was given, but" in error
+    assert error.count("\n") == 1
 
 
 def test_checkpoints_need_room(capsys, synthetic):

@@ -28,8 +28,9 @@ from refsam.configuration.schema import (
     ResourceConfig,
 )
 from refsam.datasets import hub_cache
-from refsam.datasets.index import check_images, fingerprint, inspect
-from refsam.datasets.listing import DataMissing, complete_pairs, count_images, list_pairs
+from refsam.datasets.index import ImageFacts, check_images, fingerprint, inspect
+from refsam.datasets.listing import DataMissing, complete_pairs, count_images
+from refsam.datasets.overview import Overview, overview
 from refsam.datasets.weights_file import architecture_problem, weights_problem
 from refsam.errors import BadInput
 from refsam.orchestration.planning.fetched import no_weights, weights_not_fetched
@@ -93,6 +94,7 @@ class Plan:
     missing: tuple[str, ...]  # what has to be fetched before anything can be submitted, one sentence each
     problems: tuple[str, ...]  # why the state of runs in Slurm may be old, one sentence each
     folder: RunsFolder
+    datasets: tuple[Overview, ...]  # that runs use and that are there
 
     @property
     def todo(self) -> tuple[PlannedRun, ...]:
@@ -117,7 +119,7 @@ class Planner:
     composer: Composer
     cache: Path
     query: SlurmQuery = field(default_factory=SlurmQuery)
-    _data: dict[str, "_Data"] = field(default_factory=dict)
+    _data: dict[str, "_Data | BadInput"] = field(default_factory=dict)
     _hashes: dict[Path, str] = field(default_factory=dict)
     _weights: dict[str, str | None] = field(default_factory=dict)
     _mismatches: dict[str, str | None] = field(default_factory=dict)
@@ -172,6 +174,7 @@ class Planner:
             missing=tuple(dict.fromkeys(self._missing(config for config, _ in valid))),
             problems=answer.problems,
             folder=folder,
+            datasets=tuple(self._overviews(config.dataset for config, _ in valid)),
         )
 
     def _resolve(self, job: Sequence[str]) -> tuple[RefsamConfig, str | None]:
@@ -212,34 +215,49 @@ class Planner:
             raise
         except BadInput as error:
             return str(error)
-        return combination_problem(config, data.total, data.names) or self._image_problem(config)
+        return combination_problem(config, data.total, data.names) or self._image_problem(config, data)
 
     def _data_of(self, dataset: DatasetConfig) -> "_Data":
+        """What is there of a data set, looked at once. Raises BadInput for what cannot be used."""
         key = repr(dataset)
         if key not in self._data:
-            names = missing = None
             try:
-                names = tuple(pair.name for pair in complete_pairs(dataset))
-            except DataMissing as error:
-                if dataset.version is None:
-                    raise
-                missing = str(error)
-            total = count_images(dataset) if names is None else len(names)
-            self._data[key] = _Data(total, fingerprint(dataset, self.cache), missing, names)
-        return self._data[key]
+                self._data[key] = self._look(dataset)
+            except BadInput as error:
+                self._data[key] = error
+        found = self._data[key]
+        if isinstance(found, BadInput):
+            raise found
+        return found
 
-    def _image_problem(self, config: RefsamConfig) -> str | None:
-        dataset, patch = config.dataset, tuple(config.train.patch_shape)
-        if self._data_of(dataset).missing is not None:
+    def _look(self, dataset: DatasetConfig) -> "_Data":
+        try:
+            pairs = complete_pairs(dataset)
+        except DataMissing as error:
+            if dataset.version is None:
+                raise
+            return _Data(count_images(dataset), dataset.version, str(error))
+        facts = inspect(pairs, dataset, self.cache)
+        identified = fingerprint(dataset, self.cache, facts)
+        return _Data(len(pairs), identified, None, facts, overview(dataset, pairs, facts))
+
+    def _image_problem(self, config: RefsamConfig, data: "_Data") -> str | None:
+        if data.facts is None:
             return None
+        dataset, patch = config.dataset, tuple(config.train.patch_shape)
         key = (repr(dataset), patch)
         if key not in self._image_problems:
             try:
-                check_images(dataset, inspect(list_pairs(dataset), dataset, self.cache), (patch[0], patch[1]))
+                check_images(dataset, data.facts, (patch[0], patch[1]))
                 self._image_problems[key] = None
             except BadInput as error:
                 self._image_problems[key] = str(error)
         return self._image_problems[key]
+
+    def _overviews(self, datasets: Iterable[DatasetConfig]) -> Iterator[Overview]:
+        for dataset in {repr(each): each for each in datasets}.values():
+            if (found := self._data_of(dataset).overview) is not None:
+                yield found
 
     def _weights_hash(self, config: RefsamConfig) -> str | None:
         if config.model.weights in ("pretrained", "random"):
@@ -301,7 +319,12 @@ class _Data:
     total: int
     fingerprint: str
     missing: str | None
-    names: tuple[str, ...] | None  # of its images, where they are there
+    facts: dict[str, ImageFacts] | None = None  # by the names of its images, where they are there
+    overview: Overview | None = None
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        return None if self.facts is None else tuple(self.facts)
 
 
 def _baselines(valid: Iterable[_Asked]) -> Iterator[_Asked]:

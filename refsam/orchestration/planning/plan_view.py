@@ -10,6 +10,7 @@ from rich.table import Table
 
 from refsam.configuration.schema import Kind
 from refsam.configuration.strategies import strategy_label
+from refsam.datasets.overview import short_lines
 from refsam.orchestration.planning.estimate import GroupEstimate, group_words, total_words
 from refsam.orchestration.planning.plan import Plan, PlannedRun, Standing
 from refsam.orchestration.planning.preflight import Preflight
@@ -27,7 +28,7 @@ _WORDS = {
 
 
 def print_plan(plan: Plan, console: Console, expected: Sequence[GroupEstimate], found: Preflight) -> None:
-    """Every run grouped by its request, then what is invalid and why, what is missing, and the sums.
+    """The data sets, the runs grouped by their requests, what is invalid and why, what is missing, the sums.
 
     Args:
         expected: how long the runs to do will take, by their requests.
@@ -36,6 +37,9 @@ def print_plan(plan: Plan, console: Console, expected: Sequence[GroupEstimate], 
     common = _common(plan)
     if common:
         console.print("All runs: " + ", ".join(f"{name} {escape(value)}" for name, value in common.items()))
+    for dataset in plan.datasets:
+        for line in short_lines(dataset):
+            console.print(escape(line), soft_wrap=True)
     for jobs, runs in by_jobs(plan.runs, plan.folder):
         table = _group(jobs, runs, common, with_id=True)
         if _width(table, console) > console.width:

@@ -60,7 +60,8 @@ class Preflight:
 def preflight(plan: Plan, on_slurm: bool) -> Preflight:
     """Look at all that the runs to do need: data, weights, packages, room for checkpoints, and the site."""
     found = preflight_of(plan.todo, plan.folder, plan.missing, on_slurm, plan.runs[0].config.cluster)
-    return replace(found, notes=(*_left_out(plan), *found.notes))
+    warnings = [warning for dataset in plan.datasets for warning in dataset.warnings]
+    return replace(found, notes=(*_left_out(plan), *warnings, *found.notes))
 
 
 def preflight_of(
