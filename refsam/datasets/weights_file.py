@@ -111,6 +111,12 @@ def encoder_of(depth: int) -> str:
     return DEPTHS.get(depth, f"a ViT with {depth} blocks")
 
 
+def is_safetensors(path: Path, sample: bytes) -> bool:
+    """Whether a file that begins with `sample` is of safetensors: eight bytes of length, and JSON."""
+    length = int.from_bytes(sample[:8], "little")
+    return path.suffix == SAFETENSORS or (sample[8:9] == b"{" and length <= _MOST_HEADER)
+
+
 def look_at(path: Path) -> WeightsFile:
     """The header of a file, or why it is none of a checkpoint."""
     try:
@@ -124,9 +130,8 @@ def look_at(path: Path) -> WeightsFile:
         if _LEGACY.match(sample):
             with path.open("rb") as file:
                 return _with_encoder(file.read(_MOST_NAMES).decode("latin-1"))
-        length = int.from_bytes(sample[:8], "little")
-        if path.suffix == SAFETENSORS or (sample[8:9] == b"{" and length <= _MOST_HEADER):
-            return _of_safetensors(path, length, size)
+        if is_safetensors(path, sample):
+            return _of_safetensors(path, int.from_bytes(sample[:8], "little"), size)
     except OSError as error:
         return WeightsFile(f"cannot be read ({error.strerror})")
     return WeightsFile(f"is no checkpoint (it begins with {sample[:8]!r})")

@@ -32,6 +32,7 @@ from transformers.models.sam.modeling_sam import (
 
 from refsam.configuration.families import KNOWN_SHAPES
 from refsam.errors import BadInput
+from refsam.science.checkpoint_layout import misfit
 from refsam.science.engine.attention import fused_attention
 from refsam.science.state_names import (
     POSITIONS,
@@ -255,10 +256,9 @@ def build_model(config: dict[str, Any], state: StateDict, prompt_frame: int) -> 
         BadInput: when the weights belong to another configuration.
     """
     sam = HuggingFaceSam(SamModel(SamConfig.from_dict(config)).eval(), prompt_frame)
-    try:
-        sam.load_state_dict(state)
-    except RuntimeError as error:
-        raise BadInput("the checkpoint does not hold the weights of its own configuration") from error
+    if why := misfit(state, sam, "its own configuration"):
+        raise BadInput(f"model.weights: the checkpoint {why}")
+    sam.load_state_dict(state)
     return sam
 
 

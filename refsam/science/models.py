@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from micro_sam.instance_segmentation import DecoderAdapter, get_unetr
 from micro_sam.training.trainable_sam import TrainableSAM
+from safetensors.torch import load_file
 from segment_anything import SamPredictor
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from segment_anything.modeling.prompt_encoder import PositionEmbeddingRandom
@@ -24,7 +25,9 @@ from torch_em.model import UNETR
 from refsam.configuration.families import HUGGING_FACE
 from refsam.configuration.schema import ArchitectureConfig, ModelConfig
 from refsam.datasets import hub_cache
+from refsam.datasets.weights_file import is_safetensors, weights_problem
 from refsam.errors import BadInput
+from refsam.science.checkpoint_layout import find_weights, misfit
 from refsam.science.safe_load import read_weights
 
 StateDict = Mapping[str, torch.Tensor]
@@ -87,10 +90,9 @@ def load_model(model: ModelConfig, seed: int, device: torch.device | str) -> Loa
     else:
         state_dict, decoder_state = read_checkpoint(Path(model.weights).expanduser())
     sam = build_model(model)
-    try:
-        sam.load_state_dict(state_dict)
-    except RuntimeError as error:
-        raise BadInput(f"model.weights={model.weights} does not hold a {model.architecture}") from error
+    if why := misfit(state_dict, sam, model.architecture):
+        raise BadInput(f"model.weights: {model.weights} {why}")
+    sam.load_state_dict(state_dict)
     # vit_t keeps a copy of its attention biases from before the weights were loaded; eval renews it.
     return LoadedModel(sam.to(device).eval(), decoder_state, weights)
 
@@ -115,6 +117,8 @@ def weights_info(model: ModelConfig, seed: int) -> WeightsInfo:
     path = Path(model.weights).expanduser()
     if not path.is_file():
         raise BadInput(f"model.weights={path} is not there, allowed: pretrained, random, or a checkpoint")
+    if problem := weights_problem(path):
+        raise BadInput(problem)
     return WeightsInfo(path.name, micro_sam.util._compute_hash(path))
 
 
@@ -131,6 +135,8 @@ def _hugging_face_info(model: ModelConfig) -> WeightsInfo:
             f"model.weights={model.weights} is neither a folder nor a file, allowed: pretrained (with "
             "model.hub_id), random, a folder of save_pretrained, or a checkpoint of refsam"
         )
+    if problem := weights_problem(path):
+        raise BadInput(problem)
     return WeightsInfo(path.name, micro_sam.util._compute_hash(path))
 
 
@@ -171,12 +177,14 @@ def _hugging_face_of_run(checkpoint: Path) -> Sam:
 def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], StateDict | None]:
     """State dict of the SAM, LoRA updates merged, and of the decoder if there is one, on the CPU.
 
-    Raises BadInput for a file that cannot be read as weights.
+    Raises:
+        BadInput: for a file that cannot be read as weights, or holds none of a Segment Anything model.
     """
-    state = read_weights(path)
-    model_state = state.get("model_state", state)
-    plain = {name.removeprefix(SAM_PREFIX): value for name, value in model_state.items()}
-    return merge_lora(plain), state.get("decoder_state")
+    with path.open("rb") as file:
+        of_safetensors = is_safetensors(path, file.read(9))
+    content = load_file(path) if of_safetensors else read_weights(path)
+    state, decoder_state = find_weights(content, f"model.weights: {path}")
+    return merge_lora(state), decoder_state
 
 
 def _read_published(name: str) -> tuple[dict[str, torch.Tensor], StateDict | None]:

@@ -259,9 +259,13 @@ def test_the_frequencies_are_kept_once_or_twice(
 
 def test_another_checkpoint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.pt"
-    torch.save({"model_state": {}}, path)
-    with pytest.raises(BadInput, match="is no checkpoint of refsam of a model of family hf"):
-        load_model(model_config("hf", weights=str(path)), 0, "cpu")
+    for state, sentence in (
+        ({}, "holds no image encoder of Segment Anything"),
+        ({"image_encoder.pos_embed": torch.zeros(1)}, "is no checkpoint of refsam of a model of family hf"),
+    ):
+        torch.save({"model_state": state}, path)
+        with pytest.raises(BadInput, match=sentence):
+            load_model(model_config("hf", weights=str(path)), 0, "cpu")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Models: built, loaded, frozen, adapted and opened for prediction."""
 
+import collections
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +11,12 @@ import pytest
 import torch
 from micro_sam.inference import batched_inference
 from omegaconf import OmegaConf
+from safetensors.torch import save_file
 from segment_anything.modeling import Sam
+from weights_files import UNUSABLE, write
 
 from refsam.configuration.schema import ArchitectureConfig, ModelConfig, PeftConfig
+from refsam.datasets.weights_file import architecture_problem
 from refsam.errors import BadInput
 from refsam.science.models import (
     build_unetr,
@@ -154,24 +159,110 @@ def test_a_checkpoint_opens_with_the_same_masks(nano: ModelConfig, image: np.nda
     assert predictor._hash == weights_info(replace(nano, weights=str(tmp_path / "best.pt")), 0).hash
 
 
-@pytest.mark.parametrize("layout", ["plain", "training", "lora", "pickled"])
-def test_weights_are_read_from_every_layout(nano: ModelConfig, tmp_path: Path, layout: str) -> None:
-    sam = adapted(nano)
-    merged = merge_lora(sam.state_dict())
-    prefixed = {f"sam.{name}": value for name, value in sam.state_dict().items()}
-    content = {
-        "plain": merged,
-        "training": {"model_state": {f"sam.{name}": value for name, value in merged.items()}},
-        "lora": {"model_state": prefixed},
-        "pickled": {"model_state": prefixed, "init": {"path": tmp_path}},
-    }[layout]
+class OwnSettings:
+    """A class of a user's own script, which micro-sam's trainer keeps in its checkpoints."""
+
+    def __init__(self) -> None:
+        self.rank = 4
+
+
+def renamed(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+LAYOUTS: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
+    "plain": lambda state: state,
+    "ordered": lambda state: collections.OrderedDict(state),
+    "parameters": lambda state: {name: torch.nn.Parameter(value) for name, value in state.items()},
+    "micro-sam": lambda state: {"model_state": renamed(state, "sam."), "optimizer_state": {"state": {}}},
+    "paths": lambda state: {"model_state": renamed(state, "sam."), "init": {"path": Path("/some/where")}},
+    "own classes": lambda state: {"model_state": renamed(state, "sam."), "init": {"peft": OwnSettings()}},
+    "DistributedDataParallel": lambda state: renamed(state, "module."),
+    "DDP in a trainer": lambda state: {"epoch": 3, "model": renamed(state, "module.sam.")},
+    "torch.compile": lambda state: {"state_dict": renamed(state, "_orig_mod.")},
+    "model_state_dict": lambda state: {"model_state_dict": state, "optimizer_state_dict": {"state": {}}},
+    "Lightning": lambda state: {
+        "state_dict": {**renamed(state, "model.sam."), "loss.weight": torch.ones(2)},
+        "pytorch-lightning_version": "2.0",
+        "hyper_parameters": {"lr": 1e-4},
+    },
+    "a name of one's own": lambda state: {"step": 7, "my_sam": {"weights": state}},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_weights_are_read_from_every_layout(
+    nano: ModelConfig, tmp_path: Path, layout: str, zipped: bool
+) -> None:
+    expected = load_model(nano, 5, "cpu").sam.state_dict()
     path = tmp_path / "weights.pt"
-    torch.save(content, path)
+    torch.save(LAYOUTS[layout](expected), path, _use_new_zipfile_serialization=zipped)
+    assert architecture_problem(path, nano) is None
     loaded = load_model(replace(nano, weights=str(path)), 0, "cpu")
     state = loaded.sam.state_dict()
-    assert all(torch.equal(state[name], merged[name]) for name in merged)
+    assert all(torch.equal(state[name], value) for name, value in expected.items())
     assert loaded.weights.source == "weights.pt"
     assert (loaded.weights.hash or "").startswith("xxh128:")
+
+
+def test_updates_of_lora_are_merged_in_every_layout(nano: ModelConfig, tmp_path: Path) -> None:
+    sam = adapted(nano)
+    merged = merge_lora(sam.state_dict())
+    path = tmp_path / "weights.pt"
+    for prefix in ("sam.", "module.sam."):
+        torch.save({"model_state": renamed(sam.state_dict(), prefix)}, path)
+        state = load_model(replace(nano, weights=str(path)), 0, "cpu").sam.state_dict()
+        assert all(torch.equal(state[name], value) for name, value in merged.items())
+
+
+@pytest.mark.parametrize("prefix", ["", "sam."])
+def test_safetensors_are_read(nano: ModelConfig, tmp_path: Path, prefix: str) -> None:
+    expected = load_model(nano, 5, "cpu").sam.state_dict()
+    for name in ("weights.safetensors", "weights.pt"):
+        save_file(renamed(expected, prefix), tmp_path / name)
+        state = load_model(replace(nano, weights=str(tmp_path / name)), 0, "cpu").sam.state_dict()
+        assert all(torch.equal(state[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_files_that_are_no_checkpoint_are_one_sentence_in_a_run_too(
+    kind: str, nano: ModelConfig, tmp_path: Path
+) -> None:
+    path = write(kind, tmp_path)
+    with pytest.raises(BadInput) as error:
+        load_model(replace(nano, weights=str(path)), 0, "cpu")
+    assert str(error.value).startswith(f"model.weights: {path} {UNUSABLE[kind][1]}")
+
+
+def test_what_does_not_fit_is_named(nano: ModelConfig, tmp_path: Path) -> None:
+    state = load_model(nano, 5, "cpu").sam.state_dict()
+    path = tmp_path / "weights.pt"
+    assert nano.custom is not None
+    channels, depth = nano.custom.embed_dim, nano.custom.depth
+    held = f"looks like a ViT with {depth} blocks \\({channels} channels\\) and does not fit vit_nano"
+    position = state.pop("image_encoder.pos_embed")
+    for change, sentence in (
+        ({}, r"missing 1 \(image_encoder.pos_embed\)"),
+        (
+            {"image_encoder.pos_embed": position, "image_encoder.x": position},
+            rf"{held}.*unexpected 1 \(image_encoder\.x\)",
+        ),
+        (
+            {"image_encoder.pos_embed": position[:, :2]},
+            r"of another shape 1 \(image_encoder\.pos_embed",
+        ),
+    ):
+        torch.save({**state, **change}, path)
+        with pytest.raises(BadInput, match=sentence):
+            load_model(replace(nano, weights=str(path)), 0, "cpu")
+    for content, sentence in (
+        ([{"image_encoder.pos_embed": position}], "holds a list instead of a dict of weights"),
+        ({"image_encoder.pos_embed": 3}, r"holds a dictionary of image_encoder.pos_embed, and no state dict"),
+    ):
+        torch.save(content, path)
+        with pytest.raises(BadInput, match=sentence):
+            load_model(replace(nano, weights=str(path)), 0, "cpu")
 
 
 def test_weights_that_are_not_there_or_another_architecture_are_refused(
@@ -184,7 +275,7 @@ def test_weights_that_are_not_there_or_another_architecture_are_refused(
     torch.save(load_model(nano, 0, "cpu").sam.state_dict(), tmp_path / "nano.pt")
     assert nano.custom is not None
     larger = replace(nano.custom, embed_dim=2 * nano.custom.embed_dim)
-    with pytest.raises(BadInput, match="does not hold a vit_nano"):
+    with pytest.raises(BadInput, match=r"does not fit vit_nano: .* of another shape \d+ \(image_enc"):
         load_model(replace(nano, custom=larger, weights=str(tmp_path / "nano.pt")), 0, "cpu")
 
 
