@@ -204,7 +204,9 @@ def _read_hdf5(request: Request, key: str | None) -> Decoded:
             file.visititems(
                 lambda name, found: names.append(name) if isinstance(found, h5py.Dataset) else None
             )
-    except OSError as error:
+    except BadInput:
+        raise
+    except Exception as error:  # h5py raises whatever the library stumbles over in a damaged file
         raise BadInput(
             f"{request.path} cannot be read as HDF5 ({_one_line(error)}), which {field} {key!r} asks for; "
             "set it to null for other files"

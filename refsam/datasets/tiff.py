@@ -56,7 +56,8 @@ def read_tiff(request: Request) -> Decoded:
 
 def _picture(file: Any, request: Request) -> tuple[Any, tuple[int, ...], str]:
     """What to read: a page, a series, or a list of pages that are a stack; with its shape and axes."""
-    if file.is_ome and len(file.pages) == 1:
+    # Asked first: pages that follow one another in a circle are found by counting them, and by nothing else.
+    if len(file.pages) == 1 and file.is_ome:
         # The metadata may name planes of other files, and those are other images.
         page = file.pages[0]
         return page, page.shape, page.axes
