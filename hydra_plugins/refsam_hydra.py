@@ -14,6 +14,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweepe
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -23,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from refsam.configuration.resources import folder
 from refsam.configuration.schema import ClusterConfig, RequestConfig, ResourceConfig
 from refsam.configuration.text_values import quote_text
+from refsam.datasets.listing import DataMissing
 from refsam.errors import BadInput, RunFailed
 from refsam.terminal import standard_console
 
@@ -128,12 +130,24 @@ class RefsamSweeper(BasicSweeper):
                     "values with commas, choice(…), range(…) and glob(…)"
                 )
         returns: list[JobReturn] = []
-        for batch in self.split_arguments(overrides, self.max_batch_size):
-            returns += self.launcher.launch(batch, initial_job_idx=len(returns))
+        try:
+            for batch in self.split_arguments(overrides, self.max_batch_size):
+                returns += self.launcher.launch(batch, initial_job_idx=len(returns))
+        except DataMissing as error:
+            raise BadInput(f"{error}{_comma_hint(overrides)}") from error
         unfinished = getattr(self.launcher, "unfinished", 0)
         if unfinished:
             raise RunFailed(f"{unfinished} of the runs have no result; the lines above say why")
         return returns
+
+
+def _comma_hint(overrides: Sequence[Override]) -> str:
+    """How to write a folder of images whose name has a comma, which -m takes for several folders."""
+    for override in overrides:
+        if override.get_key_element() == "dataset.root" and override.is_sweep_override():
+            value = str(override.input_line).partition("=")[2]
+            return f"; one folder with a comma in its name: \"dataset.root='{value}'\""
+    return ""
 
 
 class RefsamSearchPath(SearchPathPlugin):

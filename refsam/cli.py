@@ -31,7 +31,7 @@ from refsam.commands.options import (
     INTERRUPTED,
     SLURM_SILENT,
 )
-from refsam.errors import BadInput, DamagedManifest, RunFailed, SlurmSilent, os_problem
+from refsam.errors import BadInput, DamagedManifest, RunFailed, SlurmSilent, nearest, os_problem
 from refsam.terminal import any_encoding, flush_standard_output, leave_standard_output
 
 
@@ -71,7 +71,8 @@ def _answer(given: list[str]) -> int:
         return _refuse(os_problem(error), FAILED)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    """The parser, and the names of the commands."""
     parser = argparse.ArgumentParser(
         prog="refsam",
         description="Finetune Segment Anything over resources, models, strategies and numbers of images.",
@@ -94,12 +95,14 @@ def _parser() -> argparse.ArgumentParser:
     cite.add(commands)
     track.add(commands)
     commands.add_parser("sweep", help="run a sweep: the same as python -m refsam.sweep", add_help=False)
-    return parser
+    return parser, list(commands.choices)
 
 
 def _options(given: Sequence[str]) -> argparse.Namespace:
     """What was typed. Overrides may stand before and after options; argparse takes one group of them only."""
-    parser = _parser()
+    parser, commands = _parser()
+    if given and not given[0].startswith("-") and given[0] not in commands:
+        raise BadInput(f"{given[0]!r} is no command{nearest(given[0], commands)}; refsam --help lists them")
     options, rest = parser.parse_known_args(given)
     unknown = [word for word in rest if word.startswith("-") or "=" not in word]
     if unknown or (rest and not hasattr(options, "overrides")):

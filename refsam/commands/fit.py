@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from refsam.commands.options import COMPLETED, Commands, add_command, add_json, print_json
 from refsam.errors import BadInput
+from refsam.records.paths import default_runs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -140,7 +141,7 @@ def _show(options: argparse.Namespace, fits: "Sequence[Fit]", runs: Path) -> Non
 def _runs(options: argparse.Namespace, combinations: "Sequence[Combination]") -> Path:
     """--runs, or the override `runs=`, as for a sweep."""
     given = Path(options.runs)
-    chosen = given if options.runs != "runs" else Path(combinations[0][1].runs)
+    chosen = given if options.runs != default_runs() else Path(combinations[0][1].runs)
     return chosen.expanduser().absolute()
 
 

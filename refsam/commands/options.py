@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refsam.errors import BadInput
+from refsam.records.paths import default_runs
 
 if TYPE_CHECKING:
     from refsam.records.paths import RunsFolder
@@ -36,7 +37,10 @@ def add_command(
     )
     parser.set_defaults(run=run)
     parser.add_argument(
-        "--runs", default="runs", metavar="FOLDER", help="folder of the run directories (runs)"
+        "--runs",
+        default=default_runs(),
+        metavar="FOLDER",
+        help="folder of the run directories (what REFSAM_RUNS names, else runs)",
     )
     return parser
 

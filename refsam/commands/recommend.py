@@ -16,13 +16,13 @@ from refsam.commands.options import (
 )
 from refsam.commands.selection import Selection, add_join, name_problems, say_problems, selected
 from refsam.errors import BadInput, nearest
+from refsam.records.paths import default_runs
 
 if TYPE_CHECKING:
     from refsam.records.paths import Directories, RunsFolder
     from refsam.results.advice.candidates import Candidate, Limits
     from refsam.results.advice.recommend import Advice
 
-_RUNS = "runs"  # need not be there: who has run nothing asks what to begin with
 _PROGRAM = ("python", "-m", "refsam.sweep")
 _DATASET = "covid_if"  # of the resource study
 
@@ -102,7 +102,7 @@ def _recommend(options: argparse.Namespace) -> int:
     frame, directories = (None, {}) if chosen is None else (chosen.frame, chosen.directories)
     fits = known_fits(folder.root)
     advice = recommend(frame, directories, limits, fits, options.metric, options.dataset, options.mode)
-    command = _command(advice, folder, directories, named=options.runs != _RUNS)
+    command = _command(advice, folder, directories, named=options.runs != default_runs())
     if options.json:
         print_json(as_json(advice, command or None))
     else:
@@ -116,7 +116,9 @@ def _own(options: argparse.Namespace) -> Selection | None:
     """The own results; None where there are no sweeps."""
     from refsam.results.sweeps import sweep_names
 
-    if options.runs == _RUNS and not options.sweeps and not options.join and not Path(_RUNS).is_dir():
+    # Need not be there: who has run nothing asks what to begin with.
+    is_default = options.runs == default_runs() and not options.sweeps and not options.join
+    if is_default and not Path(options.runs).is_dir():
         return None
     if not options.sweeps and not options.join and not sweep_names(open_folder(options)):
         return None

@@ -1,7 +1,9 @@
 """Hydra's and OmegaConf's errors as one sentence that names the field, what was given and what is allowed."""
 
+import dataclasses
 import re
-from typing import get_type_hints
+from collections.abc import Iterator
+from typing import Any, get_type_hints
 
 from hydra.errors import (
     ConfigCompositionException,
@@ -17,6 +19,7 @@ from refsam.configuration.schema import RefsamConfig
 from refsam.errors import nearest
 
 _TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}
+SHOWN = 3  # fields that may be meant
 # What OmegaConf says of a value that a field does not take, and what the field takes.
 _SAID = (
     (r"not a valid bool", "true or false"),
@@ -88,9 +91,12 @@ def _unreadable(override: str, said: str) -> str:
 def _of_hydra(said: str) -> str:
     if match := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", said):
         key, values = match[1], match[2].replace("'", "")
-        if _is_list(key):
+        if "list[" in str(_type_of(key)):
             return f"{key}: {values} was given, allowed is a list: {key}=[{values}]"
-        return f"{key}: {values} was given without -m, allowed is one value; a sweep: -m {key}={values}"
+        whole = f"; a comma in the value: \"{key}='{values}'\"" if _type_of(key) in (str, str | None) else ""
+        return (
+            f"{key}: {values} was given without -m, allowed is one value; a sweep: -m {key}={values}{whole}"
+        )
     if match := re.search(r"Could not append to config. An item is already at '(.+?)'", said):
         return f"{match[1]}: +{match[1]} was given, but the field is there already; allowed is {match[1]}=…"
     if match := re.search(r"Could not delete from config. (?:The value of )?'(.+?)'", said):
@@ -115,7 +121,10 @@ def _value(error: OmegaConfBaseException, given: tuple[str, str] | None) -> str:
         fields = _fields(parent)
         if name in fields:
             return f"{key}: {value} was given, allowed is one of its choices; --help lists them"
-        allowed = f", allowed are {', '.join(fields)}" if fields else ""
+        meant = [field for field in field_names() if field.rpartition(".")[2] == name]
+        if meant:
+            return f"{key}: there is no such field (did you mean {' or '.join(meant[:SHOWN])}?)"
+        allowed = f"; choose from {', '.join(fields)}" if fields else ""
         return f"{key}: there is no such field{nearest(name, fields)}{allowed}"
     if isinstance(error, ValidationError) and value is not None:
         return f"{key}: {value} was given, allowed is {_allowed(said)}"
@@ -134,11 +143,12 @@ def _allowed(message: str) -> str:
     return _first_line(message)
 
 
-def _is_list(key: str) -> bool:
+def _type_of(key: str) -> Any:
+    """The type of a field of the schema; None where there is no such field."""
     parent, _, name = key.rpartition(".")
     config = OmegaConf.structured(RefsamConfig)
     kind = OmegaConf.get_type(OmegaConf.select(config, parent) if parent else config)
-    return kind is not None and "list[" in str(get_type_hints(kind).get(name))
+    return None if kind is None else get_type_hints(kind).get(name)
 
 
 def _fields(path: str) -> list[str]:
@@ -149,6 +159,18 @@ def _fields(path: str) -> list[str]:
         return []
     names = [str(name) for name in node]
     return names if path else [*names, "n_train_images"]
+
+
+def field_names(kind: type[Any] = RefsamConfig, prefix: str = "") -> Iterator[str]:
+    """The dotted names of all fields of the schema, those of evaluate.resource left out: it is a copy."""
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        name = f"{prefix}{field.name}"
+        if name == "evaluate.resource":
+            continue
+        yield name
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from field_names(hints[field.name], f"{name}.")
 
 
 def _first_line(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,8 @@ def quote_text(overrides: Sequence[str]) -> list[str]:
     """The overrides, with quotes around what the schema has as text and Hydra would read as something else.
 
     `name=2026_11_28` becomes `name='2026_11_28'`, `dataset.categories=[2_0,a]` becomes
-    `dataset.categories=['2_0',a]`. A null stays null, and so do arguments of functions other than choice.
+    `dataset.categories=['2_0',a]`, and `runs=~/study` becomes `runs='~/study'`. A null stays null, and so do
+    arguments of functions other than choice.
     """
     return [_quoted(text, text_shape(text.partition("=")[0].lstrip("+"))) for text in overrides]
 
@@ -56,6 +58,8 @@ def _required(kind: Any) -> Any:
 
 
 def _quoted(override: str, shape: str | None) -> str:
+    if shape == "":  # a home folder; Hydra's grammar has ~ for deletions only
+        override = re.sub(r"(?<=[=,])~[^,'\"]*", lambda path: f"'{path[0]}'", override)
     places = [] if shape is None else list(_bare_values(override, shape))
     for start, stop in reversed(places):
         override = f"{override[:start]}'{override[start:stop]}'{override[stop:]}"

@@ -1,5 +1,6 @@
 """Every path of a run and of a sweep. Nobody assembles one elsewhere."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,6 +185,11 @@ class SweepPaths:
     def scripts(self) -> Path:
         """Job scripts that a person submits."""
         return self.root / "scripts"
+
+
+def default_runs() -> str:
+    """The runs folder where none is given: that of the environment variable REFSAM_RUNS, else `runs` here."""
+    return os.environ.get("REFSAM_RUNS") or "runs"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from refsam.errors import BadInput, DamagedManifest, nearest
 from refsam.records.files import read_json
-from refsam.records.paths import RunsFolder, SweepPaths
+from refsam.records.paths import RunsFolder, SweepPaths, default_runs
 from refsam.records.status import read_status
 
 MANIFEST_FORMAT = 1
@@ -113,6 +113,12 @@ def count_states(sweep: SweepPaths, folder: RunsFolder) -> Counter[str]:
 
 def runs_folder(path: str | Path, option: str = "--runs") -> RunsFolder:
     """The runs folder at `path`, as an option has it. Raises BadInput where it is not a folder."""
-    if not Path(path).is_dir():
-        raise BadInput(f"{option} {str(path)!r} is not a folder")
-    return RunsFolder(Path(path))
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return RunsFolder(path)
+    if option == "--runs" and str(path) == default_runs():
+        raise BadInput(
+            f"there is no runs folder {str(path)!r}; run a sweep first, or name the folder with --runs or "
+            "the environment variable REFSAM_RUNS"
+        )
+    raise BadInput(f"{option} {str(path)!r} is not a folder")

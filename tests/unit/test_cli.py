@@ -1,6 +1,7 @@
 """The command `refsam`: what it prints, where, and with which exit status."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -252,3 +253,31 @@ def test_what_must_answer_at_once_imports_nothing_heavy(folder, arguments):
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "imported: set()"
+
+
+def test_a_mistyped_command_suggests_the_nearest(capsys):
+    assert cli.main(["statsu"]) == 2
+    assert capsys.readouterr().err == (
+        "refsam: 'statsu' is no command (did you mean status?); refsam --help lists them\n"
+    )
+
+
+def test_the_environment_names_the_runs_folder(folder, capsys, monkeypatch, tmp_path):
+    write_sweep(folder, "study", {"a": State.completed})
+    monkeypatch.chdir(tmp_path.parent)
+    assert cli.main(["list"]) == 2
+    assert "there is no runs folder 'runs'; run a sweep first, or name the folder" in capsys.readouterr().err
+    assert cli.main(["list", "--runs", "elsewhere"]) == 2
+    assert capsys.readouterr().err == "refsam: --runs 'elsewhere' is not a folder\n"
+    monkeypatch.setenv("REFSAM_RUNS", str(folder.root))
+    assert cli.main(["list"]) == 0
+    assert capsys.readouterr().out.split()[0] == "study"
+
+
+def test_a_sweep_goes_into_the_runs_folder_of_the_environment(tmp_path):
+    command = [sys.executable, "-m", "refsam.sweep", "--cfg", "job"]
+    environment = {**os.environ, "REFSAM_RUNS": str(tmp_path)}
+    done = subprocess.run(
+        [*command, "--resolve"], capture_output=True, text=True, check=True, env=environment
+    )
+    assert f"\nruns: {tmp_path}\n" in done.stdout

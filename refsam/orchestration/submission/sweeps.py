@@ -30,7 +30,7 @@ from refsam.orchestration.planning.preflight import machine_problem, preflight
 from refsam.orchestration.slurm.questions import read_record
 from refsam.orchestration.slurm.requests import Run, by_jobs
 from refsam.records.files import read_json, write_json
-from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
+from refsam.records.paths import RunPaths, RunsFolder, SweepPaths, default_runs
 from refsam.records.status import State, Status, now, read_status, run_lock, write_status
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ def _frozen(paths: RunPaths) -> RefsamConfig | None:
 
 def _arguments(plan: Plan) -> str:
     """The sweep as the commands take it at this prompt."""
-    here = plan.folder.root == Path("runs").absolute()
+    here = plan.folder.root == Path(default_runs()).expanduser().absolute()
     return plan.name if here else f"{plan.name} --runs {shlex.quote(str(plan.folder.root))}"
 
 
