@@ -200,6 +200,18 @@ def test_excel_holds_numbers_and_no_formulas(seeds, tmp_path):
     assert "±" in values["=1+1"][3].number_format
 
 
+def test_the_columns_of_excel_are_as_wide_as_their_cells(seeds, tmp_path):
+    name = "vit_b_em_organelles_with_a_long_name"
+    seeds.loc[seeds["strategy"] == "full", "strategy"] = name
+    table = wide_table(seeds, ("strategy",), ("n_images",), ("SA50",))
+    (path,) = write_table(table, tmp_path / "table", ("excel",), provenance(seeds))
+    sheet = openpyxl.load_workbook(path).active
+    widths = [sheet.column_dimensions[letter].width for letter in "ABCD"]
+    assert widths[0] >= len(name)
+    shown = max(len(line.split(" | ")[3]) for line in as_markdown(table).splitlines()[2:] if "±" in line)
+    assert widths[3] >= shown - len("****")
+
+
 def test_the_published_table_of_the_resource_study_comes_out_as_published():
     table = resource_study(published_runs())
     published = read_yaml(PUBLISHED)["times"]

@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,6 +11,7 @@ from refsam.records.files import write_atomically, write_text
 from refsam.results.provenance import one_line, write_sidecar
 from refsam.results.tables.wide import Cell, WideTable, cell_text, value_text
 
+WIDEST_CELL = 80  # characters of a column in Excel; longer texts flow over
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "~": r"\textasciitilde{}",
@@ -154,7 +155,9 @@ def _excel(table: WideTable, file: BinaryIO, origin: dict[str, Any]) -> None:
         cell.data_type = "s"  # never a formula
         cell.font = Font(bold=True)
         cell.alignment = Alignment(wrap_text=True, vertical="top")
-        sheet.column_dimensions[get_column_letter(number)].width = max(10, min(30, len(heading) + 2))
+        # Headings wrap, what is below them must fit: a number that does not is shown as ####.
+        width = max(map(len, (*_texts(table, number - 1), *heading.split())), default=0)
+        sheet.column_dimensions[get_column_letter(number)].width = min(width, WIDEST_CELL) + 2
     for line, (names, cells) in enumerate(zip(table.rows, table.cells, strict=True), start=2):
         for number, name in enumerate(names, start=1):
             sheet.cell(line, number, name).data_type = "s"
@@ -173,6 +176,16 @@ def _excel(table: WideTable, file: BinaryIO, origin: dict[str, Any]) -> None:
         sheet.cell(number, 1, note).data_type = "s"
     sheet.freeze_panes = sheet.cell(2, len(table.row_axes) + 1)
     book.save(file)
+
+
+def _texts(table: WideTable, number: int) -> Iterator[str]:
+    """What the cells of a column show, the names of rows first among the columns."""
+    for names, cells in zip(table.rows, table.cells, strict=True):
+        if number < len(names):
+            yield names[number]
+        else:
+            column = number - len(names)
+            yield cell_text(cells[column], table.metrics[column])
 
 
 def _excel_format(cell: Cell, metric: str) -> str:
