@@ -27,7 +27,8 @@ def execute(root: Path) -> None:
         write_status(paths, status)
         names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "FROM_THE_PROLOGUE", "SLURM_CPUS_PER_TASK")
         seen: dict[str, object] = {name: os.environ.get(name) for name in names}
-        write_json(root / "seen.json", {**seen, "memory_gb": memory_gb()})
+        slurm = {name: value for name, value in os.environ.items() if name.startswith("SLURM_")}
+        write_json(root / "seen.json", {**seen, "memory_gb": memory_gb(), "slurm": slurm})
         with (root / "starts.txt").open("a") as starts:
             starts.write(f"{os.environ['SLURM_JOB_ID']}\n")
         try:

@@ -19,6 +19,7 @@ from refsam.errors import RunFailed
 from refsam.orchestration.fit.command import Options, fit_all, folder_of, requests_of
 from refsam.orchestration.fit.measure import Say
 from refsam.orchestration.fit.requests import resolve
+from refsam.orchestration.slurm.environment import cleaned
 from refsam.orchestration.slurm.questions import run_command
 from refsam.orchestration.slurm.requests import request_text
 from refsam.orchestration.submission.slurm_script import check_folder, parameters
@@ -75,9 +76,8 @@ def _submit(fit: FitJob, config: RefsamConfig, name: str, runs: Path) -> str:
     executor = submitit.SlurmExecutor(jobs, python=sys.executable)
     executor.update_parameters(**values)
     try:
-        with contextlib.redirect_stderr(
-            io.StringIO()
-        ):  # submitit prints what sbatch says before it raises it
+        # submitit prints what sbatch says before it raises it.
+        with cleaned(), contextlib.redirect_stderr(io.StringIO()):
             return str(executor.submit(fit).job_id)
     except (FailedJobError, FailedSubmissionError) as error:
         raise RunFailed((str(error).strip().splitlines() or ["sbatch failed"])[-1]) from error

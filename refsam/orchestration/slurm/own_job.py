@@ -15,8 +15,8 @@ REQUEUE_DELAYS = (1.0, 4.0)  # seconds between the attempts to requeue; the job 
 
 
 def restarts() -> int:
-    """How often Slurm has started this job again."""
-    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    """How often Slurm has started this job again; never, where it is a person's."""
+    return 0 if job_id() is None else int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
 def why_ended(number: signal.Signals) -> tuple[Reason, bool]:

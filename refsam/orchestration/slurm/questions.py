@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from refsam.errors import SlurmSilent
+from refsam.orchestration.slurm import environment
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import Reason, State, Status, read_status
 
@@ -159,7 +160,9 @@ def is_momentary(words: str) -> bool:
 def run_command(command: Sequence[str], seconds: float = ANSWER_SECONDS) -> str:
     """The standard output of a Slurm command. Raises SlurmSilent, at the latest after so many seconds."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=seconds, check=False, env=environment.clean()
+        )
     except FileNotFoundError as error:
         raise SlurmSilent(f"there is no {command[0]} on this machine") from error
     except subprocess.TimeoutExpired as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from refsam.configuration.schema import ClusterConfig, RequestConfig
 from refsam.errors import SlurmSilent, nearest
+from refsam.orchestration.slurm.environment import chosen
 from refsam.orchestration.slurm.patience import Say, patiently
 from refsam.orchestration.slurm.questions import run_command
 from refsam.orchestration.slurm.requests import minutes
@@ -111,8 +112,7 @@ def request_problem(
 ) -> str | None:
     """Why no node of the site can ever take a job with this request, in one sentence; None: one can."""
     named = {partition.name: partition for partition in partitions}
-    default = next((partition.name for partition in partitions if partition.default), None)
-    name = request.partition or default
+    name = _partition_name(request, partitions)
     if name is None:
         return "resource.request.partition: null was given, but the site has no default partition"
     if name not in named:
@@ -133,14 +133,19 @@ def out_of_service(
     request: RequestConfig, partitions: Sequence[Partition], nodes: Sequence[Node]
 ) -> list[Node]:
     """The nodes that could take a job with this request, but for their state."""
-    default = next((partition.name for partition in partitions if partition.default), None)
+    name = _partition_name(request, partitions)
     return [
         node
         for node in nodes
         if not node.in_service
-        and (request.partition or default) in node.partitions
+        and name in node.partitions
         and request_problem(request, partitions, [node]) is None
     ]
+
+
+def _partition_name(request: RequestConfig, partitions: Sequence[Partition]) -> str | None:
+    default = next((partition.name for partition in partitions if partition.default), None)
+    return request.partition or chosen("partition") or default
 
 
 def unasked_problem(request: RequestConfig, cluster: ClusterConfig) -> str | None:
@@ -223,7 +228,8 @@ def _max_submit_jobs(cluster: ClusterConfig, say: Say) -> int | None:
     user = ["sacctmgr", "--noheader", "--parsable2", "show", "user", getpass.getuser(), "withassoc", fields]
     qos = ["sacctmgr", "--noheader", "--parsable2", "show", "qos", "format=Name,MaxSubmitJobsPerUser"]
     try:
-        return parse_max_submit_jobs(run_command(user), run_command(qos), cluster.account, cluster.qos)
+        account, quality = cluster.account or chosen("account"), cluster.qos or chosen("qos")
+        return parse_max_submit_jobs(run_command(user), run_command(qos), account, quality)
     except SlurmSilent as error:
         say(f"sacctmgr does not answer ({error}): only cluster.max_submit_jobs limits the jobs")
         return None

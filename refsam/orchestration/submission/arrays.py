@@ -27,6 +27,7 @@ from refsam.configuration.schema import ClusterConfig, RequestConfig
 from refsam.errors import RunFailed, SlurmSilent
 from refsam.orchestration.in_job.job import SCIENCE, RunJob
 from refsam.orchestration.slurm import patience, site
+from refsam.orchestration.slurm.environment import cleaned
 from refsam.orchestration.slurm.patience import Say, patiently
 from refsam.orchestration.slurm.questions import SlurmQuery, is_momentary, read_record, run_command
 from refsam.orchestration.slurm.reconcile import reconcile
@@ -303,7 +304,7 @@ def _sbatch(
     devices = None if request.gpus else ""  # a node may have GPUs that this run has not asked for
     jobs = []
     # submitit prints what sbatch says before it raises it.
-    with contextlib.redirect_stderr(io.StringIO()), executor.batch():
+    with cleaned(), contextlib.redirect_stderr(io.StringIO()), executor.batch():
         for run in runs:
             root = str(order.folder.run(run.run_id).root.absolute())
             job = RunJob(root, request.cores, devices, order.entry_point, trains_only)

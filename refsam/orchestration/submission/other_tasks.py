@@ -13,6 +13,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from refsam.configuration.schema import ClusterConfig, RefsamConfig, RequestConfig, ResourceConfig
+from refsam.orchestration.slurm.environment import cleaned
 from refsam.orchestration.submission.slurm_script import parameters
 
 
@@ -83,7 +84,7 @@ def run_on_slurm(
     executor = submitit.SlurmExecutor(folder)
     executor.update_parameters(**values)
     singletons = Singleton.get_state()
-    with executor.batch():
+    with cleaned(), executor.batch():
         submitted = [
             executor.submit(application.run, list(overrides), first_number + index, singletons)
             for index, overrides in enumerate(jobs)

@@ -8,6 +8,7 @@ from refsam.configuration.resources import folder
 from refsam.configuration.schema import ClusterConfig, RequestConfig
 from refsam.errors import BadInput, nearest
 from refsam.orchestration.in_job.job import thread_environment
+from refsam.orchestration.slurm.environment import chosen, prologue_line
 from refsam.orchestration.slurm.requests import Run, minutes
 from refsam.orchestration.submission.snapshot import prologue_lines
 
@@ -32,14 +33,16 @@ def parameters(
     comment = f"refsam sweep {sweep}: {' '.join(run.run_id for run in runs)}"
     threads = thread_environment(request.cores)
     optional = {
-        "partition": request.partition,
-        "account": cluster.account,
-        "qos": cluster.qos,
-        "constraint": cluster.constraint,
+        "partition": request.partition or chosen("partition"),
+        "account": cluster.account or chosen("account"),
+        "qos": cluster.qos or chosen("qos"),
+        "constraint": cluster.constraint or chosen("constraint"),
         "exclude": cluster.exclude,
     }
     # A job is put back into the queue when it is interrupted, also where the site's default is not to.
     extra: dict[str, Any] = {"hold": True, "requeue": True}
+    if reservation := chosen("reservation"):
+        extra["reservation"] = reservation
     if request.gpus:
         extra["gpus"] = str(request.gpus) if request.gpu is None else f"{request.gpu}:{request.gpus}"
     values: dict[str, Any] = {
@@ -53,6 +56,7 @@ def parameters(
         "array_parallelism": cluster.array_parallelism or len(runs),
         # numpy fixes its number of threads when it is imported, which is before the run begins.
         "setup": [
+            prologue_line(frozenset(extra)),
             *(f"export {name}={value}" for name, value in threads.items()),
             *([] if snapshot is None else prologue_lines(snapshot)),
             *prologue(cluster.template),
