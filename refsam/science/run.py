@@ -6,6 +6,7 @@ says is missing, and leaves the reason in the record when it fails.
 
 import errno
 import os
+import re
 import signal
 import sys
 import time
@@ -48,6 +49,7 @@ from refsam.science.training import train
 SECONDS_BETWEEN_WRITES = 1.0
 LOCK_SECONDS = 10.0  # for whoever corrects the record at this moment
 MESSAGE_LENGTH = 300
+KILLED_WORKER = r"DataLoader worker \(pid.*\) (is killed by signal: Killed|exited unexpectedly)"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -204,6 +206,8 @@ def _reason_and_message(error: BaseException) -> tuple[Reason, str]:
     # Whatever went wrong after it was asked to stop, such as helpers that were asked as well, that is why.
     if asked is not None or isinstance(error, KeyboardInterrupt):
         return Reason.cancelled, "The run was stopped; the same command continues it."
+    if _lost_a_helper(error):
+        return Reason.lost, f"A process that loads data was killed from outside: {_first_line(error)}"
     if is_out_of_memory(error):
         return Reason.out_of_memory, f"The memory did not suffice: {_first_line(error)}"
     if isinstance(error, BadInput):
@@ -212,6 +216,11 @@ def _reason_and_message(error: BaseException) -> tuple[Reason, str]:
         where = f"{error.filename} could not be written" if error.filename else "something was not written"
         return Reason.error, f"The disk is full or a quota is used up: {where}."
     return Reason.error, f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _lost_a_helper(error: BaseException) -> bool:
+    """Whether a worker of a DataLoader was killed; by whom, nobody tells this process."""
+    return isinstance(error, RuntimeError) and re.search(KILLED_WORKER, str(error)) is not None
 
 
 def _first_line(error: BaseException) -> str:

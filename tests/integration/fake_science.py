@@ -54,6 +54,8 @@ def execute(root: Path) -> None:
             behave(root)
         except BaseException as error:
             reason = Reason.cancelled if isinstance(error, KeyboardInterrupt) else Reason.error
+            if "helper" in str(error):
+                reason = Reason.lost
             if "without a word" not in str(error):
                 message = f"{type(error).__name__}: {error}"
                 write_status(
@@ -75,8 +77,12 @@ def behave(root: Path) -> None:
         raise ValueError("the [bold]data[/bold] is not there")
     if behaviour == "fail silently":
         raise ValueError("without a word")
+    if behaviour == "fail for want of a helper":
+        raise RuntimeError("a helper was killed")
     if behaviour == "crash":
         os.kill(os.getpid(), signal.SIGKILL)
+    if behaviour == "crash by itself":
+        os.kill(os.getpid(), signal.SIGSEGV)
     if behaviour == "meet":  # ends when two runs have been seen at work
         wait_for(lambda: len(starts(root.parent)) >= 2)
         time.sleep(0.7)

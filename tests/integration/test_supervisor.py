@@ -106,12 +106,17 @@ def test_a_science_that_cannot_be_imported_is_an_error_with_its_words(paths):
     assert read_status(paths).reason is Reason.error
 
 
-def test_a_kill_for_lack_of_memory_is_told_from_other_kills(paths, monkeypatch):
-    # The kernel's counter, raised by one while the run is at work.
+@pytest.fixture
+def some_process_is_killed(paths, monkeypatch):
+    """The kernel's counter, raised by one while the run is at work."""
     counter = lambda: 8 if science.starts(paths.root.parent) else 7  # noqa: E731
     monkeypatch.setattr(machine, "out_of_memory_kills", counter)
+
+
+@pytest.mark.parametrize("behaviour", ["crash", "fail for want of a helper"])
+def test_a_kill_for_lack_of_memory_is_told_from_other_kills(paths, some_process_is_killed, behaviour):
     with pytest.raises(RunFailed):
-        job(paths, "crash")()
+        job(paths, behaviour)()
     status = read_status(paths)
     assert (status.state, status.reason, status.attempt) == (State.failed, Reason.out_of_memory, 1)
     # Nothing is known that a next attempt could save.
@@ -119,6 +124,29 @@ def test_a_kill_for_lack_of_memory_is_told_from_other_kills(paths, monkeypatch):
         "The kernel killed the run because memory was short. "
         "Not tried again: nothing is left that would save memory."
     )
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason", "words"),
+    [
+        ("fail", Reason.error, "ValueError: the [bold]data[/bold] is not there"),
+        ("fail silently", Reason.error, "ValueError: without a word; see "),
+        ("crash by itself", Reason.lost, "its interpreter crashed (SIGSEGV)"),
+    ],
+)
+def test_a_kill_of_another_process_is_not_why_a_run_fails(
+    paths, some_process_is_killed, behaviour, reason, words
+):
+    with pytest.raises(RunFailed):
+        job(paths, behaviour)()
+    assert read_status(paths).reason is reason
+    assert words in read_status(paths).message
+
+
+def test_a_helper_that_somebody_killed_is_no_lack_of_memory(paths):
+    with pytest.raises(RunFailed):
+        job(paths, "fail for want of a helper")()
+    assert read_status(paths).reason is Reason.lost
 
 
 def test_the_next_attempt_takes_what_the_failed_one_has_taught(paths):

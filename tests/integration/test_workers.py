@@ -102,7 +102,7 @@ def test_a_run_with_workers_exits_when_a_signal_reaches_all_its_processes(
     config = small_config(synthetic, "train.workers=2")
     endless = replace(config, train=replace(config.train, **ENDLESS))
     with started(endless, tmp_path / "run") as (process, paths):
-        until(paths.latest.exists, process)
+        until(paths.history.exists, process)
         workers = session(process)
         assert len(workers) == WORKERS
         for worker in workers:
@@ -116,11 +116,24 @@ def test_a_run_with_workers_exits_when_a_signal_reaches_all_its_processes(
     assert read_status(paths).reason is reason
 
 
+def test_a_run_says_that_its_worker_was_killed(synthetic: DatasetConfig, tmp_path: Path) -> None:
+    config = small_config(synthetic, "train.workers=2")
+    endless = replace(config, train=replace(config.train, **ENDLESS))
+    with started(endless, tmp_path / "run") as (process, paths):
+        until(paths.history.exists, process)
+        session(process)[0].kill()
+        assert process.wait(300) == 1
+        assert session(process) == []
+    status = read_status(paths)
+    assert status.reason is Reason.lost
+    assert "A process that loads data was killed from outside" in (status.message or "")
+
+
 def test_a_killed_run_leaves_no_worker(synthetic: DatasetConfig, tmp_path: Path) -> None:
     config = small_config(synthetic, "train.workers=2")
     endless = replace(config, train=replace(config.train, **ENDLESS))
     with started(endless, tmp_path / "run") as (process, paths):
-        until(paths.latest.exists, process)
+        until(paths.history.exists, process)
         workers = session(process)
         process.kill()
         _, alive = psutil.wait_procs(workers, timeout=60)

@@ -51,7 +51,7 @@ class Outcome:
 
     Attributes:
         exit_status: negative for a signal.
-        memory_kills: of processes by the kernel, meanwhile.
+        memory_kills: of any processes of the cgroup or the machine by the kernel, meanwhile.
         peak_memory_gib: the largest resident main memory of one of its processes.
         stopped: why it was asked to stop, if it was.
         trained: whether it has written results/savings.json, so its training had begun.
@@ -104,7 +104,7 @@ def end_of_attempt(paths: RunPaths, outcome: Outcome) -> Status:
     Where nobody knows that job, since a person submits it, the status is planned.
 
     What the process has written about itself wins, but for the reason of a stop, which only Slurm knows, and
-    for helpers of it that were killed for their memory, which it takes for an error.
+    for helpers of it that were killed: whether for their memory, only the kernel knows.
     """
     with run_lock(paths, LOCK_SECONDS):
         before = read_record(paths)
@@ -190,7 +190,7 @@ def _last_word(paths: RunPaths, status: Status, outcome: Outcome) -> Status:
         return status
     if outcome.stopped is not None:
         reason, message = outcome.stopped, STOPPED[outcome.stopped]
-    elif outcome.memory_kills > 0 and (not own or status.reason in (Reason.error, Reason.lost)):
+    elif outcome.memory_kills > 0 and _was_killed(status, outcome):
         reason, message = Reason.out_of_memory, "The kernel killed the run because memory was short."
     elif own:
         return status
@@ -202,6 +202,16 @@ def _last_word(paths: RunPaths, status: Status, outcome: Outcome) -> Status:
         reason = Reason.error
         message = f"The run ended with exit status {outcome.exit_status} and without a result; {log}"
     return status.changed(state=State.failed, reason=reason, message=message, ended_at=now())
+
+
+def _was_killed(status: Status, outcome: Outcome) -> bool:
+    """Whether something killed the run's process, or a helper of it, which the run says itself.
+
+    Without this a kill of any other process of the machine would be taken for the reason of every failure.
+    """
+    if status.state is State.failed:
+        return status.reason is Reason.lost
+    return outcome.exit_status == -signal.SIGKILL
 
 
 def _end_the_silent(paths: RunPaths, status: Status, number: int) -> None:

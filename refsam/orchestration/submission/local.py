@@ -330,7 +330,8 @@ class _Queue:
                 cause = str(result).strip().splitlines()[-1]
                 return _failed(status, Reason.error, f"{cause}; see {log}")
             return _failed(status, Reason.error, f"The run returned before it was completed; see {log}")
-        if machine.out_of_memory_kills() > child.kills_before:
+        killed = child.job._process.returncode == -signal.SIGKILL  # type: ignore[attr-defined]
+        if killed and machine.out_of_memory_kills() > child.kills_before:
             for other in self._children:
                 other.kills_before += 1  # that kill is explained
             return _failed(
