@@ -26,13 +26,15 @@ def add(commands: Commands) -> None:
         commands,
         "show",
         _show,
-        "everything about one run: what it is, its attempts, its results",
-        "Everything that the record of one run holds.\n\n"
+        "one run in five lines, or everything about it",
+        "One run: its state, its training, what was measured, where it lies. With --full everything\n"
+        "that its record holds: attempts, metrics, training, costs, environment, configuration.\n\n"
         "Fields of --json: run_id, path, status, attempts, metrics, training, costs, environment,\n"
         "configuration; each as its file in the run directory has it, null where there is none.",
         "refsam show vit_b-lora-n5-v100",
     )
     _add_run(parser)
+    parser.add_argument("--full", action="store_true", help="everything that the record holds")
     add_json(parser)
 
     parser = add_command(
@@ -56,7 +58,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from refsam.orchestration.operating.run_details import details, print_details
+    from refsam.orchestration.operating.run_details import details, print_details, print_summary
     from refsam.orchestration.operating.sweep_state import look
     from refsam.orchestration.operating.targets import find_run
     from refsam.orchestration.slurm.accounting import record_costs
@@ -70,7 +72,7 @@ def _show(options: argparse.Namespace) -> int:
     if options.json:
         print_json(found.values)
     else:
-        print_details(found)
+        (print_details if options.full else print_summary)(found)
     for note in (*state.notes, *([problem] if problem else []), *found.problems):
         print(f"refsam: {note}", file=sys.stderr)
     return DAMAGED_RECORDS if found.problems else COMPLETED

@@ -223,7 +223,7 @@ def test_show_tells_everything_that_the_record_holds(folder, capsys):
     paths.attempt(1).mkdir(parents=True)
     (paths.attempt(1) / "7_0_log.out").write_text("it went well\n")
     write_json(paths.attempt(1) / "attempt.json", {"settings": {"train.object_chunk": 2}})
-    assert call("show", "lora-n1", folder=folder) == 0
+    assert call("show", "lora-n1", "--full", folder=folder) == 0
     output = capsys.readouterr().out
     for words in (
         "state: completed",
@@ -240,6 +240,22 @@ def test_show_tells_everything_that_the_record_holds(folder, capsys):
     assert value["attempts"][0]["attempt"] == 1
     assert value["configuration"]["resource"]["name"] == "v100"
     assert value["training"] is None
+
+
+def test_show_begins_with_five_lines(folder, capsys):
+    add_study(folder)
+    paths = folder.run("vit_b-lora-n1-v100-x-s0-aaaa")
+    paths.results.mkdir()
+    write_json(paths.metrics, {"box": {"SA50": 0.8125, "mSA": 0.5, "n_images": 12}, "point": {"SA50": 0.25}})
+    write_json(paths.training, {"best_epoch": 3, "best_metric": 0.25})
+    assert call("show", "lora-n1", folder=folder) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    assert lines[0] == paths.run_id
+    assert lines[1].startswith("  completed")
+    assert "best epoch 3, validation metric 0.2500 (lower is better)" in lines[2]
+    assert lines[3] == "  test: box SA50 0.812, mSA 0.500; point SA50 0.250; 12 images"
+    assert lines[4] == f"  {paths.root} (everything about it: --full; for programs: --json)"
 
 
 def test_logs_prints_the_last_attempt_or_the_one_asked_for(folder, capsys):

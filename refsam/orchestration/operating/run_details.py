@@ -8,17 +8,20 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from refsam.orchestration.display import plain_text
+from refsam.orchestration.display import duration, plain_text
 from refsam.orchestration.operating.sweep_state import RunState
 from refsam.orchestration.operating.sweep_view import run_json, state_words
 from refsam.records.files import read_json, read_yaml
 from refsam.records.logs import attempt_numbers, find_log
+from refsam.records.metrics import Measurement, measurement, rows_of
 from refsam.records.paths import RunPaths
+from refsam.records.status import State
 from refsam.terminal import standard_console
 
 # Of the status, in this order; the state itself comes first of all.
 _FACTS = ("message", "attempt", "job_id", "host", "device", "phase", "epoch", "epochs", "best_epoch")
 _MORE_FACTS = ("best_metric", "loss", "elapsed_seconds", "seconds_left")
+SUMMARIZED = ("SA50", "mSA", "mIoU")  # metrics in the summary
 _TIMES = ("submitted_at", "started_at", "updated_at", "ended_at")
 
 
@@ -58,6 +61,62 @@ def details(paths: RunPaths, run: RunState) -> Details:
         "configuration": read(read_yaml, paths.config),
     }
     return Details(values, state_words(run), tuple(dict.fromkeys(problems)))
+
+
+def print_summary(found: Details, console: Console | None = None) -> None:
+    """Print five lines: which run, its state, its training, what was measured, where it lies."""
+    console = standard_console(highlight=False) if console is None else console
+    first, *others = _summary(found)
+    console.print(plain_text(first), style="bold", soft_wrap=True)
+    for text in others:
+        console.print(plain_text(f"  {text}"), soft_wrap=True)
+
+
+def _summary(found: Details) -> list[str]:
+    status = found.values["status"]
+    where = " ".join(filter(None, (status["host"] and f"on {status['host']}", status["device"])))
+    attempts = len(found.values["attempts"])
+    facts = [
+        " ".join(filter(None, (found.state, where))),
+        status["elapsed_seconds"] is not None and duration(status["elapsed_seconds"]),
+        attempts > 1 and f"{attempts} attempts",
+        status["message"],
+    ]
+    return [
+        found.values["run_id"],
+        ", ".join(fact for fact in facts if fact),
+        _training_words(status, found.values["training"] or {}),
+        _measured_words(found.values["metrics"]),
+        f"{found.values['path']} (everything about it: --full; for programs: --json)",
+    ]
+
+
+def _training_words(status: dict[str, Any], training: dict[str, Any]) -> str:
+    epoch = training.get("best_epoch", status["best_epoch"])
+    metric = training.get("best_metric", status["best_metric"])
+    if epoch is None and status["epoch"] is None:
+        return (
+            "nothing trained yet" if status["state"] != State.completed else "initial model, nothing to train"
+        )
+    words = [] if status["epoch"] is None else [f"epoch {status['epoch']} of {status['epochs'] or '?'}"]
+    if epoch is not None:
+        best = "" if metric is None else f", validation metric {metric:.4f} (lower is better)"
+        words.append(f"best epoch {epoch}{best}")
+    return "; ".join(words)
+
+
+def _measured_words(metrics: Any) -> str:
+    """`test: box SA50 0.812, mSA 0.550; point …; 12 images`: of each mode its first prompt."""
+    try:
+        rows = [row for row in rows_of(metrics, Path()) if measurement(row) == Measurement(row["mode"])]
+        parts = [
+            f"{row['mode']} " + ", ".join(f"{name} {row[name]:.3f}" for name in SUMMARIZED if name in row)
+            for row in rows
+        ]
+        images = {f"{row['n_images']} images" for row in rows if "n_images" in row}
+    except (KeyError, TypeError, ValueError):
+        return "nothing measured yet"  # and why the file is of no use is among the problems
+    return "; ".join(["test: " + "; ".join(parts), *sorted(images)]) if parts else "nothing measured yet"
 
 
 def print_details(found: Details, console: Console | None = None) -> None:
