@@ -6,6 +6,7 @@ The format is what the first bytes say, whatever the suffix. Formats that Pillow
 
 from __future__ import annotations
 
+import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,6 +89,8 @@ def _pillow_formats() -> tuple[str, ...]:
     """Those of PILLOW_FORMATS that this Pillow has."""
     from PIL import Image
 
+    # Of damaged or very large pictures it would say several lines beside the sentence that refuses them.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     Image.init()
     return tuple(name for name in Image.ID if name in PILLOW_FORMATS)
 

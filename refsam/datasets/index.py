@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -187,6 +188,11 @@ def _read_all(pairs: Sequence[Pair], dataset: DatasetConfig) -> dict[str, ImageF
             for pair, fact in zip(pairs, found, strict=True):
                 facts[pair.name] = fact
                 advance()
+        except BrokenProcessPool as error:
+            raise BadInput(
+                f"dataset.root: reading the images of {dataset.root} was killed, most likely because the "
+                "memory is full; free some, or give smaller images"
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -1,6 +1,7 @@
 """Finding, pairing, reading, checking and preparing images."""
 
 import os
+import signal
 import subprocess
 import sys
 import unicodedata
@@ -329,6 +330,36 @@ def test_facts_are_read_once_and_again_when_a_file_changes(
     os.utime(pairs[1].label, ns=(1, 1))
     assert index.inspect(pairs, folder, tmp_path / "cache")["images/1"].n_objects == 0
     assert read[3:] == ["images/1"]
+
+
+def test_many_images_are_read_by_several_processes_with_the_same_facts(
+    folder: DatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = list_pairs(folder)
+    by_threads = index.inspect(pairs, folder, tmp_path / "threads")
+    monkeypatch.setattr(index, "MANY", 2)
+    monkeypatch.setattr(index.os, "sched_getaffinity", lambda process: {0, 1})
+    processes: list[object] = []
+    original = index.ProcessPoolExecutor
+
+    def noted(*arguments: object) -> object:
+        processes.append(arguments[0])
+        return original(*arguments)
+
+    monkeypatch.setattr(index, "ProcessPoolExecutor", noted)
+    assert list(index.inspect(pairs, folder, tmp_path / "processes").items()) == list(by_threads.items())
+    assert processes == [2]
+    pairs[1].image.write_bytes(b"no image at all")
+    with pytest.raises(BadInput, match=r"1\.tif cannot be read"):
+        index.inspect(pairs, folder, tmp_path / "processes")
+    monkeypatch.setattr(index, "_inspect_pair", killed)
+    with pytest.raises(BadInput, match=r"dataset\.root: .*was killed"):
+        index.inspect(pairs, folder, tmp_path / "other")
+
+
+def killed(*arguments: object) -> None:
+    """In a process that reads: what the kernel does when the memory is full."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_damaged_or_unwritable_cache_of_facts_does_no_harm(folder: DatasetConfig, tmp_path: Path) -> None:

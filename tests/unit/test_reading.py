@@ -1,5 +1,7 @@
 """The files that people have: read with the right values, or refused in one sentence that names the file."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,6 +140,28 @@ def test_images_and_labels_are_turned_as_viewers_show_them(
         image, labels = read_pair(pair, dataset("folder", tmp_path))
         np.testing.assert_array_equal(image > 100, upright > 0)
         np.testing.assert_array_equal(labels > 0, upright > 0)
+
+
+@pytest.mark.parametrize(("size", "turns"), [((30, 20), True), ((20, 30), False)])
+def test_the_size_in_coco_annotations_decides_whether_an_image_is_turned(
+    tmp_path: Path, dataset: MakeDataset, size: tuple[int, int], turns: bool
+) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    lying = values(20, 30)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(lying).save(tmp_path / "images/a.png", exif=exif)
+    box = [[2, 2, 12, 2, 12, 12, 2, 12]]
+    described = {
+        "images": [{"id": 1, "file_name": "a.png", "height": size[0], "width": size[1]}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, "segmentation": box}],
+        "categories": [{"id": 1, "name": "cell"}],
+    }
+    (tmp_path / "annotations.json").write_text(json.dumps(described))
+    config = dataset("coco", tmp_path)
+    image, labels = read_pair(list_pairs(config)[0], config)
+    np.testing.assert_array_equal(image, np.rot90(lying, -1) if turns else lying)
+    assert image.shape == labels.shape == size
 
 
 def test_an_image_whose_labels_have_the_size_of_the_unturned_one_is_not_turned(tmp_path: Path) -> None:
@@ -570,7 +594,5 @@ def test_the_hash_of_a_folder_is_that_of_its_ids_before_they_are_numbered(
         tifffile.imwrite(tmp_path / kind / "a.tif", pixels)
     config = dataset("folder", tmp_path)
     (fact,) = index.inspect(list_pairs(config), config, tmp_path / "cache").values()
-    import hashlib
-
     expected = hashlib.sha256(image.tobytes() + labels.astype(np.uint32).tobytes()).hexdigest()[:16]
     assert fact.content == expected
