@@ -14,7 +14,7 @@ from refsam.results.run_rows import COLUMNS
 
 PUBLISHED = Path(refsam.__file__).parent / "orchestration" / "planning" / "published_times.yaml"
 SOURCE = "micro-sam's resource study"
-# How its trainings end: so many epochs at most, and so many after the best one.
+# How its trainings end: so many epochs at most, and the patience of torch-em's early stopping.
 EPOCHS, EARLY_STOPPING = 100, 10
 
 

@@ -342,7 +342,7 @@ def test_published_times_are_as_published_and_until_early_stopping(capsys):
     ]
     assert found.time is not None
     assert "0:16:14 to its best epoch on v100" in found.time.words
-    assert found.time.seconds == pytest.approx((16 * 60 + 14) / 13 * 23)
+    assert found.time.seconds == pytest.approx((16 * 60 + 14) / 13 * 24)
 
 
 def test_without_fits_nothing_is_recommended_that_the_study_s_tables_do_not_hold():

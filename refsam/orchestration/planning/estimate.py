@@ -1,7 +1,7 @@
 """How long planned runs are expected to take: by finished runs of the same kind, a fit, or published times.
 
 Early stopping decides how many epochs a run has. Expected are as many as such runs had until their best one,
-and the patience of early stopping; the upper limit is all of them.
+and those until early stopping ends it; the upper limit is all of them.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any, Protocol
 
+from refsam.configuration.early_stopping import epochs_until_stop
 from refsam.configuration.schema import Kind, RefsamConfig
 from refsam.orchestration.planning.finished_runs import FinishedRun, Key, finished_runs, key_of
 from refsam.orchestration.slurm.requests import Jobs
@@ -264,7 +265,7 @@ def _steps(config: RefsamConfig, best_epoch: float, steps_per_epoch: float) -> t
         most = min(most, train.max_steps)
     if train.early_stopping is None:
         return most, most
-    return min(most, (best_epoch + 1 + train.early_stopping) * per_epoch), most
+    return min(most, epochs_until_stop(best_epoch, train.early_stopping) * per_epoch), most
 
 
 def _evaluation(config: RefsamConfig, run: FinishedRun) -> float:

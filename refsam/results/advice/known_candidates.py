@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from refsam.configuration.early_stopping import epochs_until_stop
 from refsam.configuration.resource_files import shipped_resources
 from refsam.configuration.schema import ResourceConfig
 from refsam.records.fits import Fit
@@ -16,6 +17,7 @@ from refsam.results.advice.candidates import Candidate, Limits, Memory, Time
 from refsam.results.published import EARLY_STOPPING, EPOCHS, published_runs
 from refsam.results.tables.studies import time_text
 
+_MORE_EPOCHS = round(epochs_until_stop(-1, EARLY_STOPPING))  # after the best one
 # Without published weights: nobody finetunes it for a result.
 _TOY = "vit_nano"
 PATCH, BATCH = (512, 512), 1  # of the study, and of what its table holds for
@@ -152,10 +154,11 @@ def _candidates(
     for row in times[times["resource"] == place].to_dict("records"):
         if limits.n_images is not None and row["n_images"] > limits.n_images:
             continue
-        epochs, best = float(row["best_epoch"]) + 1, float(row["seconds_to_best"])
-        in_all = best / epochs * min(EPOCHS, epochs + EARLY_STOPPING)
+        best_epoch, best = float(row["best_epoch"]), float(row["seconds_to_best"])
+        epochs = min(EPOCHS, epochs_until_stop(best_epoch, EARLY_STOPPING))
+        in_all = best / (best_epoch + 1) * epochs
         words = (
-            f"the study's {time_text(best)} to its best epoch on {place}, and {EARLY_STOPPING} more epochs "
+            f"the study's {time_text(best)} to its best epoch on {place}, and {_MORE_EPOCHS} more epochs "
             "until early stopping; without the evaluation"
         )
         if option.resource is None:
