@@ -11,6 +11,8 @@ from refsam.configuration.schema import RefsamConfig
 from refsam.datasets.names import normalized
 
 SEEDED = "seeded"
+# Fewer images say nothing of a difference: Wilcoxon's two-sided test of 5 cannot have a p below 0.06.
+LEAST_TEST_IMAGES = 6
 
 
 def split_seed(config: RefsamConfig) -> int:
@@ -25,6 +27,24 @@ class Split:
     pool: tuple[int, ...]  # the first n_images of it train
     validation: tuple[int, ...]
     test: tuple[int, ...]
+
+
+def split_of(config: RefsamConfig, names: Sequence[str]) -> Split:
+    """The split of a run's data set. Raises as `split_images` does.
+
+    Args:
+        names: of all its images, sorted.
+    """
+    dataset = config.dataset
+    return split_images(
+        names,
+        dataset.split,
+        split_seed(config),
+        dataset.train_pool,
+        dataset.n_validation,
+        dataset.n_unused,
+        dataset.test,
+    )
 
 
 def split_images(

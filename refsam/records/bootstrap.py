@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from refsam.configuration.split import LEAST_TEST_IMAGES
+
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 # Measured with 3,000 samples of each size: a 95 % interval of 12 values holds the true mean in 92 % of the
@@ -19,9 +21,10 @@ def bootstrap_interval(values: Sequence[float], seed: int) -> tuple[float, float
     values, drawn with replacement.
 
     Returns:
-        The lower and the upper bound; None for less than two values, which say nothing about how they vary.
+        The lower and the upper bound; None for less than LEAST_TEST_IMAGES, which say too little about how
+            they vary.
     """
-    if len(values) < 2:
+    if len(values) < LEAST_TEST_IMAGES:
         return None
     numbers = np.asarray(values, dtype="float64")
     drawn = np.random.default_rng(seed).integers(len(numbers), size=(RESAMPLES, len(numbers)))

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from refsam.configuration.settings import Setting, asked_values, recorded_values
-from refsam.configuration.split import SEEDED
+from refsam.configuration.settings import SECTIONS, Setting, asked_values, recorded_values
+from refsam.configuration.split import LEAST_TEST_IMAGES, SEEDED
 from refsam.configuration.strategies import strategy_label
 from refsam.records.files import read_json, read_yaml, read_yaml_sections
 from refsam.records.metrics import METRICS, SECONDS, measurement, rows_of
@@ -117,11 +117,7 @@ def _typed(row: Row) -> Row:
 
 def _read_config(path: Path) -> dict[str, Any]:
     """What the table needs of a configuration. Sections that runs have in common are parsed once."""
-    sections = (
-        *("kind", "resource", "model", "peft", "dataset", "n_images", "n_objects", "seed", "train"),
-        "evaluate",
-    )
-    values = dict(zip(sections, read_yaml_sections(path, *sections), strict=True))
+    values = dict(zip(SECTIONS, read_yaml_sections(path, *SECTIONS), strict=True))
     return {} if not any(values.values()) and not read_yaml(path) else values
 
 
@@ -249,7 +245,8 @@ def _from_metrics(metrics: dict[str, Any], path: Path) -> list[Row]:
         row: Row = {name: _number_or_none(values[name]) for name in (*METRICS, "seconds_per_image")}
         row |= {name: _number_or_none(values.get(name)) for name in SECONDS}
         for name, (low, high) in (values.get("intervals") or {}).items():
-            if name in METRICS:
+            # Older records have intervals of fewer images, too.
+            if name in METRICS and int(values["n_images"]) >= LEAST_TEST_IMAGES:
                 row |= {f"{name}_low": _number_or_none(low), f"{name}_high": _number_or_none(high)}
         measured = measurement(values)
         row |= {"mode": measured.mode, "round": measured.round, "mask_input": measured.mask_input}

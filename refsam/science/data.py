@@ -24,7 +24,7 @@ from torch_em.data.sampler import MinInstanceSampler
 
 from refsam.configuration.patch_pool import pool_size
 from refsam.configuration.schema import AUTO, DatasetConfig, RefsamConfig
-from refsam.configuration.split import Split, split_images, split_seed
+from refsam.configuration.split import Split, split_of
 from refsam.datasets.listing import Pair, list_pairs
 from refsam.datasets.pairs import read_pair
 from refsam.errors import BadInput
@@ -206,15 +206,7 @@ def _split(config: RefsamConfig) -> tuple[list[Pair], Split]:
     dataset = config.dataset
     pairs = list_pairs(dataset)
     names = [pair.name for pair in pairs]
-    split = split_images(
-        names,
-        dataset.split,
-        split_seed(config),
-        dataset.train_pool,
-        dataset.n_validation,
-        dataset.n_unused,
-        dataset.test,
-    )
+    split = split_of(config, names)
     return pairs, split
 
 

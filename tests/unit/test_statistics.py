@@ -24,19 +24,19 @@ def test_an_interval_is_where_the_means_of_resampled_images_lie():
     assert high == pytest.approx(np.mean(values) + 1.96 * error, abs=0.001)
 
 
-def test_the_same_seed_gives_the_same_interval_and_one_image_none():
-    values = [0.1, 0.5, 0.9]
+def test_the_same_seed_gives_the_same_interval_and_few_images_none():
+    values = [0.1, 0.5, 0.9, 0.2, 0.3, 0.4]
     assert bootstrap_interval(values, 3) == bootstrap_interval(values, 3)
-    assert bootstrap_interval(values, 3) != bootstrap_interval([0.1, 0.5, 0.8], 3)
-    assert bootstrap_interval([0.4], 3) is None
+    assert bootstrap_interval(values, 3) != bootstrap_interval([*values[:5], 0.8], 3)
+    assert bootstrap_interval(values[:5], 3) is None
 
 
 def test_images_without_objects_count_nowhere():
-    rows = [image(0.2), image(0.6), image(math.nan, n_objects=0)]
-    assert summary(rows, 0) == summary(rows[:2], 0)
+    rows = [*[image(0.2)] * 3, *[image(0.6)] * 3, image(math.nan, n_objects=0)]
+    assert summary(rows, 0) == summary(rows[:6], 0)
     means = summary(rows, 0)
     assert means["SA50"] == pytest.approx(0.4)
-    assert (means["n_images"], means["n_objects"], means["n_predicted"]) == (2, 8, 6)
+    assert (means["n_images"], means["n_objects"], means["n_predicted"]) == (6, 24, 18)
     assert (means["seconds_per_image"], means["seconds_prompts"]) == (3.5, 2.0)
     low, high = means["intervals"]["SA50"]
     assert 0.2 <= low < 0.4 < high <= 0.6

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
+from refsam.configuration.split import LEAST_TEST_IMAGES
 from refsam.errors import BadInput, nearest
 from refsam.records.bootstrap import bootstrap_interval
 from refsam.records.metrics import METRICS, Measurement
@@ -32,9 +33,9 @@ class Difference:
         baseline: mean over these images.
         mean: of the other setting, over the same.
         difference: `mean` less `baseline`.
-        low: lower bound of the 95 % bootstrap interval over images; None for less than two images.
+        low: lower bound of the 95 % bootstrap interval over images; None for less than LEAST_TEST_IMAGES.
         high: upper bound.
-        p: of Wilcoxon's signed-rank test over images, two-sided; None for less than two images.
+        p: of Wilcoxon's signed-rank test over images, two-sided; None for less than LEAST_TEST_IMAGES.
         p_holm: the same, adjusted for all comparisons that were made together.
         n_images: that both have.
         n_left_out: images that only one of the two has.
@@ -262,7 +263,7 @@ def _with_holm(rows: list[Comparison]) -> list[Comparison]:
 
 
 def _wilcoxon(differences: list[float]) -> float | None:
-    if len(differences) < 2:
+    if len(differences) < LEAST_TEST_IMAGES:
         return None
     # Differences of fractions that are equal are so but for their last digits; ranks would tell them apart.
     rounded = [round(difference, _DIGITS) for difference in differences]

@@ -17,7 +17,7 @@ from refsam.results.advice.compare import Comparison, Comparisons
 from refsam.results.advice.settings import AXES, RUN, varying
 from refsam.results.provenance import provenance, write_sidecar
 from refsam.results.tables.formats import as_markdown
-from refsam.results.tables.notes import OTHER_TEST_SETS
+from refsam.results.tables.notes import OTHER_TEST_SETS, TOO_FEW
 from refsam.results.tables.table import AXES as TABLE_AXES
 from refsam.results.tables.wide import Cell, WideTable, axis_text
 from refsam.terminal import standard_console
@@ -143,7 +143,7 @@ def notes(found: Comparisons) -> list[str]:
     if left_out:
         said.append("Left out: images that only one of the two has; they are counted in the table.")
     if any(row.difference.low is None for row in found.rows):
-        said.append("One image has no interval: it does not say how images vary.")
+        said.append(TOO_FEW)
     return [*said, *(f"Not compared: {sentence}." for sentence in found.left_out)]
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from refsam.configuration.frozen import from_values
 from refsam.configuration.schema import RefsamConfig
-from refsam.configuration.settings import short_name, value_text
+from refsam.configuration.settings import SECTIONS, short_name, value_text
 from refsam.errors import BadInput
 from refsam.records.files import read_yaml_sections
 from refsam.records.paths import RunPaths
@@ -20,10 +20,6 @@ AXES = ("dataset", "model", "weights", "resource", "strategy", "n_images", "n_ob
 RUN = "run_id"  # the field of runs that nothing else tells apart
 # A baseline trains nothing, so these say nothing about it.
 _OF_TRAINING = ("resource", "n_objects")
-_SECTIONS = (
-    *("kind", "resource", "model", "peft", "dataset", "train", "evaluate"),
-    *("n_images", "n_objects", "seed"),
-)
 _COUNTED = {"n_images": ("image", "images"), "n_objects": ("object", "objects")}
 
 
@@ -131,7 +127,7 @@ def read_config(paths: RunPaths) -> RefsamConfig | None:
     The table has the values of such runs all the same. Parts that runs have in common are parsed once.
     """
     try:
-        values = dict(zip(_SECTIONS, read_yaml_sections(paths.config, *_SECTIONS), strict=True))
+        values = dict(zip(SECTIONS, read_yaml_sections(paths.config, *SECTIONS), strict=True))
         return from_values(RefsamConfig, values)
     except (BadInput, FileNotFoundError, AttributeError, KeyError, TypeError, ValueError):
         return None

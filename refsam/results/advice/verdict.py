@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from refsam.configuration.split import LEAST_TEST_IMAGES
 from refsam.records.bootstrap import CONFIDENCE
 from refsam.results.advice.candidates import Quality
 from refsam.results.advice.compare import Difference
@@ -16,7 +17,7 @@ class Verdict:
     """How sure it is that the first of two settings is better.
 
     Attributes:
-        clear: by all that is known, images and seeds; None where nothing is known.
+        clear: by all that is known, images and seeds; None where nothing is known, or of too few images.
         p_over_seeds: of a t-test, two-sided; None with less than two seeds of either.
         words: what it rests on.
     """
@@ -45,6 +46,11 @@ def judge(
         seeds: the metric of both by seed. Seeds that both have are paired: they train and test on the same
             images.
     """
+    counts = [each.n_test_images for each in (better, other) if each.n_test_images is not None]
+    counts += [difference.n_images] if difference is not None else []
+    if counts and min(counts) < LEAST_TEST_IMAGES:
+        images = "1 test image says" if min(counts) == 1 else f"{min(counts)} test images say"
+        return Verdict(None, None, f"{images} too little about how images vary")
     found: list[bool] = []
     said: list[str] = []
     if difference is not None and difference.low is not None and difference.high is not None:

@@ -3,8 +3,13 @@
 import pandas as pd
 
 from refsam.configuration.settings import SPLIT_SEED
+from refsam.configuration.split import LEAST_TEST_IMAGES
 from refsam.results.fields import fields
 
+TOO_FEW = (
+    f"Fewer than {LEAST_TEST_IMAGES} test images have no interval and no test: they say too little about how "
+    "images vary."
+)
 OTHER_TEST_SETS = (
     "± holds another test set, too: with dataset.split_seed=null each seed splits the images anew."
 )
