@@ -28,7 +28,8 @@ Fields of --json:
   notes               what could not be found out, in sentences
   submitted_again     status: run ids that were killed with their jobs and are in the queue again
   groups              of runs with the same request: request, states, run_ids
-  runs                run_id, all fields of its status.json (state, reason, message, attempt, job_id,
+  runs                run_id, fields (of the configuration that tell it apart from the others, by
+                      dotted names), all fields of its status.json (state, reason, message, attempt, job_id,
                       host, epoch, best_metric, …), elapsed_seconds, seconds_left, and damaged: why
                       its record cannot be read, null where it can
 Times are UTC in ISO 8601, durations in seconds."""

@@ -8,6 +8,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -23,8 +24,15 @@ from refsam.configuration.measurements import AUTOMATIC, SMALL
 from refsam.configuration.schema import Kind, RefsamConfig
 from refsam.configuration.split import SEEDED, split_seed
 from refsam.errors import BadInput
+from refsam.records.files import read_yaml_sections
 
 Setting = dict[str, Any]
+
+# Of a frozen configuration, what settings are made of.
+SECTIONS = (
+    *("kind", "resource", "model", "peft", "dataset", "n_images", "n_objects", "seed", "train"),
+    "evaluate",
+)
 
 ROOT, FINGERPRINT, SPLIT_SEED = "dataset.root", "dataset.fingerprint", "dataset.split_seed"
 _FILES = "dataset.files"  # what is known of the images of a run from before fingerprints were recorded
@@ -99,6 +107,44 @@ def recorded_values(values: Mapping[str, Any]) -> Setting:
         return {name: value for name, value in leaves(known).items() if _counts(name, trained)}
 
 
+def read_setting(path: Path) -> Setting:
+    """The same of a config.yaml; nothing where there is none, or a damaged one."""
+    try:
+        values = dict(zip(SECTIONS, read_yaml_sections(path, *SECTIONS), strict=True))
+    except (OSError, ValueError):
+        return {}
+    return recorded_values({name: value for name, value in values.items() if value is not None})
+
+
+def labels(settings: Mapping[str, Setting]) -> dict[str, str]:
+    """A short name for each run: the readable part of its id, and the fields that tell it apart from others
+    (`vit_b-lora-n5-v100-nuclei-s0 lr=0.001`); the whole id only where nothing else does.
+    """
+    parts = dict(zip(settings, differing(list(settings.values())), strict=True))
+    readable = {run: run.rsplit("-", 1)[0] for run in settings}
+    # What the readable part does not say of the columns that tables have.
+    for names in _alike(readable, parts).values():
+        for field in ("model.weights", "n_objects"):
+            if len({repr(settings[run].get(field)) for run in names}) > 1:
+                for run in names:
+                    parts[run] |= {field: settings[run].get(field)}
+    for names in _alike(readable, parts).values():
+        if len(names) > 1:
+            readable |= {run: run for run in names}
+    return {run: _label(readable[run], part) for run, part in parts.items()}
+
+
+def _label(readable: str, part: Setting) -> str:
+    return " ".join([readable, *(f"{short_name(name)}={value_text(value)}" for name, value in part.items())])
+
+
+def _alike(readable: Mapping[str, str], parts: Mapping[str, Setting]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for run, part in parts.items():
+        groups.setdefault(_label(readable[run], part), []).append(run)
+    return groups
+
+
 def asked_values(overrides: Mapping[str, Any]) -> Setting:
     """The fields among the overrides that asked for a run which has no configuration."""
     return {
@@ -131,20 +177,23 @@ def differing(settings: Sequence[Setting]) -> list[Setting]:
     the same choice differ in it.
     """
     known = _comparable(settings)
-    values: dict[str, dict[str, set[str]]] = {}
+    values: dict[tuple[str, str], set[str]] = {}  # of a field, by the choices within which it is compared
     for setting in known:
-        within: dict[str, str] = {}
-        for name, value in setting.items():
-            section = "peft" if name in _BROUGHT_BY_STRATEGY else name.partition(".")[0]
-            if section not in within:
-                within[section] = repr([setting.get(each) for each in _COMPARED_WITHIN.get(section, ())])
-            values.setdefault(name, {}).setdefault(within[section], set()).add(repr(value))
-    found = {
-        name
-        for name, groups in values.items()
-        if name not in _NO_FIELDS and any(len(group) > 1 for group in groups.values())
-    }
-    return [{name: value for name, value in setting.items() if name in found} for setting in known]
+        for key, value in _keyed(setting):
+            values.setdefault(key, set()).add(repr(value))
+    return [
+        {key[0]: value for key, value in _keyed(setting) if key[0] not in _NO_FIELDS and len(values[key]) > 1}
+        for setting in known
+    ]
+
+
+def _keyed(setting: Setting) -> Iterable[tuple[tuple[str, str], Any]]:
+    within: dict[str, str] = {}
+    for name, value in setting.items():
+        section = "peft" if name in _BROUGHT_BY_STRATEGY else name.partition(".")[0]
+        if section not in within:
+            within[section] = repr([setting.get(each) for each in _COMPARED_WITHIN.get(section, ())])
+        yield (name, within[section]), value
 
 
 def names_of(settings: Iterable[Setting]) -> list[str]:

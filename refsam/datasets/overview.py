@@ -107,14 +107,15 @@ def rows(found: Overview) -> list[tuple[str, str]]:
     ]
 
 
-def short_lines(found: Overview) -> list[str]:
-    """The same in two lines."""
+def short_lines(found: Overview, with_root: bool = False) -> list[str]:
+    """The same in two lines; with its folder, where another data set has the same name."""
     least, middle, most = found.objects_per_image
     smallest, usual, _ = found.object_pixels
     files = _words(found.suffixes) if len(found.suffixes) > 1 else ""
     images = "; ".join(filter(None, (files, _split_words(found))))
+    root = f" ({found.root})" if with_root else ""
     return [
-        f"Data set {found.name}: {found.n_images:,} images{f' ({images})' if images else ''}, "
+        f"Data set {found.name}{root}: {found.n_images:,} images{f' ({images})' if images else ''}, "
         f"{_words(found.sizes)} pixels, {_words(found.channels)}, {_words(found.types)}",
         f"  {found.n_objects:,} objects: {least:,} to {most:,} per image (median {middle:g}), the smallest "
         f"of {smallest:,} pixels (median {usual:g})",

@@ -42,6 +42,34 @@ def test_the_example_shows_eight_runs_a_baseline_and_two_requests(capsys):
     assert "refsam prepare model=vit_b" in output
 
 
+def test_what_is_swept_is_a_column_of_the_plan(capsys):
+    asked = [
+        "-m",
+        "resource=v100",
+        "model=vit_nano",
+        "n_images=1",
+        "peft=full",
+        "n_objects=5",
+        "dry_run=true",
+    ]
+    assert sweep(*asked, "train.lr=1e-5,1e-3", "evaluate.crop=null,[64,64]") == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(" v100")]
+    assert [row[1:-3] for row in rows] == [
+        *(["initial", "0", "null"], ["initial", "0", "[64,", "64]"]),
+        *(["full", "1", "5", "null", "1e-05"], ["full", "1", "5", "[64,", "64]", "1e-05"]),
+        *(["full", "1", "5", "null", "0.001"], ["full", "1", "5", "[64,", "64]", "0.001"]),
+    ]
+
+
+def test_a_copied_resource_that_keeps_its_name_is_refused(capsys, tmp_path):
+    (tmp_path / "resource").mkdir()
+    text = (CHECKOUT / "conf" / "resource" / "v100.yaml").read_text(encoding="utf-8")
+    (tmp_path / "resource" / "mine.yaml").write_text(text.replace("gpu: V100", "gpu: H100"), encoding="utf-8")
+    asked = ["-m", "--config-dir", str(tmp_path), "resource=v100,mine", "n_images=1", "dry_run=true"]
+    assert sweep(*asked) == 2
+    assert "v100 is the name of two resources (resource=v100 and resource=mine)" in capsys.readouterr().err
+
+
 def test_the_initial_model_is_evaluated_on_the_resource_that_comes_first(capsys):
     for first, second in (("gtx1080", "v100"), ("v100", "gtx1080")):
         asked = ["-m", f"resource={first},{second}", "model=vit_nano", "n_images=1", "dry_run=true"]

@@ -67,6 +67,7 @@ def test_the_table_counts_what_is_there(folder: Path, tmp_path: Path, dataset: M
         "60 × 80 pixels, grey (5), RGB (1), uint8 (5), uint16 (1)",
         "  16 objects: 1 to 3 per image (median 3), the smallest of 36 pixels (median 64)",
     ]
+    assert short_lines(found, with_root=True)[0].startswith(f"Data set folder ({folder}): 6 images")
     assert found.warnings == ()
 
 

@@ -11,7 +11,7 @@ from refsam.configuration.schema import EvaluateConfig, RefsamConfig
 from refsam.orchestration.operating.targets import Target
 from refsam.orchestration.planning.plan import measured_rows
 from refsam.orchestration.slurm.questions import SlurmQuery, statuses
-from refsam.orchestration.submission.resubmit import FrozenRun, frozen, look_at, resubmit
+from refsam.orchestration.submission.resubmit import frozen, frozen_runs, look_at, resubmit
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import State, read_status, run_lock, write_status
 
@@ -56,7 +56,7 @@ def evaluate_again(
         else:
             complete.append(run_id)
     # Before the records of finished runs are opened.
-    look_at([FrozenRun(run_id, config) for run_id, config in configs.items()], folder, console)
+    look_at(frozen_runs(configs), folder, console)
     for run_id, config in configs.items():
         _reopen(folder.run(run_id), config)
     if configs:

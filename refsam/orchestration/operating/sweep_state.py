@@ -7,10 +7,11 @@ is written: that a local run has lost its process is only said.
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from refsam.configuration.settings import Setting, read_setting
 from refsam.orchestration.slurm.questions import Answer, SlurmQuery
 from refsam.orchestration.slurm.reconcile import reconcile
 from refsam.records.files import read_yaml_sections
@@ -31,6 +32,7 @@ class RunState:
         elapsed: seconds from its start to now or to its end, None where one of them is not known.
         left: seconds until all epochs are done or all images evaluated, an upper limit; None: not known.
         damaged: why its record cannot be read; None: it can.
+        setting: what decides its result (configuration.settings); empty before the run has a directory.
     """
 
     run_id: str
@@ -39,6 +41,7 @@ class RunState:
     elapsed: float | None
     left: float | None
     damaged: str | None
+    setting: Setting = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,8 @@ def _run_state(paths: RunPaths, status: Status, now: datetime) -> RunState:
         if record.seconds_left is not None and record.updated_at is not None:
             # The record is older than now by what has passed since the last step that it tells of.
             left = max(0.0, record.seconds_left - (now - _time(record.updated_at)).total_seconds())
-    return RunState(paths.run_id, status, request, elapsed, left, damaged)
+    setting = {} if damaged else read_setting(paths.config)
+    return RunState(paths.run_id, status, request, elapsed, left, damaged, setting)
 
 
 def _records(paths: RunPaths) -> tuple[Status, dict[str, Any] | None, str | None]:

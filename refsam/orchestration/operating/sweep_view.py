@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import Any, cast
 
+from refsam.configuration.settings import Setting, differing, labels
 from refsam.orchestration.display import STYLES, duration, plain_text
 from refsam.orchestration.operating.sweep_state import RunState, SweepState, count, longest_left
-from refsam.orchestration.operating.targets import short_names
 from refsam.orchestration.slurm.requests import Request, request_text
 from refsam.records.status import State
 
@@ -33,7 +33,7 @@ def lines(state: SweepState, width: int | None = None, room: int | None = None) 
         width: of the terminal, characters: what does not fit is cut or left out. None: as wide as it gets.
         room: lines at most: of more runs those that run, then those that failed. None: all of them.
     """
-    names = short_names([run.run_id for run in state.runs])
+    names = labels({run.run_id: run.setting for run in state.runs})
     rows = {run.run_id: _cells(run, names[run.run_id]) for run in state.runs}
     widths = _widths([*rows.values()], width)
     shown = [Line(_joined({name: name for name in widths}, widths), "bold")]
@@ -79,14 +79,22 @@ def as_json(state: SweepState) -> dict[str, Any]:
             }
             for group in state.groups()
         ],
-        "runs": [run_json(run) for run in state.runs],
+        "runs": [
+            run_json(run, fields)
+            for run, fields in zip(state.runs, differing([run.setting for run in state.runs]), strict=True)
+        ],
     }
 
 
-def run_json(run: RunState) -> dict[str, Any]:
-    """One run: the fields of its status.json, `elapsed_seconds`, the aged `seconds_left`, and `damaged`."""
+def run_json(run: RunState, fields: Setting | None = None) -> dict[str, Any]:
+    """One run: the fields of its status.json, `elapsed_seconds`, the aged `seconds_left`, and `damaged`.
+
+    Args:
+        fields: of the configuration that tell it apart from the others of its sweep.
+    """
     return {
         "run_id": run.run_id,
+        **({} if fields is None else {"fields": fields}),
         **asdict(run.status),
         "elapsed_seconds": run.elapsed,
         "seconds_left": run.left,

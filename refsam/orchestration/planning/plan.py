@@ -27,6 +27,8 @@ from refsam.configuration.schema import (
     RefsamConfig,
     ResourceConfig,
 )
+from refsam.configuration.settings import Setting, differing, labels, setting_values
+from refsam.configuration.split import LEAST_TEST_IMAGES, split_of
 from refsam.datasets import hub_cache
 from refsam.datasets.index import ImageFacts, check_images, fingerprint, inspect
 from refsam.datasets.listing import DataMissing, complete_pairs, count_images
@@ -34,6 +36,7 @@ from refsam.datasets.overview import Overview, overview
 from refsam.datasets.weights_file import architecture_problem, weights_problem
 from refsam.errors import BadInput
 from refsam.orchestration.planning.fetched import no_weights, weights_not_fetched
+from refsam.orchestration.planning.one_name import add, check_recorded, other_settings
 from refsam.orchestration.slurm.questions import SlurmQuery, statuses
 from refsam.records.metrics import MetricsRow, read_metrics
 from refsam.records.paths import RunPaths, RunsFolder
@@ -62,16 +65,13 @@ class PlannedRun:
     config: RefsamConfig
     overrides: dict[str, str]
     standing: Standing
-    note: str = ""
+    note: str
+    label: str  # short name for tables, which no other run of the plan has
+    fields: Setting  # of the configuration that tell it apart from others of the plan
 
     @property
     def todo(self) -> bool:
         return self.standing in (Standing.new, Standing.resume, Standing.evaluate)
-
-    @property
-    def label(self) -> str:
-        """Short name for tables."""
-        return self.run_id.rsplit("-", 1)[0]
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ class Plan:
     jobs: tuple[str | None, ...]  # the run id of each job that was asked for, in order; None: left out
     missing: tuple[str, ...]  # what has to be fetched before anything can be submitted, one sentence each
     problems: tuple[str, ...]  # why the state of runs in Slurm may be old, one sentence each
+    notes: tuple[str, ...]  # what looks wrong and may be right, one sentence each
     folder: RunsFolder
     datasets: tuple[Overview, ...]  # that runs use and that are there
 
@@ -151,28 +152,36 @@ class Planner:
         folder = RunsFolder(_folder(first.runs))
         runs: dict[str, _Asked] = {}
         for baseline in _baselines(valid):
-            runs.setdefault(self._run_id(baseline[0]), baseline)
+            add(runs, self._run_id(baseline[0]), baseline)
         of_jobs = [None if item is None else self._run_id(item[0]) for item in asked]
         for name_of_run, item in zip(of_jobs, asked, strict=True):
             if name_of_run is not None and item is not None:
-                runs.setdefault(name_of_run, item)
+                add(runs, name_of_run, item)
+        check_recorded(runs, folder)
         known, answer = statuses(folder, list(runs), self.query)
+        configs = {run: self._with_contents(config) for run, (config, _) in runs.items()}
+        settings = {run: setting_values(config) for run, config in configs.items()}
+        names, parts = labels(settings), differing(list(settings.values()))
+        sweep = name or first.name or _sweep_name(runs)
         return Plan(
-            name=name or first.name or _sweep_name(runs),
+            name=sweep,
             command=tuple(command),
             runs=tuple(
                 PlannedRun(
                     run,
-                    self._with_contents(config),
+                    configs[run],
                     overrides,
-                    *standing_of(folder.run(run), config.evaluate, known[run]),
+                    *standing_of(folder.run(run), configs[run].evaluate, known[run]),
+                    names[run],
+                    part,
                 )
-                for run, (config, overrides) in runs.items()
+                for (run, (_, overrides)), part in zip(runs.items(), parts, strict=True)
             ),
             skipped=tuple(skipped),
             jobs=tuple(of_jobs),
             missing=tuple(dict.fromkeys(self._missing(config for config, _ in valid))),
             problems=answer.problems,
+            notes=(*other_settings(sweep, folder, settings), *self._few_test_images(configs.values())),
             folder=folder,
             datasets=tuple(self._overviews(config.dataset for config, _ in valid)),
         )
@@ -292,6 +301,25 @@ class Planner:
     def _run_id(self, config: RefsamConfig) -> str:
         data = self._data_of(config.dataset)
         return run_id(config, identity(config, data.fingerprint, self._weights_hash(config)))
+
+    def _few_test_images(self, configs: Iterable[RefsamConfig]) -> Iterator[str]:
+        """A sentence for each data set of which too few images test for any difference to be told."""
+        counts: dict[str, int] = {}
+        for config in configs:
+            dataset = config.dataset
+            data = self._data_of(replace(dataset, fingerprint=None))
+            if data.names is None:
+                continue
+            split = split_of(config, data.names)
+            count = min(len(split.test), config.evaluate.max_images or len(split.test))
+            counts[dataset.name] = min(count, counts.get(dataset.name, count))
+        for name, count in counts.items():
+            if count < LEAST_TEST_IMAGES:
+                images = "1 image tests" if count == 1 else f"{count} images test"
+                yield (
+                    f"dataset={name}: only {images}; from fewer than {LEAST_TEST_IMAGES} no difference "
+                    "between settings is judged"
+                )
 
     def _with_contents(self, config: RefsamConfig) -> RefsamConfig:
         """With what identifies the data set and the checkpoint: other ones may take their places later."""

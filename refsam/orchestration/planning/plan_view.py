@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from rich.box import SIMPLE
 from rich.console import Console, JustifyMethod
@@ -9,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from refsam.configuration.schema import Kind
+from refsam.configuration.settings import Setting, short_name, value_text
 from refsam.configuration.strategies import strategy_label
 from refsam.datasets.overview import short_lines
 from refsam.orchestration.planning.estimate import GroupEstimate, group_words, total_words
@@ -37,8 +39,9 @@ def print_plan(plan: Plan, console: Console, expected: Sequence[GroupEstimate], 
     common = _common(plan)
     if common:
         console.print("All runs: " + ", ".join(f"{name} {escape(value)}" for name, value in common.items()))
+    names = [dataset.name for dataset in plan.datasets]
     for dataset in plan.datasets:
-        for line in short_lines(dataset):
+        for line in short_lines(dataset, with_root=names.count(dataset.name) > 1):
             console.print(escape(line), soft_wrap=True)
     for jobs, runs in by_jobs(plan.runs, plan.folder):
         table = _group(jobs, runs, common, with_id=True)
@@ -91,17 +94,26 @@ def summary(plan: Plan) -> str:
 def _cells(run: PlannedRun) -> dict[str, str]:
     config = run.config
     trained = config.kind == Kind.finetuning
-    weights = config.model.weights
     return {
         "resource": config.resource.name,
         "model": config.model.name,
-        "weights": weights if weights in ("pretrained", "random") else "file",
+        "weights": _weights(config.model.weights),
         "dataset": config.dataset.name,
         "seed": str(config.seed),
         "strategy": strategy_label(asdict(config.peft)) if trained else "initial",
         "images": str(config.n_images) if trained else "0",
         "objects": str(config.n_objects) if trained else "",
+        **{short_name(name): value_text(value) for name, value in _fields(run).items()},
     }
+
+
+def _fields(run: PlannedRun) -> Setting:
+    """What the other columns do not say; a strategy is named with its settings."""
+    return {name: value for name, value in run.fields.items() if not name.startswith("peft.")}
+
+
+def _weights(weights: str) -> str:
+    return weights if weights in ("pretrained", "random") else "/".join(Path(weights).parts[-2:])
 
 
 def _common(plan: Plan) -> dict[str, str]:
@@ -124,11 +136,13 @@ def _group(jobs: Jobs, runs: list[PlannedRun], common: dict[str, str], with_id: 
         box=SIMPLE,
         pad_edge=False,
     )
-    columns = [name for name in _cells(runs[0]) if name not in common]
+    columns = [
+        name for name in dict.fromkeys(name for run in runs for name in _cells(run)) if name not in common
+    ]
     for name in columns:
         # On a narrow terminal words are broken, because a column that is cut says nothing.
         justify: JustifyMethod = "right" if name in ("seed", "images", "objects") else "left"
-        table.add_column(name, justify=justify, overflow="fold")
+        table.add_column(escape(name), justify=justify, overflow="fold")
     if with_id:
         table.add_column("run", overflow="fold")
     table.add_column("", overflow="fold")
@@ -136,7 +150,7 @@ def _group(jobs: Jobs, runs: list[PlannedRun], common: dict[str, str], with_id: 
         cells = _cells(run)
         note = f" ({run.note})" if run.note else ""
         table.add_row(
-            *(escape(cells[name]) for name in columns),
+            *(escape(cells.get(name, "")) for name in columns),
             *([run.run_id.rsplit("-", 1)[1]] if with_id else []),
             escape(_WORDS[run.standing] + note),
         )

@@ -61,7 +61,7 @@ def preflight(plan: Plan, on_slurm: bool) -> Preflight:
     """Look at all that the runs to do need: data, weights, packages, room for checkpoints, and the site."""
     found = preflight_of(plan.todo, plan.folder, plan.missing, on_slurm, plan.runs[0].config.cluster)
     warnings = [warning for dataset in plan.datasets for warning in dataset.warnings]
-    return replace(found, notes=(*_left_out(plan), *warnings, *found.notes))
+    return replace(found, notes=(*plan.notes, *_left_out(plan), *warnings, *found.notes))
 
 
 def preflight_of(

@@ -1,6 +1,6 @@
 """Running runs again, from the configurations frozen in their directories: nothing is composed anew."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -8,6 +8,7 @@ from rich.console import Console
 from refsam.configuration.evaluation_place import used_resources
 from refsam.configuration.frozen import from_values
 from refsam.configuration.schema import ClusterConfig, RefsamConfig
+from refsam.configuration.settings import labels, setting_values
 from refsam.errors import BadInput
 from refsam.orchestration import machine
 from refsam.orchestration.planning.fetched import not_fetched
@@ -23,11 +24,13 @@ class FrozenRun:
 
     run_id: str
     config: RefsamConfig
+    label: str  # short name for tables, which none of the others has
 
-    @property
-    def label(self) -> str:
-        """Short name for tables."""
-        return self.run_id.rsplit("-", 1)[0]
+
+def frozen_runs(configs: Mapping[str, RefsamConfig]) -> list[FrozenRun]:
+    """Runs by their ids, with names that tell them apart."""
+    names = labels({run_id: setting_values(config) for run_id, config in configs.items()})
+    return [FrozenRun(run_id, config, names[run_id]) for run_id, config in configs.items()]
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def resubmit(
             the runs need is missing.
         RunFailed: when runs could not be submitted.
     """
-    runs = [FrozenRun(run_id, frozen(folder.run(run_id))) for run_id in run_ids]
+    runs = frozen_runs({run_id: frozen(folder.run(run_id)) for run_id in run_ids})
     for run in runs:
         if run.config.cluster.explicit or where(run.config) != "local":
             continue
