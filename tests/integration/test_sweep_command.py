@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from refsam import cli
+from refsam.records.files import write_json
 from refsam.records.paths import RunsFolder
 from refsam.results.sweeps import read_manifest
 from refsam.sweep import main
@@ -167,11 +168,36 @@ def test_a_plan_says_where_runs_are_evaluated(capsys):
     assert "5 runs (4 finetunings, 1 baseline), 3 kinds of request" in output
 
 
+def test_a_plan_says_all_that_the_command_would_refuse(tmp_path, capsys):
+    asked = ["-m", "resource=gtx1080", "model=vit_b", "n_images=1", "cluster=auto"]
+    assert sweep(*asked, "dry_run=true") == 0
+    output = capsys.readouterr().out
+    missing = [line.removeprefix("Missing: ") for line in output.splitlines() if line.startswith("Missing: ")]
+    assert any("this machine has no GTX1080 GPU" in line for line in missing)
+    assert any("the pretrained weights of vit_b are not" in line for line in missing)
+    assert "Runs are executed on this machine: " in output
+    assert sweep(*asked) == 2
+    error = capsys.readouterr().err
+    assert [line for line in missing if line not in error] == []
+
+
+def test_a_plan_says_what_else_its_sweep_has(tmp_path, capsys):
+    folder = RunsFolder(tmp_path / "runs")
+    recorded = {"runs": [{"run_id": "an-earlier-run"}, {"run_id": "another"}]}
+    folder.sweep("study").root.mkdir(parents=True)
+    write_json(folder.sweep("study").manifest, recorded)
+    assert sweep("-m", "n_images=1", "name=study", f"runs={folder.root}", "dry_run=true") == 0
+    assert "Sweep study has 2 other runs already, which stay in it." in capsys.readouterr().out
+    assert sweep("-m", "n_images=1", "name=other", f"runs={folder.root}", "dry_run=true") == 0
+    assert "already" not in capsys.readouterr().out
+
+
 def test_the_plan_of_the_resource_study_is_the_one_in_the_documentation(capsys):
     assert sweep("--config-name", "covid_if", "dry_run=true") == 0
     printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     documented = (CHECKOUT / "docs" / "covid_if_plan.txt").read_text(encoding="utf-8").splitlines()
-    assert [line for line in printed if not line.startswith("Missing: ")] == documented
+    of_this_machine = ("Missing: ", "Runs ")
+    assert [line for line in printed if not line.startswith(of_this_machine)] == documented
 
 
 BAD_INPUT = [

@@ -286,6 +286,8 @@ def _seconds(time: str) -> int:
 
 def _hours(seconds: float) -> str:
     hours = seconds / SECONDS_PER_HOUR
+    if seconds < 60:
+        return "under a minute"
     if hours < 1:
         return f"{seconds / 60:.0f} min"
     return f"{hours:.1f} h" if hours < 100 else f"{hours:.0f} h"

@@ -63,15 +63,18 @@ def submit(plan: Plan, console: Console, in_process: bool = False) -> dict[str, 
     found = preflight(plan, on_slurm)
     if on_slurm:
         found = found.extended(_script_problems(plan))
+    elif (problem := machine_problem(plan)) is not None:
+        found = found.extended([problem])
     expected = estimate(by_jobs(plan.todo, plan.folder), plan.folder, on_slurm)
     if config.dry_run:
         print_plan(plan, console, expected, found)
+        say(console, _destination(plan, on_slurm))
+        if earlier := _earlier_runs(plan):
+            say(console, f"Sweep {plan.name} has {earlier} already, which stay in it.")
         return {}
     for note in found.notes:
         say(console, note)
     found.check()
-    if not on_slurm and (problem := machine_problem(plan)) is not None:
-        raise BadInput(problem)
     prepare_folders(plan)
     console.print(summary(plan), soft_wrap=True)
     print_expected(expected, console)
@@ -93,6 +96,25 @@ def submit(plan: Plan, console: Console, in_process: bool = False) -> dict[str, 
     statuses = {run.run_id: read_status(plan.folder.run(run.run_id)) for run in plan.runs}
     say(console, f"The table: refsam collect {_arguments(plan)}")
     return statuses
+
+
+def _destination(plan: Plan, on_slurm: bool) -> str:
+    """Where the runs will be executed."""
+    if on_slurm:
+        return "Runs go to Slurm."
+    gpus = machine.gpus()
+    names = ", ".join(gpu.name for gpu in gpus) or "no GPU"
+    return (
+        f"Runs are executed on this machine: {machine.cores()} cores, {machine.memory_gb():.0f} GiB, {names}."
+    )
+
+
+def _earlier_runs(plan: Plan) -> str:
+    """`3 other runs`: those of the sweep's manifest that are not in the plan; empty without any."""
+    asked = {run.run_id for run in plan.runs}
+    known = _known_manifest(plan.folder.sweep(plan.name)).get("runs", ())
+    number = sum(run["run_id"] not in asked for run in known)
+    return "" if not number else "1 other run" if number == 1 else f"{number} other runs"
 
 
 def _submit_to_slurm(plan: Plan, console: Console) -> None:
