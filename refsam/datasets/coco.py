@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 from refsam.datasets.coco_file import CROWD, INCLUDE, Found, read_coco
 from refsam.datasets.coco_segmentation import painted
+from refsam.datasets.decoded import PLAUSIBLE_BYTES, PLAUSIBLE_RATIO
 from refsam.datasets.listing import DataMissing, Pair, missing_data
 from refsam.datasets.names import normalized
 from refsam.errors import BadInput
@@ -99,6 +100,8 @@ def _look(dataset: DatasetConfig) -> _Look:
             problems.append(Found("file name that leaves dataset.images", image.name))
         elif file is None:
             problems.append(Found("missing image", image.name))
+        elif image.height * image.width > max(PLAUSIBLE_BYTES, PLAUSIBLE_RATIO * file.stat().st_size):
+            problems.append(Found("image of a size that its file cannot have", image.name))
         elif not read.objects[key]:
             empty.append(image.name)
         elif name in pairs:

@@ -77,11 +77,30 @@ def _with_codec(request: Request, name: str) -> Decoded:
     import imagecodecs
 
     data = request.path.read_bytes()
+    if name == "JXR":
+        _check_jpegxr(request, data)
     samples = imagecodecs.jpegxr_decode(data) if name == "JXR" else imagecodecs.jpegxl_decode(data)
     colours = samples.ndim == 3 and samples.shape[-1] in (3, 4)
     has_alpha = samples.ndim == 3 and samples.shape[-1] in (2, 4)
     alpha = samples.shape[-1] - 1 if has_alpha else None
     return Decoded(samples, LOSSY_FORMATS[name], colours, alpha, lossy=LOSSY_FORMATS[name])
+
+
+def _check_jpegxr(request: Request, data: bytes) -> None:
+    """Refuse a JPEG XR file without its end, which its decoder would make up, or of an impossible size.
+
+    Its directory is one of TIFF's (ISO 29199-2, annex A).
+    """
+    start = int.from_bytes(data[4:8], "little") + 2
+    stop = start + 12 * int.from_bytes(data[start - 2 : start], "little")
+    entries = (data[place : place + 12] for place in range(start, min(stop, len(data)), 12))
+    tags = {int.from_bytes(entry[:2], "little"): int.from_bytes(entry[8:], "little") for entry in entries}
+    request.check_size((tags.get(0xBC80, 0), tags.get(0xBC81, 0)), 1)
+    end = tags.get(0xBCC0, 0) + tags.get(0xBCC1, 0)
+    if stop > len(data) or end > len(data):
+        raise BadInput(
+            f"{request.field}: {request.path} is cut off: it has {len(data)} of at least {end} bytes"
+        )
 
 
 @lru_cache(maxsize=1)

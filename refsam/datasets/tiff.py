@@ -46,6 +46,8 @@ def read_tiff(request: Request) -> Decoded:
         if page.dtype is None:
             raise BadInput(f"{request.field}: {request.path} has samples of a type that numpy does not have")
         request.check_size(shape, page.dtype.itemsize)
+        request.check_size(page.chunks, page.dtype.itemsize)  # tiles and strips may be larger than the image
+        _check_segments(request, picture)
         found = layout(request, shape, axes)
         samples = found.arranged(_array(picture).reshape(shape))
         source = f"TIFF, axes {axes}, {_name(page.photometric)}"
@@ -75,6 +77,17 @@ def _picture(file: Any, request: Request) -> tuple[Any, tuple[int, ...], str]:
     if len({page.shape for page in own}) > 1:
         raise request.refused((len(own),))
     return own, (len(own), *own[0].shape), UNKNOWN_AXES[0] + own[0].axes
+
+
+def _check_segments(request: Request, picture: Any) -> None:
+    """Refuse tiles and strips of more bytes than the file has, before memory is taken for them."""
+    pages = picture if isinstance(picture, list) else getattr(picture, "pages", [picture])
+    longest = max((max(page.databytecounts, default=0) for page in pages if page is not None), default=0)
+    if longest > request.path.stat().st_size:
+        raise BadInput(
+            f"{request.field}: {request.path} is damaged or cut off: a part of it has {longest} bytes, and "
+            f"the file {request.path.stat().st_size}"
+        )
 
 
 def _is_in(page: Any, file: Any) -> bool:

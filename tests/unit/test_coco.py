@@ -529,6 +529,13 @@ def test_annotations_of_an_image_that_is_left_out_are_not_counted_beside_it(coco
         list_pairs(coco(described))
 
 
+def test_a_size_that_the_file_of_an_image_cannot_have_is_refused(coco: Make) -> None:
+    described = content(annotation(1), annotation(2, image=2), n_images=2)
+    described["images"][1].update({"height": 40_000, "width": 50_000})
+    with pytest.raises(BadInput, match=r"1 × image of a size that its file cannot have \(2\.png\)"):
+        list_pairs(coco(described))
+
+
 def test_an_image_that_no_memory_holds_is_refused_before_anything_is_made_of_it(coco: Make) -> None:
     described = content(annotation(1, segmentation={"size": [10**6, 10**6], "counts": [10**12 - 1, 1]}))
     described["images"][0].update({"height": 10**6, "width": 10**6})
