@@ -9,7 +9,7 @@ from refsam.configuration.compose import compose
 from refsam.configuration.frozen import leaves, to_values
 from refsam.configuration.patch_pool import with_patch_pool
 from refsam.configuration.resources import folder
-from refsam.configuration.schema import RefsamConfig
+from refsam.configuration.schema import DatasetConfig, RefsamConfig
 from refsam.records.files import read_yaml
 
 _GROUPS = ("model", "peft", "dataset", "train", "evaluate")
@@ -65,14 +65,16 @@ def value_text(value: Any) -> str:
 
 
 def _choice(group: str, values: Mapping[str, Any]) -> str:
-    """The file of a group in conf/ that fewest values differ from; of several, that of the same name."""
+    """The file of a group in conf/ that a person would name: of the same name and format where one is, else
+    the one that fewest values differ from.
+    """
     root = folder("conf") / group
 
-    def differing(path: Path) -> tuple[int, bool, str]:
-        given = _read(path)
+    def differing(path: Path) -> tuple[int, int, bool, str]:
+        given = {"format": DatasetConfig.format, **_read(path)}
         names = {*given, *values}
-        count = sum(_comparable(given.get(name)) != _comparable(values.get(name)) for name in names)
-        return count, path.stem != values.get("name"), path.stem
+        other = {name for name in names if _comparable(given.get(name)) != _comparable(values.get(name))}
+        return len(other & {"name", "format"}), len(other), path.stem != values.get("name"), path.stem
 
     return min(root.glob("*.yaml"), key=differing).stem
 

@@ -38,6 +38,12 @@ def resolved(overrides: list[str]) -> RefsamConfig:
             "model=vit_b peft=freeze_encoder dataset=folder dataset.root='/my,images' n_images=1 n_objects=1 "
             "dataset.images='a*.tif'",
         ),
+        (
+            "model=vit_b peft=full dataset=folder dataset.root=/mine dataset.name=mine "
+            "dataset.on_problem=skip dataset.categories=[cell] n_objects=1 n_images=1",
+            "model=vit_b peft=full dataset=folder dataset.root=/mine n_images=1 n_objects=1 "
+            "dataset.name=mine dataset.categories=[cell] dataset.on_problem=skip",
+        ),
     ],
 )
 def test_a_command_asks_for_the_run_that_is_there(given, expected):
