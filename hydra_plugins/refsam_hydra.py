@@ -107,7 +107,7 @@ def _job_return(overrides: list[str], status: "Status | None", metric: float | N
         result.return_value = BadInput("the combination cannot run; dry_run=true says why")
     elif status.state.value == "completed":
         result.status, result.return_value = JobStatus.COMPLETED, metric
-    elif status.state.value == "failed":
+    elif status.state.value in ("failed", "unreadable"):
         result.status = JobStatus.FAILED
         result.return_value = RunFailed(status.message or "not completed")
     return result

@@ -16,6 +16,10 @@ class SlurmSilent(RuntimeError):
     """A Slurm command failed or gave no answer in time. The message is the first line of what it said."""
 
 
+class Unreadable(ValueError):
+    """A file is there and cannot be read now. The message names the file and says why."""
+
+
 class DamagedManifest(ValueError):
     """A sweep's manifest cannot be read. The message names the file. The commands exit with status 1."""
 

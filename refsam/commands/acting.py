@@ -1,6 +1,7 @@
 """`refsam cancel`, `retry`, `continue`: what changes the runs of a sweep."""
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -90,6 +91,7 @@ def _cancel(options: argparse.Namespace) -> int:
     folder = open_folder(options)
     target = find_target(options.target, folder)
     state = _look(target, folder)
+    unknown = [f"run {run.run_id} is left alone: {run.damaged}" for run in state.runs if _is_unreadable(run)]
     done = cancel(state.runs, folder, whole_sweep=not target.is_run)
     if done.jobs:
         _look(target, folder)  # those that never ran cannot write their last word; it is written here
@@ -101,7 +103,7 @@ def _cancel(options: argparse.Namespace) -> int:
             if run.run_id in ended
         ]
         values = {"sweep": target.sweep.name, "cancelled": cancelled, "impossible": list(done.impossible)}
-        print_json({**values, "notes": list(state.notes)})
+        print_json({**values, "notes": [*unknown, *state.notes]})
     else:
         if not (done.jobs or done.asked or done.impossible):
             print(f"Nothing of {target.words} waits or runs.")
@@ -111,8 +113,14 @@ def _cancel(options: argparse.Namespace) -> int:
             )
         if done.asked:
             print(f"{_count(done.asked)} of {target.words} on this machine asked to stop.")
-    _say([*done.impossible, *state.notes])
-    return FAILED if done.impossible else COMPLETED
+    _say([*done.impossible, *unknown, *state.notes])
+    return FAILED if done.impossible or unknown else COMPLETED
+
+
+def _is_unreadable(run: "RunState") -> bool:
+    from refsam.records.status import State
+
+    return run.status.state is State.unreadable
 
 
 def _retry(options: argparse.Namespace) -> int:
@@ -125,7 +133,7 @@ def _retry(options: argparse.Namespace) -> int:
 
     def wanted(run: "RunState") -> bool:
         chosen = reasons is None or run.status.reason in reasons
-        return run.damaged is None and run.status.state is State.failed and chosen
+        return run.status.state is State.failed and chosen
 
     return _again(options, target, folder, wanted, "failed" if reasons is None else options.reason)
 
@@ -152,14 +160,10 @@ def _again(
     words: str,
 ) -> int:
     state = _look(target, folder)
-    chosen, outside = [run for run in state.runs if wanted(run)], 0
-    unknown = [run.run_id for run in chosen if not folder.run(run.run_id).config.exists()]
-    if unknown:
-        raise BadInput(
-            f"{target.words}: {', '.join(unknown[:3])} has no frozen configuration; the command that made "
-            "the sweep makes it"
-        )
-    _say(state.notes)
+    _mend(state.runs, folder)
+    chosen, outside = [run for run in state.runs if wanted(run) and run.can_start], 0
+    impossible = [f"run {run.run_id} is left out: {run.damaged}" for run in state.runs if not run.can_start]
+    _say([*impossible, *state.notes])
     console = standard_console(stderr=options.json, highlight=False)
     if chosen:
         from refsam.orchestration.submission.resubmit import resubmit
@@ -189,11 +193,21 @@ def _again(
                     for run in left_out
                 ],
                 "states": dict(count(ended)),
-                "notes": list(state.notes),
+                "notes": [*impossible, *state.notes],
             }
         )
     failed = sum(str(run.status.state) == "failed" for run in ended)
-    return FAILED if failed > outside else COMPLETED
+    return FAILED if failed > outside or impossible else COMPLETED
+
+
+def _mend(runs: "Sequence[RunState]", folder: "RunsFolder") -> None:
+    """Write the damaged status of a run anew, as its attempts and results tell it."""
+    from refsam.records.recovery import mend
+
+    for run in runs:
+        if run.is_damaged and run.can_start:
+            with contextlib.suppress(OSError):  # another person's run stays as it is
+                mend(folder.run(run.run_id))
 
 
 def _look(target: "Target", folder: "RunsFolder") -> "SweepState":

@@ -13,7 +13,7 @@ from refsam.commands.options import (
     open_folder,
     print_json,
 )
-from refsam.errors import DamagedManifest
+from refsam.errors import BadInput, DamagedManifest
 from refsam.terminal import standard_console
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 STATUS_FIELDS = """\
 Fields of --json:
   sweep, runs_folder  the sweep's name, and the folder of its runs
-  states              how many runs are planned, pending, running, completed, failed
+  states              how many runs are planned, pending, running, completed, failed, unreadable
   seconds_left        until the last running one is done, at most; null where one does not know
   slurm               queue, accounting: whether squeue and sacct have answered; null without jobs
   notes               what could not be found out, in sentences
@@ -30,8 +30,9 @@ Fields of --json:
   groups              of runs with the same request: request, states, run_ids
   runs                run_id, fields (of the configuration that tell it apart from the others, by
                       dotted names), all fields of its status.json (state, reason, message, attempt, job_id,
-                      host, epoch, best_metric, …), elapsed_seconds, seconds_left, and damaged: why
-                      its record cannot be read, null where it can
+                      host, epoch, best_metric, …), elapsed_seconds, seconds_left, damaged: why its
+                      record cannot be read, and fault: damaged, unreadable, missing or bad
+                      configuration; null where it can be read
 Times are UTC in ISO 8601, durations in seconds."""
 
 
@@ -70,7 +71,7 @@ def add(commands: Commands) -> None:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from refsam.results.sweeps import count_states, sweep_names
+    from refsam.results.sweeps import DAMAGED, UNREADABLE, count_states, sweep_names
 
     folder = open_folder(options)
     names = sweep_names(folder)
@@ -79,9 +80,11 @@ def _list(options: argparse.Namespace) -> int:
     for name in names:
         try:
             sweeps.append({"sweep": name, "states": dict(count_states(folder.sweep(name), folder))})
-        except DamagedManifest as error:
+        except (BadInput, DamagedManifest) as error:
             print(f"refsam: {error}", file=sys.stderr)
             status = DAMAGED_RECORDS
+    if any({DAMAGED, UNREADABLE} & set(sweep["states"]) for sweep in sweeps):
+        status = DAMAGED_RECORDS
     if options.json:
         print_json({"runs_folder": str(folder.root.absolute()), "sweeps": sweeps})
         return status
@@ -116,7 +119,7 @@ def _status(options: argparse.Namespace) -> int:
         print_json({**as_json(state), "submitted_again": list(again)})
     else:
         print_state(state)
-    return DAMAGED_RECORDS if any(run.damaged for run in state.runs) else COMPLETED
+    return DAMAGED_RECORDS if any(run.is_damaged for run in state.runs) else COMPLETED
 
 
 def _watch(options: argparse.Namespace) -> int:

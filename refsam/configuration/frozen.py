@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from refsam.configuration.schema import RefsamConfig
 from refsam.errors import BadInput, nearest
@@ -97,8 +98,12 @@ def _plain(value: Any) -> Any:
 
 
 def load(path: Path) -> RefsamConfig:
-    """The configuration frozen in `path`. Raises FileNotFoundError, ValueError when it is damaged."""
-    return to_config(read_yaml(path))
+    """The configuration frozen in `path`. Raises OSError, and ValueError when it is damaged."""
+    values = read_yaml(path)
+    try:
+        return to_config(values)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
 
 
 def freeze(path: Path, config: RefsamConfig) -> None:

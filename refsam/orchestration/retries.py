@@ -7,16 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from refsam.records.attempts import Attempt
+from refsam.records.attempts import BATCH, CHECKPOINTING, CHUNK, HARDWARE_PRECISION, PRECISION, Attempt
 from refsam.records.status import Reason
 
 Settings = dict[str, Any]
-
-CHUNK = "train.object_chunk"
-CHECKPOINTING = "train.checkpoint_encoder"
-PRECISION = "train.precision"
-HARDWARE_PRECISION = "hardware_precision"  # what train.precision=auto is on the device of the run
-BATCH = "evaluate.batch_size"
 
 
 @dataclass(frozen=True)
@@ -44,10 +38,10 @@ def save_memory(attempt: Attempt) -> Settings | None:
         return None  # nothing was trained yet, or by micro-sam's own step
     if used[CHUNK] > 1:
         return {**attempt.settings, CHUNK: used[CHUNK] // 2}
-    if used[CHECKPOINTING] != 1:
+    if used.get(CHECKPOINTING) != 1:
         return {**attempt.settings, CHUNK: 1, CHECKPOINTING: "on"}
     hardware = used.get(HARDWARE_PRECISION, "float32")
-    if used[PRECISION] == "float32" and hardware != "float32":
+    if used.get(PRECISION) == "float32" and hardware != "float32":
         return {**attempt.settings, PRECISION: hardware}
     return None
 

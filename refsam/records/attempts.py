@@ -4,12 +4,30 @@ config.yaml stays as it was submitted; what an attempt does differently stands h
 of the run's lock.
 """
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from refsam.records.files import read_json, write_json
+from refsam.records.logs import attempt_numbers
 from refsam.records.paths import RunPaths
 from refsam.records.status import Reason, State, Status, now
+from refsam.records.typed import Count, Seconds, Time, checked, from_record, usable, usable_record
+
+# What attempts do differently, by dotted names of the configuration.
+CHUNK = "train.object_chunk"
+CHECKPOINTING = "train.checkpoint_encoder"
+PRECISION = "train.precision"
+HARDWARE_PRECISION = "hardware_precision"  # what train.precision=auto is on the device of the run
+BATCH = "evaluate.batch_size"
+
+_SETTINGS = {CHUNK: Count, CHECKPOINTING: str, PRECISION: str, BATCH: Count}
+_USED = {
+    CHUNK: Count | None,
+    CHECKPOINTING: Count | None,
+    PRECISION: str | None,
+    HARDWARE_PRECISION: str,
+    BATCH: Count,
+}
 
 
 @dataclass(frozen=True)
@@ -21,6 +39,7 @@ class Attempt:
         used: the savings that were really used, by dotted names, `auto` resolved; empty until they are known.
         steps: training steps that latest.pt held at last.
         measured: images times modes that were evaluated at last.
+        evaluation_job_id: of the job that evaluates what this attempt has trained.
         state: completed or failed when the attempt has ended.
         message: one sentence for a person.
         peak_memory_gib: the largest main memory of one of its processes, without what the kernel shares.
@@ -28,16 +47,17 @@ class Attempt:
 
     settings: dict[str, Any] = field(default_factory=dict)
     used: dict[str, Any] = field(default_factory=dict)
-    steps: int = 0
-    measured: int = 0
+    steps: Count = 0
+    measured: Count = 0
     job_id: str | None = None
+    evaluation_job_id: str | None = None
     host: str | None = None
-    started_at: str | None = None
-    ended_at: str | None = None
+    started_at: Time | None = None
+    ended_at: Time | None = None
     state: State | None = None
     reason: Reason | None = None
     message: str | None = None
-    peak_memory_gib: float | None = None
+    peak_memory_gib: Seconds | None = None
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -59,16 +79,33 @@ class Attempt:
         )
 
 
+def parse_attempt(paths: RunPaths, number: int) -> Attempt:
+    """The record of attempt `number`. Raises OSError, and ValueError when it is damaged."""
+    path = paths.attempt_record(number)
+    attempt = from_record(Attempt, read_json(path), path)
+    settings = attempt.settings | checked(attempt.settings, _SETTINGS, path, "settings.")
+    used = attempt.used | checked(attempt.used, _USED, path, "used.")
+    return replace(attempt, settings=settings, used=used)
+
+
 def read_attempt(paths: RunPaths, number: int) -> Attempt:
-    """The record of attempt `number`; an empty one where there is none, or a damaged one."""
+    """What can be used of the record of attempt `number`; an empty one where there is none.
+
+    It tells how an attempt went: nothing of the result depends on it.
+    """
+    path = paths.attempt_record(number)
     try:
-        values = read_json(paths.attempt_record(number))
-        values = {item.name: values[item.name] for item in fields(Attempt) if item.name in values}
-        for name, kind in (("state", State), ("reason", Reason)):
-            values[name] = None if values.get(name) is None else kind(values[name])
-        return Attempt(**values)
-    except (FileNotFoundError, TypeError, ValueError):
-        return Attempt()  # it tells how an attempt went; nothing of the result depends on it
+        return parse_attempt(paths, number)
+    except FileNotFoundError:
+        return Attempt()
+    except ValueError:
+        pass
+    try:
+        attempt = usable_record(Attempt, read_json(path), path)
+    except (FileNotFoundError, ValueError):
+        return Attempt()
+    settings = usable(attempt.settings, _SETTINGS, path)
+    return replace(attempt, settings=settings, used=usable(attempt.used, _USED, path))
 
 
 def write_attempt(paths: RunPaths, number: int, attempt: Attempt) -> None:
@@ -77,28 +114,16 @@ def write_attempt(paths: RunPaths, number: int, attempt: Attempt) -> None:
     write_json(paths.attempt_record(number), asdict(attempt), paths.reserve)
 
 
-def end_attempt(paths: RunPaths, status: Status, **changes: Any) -> Attempt:
-    """Write how the attempt of `status` ended, unless that is written already, and return its record."""
-    number = status.attempt
-    attempt = read_attempt(paths, number)
-    if number > 0 and attempt.ended_at is None:  # 0: the run was never begun
-        steps = max(status.steps or 0, read_attempt(paths, number - 1).steps)
-        attempt = attempt.ended(status, steps=steps, measured=_measured(paths), **changes)
-        write_attempt(paths, number, attempt)
-    return attempt
-
-
-def _measured(paths: RunPaths) -> int:
-    """The rows of per_image.csv below its header."""
-    try:
-        return max(0, len(paths.per_image.read_text(encoding="utf-8").splitlines()) - 1)
-    except (FileNotFoundError, UnicodeDecodeError):
-        return 0
-
-
 def read_attempts(paths: RunPaths, last: int) -> list[Attempt]:
     """The records of the attempts 1 to `last`."""
-    return [read_attempt(paths, number) for number in range(1, last + 1)]
+    there = set(attempt_numbers(paths))
+    return [read_attempt(paths, number) if number in there else Attempt() for number in range(1, last + 1)]
+
+
+def free_number(paths: RunPaths, least: int) -> int:
+    """The number of the next attempt: `least`, or a larger one where that would overwrite a record."""
+    begun = [number for number in attempt_numbers(paths) if paths.attempt_record(number).exists()]
+    return max([least, *(number + 1 for number in begun)])
 
 
 def requeued(status: Status, message: str) -> Status:

@@ -13,6 +13,8 @@ from typing import Any, BinaryIO
 
 import yaml
 
+from refsam.errors import Unreadable
+
 # Those in C are ten times faster, and not in every build of PyYAML.
 _SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SAFE_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
@@ -96,19 +98,37 @@ def write_yaml(path: Path, value: Any) -> None:
     write_text(path, yaml.dump(value, Dumper=_SAFE_DUMPER, sort_keys=False, allow_unicode=True))
 
 
-def read_json(path: Path) -> Any:
-    """The value in a JSON file. Raises FileNotFoundError, and ValueError with the path when it is damaged."""
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8.
+
+    Raises FileNotFoundError, Unreadable when it cannot be read now, and ValueError for what is no UTF-8; each
+    with the path.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Unreadable(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file. Raises as `read_text` does, and ValueError for what is no JSON."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (RecursionError, ValueError) as error:  # too deep, no JSON, or too long a number
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def read_yaml(path: Path) -> Any:
-    """The value in a YAML file. Raises FileNotFoundError, and ValueError with the path when it is damaged."""
+    """The value in a YAML file. Raises as `read_text` does, and ValueError for what is no YAML."""
+    text = read_text(path)
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_SAFE_LOADER)  # noqa: S506
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return yaml.load(text, Loader=_SAFE_LOADER)  # noqa: S506
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
@@ -119,7 +139,7 @@ def read_yaml_sections(path: Path, *keys: str) -> list[Any]:
     are parsed once, and the rest of the file not at all. That makes a thousand files a matter of a moment.
     Raises as `read_yaml` does.
     """
-    text = _text(path)
+    text = read_text(path)
     try:
         sections = [
             re.search(rf"^{re.escape(key)}:[^\n]*\n(?:(?:[ -][^\n]*)?\n)*", text, re.MULTILINE)
@@ -133,20 +153,13 @@ def read_yaml_sections(path: Path, *keys: str) -> list[Any]:
             for key, section in zip(keys, sections, strict=True)
             if section is not None
         ]
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+    except (yaml.YAMLError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
 @lru_cache(maxsize=256)
 def _parsed(text: str) -> Any:
     return yaml.load(text, Loader=_SAFE_LOADER)  # noqa: S506
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def _umask() -> int:

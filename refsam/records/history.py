@@ -1,7 +1,10 @@
 """history.csv as others read it: one row per epoch. Its writer is science.history."""
 
 import csv
+import io
 from pathlib import Path
+
+from refsam.records.files import read_text
 
 _INTEGERS = ("epoch", "iteration", "best")
 
@@ -13,11 +16,10 @@ def read_history(path: Path) -> list[dict[str, float | int]]:
         ValueError: when it is damaged; the message names the file.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
     except FileNotFoundError:  # a baseline, or not begun
         return []
-    except UnicodeDecodeError as error:
+    except csv.Error as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     try:
         return [

@@ -12,7 +12,9 @@ def attempt_numbers(paths: RunPaths) -> list[int]:
     """The attempts that have a folder, in order."""
     if not paths.attempts.is_dir():
         return []
-    return sorted(int(path.name) for path in paths.attempts.iterdir() if path.name.isdigit())
+    return sorted(
+        int(path.name) for path in paths.attempts.iterdir() if path.name.isdecimal() and path.is_dir()
+    )
 
 
 def find_log(paths: RunPaths, attempt: int | None = None) -> tuple[int, Path] | None:

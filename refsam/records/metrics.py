@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from refsam.records.files import read_json, write_json
+from refsam.records.typed import Count, checked
 
 FORMAT = 2
 # Of an instance segmentation, and of binary masks: what is measured of each image, in this order everywhere.
@@ -23,6 +24,20 @@ METRICS = SEGMENTATION_METRICS + MASK_METRICS
 SECONDS = ("seconds_embedding", "seconds_prompts", "seconds_postprocessing")
 
 MetricsRow = dict[str, Any]
+_FIELDS: dict[str, Any] = {
+    "mode": str,
+    "round": Count,
+    "mask_input": bool,
+    "n_images": Count,
+    **dict.fromkeys((*METRICS, "seconds_per_image", *SECONDS), float | None),
+    "intervals": dict | None,
+    "parameters": dict | None,
+    "weights": str | None,
+    "pictures": Count,
+    "predictions_saved": bool,
+    "hardware": str | None,
+    "note": str | None,
+}
 
 
 class Measurement(NamedTuple):
@@ -64,15 +79,25 @@ def rows_of(values: Any, path: Path) -> list[MetricsRow]:
     if "format" not in values:
         if not all(isinstance(row, dict) for row in values.values()):
             raise ValueError(f"{path} is damaged: it is not a mapping from modes to their metrics")
-        return [{"mode": mode, "round": 0, "mask_input": False, **row} for mode, row in values.items()]
+        first = [{"mode": mode, "round": 0, "mask_input": False, **row} for mode, row in values.items()]
+        return [_row(row, number, path) for number, row in enumerate(first)]
     if values["format"] != FORMAT:
         raise ValueError(
             f"{path} has the format {values['format']}, and this refsam reads up to {FORMAT}; update refsam"
         )
     rows = values.get("rows")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and "mode" in row for row in rows):
+    if not isinstance(rows, list):
         raise ValueError(f"{path} is damaged: its rows are not a list of what was measured")
-    return rows
+    return [_row(row, number, path) for number, row in enumerate(rows)]
+
+
+def _row(row: Any, number: int, path: Path) -> MetricsRow:
+    """A row with the types that its readers rely on. Raises ValueError, naming the field."""
+    found = checked(row, _FIELDS, path, f"rows[{number}].")
+    for name in ("mode", "round", "mask_input"):
+        if name not in found:
+            raise ValueError(f"{path} is damaged: rows[{number}].{name} is missing")
+    return {**row, **found}
 
 
 def write_metrics(path: Path, rows: Sequence[MetricsRow]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from refsam.records.files import write_text
+from refsam.records.files import read_text, write_text
 from refsam.records.metrics import METRICS, SECONDS, Measurement
 
 COLUMNS = (
@@ -31,15 +31,14 @@ _COLUMN_TYPES: Mapping[str, Callable[[str], Any]] = {
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of per_image.csv; none of a file with other columns, which another version of refsam wrote."""
-    if not path.exists():
+    try:
+        text = read_text(path)
+    except FileNotFoundError:
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            return []
-        return [
-            {name: _COLUMN_TYPES.get(name, float)(value) for name, value in row.items()} for row in reader
-        ]
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    if tuple(reader.fieldnames or ()) != COLUMNS:
+        return []
+    return [{name: _COLUMN_TYPES.get(name, float)(value) for name, value in row.items()} for row in reader]
 
 
 def read_values(path: Path, metric: str) -> dict[Measurement, dict[str, float]]:
@@ -52,16 +51,16 @@ def read_values(path: Path, metric: str) -> dict[Measurement, dict[str, float]]:
         ValueError: when the file is damaged.
     """
     found: dict[Measurement, dict[str, float]] = {}
+    text = read_text(path)
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file, strict=True):
-                # The first format had the first prompt only.
-                first = Measurement(row["mode"], int(row.get("round", 0)), _truth(row.get("mask_input", "")))
-                values = found.setdefault(first, {})
-                value = float(row[metric])
-                if int(row["n_objects"]) > 0 and math.isfinite(value):
-                    values[row["image"]] = value
-    except (csv.Error, KeyError, TypeError, UnicodeDecodeError, ValueError) as error:
+        for row in csv.DictReader(io.StringIO(text, newline=""), strict=True):
+            # The first format had the first prompt only.
+            first = Measurement(row["mode"], int(row.get("round", 0)), _truth(row.get("mask_input", "")))
+            values = found.setdefault(first, {})
+            value = float(row[metric])
+            if int(row["n_objects"]) > 0 and math.isfinite(value):
+                values[row["image"]] = value
+    except (csv.Error, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {type(error).__name__} {error}") from error
     return found
 

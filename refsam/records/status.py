@@ -7,7 +7,7 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -15,18 +15,24 @@ from typing import Any
 from refsam.records import files
 from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunPaths
+from refsam.records.typed import Count, Seconds, Time, from_record
 
 
 class State(StrEnum):
-    """planned → pending → running → completed, or failed with a Reason."""
+    """planned → pending → running → completed, or failed with a Reason.
+
+    unreadable is never written: the record is there and cannot be read now, so nobody may act on the run.
+    """
 
     planned = "planned"
     pending = "pending"
     running = "running"
     completed = "completed"
     failed = "failed"
+    unreadable = "unreadable"
 
 
+MOST_ATTEMPTS = 100_000  # of a run; a larger number is a mistake
 TRAINED = "trained"  # the phase of a run that a job has trained, and another one evaluates
 
 
@@ -51,24 +57,24 @@ class Status:
     state: State = State.planned
     reason: Reason | None = None
     message: str | None = None  # one sentence for a person
-    attempt: int = 0
+    attempt: Count = 0
     job_id: str | None = None
     evaluation_job_id: str | None = None  # of the job that evaluates the run once job_id has trained it
     host: str | None = None
-    pid: int | None = None
+    pid: Count | None = None
     device: str | None = None
     phase: str | None = None  # loading, training, evaluating, or TRAINED
-    epoch: int | None = None  # epochs finished
-    epochs: int | None = None  # epochs at most
-    steps: int | None = None  # training steps that latest.pt holds
-    best_epoch: int | None = None
+    epoch: Count | None = None  # epochs finished
+    epochs: Count | None = None  # epochs at most
+    steps: Count | None = None  # training steps that latest.pt holds
+    best_epoch: Count | None = None
     best_metric: float | None = None  # of the validation image, lower is better
     loss: float | None = None  # mean of the last epoch
-    seconds_left: float | None = None  # until epochs are done, an upper limit because of early stopping
-    submitted_at: str | None = None
-    started_at: str | None = None
-    updated_at: str | None = None
-    ended_at: str | None = None
+    seconds_left: Seconds | None = None  # until epochs are done, an upper limit because of early stopping
+    submitted_at: Time | None = None
+    started_at: Time | None = None
+    updated_at: Time | None = None
+    ended_at: Time | None = None
 
     def changed(self, **changes: Any) -> "Status":
         return replace(self, updated_at=now(), **changes)
@@ -90,19 +96,19 @@ def now() -> str:
 
 
 def read_status(paths: RunPaths) -> Status:
-    """The status of a run; `planned` where there is no file. Raises ValueError when the file is damaged."""
+    """What status.json says; `planned` where there is none. records.recovery knows what else tells of a run.
+
+    Raises OSError, and ValueError when the file is damaged.
+    """
     try:
         values = read_json(paths.status)
     except FileNotFoundError:
         return Status()
-    known = {item.name for item in fields(Status)}
-    try:
-        values = {key: value for key, value in values.items() if key in known}
-        values["state"] = State(values["state"])
-        values["reason"] = None if values.get("reason") is None else Reason(values["reason"])
-        return Status(**values)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{paths.status} is damaged: {error}") from error
+    status = from_record(Status, values, paths.status)
+    if "state" not in values or status.state is State.unreadable or status.attempt > MOST_ATTEMPTS:
+        name = "attempt" if status.attempt > MOST_ATTEMPTS else "state"
+        raise ValueError(f"{paths.status} is damaged: {name} has no value that a run can have")
+    return status
 
 
 def write_status(paths: RunPaths, status: Status, is_last_word: bool = False) -> None:

@@ -27,7 +27,7 @@ from refsam.results.run_rows import (
     SETTING,
     Row,
 )
-from refsam.results.sweeps import DAMAGED, read_manifest
+from refsam.results.sweeps import DAMAGED, UNREADABLE, read_manifest
 
 __all__ = ["BASELINE", "COLUMNS", "COSTS", "INTEGERS", "INVALID", "METRICS", "collect", "damaged"]
 
@@ -180,7 +180,8 @@ def _is_newer(paths: Sequence[Path], than: Path) -> bool:
 
 def damaged(frame: pd.DataFrame) -> list[str]:
     """The sentences that name the damaged records of a sweep, one per run."""
-    return frame.loc[frame["status"] == DAMAGED, ["run_id", "message"]].drop_duplicates()["message"].tolist()
+    bad = frame["status"].isin([DAMAGED, UNREADABLE])
+    return frame.loc[bad, ["run_id", "message"]].drop_duplicates()["message"].tolist()
 
 
 def _quality(rows: pd.DataFrame) -> int:

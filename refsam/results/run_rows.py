@@ -8,11 +8,14 @@ from typing import Any
 from refsam.configuration.settings import SECTIONS, Setting, asked_values, recorded_values
 from refsam.configuration.split import LEAST_TEST_IMAGES, SEEDED
 from refsam.configuration.strategies import strategy_label
+from refsam.errors import Unreadable
 from refsam.records.files import read_json, read_yaml, read_yaml_sections
 from refsam.records.metrics import METRICS, SECONDS, measurement, rows_of
 from refsam.records.paths import RunPaths
-from refsam.records.status import read_status
-from refsam.results.sweeps import DAMAGED
+from refsam.records.recovery import look_up
+from refsam.records.status import State
+from refsam.records.training import read_savings, read_training
+from refsam.results.sweeps import DAMAGED, UNREADABLE
 
 INVALID = "invalid"
 # The kind of a run that trains nothing (configuration.schema.Kind), and its strategy here.
@@ -55,20 +58,21 @@ def run_rows(paths: RunPaths, run_id: str, overrides: dict[str, Any]) -> list[Ro
     """The rows of one run; overrides say what it is where it has no configuration yet.
 
     Never raises for what stands in a record: a damaged one is named in the message, and the status is
-    `damaged`.
+    `damaged`, or `unreadable` where nothing is wrong but that it cannot be read now.
     """
     problems: list[str] = []
+    unreadable: list[str] = []  # of another person, who keeps it to themselves
 
     def read(reader: Callable[[Path], Any], path: Path) -> dict[str, Any]:
         try:
             values = reader(path)
         except FileNotFoundError:  # not written yet
             return {}
+        except Unreadable as error:
+            unreadable.append(str(error))
+            return {}
         except ValueError as error:
             problems.append(str(error))
-            return {}
-        except OSError as error:  # of another person, who keeps it to themselves
-            problems.append(f"{path} cannot be read: {error.strerror}")
             return {}
         if not isinstance(values, dict):
             problems.append(f"{path} is damaged: it is not a mapping")
@@ -78,9 +82,10 @@ def run_rows(paths: RunPaths, run_id: str, overrides: dict[str, Any]) -> list[Ro
     row: Row = {"run_id": run_id, **_from_overrides(overrides)}
     config = read(_read_config, paths.config)
     row |= _guarded(_from_config, config, paths.config, problems)
+    is_known = not problems and not unreadable  # what the run is, so that its results mean something
     row |= _guarded(_from_environment, read(read_json, paths.environment), paths.environment, problems)
-    row |= _guarded(_from_training, read(read_json, paths.training), paths.training, problems)
-    row |= _guarded(_from_savings, read(read_json, paths.savings), paths.savings, problems)
+    row |= _guarded(_from_training, read(read_training, paths.training), paths.training, problems)
+    row |= _guarded(_from_savings, read(read_savings, paths.savings), paths.savings, problems)
     row |= _guarded(_from_costs, read(read_json, paths.costs), paths.costs, problems)
     measured: list[Row] = []
 
@@ -89,18 +94,19 @@ def run_rows(paths: RunPaths, run_id: str, overrides: dict[str, Any]) -> list[Ro
         return {}
 
     _guarded(take_metrics, read(read_json, paths.metrics), paths.metrics, problems)
-    try:
-        status = read_status(paths)
-        row |= {"attempts": status.attempt, "status": str(status.state), "message": status.message}
-        row["reason"] = None if status.reason is None else str(status.reason)
-        row["device"] = row.get("device") or status.device
-        row |= {"host": status.host, "job_id": status.job_id, "ended_at": status.ended_at}
-    except ValueError as error:
-        problems.append(str(error))
-    except OSError as error:
-        problems.append(f"{paths.status} cannot be read: {error.strerror}")
-    if problems:
-        row |= {"status": DAMAGED, "reason": None, "message": "; ".join(problems)}
+    record = look_up(paths)
+    status = record.status
+    row |= {"attempts": status.attempt, "status": str(status.state), "message": status.message}
+    row["reason"] = None if status.reason is None else str(status.reason)
+    row["device"] = row.get("device") or status.device
+    row |= {"host": status.host, "job_id": status.job_id, "ended_at": status.ended_at}
+    if record.problem is not None:
+        (unreadable if status.state is State.unreadable else problems).append(record.problem)
+    if problems or unreadable:
+        row["status"] = DAMAGED if problems else UNREADABLE
+        row |= {"reason": None, "message": "; ".join([*problems, *unreadable])}
+    if not is_known:
+        measured = []
     return [_typed(row | values) for values in measured] or [_typed(row)]
 
 

@@ -8,10 +8,13 @@ from typing import Any
 from refsam.errors import BadInput, DamagedManifest, nearest
 from refsam.records.files import read_json
 from refsam.records.paths import RunsFolder, SweepPaths, default_runs
-from refsam.records.status import read_status
+from refsam.records.recovery import look_up
+from refsam.records.status import State
+from refsam.records.typed import checked
 
 MANIFEST_FORMAT = 1
 DAMAGED = "damaged"
+UNREADABLE = str(State.unreadable)
 
 
 @dataclass(frozen=True)
@@ -86,28 +89,37 @@ def read_manifest(sweep: SweepPaths) -> Manifest:
                 f"{sweep.manifest} has the format {written_as}, this refsam reads up to {MANIFEST_FORMAT}"
             )
         commands = values.get("commands") or [values.get("command") or []]
+        runs = {_run_name(run["run_id"]): dict(run["overrides"]) for run in values["runs"]}
+        times = checked(values, {"created": str | None, "updated": str | None}, sweep.manifest)
         return Manifest(
-            [PlannedRun(str(run["run_id"]), dict(run["overrides"])) for run in values["runs"]],
+            [PlannedRun(run_id, overrides) for run_id, overrides in runs.items()],
             [SkippedRun(dict(skipped["overrides"]), str(skipped["reason"])) for skipped in values["skipped"]],
             [[str(word) for word in command] for command in commands if command],
-            values.get("created") or None,
-            values.get("updated") or None,
+            times.get("created") or None,
+            times.get("updated") or None,
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise DamagedManifest(f"{sweep.manifest} is damaged: {error!r}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        words = str(error) if str(sweep.manifest) in str(error) else f"{sweep.manifest} is damaged: {error!r}"
+        raise DamagedManifest(words) from error
+
+
+def _run_name(run_id: Any) -> str:
+    """An id that names a folder inside of the runs folder. Raises ValueError for any other."""
+    if not isinstance(run_id, str) or run_id in ("", ".", "..") or "/" in run_id or "\0" in run_id:
+        raise ValueError(f"run_id {run_id!r} is not the name of a folder")
+    return run_id
 
 
 def count_states(sweep: SweepPaths, folder: RunsFolder) -> Counter[str]:
-    """How many runs of a sweep are in which state; `damaged` for status files that cannot be read.
+    """How many runs of a sweep are in which state; `damaged` for status files that are, or are gone.
 
     Raises as `read_manifest` does.
     """
     counts: Counter[str] = Counter()
     for run in read_manifest(sweep).runs:
-        try:
-            counts[str(read_status(folder.run(run.run_id)).state)] += 1
-        except ValueError:
-            counts[DAMAGED] += 1
+        record = look_up(folder.run(run.run_id))
+        is_damaged = record.problem is not None and record.status.state is not State.unreadable
+        counts[DAMAGED if is_damaged else str(record.status.state)] += 1
     return counts
 
 

@@ -21,9 +21,10 @@ from refsam.configuration.frozen import load, with_settings
 from refsam.configuration.schema import Kind, RefsamConfig
 from refsam.errors import BadInput
 from refsam.records import place
-from refsam.records.attempts import read_attempt
+from refsam.records.attempts import free_number, parse_attempt, read_attempt
 from refsam.records.files import write_json
 from refsam.records.paths import RunPaths
+from refsam.records.recovery import read_record
 from refsam.records.status import (
     TRAINED,
     Reason,
@@ -32,7 +33,6 @@ from refsam.records.status import (
     free_reserve,
     hold_reserve,
     now,
-    read_status,
     run_lock,
     write_status,
 )
@@ -58,12 +58,11 @@ class StatusWriter:
 
     def __init__(self, paths: RunPaths) -> None:
         self._paths = paths
-        try:
-            before = read_status(paths)
-        except ValueError:
-            before = Status()  # damaged, and about to be replaced
-        # The submitter counts the attempt when it writes `pending`; without a submitter it is counted here.
-        attempt = before.attempt if before.state is State.pending else before.attempt + 1
+        before = read_record(paths)
+        # Who has begun the attempt has counted it; without anybody it is counted here.
+        begun = read_attempt(paths, before.attempt)
+        goes_on = before.state is State.pending or (begun.started_at and not begun.ended_at)
+        attempt = before.attempt if goes_on else free_number(paths, before.attempt + 1)
         self._status = Status(
             state=State.running,
             attempt=attempt,
@@ -150,8 +149,7 @@ def execute(root: Path) -> None:
         status = StatusWriter(paths)
         try:
             hold_reserve(paths)
-            settings = read_attempt(paths, status.attempt).settings
-            config = with_settings(load(paths.config), settings)
+            config = with_settings(load(paths.config), _settings(paths, status.attempt))
             trains_only = os.environ.get("REFSAM_TRAINS_ONLY") == "1"
             is_complete = _execute(config, paths, status, trains_only)
         except BaseException as error:
@@ -161,6 +159,14 @@ def execute(root: Path) -> None:
             status.completed()
         else:
             status.trained()
+
+
+def _settings(paths: RunPaths, attempt: int) -> dict[str, Any]:
+    """What an attempt does differently; nothing where nobody has begun it. Raises ValueError, OSError."""
+    try:
+        return parse_attempt(paths, attempt).settings
+    except FileNotFoundError:
+        return {}
 
 
 def _execute(config: RefsamConfig, paths: RunPaths, status: StatusWriter, trains_only: bool) -> bool:

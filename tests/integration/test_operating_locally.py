@@ -179,7 +179,7 @@ def test_what_cannot_be_tried_again_is_one_sentence(folder, capsys, monkeypatch)
     assert read_status(folder.run("a-0")) == read_status(folder.run("b-0")) == Status()
     folder.run("a-0").config.unlink()
     assert cli.main(["continue", "study", "--runs", str(folder.root)]) == 2
-    assert "a-0 has no frozen configuration" in capsys.readouterr().err
+    assert "run a-0 is left out" in capsys.readouterr().err
 
 
 def test_q_ends_the_watching_and_nothing_else(folder):

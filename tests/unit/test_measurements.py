@@ -80,7 +80,9 @@ def test_the_first_format_is_read_as_first_prompts(tmp_path):
         ([], "is not a mapping"),
         ({"box": 1}, "is not a mapping from modes"),
         ({"format": 3}, "has the format 3"),
-        ({"format": 2, "rows": [1]}, "its rows are not a list"),
+        ({"format": 2, "rows": [1]}, r"rows\[0\] must be a mapping, got 1"),
+        ({"format": 2, "rows": [{"mode": "box", "round": "1"}]}, r"rows\[0\].round must be an integer >= 0"),
+        ({"format": 2, "rows": [{"mode": "box"}]}, r"rows\[0\].round is missing"),
         ({"format": 2}, "its rows are not a list"),
     ],
 )

@@ -96,13 +96,15 @@ def test_status_has_a_line_for_each_group_and_each_run_and_the_sums(folder, caps
         "vit_b-lora-n1-v100-x-s0",
         "partition gpu, no GPU, 8 cores, 32 GiB, 2-00:00:00: 1 run, 1 failed",
         "vit_b-full-n1-cpu-x-s0",
-        "not submitted yet: 1 run, 1 planned",
+        "request not known: 1 run, 1 planned",
         "never-submitted",
         "Sweep study: 4 runs, 1 completed, 1 planned, 2 failed",
     ]
     assert "failed (out_of_memory)" in output[5]
     assert output[5].endswith("The memory did not suffice")
     assert "failed (lost)" in output[2]
+    assert output[7].split()[1] == "missing"
+    assert "the command that made the sweep makes it again" in output[7]
     assert read_status(folder.run("vit_b-lora-n2-v100-x-s0-bbbb")).state is State.running  # only said
 
 

@@ -10,20 +10,13 @@ import submitit
 
 from refsam import interruption
 from refsam.orchestration import retries
+from refsam.orchestration.attempt_records import end_attempt, known_attempts
 from refsam.orchestration.slurm import own_job
-from refsam.orchestration.slurm.questions import read_record
 from refsam.orchestration.slurm.reconcile import REQUEUED
-from refsam.orchestration.used_savings import used_savings
 from refsam.records import place
-from refsam.records.attempts import (
-    Attempt,
-    end_attempt,
-    read_attempt,
-    read_attempts,
-    requeued,
-    write_attempt,
-)
+from refsam.records.attempts import Attempt, free_number, read_attempt, requeued, write_attempt
 from refsam.records.paths import RunPaths
+from refsam.records.recovery import read_record
 from refsam.records.status import (
     TRAINED,
     Reason,
@@ -74,11 +67,12 @@ def begin_attempt(paths: RunPaths) -> bool:
         if status.state is State.completed:
             return False
         # Who submits counts the attempt when it writes `pending`.
-        number = status.attempt if status.state is State.pending else status.attempt + 1
+        number = free_number(paths, status.attempt + (status.state is not State.pending))
         _end_the_silent(paths, status, number - 1)
         attempt = Attempt(
-            settings=retries.settings_of_next(read_attempts(paths, number - 1)),
+            settings=retries.settings_of_next(known_attempts(paths, number - 1)),
             job_id=place.job_id(),
+            evaluation_job_id=status.evaluation_job_id,
             host=place.host(),
             started_at=now(),
         )
@@ -111,9 +105,8 @@ def end_of_attempt(paths: RunPaths, outcome: Outcome) -> Status:
         if before.phase == TRAINED and before.state is State.running and outcome.exit_status == 0:
             return _hand_over(paths, before, outcome)
         status = _last_word(paths, before, outcome)
-        used = used_savings(paths, status, outcome.trained)
         peak = round(outcome.peak_memory_gib, 3)
-        end_attempt(paths, status, used=used, peak_memory_gib=peak)
+        end_attempt(paths, status, outcome.trained, peak_memory_gib=peak)
         if status.state is State.failed and status.reason in retries.TABLE:
             status = _after_failure(paths, status)
         write_status(paths, status, is_last_word=True)
@@ -159,8 +152,7 @@ def attempt_here(paths: RunPaths, execute: Callable[[Path], None]) -> None:
 def _hand_over(paths: RunPaths, status: Status, outcome: Outcome) -> Status:
     """End the attempt of a run that is trained; the next one is that of the job which evaluates it."""
     trained = status.changed(state=State.completed, ended_at=now())
-    used = used_savings(paths, trained, outcome.trained)
-    end_attempt(paths, trained, used=used, peak_memory_gib=round(outcome.peak_memory_gib, 3))
+    end_attempt(paths, trained, outcome.trained, peak_memory_gib=round(outcome.peak_memory_gib, 3))
     job_id = status.evaluation_job_id
     if job_id is None:
         after = Status(State.planned, attempt=status.attempt, updated_at=now())
@@ -171,7 +163,7 @@ def _hand_over(paths: RunPaths, status: Status, outcome: Outcome) -> Status:
 
 
 def _after_failure(paths: RunPaths, status: Status) -> Status:
-    decision = retries.decide(read_attempts(paths, status.attempt))
+    decision = retries.decide(known_attempts(paths, status.attempt))
     message = (status.message or "").rstrip(".")
     if not decision.again:
         return replace(status, message=f"{message}. Not tried again: {decision.words}.")
@@ -217,7 +209,8 @@ def _was_killed(status: Status, outcome: Outcome) -> bool:
 def _end_the_silent(paths: RunPaths, status: Status, number: int) -> None:
     """End an attempt whose process was killed together with the one that should have written that down."""
     attempt = read_attempt(paths, number)
-    if attempt.started_at is None or attempt.ended_at is not None:
+    is_last = status.state is State.failed and status.attempt == number  # also of a damaged record
+    if attempt.ended_at is not None or (attempt.started_at is None and not is_last):
         return
     if status.state is State.failed and status.attempt == number:
         reason, message = status.reason, status.message

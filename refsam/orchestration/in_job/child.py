@@ -11,7 +11,8 @@ from pathlib import Path
 
 from refsam import interruption
 from refsam.records.paths import RunPaths
-from refsam.records.status import AlreadyRunning, Reason, State, now, read_status, run_lock, write_status
+from refsam.records.recovery import read_record
+from refsam.records.status import AlreadyRunning, Reason, State, now, run_lock, write_status
 
 LOCK_SECONDS = 10.0
 
@@ -31,7 +32,7 @@ def execute(entry_point: str, root: Path) -> None:
 
 def _leave_word(paths: RunPaths, error: BaseException) -> None:
     with run_lock(paths, LOCK_SECONDS):
-        status = read_status(paths)
+        status = read_record(paths)
         if status.state not in (State.pending, State.running) or isinstance(error, KeyboardInterrupt):
             return  # it has said so itself; or it was asked to stop, which who asked it knows
         words = (str(error).strip().splitlines() or [""])[0]

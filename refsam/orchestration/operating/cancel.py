@@ -12,8 +12,9 @@ import psutil
 
 from refsam.errors import SlurmSilent
 from refsam.orchestration.operating.sweep_state import OPEN, RunState
-from refsam.orchestration.slurm.questions import is_momentary, read_record, run_command
+from refsam.orchestration.slurm.questions import is_momentary, run_command
 from refsam.records.paths import RunPaths, RunsFolder
+from refsam.records.recovery import read_record
 from refsam.records.status import claim_holder, is_held, lock_holder
 
 RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)  # between the calls, while Slurm is away for a moment

@@ -13,7 +13,8 @@ from refsam.orchestration.planning.plan import measured_rows
 from refsam.orchestration.slurm.questions import SlurmQuery, statuses
 from refsam.orchestration.submission.resubmit import frozen, frozen_runs, look_at, resubmit
 from refsam.records.paths import RunPaths, RunsFolder
-from refsam.records.status import State, read_status, run_lock, write_status
+from refsam.records.recovery import read_record
+from refsam.records.status import State, run_lock, write_status
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def evaluate_again(
         words = "1 run" if len(configs) == 1 else f"{len(configs)} runs"
         console.print(f"{target.words}: {words} to evaluate", markup=False, soft_wrap=True)
         resubmit(list(configs), folder, target.sweep, console, look=False)
-    states = {run_id: str(read_status(folder.run(run_id)).state) for run_id in configs}
+    states = {run_id: str(read_record(folder.run(run_id)).state) for run_id in configs}
     return Evaluated(absent, tuple(complete), tuple(unfinished), states)
 
 
@@ -76,4 +77,4 @@ def _with(config: RefsamConfig, wanted: EvaluateConfig, named: Collection[str]) 
 def _reopen(paths: RunPaths, config: RefsamConfig) -> None:
     freeze(paths.config, config)
     with run_lock(paths):
-        write_status(paths, read_status(paths).changed(state=State.planned, phase=None, ended_at=None))
+        write_status(paths, read_record(paths).changed(state=State.planned, phase=None, ended_at=None))

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from refsam.errors import os_problem
 from refsam.orchestration.display import duration, plain_text
 from refsam.orchestration.operating.sweep_state import RunState
 from refsam.orchestration.operating.sweep_view import run_json, state_words
@@ -53,7 +54,7 @@ def details(paths: RunPaths, run: RunState) -> Details:
         "run_id": paths.run_id,
         "path": str(paths.root.absolute()),
         "status": {key: value for key, value in run_json(run).items() if key != "run_id"},
-        "attempts": [_attempt(paths, number, read) for number in attempt_numbers(paths)],
+        "attempts": [_attempt(paths, number, read) for number in _numbers(paths, problems)],
         "metrics": read(read_json, paths.metrics),
         "training": read(read_json, paths.training),
         "costs": read(read_json, paths.costs),
@@ -145,6 +146,14 @@ def print_details(found: Details, console: Console | None = None) -> None:
             line(title, "bold")
             for text in _yaml(content).splitlines():
                 line(f"  {text}")
+
+
+def _numbers(paths: RunPaths, problems: list[str]) -> list[int]:
+    try:
+        return attempt_numbers(paths)
+    except OSError as error:
+        problems.append(os_problem(error))
+        return []
 
 
 def _attempt(paths: RunPaths, number: int, read: Callable[[Callable[[Path], Any], Path], Any]) -> Any:

@@ -7,18 +7,30 @@ is written: that a local run has lost its process is only said.
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any
 
 from refsam.configuration.settings import Setting, read_setting
+from refsam.errors import Unreadable, os_problem
 from refsam.orchestration.slurm.questions import Answer, SlurmQuery
 from refsam.orchestration.slurm.reconcile import reconcile
 from refsam.records.files import read_yaml_sections
 from refsam.records.paths import RunPaths, RunsFolder
-from refsam.records.status import Reason, State, Status, is_held, read_status
+from refsam.records.recovery import look_up, read_record
+from refsam.records.status import Reason, State, Status, is_held
 
 OPEN = (State.pending, State.running)
+
+
+class Fault(StrEnum):
+    """What is wrong with a run's directory."""
+
+    damaged = "damaged"  # status.json is, or is gone; the status follows from attempts and results
+    unreadable = "unreadable"  # a file is there and cannot be read now
+    missing = "missing"  # there is no configuration: the directory was removed
+    configuration = "bad configuration"
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,7 @@ class RunState:
         left: seconds until all epochs are done or all images evaluated, an upper limit; None: not known.
         damaged: why its record cannot be read; None: it can.
         setting: what decides its result (configuration.settings); empty before the run has a directory.
+        fault: what is wrong with it, where something is.
     """
 
     run_id: str
@@ -42,6 +55,17 @@ class RunState:
     left: float | None
     damaged: str | None
     setting: Setting = field(default_factory=dict)
+    fault: Fault | None = None
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether a record is there that cannot be used; a directory that was removed is none."""
+        return self.fault not in (None, Fault.missing)
+
+    @property
+    def can_start(self) -> bool:
+        """Whether the run could be started: without a status it can be, without a configuration not."""
+        return self.fault in (None, Fault.damaged)
 
 
 @dataclass(frozen=True)
@@ -95,10 +119,15 @@ def with_lock(paths: RunPaths, status: Status) -> Status:
 
     Whether a process of another machine lives, this one sees only where the file system shares locks.
     """
-    if status.job_id is not None or status.state not in OPEN or is_held(paths):
+    if status.job_id is not None or status.state not in OPEN:
         return status
+    try:
+        if is_held(paths):
+            return status
+    except OSError as error:
+        return status.changed(message=f"Whether it lives cannot be seen: {os_problem(error)}")
     if status.host in (None, os.uname().nodename):
-        status = _records(paths)[0]  # it may have ended between the two looks
+        status = read_record(paths)  # it may have ended between the two looks
         if status.state not in OPEN:
             return status
         words = "No process works on it any more, and it wrote no last word; refsam retry runs it again"
@@ -108,7 +137,7 @@ def with_lock(paths: RunPaths, status: Status) -> Status:
 
 
 def _run_state(paths: RunPaths, status: Status, now: datetime) -> RunState:
-    record, request, damaged = _records(paths)
+    record, request, damaged, fault = _records(paths)
     status = with_lock(paths, status)
     elapsed = left = None
     if status.started_at is not None and status.ended_at is not None:
@@ -118,21 +147,31 @@ def _run_state(paths: RunPaths, status: Status, now: datetime) -> RunState:
         if record.seconds_left is not None and record.updated_at is not None:
             # The record is older than now by what has passed since the last step that it tells of.
             left = max(0.0, record.seconds_left - (now - _time(record.updated_at)).total_seconds())
-    setting = {} if damaged else read_setting(paths.config)
-    return RunState(paths.run_id, status, request, elapsed, left, damaged, setting)
+    run = RunState(paths.run_id, status, request, elapsed, left, damaged, fault=fault)
+    return replace(run, setting=read_setting(paths.config)) if run.can_start else run
 
 
-def _records(paths: RunPaths) -> tuple[Status, dict[str, Any] | None, str | None]:
-    """The run's own status, its request, and why one of them cannot be read."""
-    status = Status()
+def _records(paths: RunPaths) -> tuple[Status, dict[str, Any] | None, str | None, Fault | None]:
+    """The run's own status, its request, and in a sentence and a word what is wrong with one of them."""
+    record = look_up(paths)
+    status, request = record.status, None
+    if status.state is State.unreadable:
+        return status, None, record.problem, Fault.unreadable
     try:
-        status = read_status(paths)
         (resource,) = read_yaml_sections(paths.config, "resource")
-        return status, resource["request"], None
+        request = resource["request"]
+        if not isinstance(request, dict):
+            raise TypeError("resource.request is not a mapping")
     except FileNotFoundError:
-        return status, None, None  # planned, and never submitted
+        words = f"{paths.config} is gone; the command that made the sweep makes it again"
+        return status, None, words, Fault.missing
+    except Unreadable as error:
+        return status, None, str(error), Fault.unreadable
     except (ValueError, KeyError, TypeError) as error:
-        return status, None, str(error)
+        named = str(paths.config) in str(error)
+        words = str(error) if named else f"{paths.config} is damaged: {type(error).__name__} {error}"
+        return status, None, words, Fault.configuration
+    return status, request, record.problem, None if record.problem is None else Fault.damaged
 
 
 def _notes(answer: Answer) -> tuple[str, ...]:

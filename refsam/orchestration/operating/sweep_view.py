@@ -40,8 +40,7 @@ def lines(state: SweepState, width: int | None = None, room: int | None = None) 
     groups = state.groups()
     left_out = _left_out(state.runs, None if room is None else room - len(groups) - 3)
     for group in groups:
-        # A pending baseline of a planned sweep has no directory yet, and so no request.
-        words = "not submitted yet" if group.request is None else _request(group.request)
+        words = "request not known" if group.request is None else _request(group.request)
         shown.append(Line(_cut(f"{words}: {_counts(group.runs)}", width), "bold cyan"))
         for run in group.runs:
             if run.run_id in left_out:
@@ -87,7 +86,7 @@ def as_json(state: SweepState) -> dict[str, Any]:
 
 
 def run_json(run: RunState, fields: Setting | None = None) -> dict[str, Any]:
-    """One run: the fields of its status.json, `elapsed_seconds`, the aged `seconds_left`, and `damaged`.
+    """One run: the fields of its status.json, how long it took and takes, and what is wrong with it.
 
     Args:
         fields: of the configuration that tell it apart from the others of its sweep.
@@ -99,14 +98,15 @@ def run_json(run: RunState, fields: Setting | None = None) -> dict[str, Any]:
         "elapsed_seconds": run.elapsed,
         "seconds_left": run.left,
         "damaged": run.damaged,
+        "fault": run.fault,
     }
 
 
 def state_words(run: RunState) -> str:
     """`pending`, `starting`, `training`, `completed`, `failed (out_of_memory)`, …"""
     status = run.status
-    if run.damaged is not None:
-        return "damaged"
+    if run.fault is not None:
+        return str(run.fault)
     if status.state is State.pending and status.job_id is None:
         return "starting"  # a process of some machine loads what computes the run
     if status.state is State.running:
@@ -118,7 +118,7 @@ def _left_out(runs: Sequence[RunState], room: int | None) -> set[str]:
     """The runs for which there is no room: first those that are completed, last those that run."""
     if room is None or len(runs) <= room:
         return set()
-    urgency = [State.running, State.failed, State.pending, State.planned, State.completed]
+    urgency = [State.running, State.failed, State.unreadable, State.pending, State.planned, State.completed]
     ordered = sorted(runs, key=lambda run: urgency.index(run.status.state))
     return {run.run_id for run in ordered[max(0, room) :]}
 
@@ -175,9 +175,7 @@ def _cut(text: str, width: int | None) -> str:
 
 
 def _counts(runs: Sequence[RunState]) -> str:
-    order = [
-        str(state) for state in (State.completed, State.running, State.pending, State.planned, State.failed)
-    ]
+    order = (State.completed, State.running, State.pending, State.planned, State.failed, State.unreadable)
     counts = count(runs)
     parts = [f"{counts[state]} {state}" for state in order if counts[state]]
     return ", ".join(["1 run" if len(runs) == 1 else f"{len(runs)} runs", *parts])

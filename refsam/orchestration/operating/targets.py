@@ -1,9 +1,11 @@
 """What a person means: a sweep by its name, a run by its id or a part of it that no other run has."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from refsam.errors import BadInput, nearest
+from refsam.errors import BadInput, DamagedManifest, nearest
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
 from refsam.results.sweeps import find_sweep, read_manifest, sweep_names
 
@@ -49,7 +51,7 @@ def find_target(name: str | None, folder: RunsFolder) -> Target:
         raise BadInput(f"{name!r} is neither a sweep nor a part of a run's name{hint}")
     run_id = find_run(name, folder).run_id
     for sweep in _newest_first(folder):
-        if any(run.run_id == run_id for run in read_manifest(sweep).runs):
+        if _has(sweep, run_id):
             return Target(sweep, (run_id,), is_run=True)
     raise BadInput(f"run {run_id} belongs to no sweep of {folder.root}; name a run that does")
 
@@ -79,7 +81,7 @@ def run_names(folder: RunsFolder) -> list[str]:
     return sorted(
         path.name
         for path in folder.root.iterdir()
-        if path.name != folder.sweeps.name and (path / "config.yaml").exists()
+        if path.name != folder.sweeps.name and _is_there(path / "config.yaml")
     )
 
 
@@ -105,5 +107,27 @@ def short_names(run_ids: Sequence[str]) -> dict[str, str]:
 def _newest_first(folder: RunsFolder) -> list[SweepPaths]:
     """The manifest is replaced by every command that asks for the sweep, so its time is the sweep's."""
     sweeps = [folder.sweep(name) for name in sweep_names(folder)]
-    written = [sweep for sweep in sweeps if sweep.manifest.exists()]
-    return sorted(written, key=lambda sweep: sweep.manifest.stat().st_mtime_ns, reverse=True)
+    written = []
+    for sweep in sweeps:
+        with contextlib.suppress(OSError):  # no manifest, or another person's
+            written.append((sweep.manifest.stat().st_mtime_ns, sweep))
+    return [sweep for _, sweep in sorted(written, key=lambda each: each[0], reverse=True)]
+
+
+def _has(sweep: SweepPaths, run_id: str) -> bool:
+    """Whether a sweep has a run; one whose manifest cannot be used has none."""
+    try:
+        return any(run.run_id == run_id for run in read_manifest(sweep).runs)
+    except (BadInput, DamagedManifest):
+        return False
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a file exists, or may exist: what cannot be read is a run all the same."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True

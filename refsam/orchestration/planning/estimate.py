@@ -19,7 +19,7 @@ from refsam.orchestration.slurm.requests import Jobs
 from refsam.records.files import read_yaml
 from refsam.records.fits import Fit, known_fits, seconds_per_step
 from refsam.records.paths import RunPaths, RunsFolder
-from refsam.records.status import read_status
+from refsam.records.recovery import read_record
 
 PUBLISHED = Path(__file__).with_name("published_times.yaml")
 SECONDS_PER_HOUR = 3600.0
@@ -246,10 +246,7 @@ def total_words(groups: Sequence[GroupEstimate]) -> str:
 
 def _left(expected: Expected, paths: RunPaths) -> Expected:
     """What is left of it where the run goes on from an epoch."""
-    try:
-        status = read_status(paths)
-    except ValueError:
-        return expected
+    status = read_record(paths)
     if not status.epoch or not status.epochs:
         return expected
     done = expected.at_most * min(1.0, status.epoch / status.epochs)

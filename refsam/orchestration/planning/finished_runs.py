@@ -8,10 +8,12 @@ from datetime import datetime
 from typing import Any
 
 from refsam.configuration.schema import Kind, RefsamConfig
-from refsam.records.files import read_json, read_yaml_sections
+from refsam.records.files import read_yaml_sections
 from refsam.records.metrics import read_metrics
 from refsam.records.paths import RunPaths, RunsFolder
-from refsam.records.status import State, read_status
+from refsam.records.recovery import read_record
+from refsam.records.status import State
+from refsam.records.training import read_training
 
 RUNS_READ = 150  # at most, for all keys: a prompt answers at once, however many runs a folder has
 RUNS_PER_KEY = 20
@@ -104,13 +106,13 @@ def _candidates(folder: RunsFolder, marks: set[tuple[str, ...]]) -> dict[tuple[s
 
 def _read(paths: RunPaths) -> tuple[Key, FinishedRun] | None:
     try:
-        status = read_status(paths)
+        status = read_record(paths)
         if status.state is not State.completed:
             return None
         sections = ("kind", "model", "peft", "resource", "train", "n_objects", "n_images")
         kind, model, peft, resource, train, n_objects, n_images = read_yaml_sections(paths.config, *sections)
         metrics = read_metrics(paths.metrics)
-        training = None if kind == Kind.baseline else read_json(paths.training)
+        training = None if kind == Kind.baseline else read_training(paths.training)
         key = _key(
             kind=kind,
             architecture=model["architecture"],

@@ -55,6 +55,7 @@ class Standing(StrEnum):
     pending = "pending"  # in Slurm's queue
     running = "running"  # in another process, or in a Slurm job
     done = "done"
+    unreadable = "unreadable"  # its record is there and cannot be read now; it is left alone
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ class Plan:
     @property
     def open(self) -> tuple[PlannedRun, ...]:
         """The runs without a result: to do, or on their way."""
-        return tuple(run for run in self.runs if run.standing != Standing.done)
+        closed = (Standing.done, Standing.unreadable)
+        return tuple(run for run in self.runs if run.standing not in closed)
 
 
 @dataclass
@@ -368,6 +370,8 @@ def standing_of(paths: RunPaths, evaluate: EvaluateConfig, status: Status) -> tu
     Args:
         status: from its record and from Slurm, see questions.statuses.
     """
+    if status.state == State.unreadable:
+        return Standing.unreadable, status.message or ""
     if status.state == State.planned:
         if status.message is not None:  # nothing else leaves one in a run that has not begun
             return Standing.resume, "its status.json is damaged and will be written anew"

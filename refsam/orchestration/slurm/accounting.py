@@ -1,15 +1,17 @@
 """results/slurm.json: what a run has cost, as Slurm's accounting says it. One sacct for a whole sweep."""
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from refsam.errors import SlurmSilent
-from refsam.orchestration.slurm.questions import read_record, run_command
+from refsam.orchestration.slurm.questions import run_command
 from refsam.records.attempts import read_attempt
 from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunPaths, RunsFolder
+from refsam.records.recovery import read_record
 from refsam.records.status import State
 
 KIB_PER_GIB = 1024**2
@@ -57,7 +59,8 @@ def record_costs(folder: RunsFolder, run_ids: Sequence[str]) -> str | None:
         found = [cost for job_id in job_ids for cost in costs.get(job_id, [])]
         # The accounting is some seconds late.
         if {cost.job_id for cost in found} == set(job_ids) and all(_has_ended(cost) for cost in found):
-            _write(folder.run(run_id), found)
+            with contextlib.suppress(OSError):  # another person's run stays as it is
+                _write(folder.run(run_id), found)
     return None
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 from refsam.errors import SlurmSilent
 from refsam.orchestration.slurm import environment
-from refsam.records.paths import RunPaths, RunsFolder
-from refsam.records.status import Reason, State, Status, read_status
+from refsam.records.paths import RunsFolder
+from refsam.records.recovery import read_record
+from refsam.records.status import Reason, State, Status
 
 CACHE_SECONDS = 5.0
 ANSWER_SECONDS = 30.0  # until a question is given up
@@ -142,14 +143,6 @@ def statuses(
             status = with_slurm(read_record(folder.run(run_id)), answer)
         known[run_id] = status
     return known, answer
-
-
-def read_record(paths: RunPaths) -> Status:
-    """The status of a run; `planned`, with a message, where its file is damaged: the next one mends it."""
-    try:
-        return read_status(paths)
-    except ValueError as error:
-        return Status(message=str(error))
 
 
 def is_momentary(words: str) -> bool:

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from refsam.orchestration import retries
-from refsam.orchestration.slurm.questions import Answer, SlurmQuery, read_record, statuses, with_slurm
-from refsam.orchestration.used_savings import has_trained, used_savings
-from refsam.records.attempts import end_attempt, read_attempt, read_attempts, requeued
+from refsam.orchestration.attempt_records import end_attempt, known_attempts
+from refsam.orchestration.slurm.questions import Answer, SlurmQuery, statuses, with_slurm
+from refsam.records.attempts import requeued
 from refsam.records.paths import RunPaths, RunsFolder
+from refsam.records.recovery import read_record
 from refsam.records.status import AlreadyRunning, Reason, State, Status, now, run_lock, write_status
 
 REQUEUED = "Slurm requeued the job, and its process had left no word"
@@ -25,7 +26,7 @@ def reconcile(
     An open run whose job has ended becomes failed, with Slurm's reason, and so does the record of its
     attempt. A running one whose job waits again has lost its node: its attempt has ended, and it is pending
     in its next one. Asks Slurm once for all runs, and once more for those to be changed. A record that this
-    user may not write, that a full disk does not take, or beside a damaged file, stays as it is.
+    user may not write, or that a full disk does not take, stays as it is.
     """
     known, answer = statuses(folder, run_ids, query)
     before = {run_id: read_record(folder.run(run_id)) for run_id in run_ids}
@@ -50,9 +51,9 @@ def _reconciled(paths: RunPaths, before: Status, answer: Answer) -> Status:
                 return status
             if status.state is State.failed:
                 status = replace(status, ended_at=now(), seconds_left=None)
-                used = read_attempt(paths, status.attempt).used
-                used = used or used_savings(paths, status, has_trained(paths, status.attempt))
-                end_attempt(paths, status, used=used)
+                attempt = end_attempt(paths, status)
+                if attempt.reason is not None:  # its own process knew better
+                    status = replace(status, reason=attempt.reason, message=attempt.message)
             else:
                 end_attempt(paths, lost_node(record))
                 status = requeued(record, status.message or REQUEUED)
@@ -69,7 +70,7 @@ def is_due(paths: RunPaths, status: Status) -> bool:
     """
     if status.state is not State.failed or status.job_id is None or status.attempt == 0:
         return False
-    return status.reason in retries.TABLE and retries.decide(read_attempts(paths, status.attempt)).again
+    return status.reason in retries.TABLE and retries.decide(known_attempts(paths, status.attempt)).again
 
 
 def lost_node(status: Status) -> Status:

@@ -29,13 +29,15 @@ from refsam.orchestration.in_job.job import SCIENCE, RunJob
 from refsam.orchestration.slurm import patience, site
 from refsam.orchestration.slurm.environment import cleaned
 from refsam.orchestration.slurm.patience import Say, patiently
-from refsam.orchestration.slurm.questions import SlurmQuery, is_momentary, read_record, run_command
+from refsam.orchestration.slurm.questions import SlurmQuery, is_momentary, run_command
 from refsam.orchestration.slurm.reconcile import reconcile
 from refsam.orchestration.slurm.requests import Jobs, Run, by_jobs, jobs_of, jobs_text
 from refsam.orchestration.submission.slurm_script import check_folder, follow, parameters
 from refsam.orchestration.submission.snapshot import take_snapshot
+from refsam.records.attempts import free_number
 from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
+from refsam.records.recovery import read_record
 from refsam.records.status import (
     AlreadyRunning,
     State,
@@ -346,7 +348,8 @@ def _write_pending(
     """Begin an attempt: status `pending` with the job's id, a link to its log. Returns the status before."""
     with run_lock(paths):
         before = read_record(paths)
-        attempt = paths.attempt(before.attempt + 1)
+        number = free_number(paths, before.attempt + 1)
+        attempt = paths.attempt(number)
         attempt.mkdir(parents=True, exist_ok=True)
         log = attempt / job.paths.stdout.name
         log.unlink(missing_ok=True)
@@ -354,7 +357,7 @@ def _write_pending(
         time_now = now()
         status = Status(
             State.pending,
-            attempt=before.attempt + 1,
+            attempt=number,
             job_id=job.job_id,
             evaluation_job_id=evaluation,
             submitted_at=time_now,
@@ -373,7 +376,7 @@ def _not_in_the_queue(runs: Sequence[Run], folder: RunsFolder, say: Say) -> list
         by_slurm = status.job_id is not None and status.state in (State.pending, State.running)
         if by_slurm or is_held(paths):
             queued += 1
-        elif status.state != State.completed:
+        elif status.state not in (State.completed, State.unreadable):
             waiting.append(run)
     if queued:
         say(f"{_count(queued)} in the queue or running already")

@@ -13,7 +13,8 @@ from refsam.errors import RunFailed
 from refsam.orchestration.submission.resubmit import frozen, resubmit
 from refsam.orchestration.submission.sweeps import where
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
-from refsam.records.status import State, read_status
+from refsam.records.recovery import read_record
+from refsam.records.status import State
 
 
 def submit_again(
@@ -33,7 +34,7 @@ def submit_again(
         resubmit(ours, folder, sweep, console, look=False)
     except RunFailed as error:
         console.print(f"refsam: {error}", markup=False, soft_wrap=True)
-    return tuple(run_id for run_id in ours if read_status(folder.run(run_id)).state is State.pending)
+    return tuple(run_id for run_id in ours if read_record(folder.run(run_id)).state is State.pending)
 
 
 def _is_ours(paths: RunPaths) -> bool:

@@ -23,7 +23,9 @@ from refsam.configuration.schema import RefsamConfig
 from refsam.orchestration import machine
 from refsam.orchestration.display import Display, Place, Row
 from refsam.orchestration.in_job.job import SCIENCE, RunJob, thread_environment
+from refsam.records.attempts import free_number
 from refsam.records.paths import RunPaths, RunsFolder
+from refsam.records.recovery import read_record
 from refsam.records.status import (
     AlreadyRunning,
     Reason,
@@ -31,7 +33,6 @@ from refsam.records.status import (
     Status,
     claim,
     now,
-    read_status,
     run_lock,
     write_status,
 )
@@ -184,7 +185,7 @@ class _Queue:
         self.entries: list[_Entry] = []
         for run in runs:
             paths = runs_folder.run(run.run_id)
-            status = _status(paths, Status())
+            status = read_record(paths)
             place = Place.ended if status.state is State.completed else Place.waiting
             self.entries.append(_Entry(run, paths, place, status))
         self._children: list[_Child] = []
@@ -235,7 +236,7 @@ class _Queue:
                 if self._begin_attempt(entry):
                     self._submit(entry, held)
             except AlreadyRunning:
-                entry.place, entry.status = Place.elsewhere, _status(entry.paths, entry.status)
+                entry.place, entry.status = Place.elsewhere, read_record(entry.paths)
             except (OSError, RuntimeError, ValueError, psutil.Error) as error:
                 # A full disk, a missing permission, a damaged status: this run fails, the others go on.
                 entry.place, entry.status = Place.ended, _not_started(entry.status, error)
@@ -243,15 +244,14 @@ class _Queue:
     def _begin_attempt(self, entry: _Entry) -> bool:
         """Write the status `pending` with the attempt's number; False when there is nothing left to do."""
         with run_lock(entry.paths):
-            status = read_status(entry.paths)
+            status = read_record(entry.paths)
             failed_meanwhile = status.state is State.failed and status.attempt > entry.status.attempt
-            if status.state is State.completed or failed_meanwhile:
+            if status.state in (State.completed, State.unreadable) or failed_meanwhile:
                 entry.place, entry.status = Place.ended, status
                 return False
             time_now = now()
-            entry.status = Status(
-                State.pending, attempt=status.attempt + 1, submitted_at=time_now, updated_at=time_now
-            )
+            number = free_number(entry.paths, status.attempt + 1)
+            entry.status = Status(State.pending, attempt=number, submitted_at=time_now, updated_at=time_now)
             write_status(entry.paths, entry.status)
             return True
 
@@ -304,7 +304,7 @@ class _Queue:
         with child.claim:
             try:
                 with run_lock(entry.paths):
-                    before = _status(entry.paths, entry.status)
+                    before = read_record(entry.paths)
                     ended = before.state in FINISHED and not (stopping and _is_stopped_start(before))
                     entry.status = before if ended else self._unfinished(child, before, stopping)
                     if entry.status is not before:
@@ -312,7 +312,7 @@ class _Queue:
                 entry.place = Place.waiting if entry.status.state is State.planned else Place.ended
             except AlreadyRunning:
                 # A process that no queue has started was faster to take the run.
-                entry.place, entry.status = Place.elsewhere, _status(entry.paths, entry.status)
+                entry.place, entry.status = Place.elsewhere, read_record(entry.paths)
             except OSError as error:
                 message = f"The last status could not be written: {error}"
                 entry.place, entry.status = Place.ended, _failed(entry.status, Reason.error, message)
@@ -351,16 +351,8 @@ class _Queue:
         self._shown_at = time_now
         for child in self._children:
             child.look()
-            child.entry.status = _status(child.entry.paths, child.entry.status)
+            child.entry.status = read_record(child.entry.paths)
         self._display.show([entry.row() for entry in self.entries], self._parallel)
-
-
-def _status(paths: RunPaths, otherwise: Status) -> Status:
-    """The status of a run; `otherwise` when the file is damaged, which the run's next start says."""
-    try:
-        return read_status(paths)
-    except ValueError:
-        return otherwise
 
 
 def _is_stopped_start(status: Status) -> bool:

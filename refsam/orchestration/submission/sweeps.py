@@ -3,6 +3,7 @@
 What executes runs is imported when there is something to execute: a dry run should answer at once.
 """
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -27,11 +28,12 @@ from refsam.orchestration.planning.estimate import estimate
 from refsam.orchestration.planning.plan import Plan, PlannedRun, Standing
 from refsam.orchestration.planning.plan_view import print_expected, print_plan, summary
 from refsam.orchestration.planning.preflight import machine_problem, preflight
-from refsam.orchestration.slurm.questions import read_record
 from refsam.orchestration.slurm.requests import Run, by_jobs
 from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths, default_runs
-from refsam.records.status import State, Status, now, read_status, run_lock, write_status
+from refsam.records.recovery import mend, read_record
+from refsam.records.status import State, Status, now, run_lock, write_status
+from refsam.records.training import read_training
 
 if TYPE_CHECKING:
     from refsam.orchestration.submission.local import PlannedRun as QueuedRun
@@ -93,7 +95,10 @@ def submit(plan: Plan, console: Console, in_process: bool = False) -> dict[str, 
         console.print(
             f"{len(plan.skipped)} combinations were left out; dry_run=true lists them with the reasons."
         )
-    statuses = {run.run_id: read_status(plan.folder.run(run.run_id)) for run in plan.runs}
+    for run in plan.runs:
+        with contextlib.suppress(OSError):  # another person's run stays as it is
+            mend(plan.folder.run(run.run_id))
+    statuses = {run.run_id: read_record(plan.folder.run(run.run_id)) for run in plan.runs}
     say(console, f"The table: refsam collect {_arguments(plan)}")
     return statuses
 
@@ -266,7 +271,7 @@ def _prepare_folder(paths: RunPaths, run: PlannedRun, frozen: RefsamConfig | Non
     freeze(paths.config, config)
     if run.standing == Standing.evaluate:
         with run_lock(paths):
-            write_status(paths, read_status(paths).changed(state=State.planned, phase=None, ended_at=None))
+            write_status(paths, read_record(paths).changed(state=State.planned, phase=None, ended_at=None))
 
 
 def _manifest(plan: Plan, known: dict[str, Any]) -> dict[str, Any]:
@@ -305,7 +310,7 @@ def _run_in_this_process(paths: RunPaths) -> None:
     try:
         attempt_here(paths, lambda root: child.execute(SCIENCE, root))
     except Exception as error:
-        message = read_status(paths).message or error
+        message = read_record(paths).message or error
         raise RunFailed(f"{message} (HYDRA_FULL_ERROR=1 shows the traceback)") from error
 
 
@@ -328,12 +333,16 @@ def run_here(folder: RunsFolder, todo: "Sequence[QueuedRun]", console: Console) 
 
 def objective(paths: RunPaths, status: Status) -> float | None:
     """The best validation metric of a completed run, lower is better; None for one that trained nothing."""
-    if status.best_metric is not None or not paths.training.exists():
+    if status.best_metric is not None or status.state is not State.completed:
         return status.best_metric
-    best: float | None = read_json(paths.training).get("best_metric")  # only an evaluation was made up for
+    try:
+        best: float | None = read_training(paths.training).get("best_metric")
+    except (FileNotFoundError, ValueError):  # a baseline; or damaged, which the table of the results says
+        return None
     return best
 
 
 def failed(statuses: dict[str, Status]) -> list[str]:
-    """The ids of the runs that ended without a result."""
-    return [run_id for run_id, status in statuses.items() if status.state == State.failed]
+    """The ids of the runs that ended without a result, or whose records cannot be read."""
+    without = (State.failed, State.unreadable)
+    return [run_id for run_id, status in statuses.items() if status.state in without]

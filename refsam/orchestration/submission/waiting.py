@@ -91,6 +91,7 @@ def _not_submitted(status: Status, attempts_before: int) -> bool:
 
 def _row(run: WaitingRun, paths: RunPaths, status: Status, not_submitted: bool) -> Row:
     place = {State.running: Place.here, State.completed: Place.ended, State.failed: Place.ended}
+    place[State.unreadable] = Place.ended
     where = Place.waiting if not_submitted else place.get(status.state, Place.waiting)
     return Row(run.label, where, status, _log(paths, status))
 

@@ -12,7 +12,7 @@ import pandas as pd
 from refsam.records.attempts import read_attempts
 from refsam.records.files import read_json, read_yaml, read_yaml_sections
 from refsam.records.paths import RunPaths
-from refsam.records.status import Status, read_status
+from refsam.records.recovery import read_record
 
 POWER = Path(__file__).with_name("power.yaml")
 SOURCE = "https://doi.org/10.1002/advs.202100707"
@@ -113,10 +113,7 @@ def costs(frame: pd.DataFrame, runs: Mapping[str, RunPaths], power: Power) -> Co
 
 def _cost(paths: RunPaths, environment: dict[str, Any], power: Power) -> Cost:
     recorded = _read(paths.costs)
-    try:
-        status = read_status(paths)
-    except ValueError:  # the table names it
-        status = Status()
+    status = read_record(paths)
     attempts = read_attempts(paths, status.attempt)
     if recorded:
         hours = _number(recorded.get("elapsed_seconds")) / _HOUR

@@ -79,7 +79,7 @@ def configuration(runs: Iterable[RunPaths]) -> Configuration:
         try:
             sections = _SECTION.split(paths.config.read_text(encoding="utf-8"))
             parsed = [section for section in sections if _settings(section)]
-        except (FileNotFoundError, UnicodeDecodeError, ValueError):
+        except (OSError, ValueError):
             continue
         total += 1
         counts.update(parsed)

@@ -8,7 +8,7 @@ import pandas as pd
 from refsam.configuration.settings import is_of_training
 from refsam.results.collect import BASELINE, INVALID, first_prompt
 from refsam.results.fields import fields
-from refsam.results.sweeps import DAMAGED
+from refsam.results.sweeps import DAMAGED, UNREADABLE
 from refsam.results.tables.table import ordered_modes, run_words, varying_axes
 from refsam.results.tables.wide import axis_text
 
@@ -20,6 +20,7 @@ SIGNS = {
     "planned": "○",
     "failed": "✕",
     DAMAGED: "!",
+    UNREADABLE: "!",
     INVALID: "–",
 }
 _METRICS = ("SA50", "mIoU")  # the first that was measured in a mode

@@ -14,7 +14,7 @@ from refsam.records.files import read_yaml
 from refsam.records.history import read_history
 from refsam.records.metrics import METRICS, Measurement
 from refsam.records.paths import RunPaths
-from refsam.records.status import read_status
+from refsam.records.recovery import read_record
 from refsam.results.run_rows import COSTS, INTERVALS, TRAINING
 
 Value = str | int | float | bool
@@ -90,7 +90,7 @@ def tracked_run(rows: pd.DataFrame, paths: RunPaths) -> TrackedRun:
         ValueError: when a record is damaged; the message names it.
     """
     first = rows.iloc[0]
-    status = read_status(paths)
+    status = read_record(paths)
     ended = _seconds(status.ended_at) or 0.0
     # The first attempt's begin is the run's; an old record may not have it.
     began = _seconds(read_attempt(paths, 1).started_at) or _seconds(status.started_at) or ended
