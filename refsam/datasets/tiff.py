@@ -81,7 +81,9 @@ def _picture(file: Any, request: Request) -> tuple[Any, tuple[int, ...], str]:
 
 def _check_segments(request: Request, picture: Any) -> None:
     """Refuse tiles and strips of more bytes than the file has, before memory is taken for them."""
-    pages = picture if isinstance(picture, list) else getattr(picture, "pages", [picture])
+    import tifffile
+
+    pages = [picture] if isinstance(picture, tifffile.TiffPage) else list(picture)
     longest = max((max(page.databytecounts, default=0) for page in pages if page is not None), default=0)
     if longest > request.path.stat().st_size:
         raise BadInput(
