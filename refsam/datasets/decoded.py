@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 PLAUSIBLE_BYTES, PLAUSIBLE_RATIO = 2**28, 2000
 CHANNEL_AXES, UNKNOWN_AXES = "SC", "QI"  # tifffile's letters
 RGB = 3  # channels
+QUARTER_TURNS = (5, 6, 7, 8)  # orientations that exchange height and width
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Decoded:
         colours: whether the first three samples are red, green and blue.
         alpha: the sample that is the opacity; None where the file has none.
         orientation: EXIF's, from 1 (upright) to 8.
+        disputed: whether some programs turn the image by its orientation and others do not.
         lossy: the name of a compression that changes values; None for one that does not.
     """
 
@@ -38,7 +40,19 @@ class Decoded:
     colours: bool = False
     alpha: int | None = None
     orientation: int = 1
+    disputed: bool = False
     lossy: str | None = None
+
+    @property
+    def n_samples(self) -> int:
+        return self.samples.shape[2] if self.samples.ndim == 3 else 1
+
+    def alpha_differs(self) -> bool:
+        """Whether there is an opacity that is not the same in all pixels."""
+        if self.alpha is None or self.samples.ndim == 2:
+            return False
+        alpha = self.samples[..., self.alpha]
+        return bool(alpha.min() != alpha.max())
 
 
 @dataclass(frozen=True)
@@ -154,11 +168,16 @@ def palette_colours(indices: NDArray[Any], palette: NDArray[Any], bits: int) -> 
     return greys
 
 
+def orientation_of(value: object) -> int:
+    """EXIF's orientation, 1 where a file has something else in its place."""
+    return value if isinstance(value, int) and value in range(1, 9) else 1
+
+
 def turned(image: NDArray[Any], orientation: int) -> NDArray[Any]:
     """An image, (H, W, …), turned as its orientation in EXIF (1 to 8) says."""
     import numpy as np
 
-    if orientation in (5, 6, 7, 8):
+    if orientation in QUARTER_TURNS:
         image = np.swapaxes(image, 0, 1)
     if orientation in (3, 4, 7, 8):
         image = image[::-1]

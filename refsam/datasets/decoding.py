@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refsam.datasets.decoded import RGB, Decoded, Request, layout, palette_colours
+from refsam.datasets.decoded import RGB, Decoded, Request, layout, orientation_of, palette_colours
 from refsam.datasets.lossy import LOSSY_FORMATS, loses_in_jpeg2000, loses_in_webp
 from refsam.datasets.tiff import ORIENTATION, SIGNATURES, read_tiff
 from refsam.errors import BadInput
@@ -127,7 +127,7 @@ def _with_pillow(request: Request, head: bytes) -> Decoded:
             )
         request.check_size((picture.height, picture.width, len(picture.getbands())), 1)
         lossy = _lossy(request.path, name)
-        orientation = picture.getexif().get(ORIENTATION, 1)
+        orientation = orientation_of(picture.getexif().get(ORIENTATION))
         if name == "PNG" and head[24] == 16 and picture.mode != "I;16":
             import imagecodecs
 
@@ -142,7 +142,7 @@ def _with_pillow(request: Request, head: bytes) -> Decoded:
         samples, mode = _samples(picture, request.is_labels)
         source = f"{LOSSY_FORMATS.get(name, name)}, {picture.mode}"
         colours = mode in COLOURED and samples.ndim == 3
-        return Decoded(samples, source, colours, WITH_ALPHA.get(mode), orientation, lossy)
+        return Decoded(samples, source, colours, WITH_ALPHA.get(mode), orientation, lossy=lossy)
 
 
 def _samples(picture: Image, indices: bool) -> tuple[NDArray[Any], str]:
@@ -174,7 +174,7 @@ def _jpeg2000(data: bytes, orientation: int, lossy: str | None) -> Decoded:
     components = samples.shape[-1] if samples.ndim == 3 else 1
     defined = b"cdef" in data[: data.find(b"\xff\x4f\xff\x51")]
     alpha = components - 1 if components == 2 or (components == 4 and defined) else None
-    return Decoded(samples, "JPEG 2000", components >= 3, alpha, orientation, lossy)
+    return Decoded(samples, "JPEG 2000", components >= 3, alpha, orientation, lossy=lossy)
 
 
 def _depth_of_ppm(picture: Any) -> int:

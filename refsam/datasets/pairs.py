@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from refsam.datasets.listing import COCO, Pair
 from refsam.datasets.numbering import COMPONENTS, numbered, numbered_pieces
-from refsam.datasets.reading import ReadImage, open_image, read_labels
+from refsam.datasets.reading import ReadImage, ReadLabels, open_image, open_labels
 from refsam.errors import BadInput
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ def open_pair(pair: Pair, dataset: DatasetConfig) -> ReadPair:
     Raises:
         BadInput: when one of them cannot be read.
     """
-    ids = _read_ids(pair, dataset)
-    image = open_image(pair.image, dataset.image_key, dataset.channels, (ids.shape[0], ids.shape[1]))
-    return ReadPair(image, ids, _numbered(ids, dataset))
+    labels = _open_labels(pair, dataset)
+    image = open_image(pair.image, dataset.image_key, dataset.channels, labels)
+    return ReadPair(image, labels.ids, _numbered(labels.ids, dataset))
 
 
 def read_pair(pair: Pair, dataset: DatasetConfig) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
@@ -67,15 +67,15 @@ def read_pair_labels(pair: Pair, dataset: DatasetConfig) -> NDArray[np.uint32]:
     Raises:
         BadInput: when the labels cannot be read.
     """
-    return _numbered(_read_ids(pair, dataset), dataset)
+    return _numbered(_open_labels(pair, dataset).ids, dataset)
 
 
-def _read_ids(pair: Pair, dataset: DatasetConfig) -> NDArray[np.uint32 | np.uint64]:
+def _open_labels(pair: Pair, dataset: DatasetConfig) -> ReadLabels:
     if dataset.format == COCO:
         from refsam.datasets.coco import read_coco_labels  # pycocotools, for those who have such a data set
 
-        return read_coco_labels(pair, dataset)
-    return read_labels(pair.label, dataset.label_key)
+        return ReadLabels(read_coco_labels(pair, dataset))
+    return open_labels(pair.label, dataset.label_key)
 
 
 def _numbered(ids: NDArray[np.uint32 | np.uint64], dataset: DatasetConfig) -> NDArray[np.uint32]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refsam.datasets.decoded import RGB, Decoded, Request, turned
+from refsam.datasets.decoded import QUARTER_TURNS, RGB, Decoded, Request, turned
 from refsam.datasets.decoding import decode
 from refsam.errors import BadInput
 
@@ -49,6 +49,19 @@ class ImageRecord:
     orientation: int = 1
     ignored_orientation: bool = False
     used_alpha: bool = False
+
+
+@dataclass(frozen=True)
+class ReadLabels:
+    """Labels as they were read.
+
+    Attributes:
+        ids: (H, W) uint32, or uint64 where an id is larger; 0 for background.
+        orientation: EXIF's that they were turned by.
+    """
+
+    ids: NDArray[np.uint32 | np.uint64]
+    orientation: int = 1
 
 
 @dataclass(frozen=True)
@@ -101,7 +114,7 @@ def open_image(
     path: Path,
     key: str | None = None,
     channels: Channels | None = None,
-    size: tuple[int, int] | None = None,
+    labels: ReadLabels | None = None,
 ) -> ReadImage:
     """The image in a file and what was read.
 
@@ -112,52 +125,41 @@ def open_image(
         key: path inside an HDF5 file.
         channels: which to take, by number from 0 or as r, g or b, None for an empty one: of one a grey image
             is made, two or three are red, green and blue. None takes a grey or RGB image as it is.
-        size: (H, W) of its labels. An image that has this size only while it is not turned is not turned.
+        labels: of the image. One that has their height and width only while it is not turned is not turned.
 
     Raises:
         BadInput: when the file cannot be read, or holds a stack, other channels than those that are asked
-        for, or values that are no numbers.
+        for, values that are no numbers, or an orientation of TIFF from which its labels do not say whether it
+        is meant.
     """
-    import numpy as np
-
     request = Request(path, "dataset.images", channels is not None)
     decoded = decode(request, key)
-    samples = decoded.samples
-    in_file = samples.shape[2] if samples.ndim == 3 else 1
-    alpha = samples[..., decoded.alpha] if decoded.alpha is not None and samples.ndim == 3 else None
-    places: tuple[int, ...] = (0, 1, 2)
-    if channels is None:
-        taken, together = _grey_or_rgb(request, decoded), True
-    else:
-        indices = [_index(request, decoded, in_file, name) for name in channels]
-        places = tuple(place for place, index in enumerate(indices) if index is not None)
-        chosen = [index for index in indices if index is not None]
-        taken = samples[..., chosen] if samples.ndim == 3 else np.stack([samples] * len(chosen), axis=-1)
-        if len(channels) == 1:
-            taken = taken[..., 0]
-        together = decoded.colours and set(chosen) <= set(COLOURS.values())
-        alpha = None
-    _check_values(request, taken)
-    upright = turned(taken, decoded.orientation)
-    ignored = size is not None and upright.shape[:2] != tuple(size) and taken.shape[:2] == tuple(size)
-    taken = taken if ignored else upright
+    read = _all_channels(request, decoded) if channels is None else _chosen(request, decoded, channels)
+    _check_values(request, read.taken)
+    turns = _turns(request, decoded, read.taken.shape, labels)
+    taken = turned(read.taken, decoded.orientation) if turns else read.taken
     record = ImageRecord(
         shape=(taken.shape[0], taken.shape[1]),
         channels=1 if taken.ndim == 2 else RGB,
-        in_file=in_file,
-        dtype=str(samples.dtype),
+        in_file=decoded.n_samples,
+        dtype=str(decoded.samples.dtype),
         lowest=float(taken.min()),
         highest=float(taken.max()),
         source=decoded.source,
-        orientation=1 if ignored else decoded.orientation,
-        ignored_orientation=ignored,
-        used_alpha=alpha is not None and bool(alpha.min() != alpha.max()),
+        orientation=decoded.orientation if turns else 1,
+        ignored_orientation=not turns,
+        used_alpha=channels is None and decoded.alpha_differs(),
     )
-    return ReadImage(taken, record, places, together)
+    return ReadImage(taken, record, read.places, read.together)
 
 
 def read_labels(path: Path, key: str | None = None) -> NDArray[np.uint32 | np.uint64]:
-    """The ids in a label image file, upright: (H, W) uint32, or uint64 where an id is larger; 0: background.
+    """The ids that open_labels finds. Raises BadInput as it does."""
+    return open_labels(path, key).ids
+
+
+def open_labels(path: Path, key: str | None = None) -> ReadLabels:
+    """The ids in a label image file, (H, W), turned as its orientation says.
 
     Axes of length 1 and an opacity are dropped; indices of palette images are the ids. `key` is the path
     inside an HDF5 file.
@@ -190,8 +192,8 @@ def read_labels(path: Path, key: str | None = None) -> NDArray[np.uint32 | np.ui
             f"dataset.labels: {path} holds values from {lowest} to {highest}, and allowed are 0 (background) "
             f"to {2**64 - 1}"
         )
-    labels = turned(labels, decoded.orientation)
-    return labels.astype(np.uint32 if highest <= np.iinfo(np.uint32).max else np.uint64)
+    ids = labels.astype(np.uint32 if highest <= np.iinfo(np.uint32).max else np.uint64)
+    return ReadLabels(turned(ids, decoded.orientation), decoded.orientation)
 
 
 def to_8bit(image: NDArray[Any], normalization: Normalization) -> NDArray[np.uint8]:
@@ -238,22 +240,60 @@ def _placed(channels: NDArray[Any], places: tuple[int, ...]) -> NDArray[Any]:
     return image
 
 
-def _grey_or_rgb(request: Request, decoded: Decoded) -> NDArray[Any]:
+@dataclass(frozen=True)
+class _Taken:
+    """Channels of a file, (H, W) or (H, W, n), not turned; the rest as in ReadImage."""
+
+    taken: NDArray[Any]
+    places: tuple[int, ...] = (0, 1, 2)
+    together: bool = True
+
+
+def _all_channels(request: Request, decoded: Decoded) -> _Taken:
+    """Those of a grey or RGB image, less its opacity."""
     import numpy as np
 
     samples = decoded.samples
     if samples.ndim == 2:
-        return samples
+        return _Taken(samples)
     colours = samples if decoded.alpha is None else np.delete(samples, decoded.alpha, axis=2)
     if colours.shape[2] == 1:
-        return colours[..., 0]
+        return _Taken(colours[..., 0])
     if colours.shape[2] != RGB:
         raise request.refused(samples.shape)
-    return colours
+    return _Taken(colours)
 
 
-def _index(request: Request, decoded: Decoded, in_file: int, name: int | str | None) -> int | None:
+def _chosen(request: Request, decoded: Decoded, channels: Channels) -> _Taken:
+    indices = [_index(request, decoded, name) for name in channels]
+    chosen = [index for index in indices if index is not None]
+    samples = decoded.samples if decoded.samples.ndim == 3 else decoded.samples[..., None]
+    taken = samples[..., chosen]
+    if len(channels) == 1:
+        return _Taken(taken[..., 0])
+    places = tuple(place for place, index in enumerate(indices) if index is not None)
+    return _Taken(taken, places, decoded.colours and set(chosen) <= set(COLOURS.values()))
+
+
+def _turns(request: Request, decoded: Decoded, shape: tuple[int, ...], labels: ReadLabels | None) -> bool:
+    """Whether an image of this shape, which is not turned yet, is to be turned by its orientation."""
+    stored = shape[:2]
+    upright = stored[::-1] if decoded.orientation in QUARTER_TURNS else stored
+    if labels is None or decoded.orientation == 1:
+        return True
+    if upright != stored == labels.ids.shape:
+        return False
+    if decoded.disputed and upright == stored and labels.orientation != decoded.orientation:
+        raise BadInput(
+            f"dataset.images: {request.path} has the orientation {decoded.orientation} in its TIFF tag, "
+            "which some programs follow and others ignore, and its labels have another; save it without one"
+        )
+    return True
+
+
+def _index(request: Request, decoded: Decoded, name: int | str | None) -> int | None:
     """The sample that a channel of dataset.channels is; None for an empty one."""
+    in_file = decoded.n_samples
     if name is None:
         return None
     if isinstance(name, str) and not decoded.colours:

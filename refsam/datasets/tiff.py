@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from refsam.datasets.decoded import UNKNOWN_AXES, Decoded, Request, layout, palette_colours
+from refsam.datasets.decoded import UNKNOWN_AXES, Decoded, Request, layout, orientation_of, palette_colours
 from refsam.datasets.lossy import (
     JPEG2000_COMPRESSIONS,
     LOSSY_COMPRESSIONS,
@@ -51,8 +51,11 @@ def read_tiff(request: Request) -> Decoded:
         found = layout(request, shape, axes)
         samples = found.arranged(_array(picture).reshape(shape))
         source = f"TIFF, axes {axes}, {_name(page.photometric)}"
-        orientation = page.tags.valueof(ORIENTATION, 1)
-        decoded = Decoded(samples, source, orientation=orientation, lossy=_lossy(file, page))
+        orientation = orientation_of(page.tags.valueof(ORIENTATION, 1))
+        # Viewers of photographs turn them, ImageJ and tifffile do not.
+        decoded = Decoded(
+            samples, source, orientation=orientation, disputed=orientation != 1, lossy=_lossy(file, page)
+        )
         return _interpreted(request, decoded, page)
 
 

@@ -169,11 +169,48 @@ def test_an_image_whose_labels_have_the_size_of_the_unturned_one_is_not_turned(t
     exif[ORIENTATION] = 6
     pixels = values(20, 30)
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
-    read = reading.open_image(tmp_path / "a.png", size=(20, 30))
-    np.testing.assert_array_equal(read.pixels(), pixels)
-    assert read.record.ignored_orientation
-    assert reading.open_image(tmp_path / "a.png", size=(30, 20)).pixels().shape == (30, 20)
-    assert reading.open_image(tmp_path / "a.png", size=(9, 9)).pixels().shape == (30, 20)
+
+    def read_with_labels(*size: int) -> reading.ReadImage:
+        labels = reading.ReadLabels(np.zeros(size, np.uint32))
+        return reading.open_image(tmp_path / "a.png", labels=labels)
+
+    np.testing.assert_array_equal(read_with_labels(20, 30).pixels(), pixels)
+    assert read_with_labels(20, 30).record.ignored_orientation
+    assert read_with_labels(30, 20).pixels().shape == (30, 20)
+    assert read_with_labels(9, 9).pixels().shape == (30, 20)
+
+
+def test_an_orientation_of_tiff_is_refused_where_nothing_says_whether_it_is_meant(
+    tmp_path: Path, dataset: MakeDataset
+) -> None:
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    pixels = discs(2, 20, 30).astype(np.uint8)
+    config = dataset("folder", tmp_path)
+
+    def write(orientation_of_labels: int, orientation: int, *cut: slice) -> None:
+        for kind, tag in (("images", orientation), ("labels", orientation_of_labels)):
+            tags = [(ORIENTATION, 3, 1, tag, True)]
+            tifffile.imwrite(tmp_path / kind / "a.tif", pixels[cut], extratags=tags)
+
+    def read() -> tuple[np.ndarray, np.ndarray]:
+        return read_pair(list_pairs(config)[0], config)
+
+    write(1, 3)
+    with pytest.raises(BadInput, match=r"images/a\.tif has the orientation 3 in its TIFF tag"):
+        read()
+    write(3, 3)
+    for found in read():
+        np.testing.assert_array_equal(found, pixels[::-1, ::-1])
+    write(1, 6)  # the labels have the size of the image that is not turned
+    for found in read():
+        np.testing.assert_array_equal(found, pixels)
+    write(1, 0)  # no orientation
+    for found in read():
+        np.testing.assert_array_equal(found, pixels)
+    write(1, 6, slice(0, 20), slice(0, 20))
+    with pytest.raises(BadInput, match=r"has the orientation 6"):
+        read()
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "tif"])
