@@ -6,22 +6,6 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import refsam
-from refsam.commands import (
-    acting,
-    check_data,
-    cite,
-    compare,
-    evaluate,
-    export,
-    fit,
-    looking,
-    prepare,
-    recommend,
-    report,
-    results,
-    runs,
-    track,
-)
 from refsam.commands.options import (
     BAD_INPUT,
     COMPLETED,
@@ -73,6 +57,24 @@ def _answer(given: list[str]) -> int:
 
 def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     """The parser, and the names of the commands."""
+    # Imported here, where Ctrl-C is answered.
+    from refsam.commands import (
+        acting,
+        check_data,
+        cite,
+        compare,
+        evaluate,
+        export,
+        fit,
+        looking,
+        prepare,
+        recommend,
+        report,
+        results,
+        runs,
+        track,
+    )
+
     parser = argparse.ArgumentParser(
         prog="refsam",
         description="Finetune Segment Anything over resources, models, strategies and numbers of images.",

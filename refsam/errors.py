@@ -1,6 +1,7 @@
 """The errors that a person can mend. The commands print their one sentence and exit with status 2."""
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -26,8 +27,13 @@ class DamagedManifest(ValueError):
 
 def os_problem(error: OSError) -> str:
     """What went wrong with which file, in one sentence, for an error that no other sentence is about."""
-    what = error.strerror or str(error) or type(error).__name__
+    what = os_reason(error)
     return what if error.filename is None else f"{error.filename} cannot be read or written: {what}"
+
+
+def os_reason(error: OSError) -> str:
+    """What went wrong, without the file; libraries raise errors that have no text of the system's."""
+    return error.strerror or (os.strerror(error.errno) if error.errno else str(error)) or type(error).__name__
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:

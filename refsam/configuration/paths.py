@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from refsam.configuration.schema import RefsamConfig
-from refsam.errors import BadInput
+from refsam.errors import BadInput, os_reason
 
 # Line breaks end a line of a job script, and what is no text (surrogates) cannot be written into a record.
 _UNUSABLE = ("Cc", "Cs", "Zl", "Zp")
@@ -48,7 +48,7 @@ def absolute_path(field: str, given: str) -> str:
         pass  # whoever needs it says what is missing
     except OSError as error:
         raise BadInput(
-            f"{field}: {path} was given, but it cannot be looked at ({error.strerror}); allowed is a path "
+            f"{field}: {path} was given, but it cannot be looked at ({os_reason(error)}); allowed is a path "
             "that you can read"
         ) from error
     return str(path)

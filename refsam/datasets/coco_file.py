@@ -16,7 +16,7 @@ from typing import Any
 from refsam.datasets.coco_segmentation import RunLengths, Unusable, covered, run_lengths
 from refsam.datasets.coco_values import Key, flag, key, whole
 from refsam.datasets.names import normalized
-from refsam.errors import BadInput, nearest
+from refsam.errors import BadInput, nearest, os_reason
 
 INCLUDE = "include"  # of dataset.crowds
 CROWD = "crowd"
@@ -75,7 +75,7 @@ def read_coco(path: Path, categories: Sequence[str], crowds: str) -> CocoFile:
     try:
         state = path.stat()
     except OSError as error:
-        raise BadInput(f"dataset.labels: {path} cannot be read ({error.strerror})") from error
+        raise BadInput(f"dataset.labels: {path} cannot be read ({os_reason(error)})") from error
     return _read(path, tuple(categories), crowds == INCLUDE, state.st_mtime_ns, state.st_size)
 
 
@@ -85,7 +85,7 @@ def _read(path: Path, categories: tuple[str, ...], crowds: bool, changed: int, s
     try:
         content = parse(path.read_bytes(), where)
     except OSError as error:
-        raise BadInput(f"{where} cannot be read ({error.strerror})") from error
+        raise BadInput(f"{where} cannot be read ({os_reason(error)})") from error
     found = CocoFile()
     known = _take_categories(found, content["categories"])
     wanted = _wanted_categories(path, known, categories)

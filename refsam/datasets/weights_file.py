@@ -13,6 +13,7 @@ from pathlib import Path
 
 from refsam.configuration.families import HUGGING_FACE
 from refsam.configuration.schema import ModelConfig
+from refsam.errors import os_reason
 
 SAFETENSORS = ".safetensors"
 DEPTHS = {12: "vit_b", 24: "vit_l", 32: "vit_h"}  # blocks of Segment Anything's image encoders
@@ -133,7 +134,7 @@ def look_at(path: Path) -> WeightsFile:
         if is_safetensors(path, sample):
             return _of_safetensors(path, int.from_bytes(sample[:8], "little"), size)
     except OSError as error:
-        return WeightsFile(f"cannot be read ({error.strerror})")
+        return WeightsFile(f"cannot be read ({os_reason(error)})")
     return WeightsFile(f"is no checkpoint (it begins with {sample[:8]!r})")
 
 

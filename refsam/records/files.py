@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import yaml
 
-from refsam.errors import Unreadable
+from refsam.errors import Unreadable, os_reason
 
 # Those in C are ten times faster, and not in every build of PyYAML.
 _SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -109,7 +109,7 @@ def read_text(path: Path) -> str:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise Unreadable(f"{path} cannot be read: {error.strerror or error}") from error
+        raise Unreadable(f"{path} cannot be read: {os_reason(error)}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 

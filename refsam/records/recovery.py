@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from refsam.errors import BadInput, Unreadable
+from refsam.errors import BadInput, Unreadable, os_reason
 from refsam.records.attempts import Attempt, read_attempt
 from refsam.records.files import read_yaml_sections
 from refsam.records.logs import attempt_numbers
@@ -57,7 +57,7 @@ def look_up(paths: RunPaths) -> Record:
     except Unreadable as error:
         sentence = str(error)
     except OSError as error:
-        sentence = f"{error.filename or paths.status} cannot be read: {error.strerror or error}"
+        sentence = f"{error.filename or paths.status} cannot be read: {os_reason(error)}"
     return Record(Status(State.unreadable, message=sentence), sentence)
 
 

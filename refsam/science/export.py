@@ -10,7 +10,7 @@ from transformers import SamConfig, SamModel
 from refsam.configuration.frozen import load
 from refsam.configuration.schema import Kind, RefsamConfig
 from refsam.configuration.strategies import STRATEGIES
-from refsam.errors import BadInput
+from refsam.errors import BadInput, os_reason
 from refsam.records.files import write_atomically
 from refsam.records.paths import RunPaths
 from refsam.science.checkpoints import damage
@@ -55,7 +55,7 @@ def export_run(paths: RunPaths, target: str, output: Path | None) -> Path:
         written.parent.mkdir(parents=True, exist_ok=True)
         write(config, paths, written)
     except OSError as error:
-        raise BadInput(f"--output: {written} cannot be written ({error.strerror or error})") from error
+        raise BadInput(f"--output: {written} cannot be written ({os_reason(error)})") from error
     return written
 
 

@@ -9,11 +9,13 @@ from refsam.errors import BadInput
 from refsam.test_cluster.cluster import Cluster, StartFailed
 from refsam.test_cluster.packages import install, missing_programs
 
-DONE, FAILED, BAD_INPUT = 0, 1, 2
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 0: as asked for (`status`: it runs); 1: it does not start, or is down; 2: bad input."""
+    """Exit status 0: as asked for (`status`: it runs); 1: it does not start, or is down; 2: bad input; 130:
+    stopped by Ctrl-C.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m refsam.test_cluster",
         description="A real Slurm on this machine, to try sweeps on: CPU nodes and typed GPUs that are none.",
@@ -39,6 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "status":
             return _status(cluster)
         return _up(cluster, options.install)
+    except KeyboardInterrupt:
+        print("refsam: stopped by Ctrl-C", file=sys.stderr)
+        return INTERRUPTED
     except StartFailed as error:
         print(f"refsam: {error}", file=sys.stderr)
         return FAILED

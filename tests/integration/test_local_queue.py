@@ -225,6 +225,11 @@ def test_a_stop_leaves_no_process_and_the_same_command_continues(runs_folder, ho
         # The run's own words: it was asked, not killed, and not by the terminal.
         assert (status.state, status.reason) == (State.failed, Reason.cancelled)
         assert status.message == "KeyboardInterrupt: SIGTERM"
+        (log,) = runs_folder.run("a").attempt(1).glob("*.out")
+        assert log.read_text().splitlines()[-2:] == [
+            "behaviour: wait",
+            f"refsam: {status.message}",
+        ]  # no stack
     assert c.state is State.planned
     assert "3 of 3 runs are not completed" in output
     assert "The same command continues" in output

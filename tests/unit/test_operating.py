@@ -1,7 +1,9 @@
 """What the commands that look at sweeps say, on records as runs leave them and without any Slurm."""
 
+import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from refsam import cli
-from refsam.errors import BadInput
+from refsam.errors import BadInput, os_problem
 from refsam.orchestration.operating import logs
 from refsam.orchestration.operating.cancel import task_ranges
 from refsam.orchestration.operating.sweep_state import look
@@ -346,3 +348,52 @@ def test_of_more_runs_than_there_is_room_for_those_that_run_and_fail_are_shown(f
 def test_tasks_are_named_as_scancel_takes_them():
     assert task_ranges(["7_2", "7_0", "7_1", "7_5", "9", "8_3"]) == ["7_[0-2,5]", "8_[3]", "9"]
     assert task_ranges([]) == []
+
+
+@pytest.mark.parametrize(
+    "command", ["status", "show", "cancel", "continue", "retry", "collect", "logs --follow"]
+)
+def test_ctrl_c_while_slurm_is_asked_is_one_sentence(folder, tmp_path, command):
+    paths = add_run(folder, "a-1", training())
+    paths.attempt(2).mkdir(parents=True)
+    (paths.attempt(2) / "7_3_0_log.out").write_text("step 1\n")
+    add_sweep(folder, "study", "a-1")
+    (tmp_path / "bin").mkdir()
+    for name in ("squeue", "sacct"):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\nexec sleep 600\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    what = "study" if command in ("status", "cancel", "continue", "retry", "collect") else "a"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "refsam.cli", *command.split(), what, "--runs", folder.root],
+        env={**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not (tmp_path / "asked").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal: to everything in the foreground
+    _, complaint = process.communicate(timeout=60)
+    if command == "logs --follow":  # that is how a person ends it
+        assert (process.returncode, complaint) == (0, "")
+    else:
+        assert (process.returncode, complaint) == (130, "refsam: stopped by Ctrl-C\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError("h5py's own words"), "h5py's own words"),
+        (OSError(), "OSError"),
+        (OSError(errno.EIO, None), "Input/output error"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/x"),
+            "/x cannot be read or written: Permission denied",
+        ),
+        (OSError(errno.ESTALE, None, "/x"), "/x cannot be read or written: Stale file handle"),
+    ],
+)
+def test_an_error_of_the_system_always_has_words(error, words):
+    assert os_problem(error) == words

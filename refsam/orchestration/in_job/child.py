@@ -6,6 +6,7 @@ could not: when its module cannot be imported, for instance.
 
 import faulthandler
 import importlib
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from refsam.records.recovery import read_record
 from refsam.records.status import AlreadyRunning, Reason, State, now, run_lock, write_status
 
 LOCK_SECONDS = 10.0
+STOPPED = 130  # exit status after a signal that asked it to stop
 
 
 def execute(entry_point: str, root: Path) -> None:
@@ -46,4 +48,7 @@ def main(entry_point: str, root: str) -> None:
     faulthandler.enable()  # a crash of the interpreter leaves its stack in the log
     with suppress(OSError):  # when memory is short the kernel is to kill this process, not its supervisor
         Path("/proc/self/oom_score_adj").write_text("500")
-    execute(entry_point, Path(root))
+    try:
+        execute(entry_point, Path(root))
+    except KeyboardInterrupt:
+        sys.exit(STOPPED)  # who asked it to stop says so in the log, which needs no stack

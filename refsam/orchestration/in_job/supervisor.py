@@ -72,7 +72,7 @@ def _leave(paths: RunPaths, status: Status, requeued_by_slurm: bool) -> None:
             own_job.requeue()
         except SlurmSilent as error:
             status = not_requeued(paths, status, str(error))
-    sys.exit(f"refsam: {status.message}")
+    sys.exit(f"refsam: {status.message or f'the run is {status.state}'}")
 
 
 class _Child:

@@ -34,7 +34,7 @@ from refsam.datasets.index import ImageFacts, check_images, fingerprint, inspect
 from refsam.datasets.listing import DataMissing, complete_pairs, count_images
 from refsam.datasets.overview import Overview, overview
 from refsam.datasets.weights_file import architecture_problem, weights_problem
-from refsam.errors import BadInput
+from refsam.errors import BadInput, os_reason
 from refsam.orchestration.planning.fetched import no_weights, weights_not_fetched
 from refsam.orchestration.planning.one_name import add, check_recorded, other_settings
 from refsam.orchestration.slurm.questions import SlurmQuery, statuses
@@ -285,7 +285,7 @@ class Planner:
                     self._hashes[path] = file_hash(path)
                 except OSError as error:
                     raise BadInput(
-                        f"model.weights: {path} cannot be read ({error.strerror}); allowed is a file that "
+                        f"model.weights: {path} cannot be read ({os_reason(error)}); allowed is a file that "
                         "can be"
                     ) from error
             else:

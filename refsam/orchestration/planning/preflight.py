@@ -12,7 +12,7 @@ from refsam.configuration.evaluation_place import used_resources
 from refsam.configuration.families import HUGGING_FACE
 from refsam.configuration.schema import ClusterConfig, RefsamConfig
 from refsam.datasets.listing import COCO
-from refsam.errors import BadInput, SlurmSilent
+from refsam.errors import BadInput, SlurmSilent, os_reason
 from refsam.orchestration import machine
 from refsam.orchestration.planning.checkpoint_room import room_needed
 from refsam.orchestration.planning.plan import Plan
@@ -127,7 +127,7 @@ def _folder_problems(folder: RunsFolder, needed: int) -> list[str]:
             pass
     except OSError as error:
         return [
-            f"runs: {folder.root} was given, but it cannot be written ({error.strerror}); allowed is a "
+            f"runs: {folder.root} was given, but it cannot be written ({os_reason(error)}); allowed is a "
             "folder that can be"
         ]
     free = shutil.disk_usage(existing).free

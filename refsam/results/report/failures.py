@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from refsam.errors import os_reason
 from refsam.records.attempts import Attempt, read_attempts
 from refsam.records.logs import find_log, log_end
 from refsam.records.paths import RunPaths
@@ -100,7 +101,7 @@ def _log(paths: RunPaths) -> tuple[str | None, str | None]:
     try:
         return printable(log_end(found[1], LINES, BYTES)), path
     except OSError as error:  # another person's log may not be readable
-        return f"It cannot be read: {error.strerror}.", path
+        return f"It cannot be read: {os_reason(error)}.", path
 
 
 def _attempt_line(number: int, attempt: Attempt) -> AttemptLine:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refsam.errors import BadInput
+from refsam.errors import BadInput, os_reason
 from refsam.records.files import read_json, write_json
 from refsam.results.trackers.tracked import TrackedRun
 
@@ -88,7 +88,7 @@ def folder_of(destination: str | None, default: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInput(f"--destination {str(folder)!r} cannot be a folder: {error.strerror}") from error
+        raise BadInput(f"--destination {str(folder)!r} cannot be a folder: {os_reason(error)}") from error
     return folder
 
 
