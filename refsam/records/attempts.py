@@ -128,15 +128,12 @@ def free_number(paths: RunPaths, least: int) -> int:
 
 def requeued(status: Status, message: str) -> Status:
     """The status of a run whose job will start again: pending, in its next attempt."""
-    return status.changed(
+    return status.again(
         state=State.pending,
-        reason=None,
         message=message,
         attempt=status.attempt + 1,
-        host=None,
-        pid=None,
-        phase=None,
-        seconds_left=None,
-        started_at=None,
-        ended_at=None,
+        job_id=status.job_id,
+        evaluation_job_id=status.evaluation_job_id,
+        device=status.device,
+        submitted_at=status.submitted_at,
     )

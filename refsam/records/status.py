@@ -70,6 +70,7 @@ class Status:
     best_epoch: Count | None = None
     best_metric: float | None = None  # of the validation image, lower is better
     loss: float | None = None  # mean of the last epoch
+    seconds_before: Seconds | None = None  # that earlier attempts took
     seconds_left: Seconds | None = None  # until epochs are done, an upper limit because of early stopping
     submitted_at: Time | None = None
     started_at: Time | None = None
@@ -78,6 +79,27 @@ class Status:
 
     def changed(self, **changes: Any) -> "Status":
         return replace(self, updated_at=now(), **changes)
+
+    def again(self, **changes: Any) -> "Status":
+        """The status of the next attempt, which has what the training has said and how long it took."""
+        return Status(
+            **{name: getattr(self, name) for name in _OF_TRAINING},
+            seconds_before=self.seconds_spent,
+            updated_at=now(),
+            **changes,
+        )
+
+    @property
+    def seconds_spent(self) -> float | None:
+        """What all attempts took, this one until it ended or last wrote; None where none has begun."""
+        end = self.ended_at or self.updated_at
+        if self.started_at is None or end is None:
+            return self.seconds_before
+        seconds = (datetime.fromisoformat(end) - datetime.fromisoformat(self.started_at)).total_seconds()
+        return (self.seconds_before or 0.0) + max(0.0, seconds)
+
+
+_OF_TRAINING = ("epoch", "epochs", "steps", "best_epoch", "best_metric", "loss")
 
 
 # Last words on a full disk: the run's, and the supervisor's about the attempt, the run and a failed requeue.

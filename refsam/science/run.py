@@ -29,7 +29,6 @@ from refsam.records.status import (
     TRAINED,
     Reason,
     State,
-    Status,
     free_reserve,
     hold_reserve,
     now,
@@ -63,7 +62,7 @@ class StatusWriter:
         begun = read_attempt(paths, before.attempt)
         goes_on = before.state is State.pending or (begun.started_at and not begun.ended_at)
         attempt = before.attempt if goes_on else free_number(paths, before.attempt + 1)
-        self._status = Status(
+        self._status = before.again(
             state=State.running,
             attempt=attempt,
             job_id=place.job_id(),

@@ -42,9 +42,10 @@ def execute(root: Path) -> None:
     paths = RunPaths(root)
     with run_lock(paths):
         host = os.uname().nodename
-        status = read_status(paths).changed(
-            state=State.running, started_at=now(), host=host, pid=os.getpid(), epochs=3
-        )
+        # One that is trained already says nothing of its training.
+        trains = (root / "behaviour.txt").read_text().strip() != "evaluate"
+        before = read_status(paths).changed(**({"epochs": 3} if trains else {}))
+        status = before.changed(state=State.running, started_at=now(), host=host, pid=os.getpid())
         write_status(paths, status)
         note(
             root.parent,
@@ -67,7 +68,8 @@ def execute(root: Path) -> None:
         if os.environ.get("REFSAM_TRAINS_ONLY") == "1":
             write_status(paths, status.changed(phase=TRAINED))
         else:
-            write_status(paths, status.changed(state=State.completed, epoch=3, loss=0.25, ended_at=now()))
+            said = {"epoch": 3, "loss": 0.25} if trains else {}
+            write_status(paths, status.changed(state=State.completed, ended_at=now(), **said))
 
 
 def behave(root: Path) -> None:

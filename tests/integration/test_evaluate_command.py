@@ -65,6 +65,24 @@ def test_a_finished_run_is_measured_in_what_is_missing_and_an_open_one_is_left_a
     assert configuration_of(folder.run("open-1")).modes == ["point", "box"]
 
 
+def test_what_the_training_has_said_stays(folder, capsys):
+    paths = folder.run("done-0")
+    (paths.root / "behaviour.txt").write_text("evaluate")
+    training = {"epoch": 9, "epochs": 10, "best_epoch": 7, "best_metric": 0.25, "loss": 0.5, "steps": 90}
+    start, end = "2026-01-02T03:00:00+00:00", "2026-01-02T04:30:00+00:00"
+    write_status(paths, Status(State.completed, attempt=1, started_at=start, ended_at=end, **training))
+    assert evaluate(folder, "done-0", "evaluate.modes=[amg]") == 0
+    status = read_status(paths)
+    assert (status.state, status.attempt) == (State.completed, 2)
+    assert {name: getattr(status, name) for name in training} == training
+    assert status.seconds_before == 5400
+    capsys.readouterr()
+    assert cli.main(["status", "study", "--json", "--runs", str(folder.root)]) == 0
+    run = next(run for run in json.loads(capsys.readouterr().out)["runs"] if run["run_id"] == "done-0")
+    assert (run["epoch"], run["best_epoch"], run["best_metric"]) == (9, 7, 0.25)
+    assert run["elapsed_seconds"] >= 5400  # of the training and the evaluation
+
+
 def test_without_its_data_a_finished_run_stays_as_it_is(folder, capsys):
     frozen = load(folder.run("done-0").config)
     moved = replace(frozen.dataset, root=str(folder.root / "nowhere"))

@@ -106,6 +106,15 @@ def test_only_what_is_missing_is_done(
     assert read_status(paths).attempt == 4
 
 
+def test_an_attempt_keeps_what_those_before_it_have_said(paths: RunPaths) -> None:
+    said = {"epoch": 9, "epochs": 10, "best_epoch": 7, "best_metric": 0.25, "loss": 0.5, "steps": 90}
+    write_status(paths, Status(State.pending, attempt=2, seconds_before=60.0, **said))
+    run.StatusWriter(paths)
+    status = read_status(paths)
+    assert (status.state, status.attempt, status.seconds_before) == (State.running, 2, 60.0)
+    assert {name: getattr(status, name) for name in said} == said
+
+
 def test_a_baseline_is_only_evaluated(paths: RunPaths, config: RefsamConfig) -> None:
     freeze(paths.config, replace(config, kind=Kind.baseline))
     run.execute(paths.root)

@@ -78,8 +78,8 @@ def begin_attempt(paths: RunPaths) -> bool:
         )
         write_attempt(paths, number, attempt)
         _link_log(paths, number)
-        pending = Status(
-            State.pending,
+        pending = status.again(
+            state=State.pending,
             attempt=number,
             job_id=attempt.job_id,
             host=attempt.host,
@@ -87,7 +87,7 @@ def begin_attempt(paths: RunPaths) -> bool:
             evaluation_job_id=status.evaluation_job_id,
             submitted_at=status.submitted_at,
         )
-        write_status(paths, pending.changed())
+        write_status(paths, pending)
         return True
 
 
@@ -155,7 +155,7 @@ def _hand_over(paths: RunPaths, status: Status, outcome: Outcome) -> Status:
     end_attempt(paths, trained, outcome.trained, peak_memory_gib=round(outcome.peak_memory_gib, 3))
     job_id = status.evaluation_job_id
     if job_id is None:
-        after = Status(State.planned, attempt=status.attempt, updated_at=now())
+        after = status.again(state=State.planned, attempt=status.attempt)
     else:
         after = replace(requeued(status, f"Trained; job {job_id} evaluates it."), job_id=job_id)
     write_status(paths, after, is_last_word=True)

@@ -77,4 +77,4 @@ def _with(config: RefsamConfig, wanted: EvaluateConfig, named: Collection[str]) 
 def _reopen(paths: RunPaths, config: RefsamConfig) -> None:
     freeze(paths.config, config)
     with run_lock(paths):
-        write_status(paths, read_record(paths).changed(state=State.planned, phase=None, ended_at=None))
+        write_status(paths, read_record(paths).changed(state=State.planned, phase=None))

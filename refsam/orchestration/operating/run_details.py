@@ -17,6 +17,7 @@ from refsam.records.logs import attempt_numbers, find_log
 from refsam.records.metrics import Measurement, measurement, rows_of
 from refsam.records.paths import RunPaths
 from refsam.records.status import State
+from refsam.records.training import read_training
 from refsam.terminal import standard_console
 
 # Of the status, in this order; the state itself comes first of all.
@@ -55,8 +56,8 @@ def details(paths: RunPaths, run: RunState) -> Details:
         "path": str(paths.root.absolute()),
         "status": {key: value for key, value in run_json(run).items() if key != "run_id"},
         "attempts": [_attempt(paths, number, read) for number in _numbers(paths, problems)],
-        "metrics": read(read_json, paths.metrics),
-        "training": read(read_json, paths.training),
+        "metrics": read(_metrics, paths.metrics),
+        "training": read(read_training, paths.training),
         "costs": read(read_json, paths.costs),
         "environment": read(read_json, paths.environment),
         "configuration": read(read_yaml, paths.config),
@@ -146,6 +147,13 @@ def print_details(found: Details, console: Console | None = None) -> None:
             line(title, "bold")
             for text in _yaml(content).splitlines():
                 line(f"  {text}")
+
+
+def _metrics(path: Path) -> Any:
+    """metrics.json as it stands. Raises as `read_metrics` does."""
+    values = read_json(path)
+    rows_of(values, path)
+    return values
 
 
 def _numbers(paths: RunPaths, problems: list[str]) -> list[int]:

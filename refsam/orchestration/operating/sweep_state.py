@@ -41,7 +41,7 @@ class RunState:
         status: its record, and where that cannot know, what Slurm and the run's lock tell.
         request: what Slurm is asked for (the section resource.request of its configuration); None before the
             run has a directory.
-        elapsed: seconds from its start to now or to its end, None where one of them is not known.
+        elapsed: seconds of all its attempts, of the present one to now or to its end; None: not known.
         left: seconds until all epochs are done or all images evaluated, an upper limit; None: not known.
         damaged: why its record cannot be read; None: it can.
         setting: what decides its result (configuration.settings); empty before the run has a directory.
@@ -139,11 +139,12 @@ def with_lock(paths: RunPaths, status: Status) -> Status:
 def _run_state(paths: RunPaths, status: Status, now: datetime) -> RunState:
     record, request, damaged, fault = _records(paths)
     status = with_lock(paths, status)
-    elapsed = left = None
+    left = None
+    elapsed = status.seconds_before
     if status.started_at is not None and status.ended_at is not None:
-        elapsed = (_time(status.ended_at) - _time(status.started_at)).total_seconds()
+        elapsed = status.seconds_spent
     elif status.started_at is not None and status.state is State.running:
-        elapsed = (now - _time(status.started_at)).total_seconds()
+        elapsed = (elapsed or 0.0) + (now - _time(status.started_at)).total_seconds()
         if record.seconds_left is not None and record.updated_at is not None:
             # The record is older than now by what has passed since the last step that it tells of.
             left = max(0.0, record.seconds_left - (now - _time(record.updated_at)).total_seconds())

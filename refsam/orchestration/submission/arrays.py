@@ -354,14 +354,12 @@ def _write_pending(
         log = attempt / job.paths.stdout.name
         log.unlink(missing_ok=True)
         log.symlink_to(os.path.relpath(job.paths.stdout, attempt.absolute()))
-        time_now = now()
-        status = Status(
-            State.pending,
+        status = before.again(
+            state=State.pending,
             attempt=number,
             job_id=job.job_id,
             evaluation_job_id=evaluation,
-            submitted_at=time_now,
-            updated_at=time_now,
+            submitted_at=now(),
         )
         write_status(paths, status)
     return paths, before

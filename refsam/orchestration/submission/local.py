@@ -249,9 +249,8 @@ class _Queue:
             if status.state in (State.completed, State.unreadable) or failed_meanwhile:
                 entry.place, entry.status = Place.ended, status
                 return False
-            time_now = now()
             number = free_number(entry.paths, status.attempt + 1)
-            entry.status = Status(State.pending, attempt=number, submitted_at=time_now, updated_at=time_now)
+            entry.status = status.again(state=State.pending, attempt=number, submitted_at=now())
             write_status(entry.paths, entry.status)
             return True
 
@@ -320,7 +319,7 @@ class _Queue:
     def _unfinished(self, child: _Child, status: Status, stopping: bool) -> Status:
         """The last status of a run whose process ended without writing one."""
         if stopping and status.state is not State.running:
-            return Status(State.planned, attempt=status.attempt, updated_at=now())
+            return status.again(state=State.planned, attempt=status.attempt)
         if stopping:
             return _failed(status, Reason.cancelled, "The run was stopped; the same command continues it.")
         log = child.entry.log

@@ -271,7 +271,7 @@ def _prepare_folder(paths: RunPaths, run: PlannedRun, frozen: RefsamConfig | Non
     freeze(paths.config, config)
     if run.standing == Standing.evaluate:
         with run_lock(paths):
-            write_status(paths, read_record(paths).changed(state=State.planned, phase=None, ended_at=None))
+            write_status(paths, read_record(paths).changed(state=State.planned, phase=None))
 
 
 def _manifest(plan: Plan, known: dict[str, Any]) -> dict[str, Any]:
