@@ -50,6 +50,7 @@ class Attempt:
     steps: Count = 0
     measured: Count = 0
     job_id: str | None = None
+    job_name: str | None = None
     evaluation_job_id: str | None = None
     host: str | None = None
     started_at: Time | None = None
@@ -69,6 +70,7 @@ class Attempt:
         return replace(
             self,
             job_id=self.job_id or status.job_id,
+            job_name=self.job_name or status.job_name,
             host=self.host or status.host,
             started_at=self.started_at or status.started_at,
             ended_at=status.ended_at or now(),

@@ -33,6 +33,11 @@ def job_id() -> str | None:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
+def job_name() -> str | None:
+    """What this job is called; None outside of a job of the run."""
+    return None if job_id() is None else os.environ.get("SLURM_JOB_NAME")
+
+
 def host() -> str:
     """The machine; in a job of the run by the name that Slurm gives to the node."""
     node = os.environ.get("SLURMD_NODENAME") if job_id() else None

@@ -59,6 +59,7 @@ class Status:
     message: str | None = None  # one sentence for a person
     attempt: Count = 0
     job_id: str | None = None
+    job_name: str | None = None  # tells the job from another one that gets the same number later
     evaluation_job_id: str | None = None  # of the job that evaluates the run once job_id has trained it
     host: str | None = None
     pid: Count | None = None

@@ -66,6 +66,7 @@ class StatusWriter:
             state=State.running,
             attempt=attempt,
             job_id=place.job_id(),
+            job_name=place.job_name(),
             evaluation_job_id=before.evaluation_job_id,
             host=place.host(),
             pid=os.getpid(),

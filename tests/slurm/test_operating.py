@@ -1,19 +1,23 @@
 """A sweep on a real Slurm, as a person operates it: seen, cancelled, tried again, also without Slurm."""
 
+import shutil
 import time
 from dataclasses import replace
 
 import pytest
-from slurm_helpers import SMALL, nothing_is_left, slurm, starts, wait_until
+from slurm_helpers import SMALL, nothing_is_left, queue, slurm, starts, wait_until
 
 from refsam import cli
 from refsam.configuration.compose import compose
 from refsam.configuration.frozen import freeze
+from refsam.orchestration.operating.cancel import cancel
+from refsam.orchestration.operating.sweep_state import RunState
 from refsam.orchestration.submission.arrays import submit_to_slurm
 from refsam.orchestration.submission.resubmit import FrozenRun
 from refsam.records.attempts import read_attempt
 from refsam.records.files import read_json, write_json
 from refsam.records.status import Reason, State, read_status
+from refsam.test_cluster.jobs import job_processes
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +144,51 @@ def test_a_whole_array_is_cancelled_and_continued_and_nothing_twice(folder, conf
     wait_until(lambda: set(states(refsam).values()) == {("completed", None)})
     assert attempts(folder) == {"a": 1, "b": 3, "c": 3, "d": 3}
     assert count_starts(folder, "a") == 1
+
+
+# On a node of its own: the run's job may still be ending, and Slurm drains nodes with two jobs of one number.
+SOMEBODY_S = (
+    *("--parsable", "--job-name=somebody's", "--array=0-1", "--mem=100M", "--nodelist=cpu2"),
+    *("--output=/dev/null", "--wrap=sleep 900"),
+)
+
+
+def lose_the_state(cluster):
+    """Let the controller begin anew: it knows no job any more, and gives its first number again."""
+    cluster.daemons.stop("slurmctld")
+    shutil.rmtree(cluster.root / "state")
+    (cluster.root / "state").mkdir()
+    cluster.make_idle()
+    wait_until(lambda: not job_processes(cluster.settings))
+
+
+def test_a_number_that_slurm_gives_again_is_not_the_run_s_job(folder, config, refsam, slurm_cluster):
+    lose_the_state(slurm_cluster)
+    submit(folder, config, a="wait", b="wait")
+    wait_until(lambda: count_starts(folder, "a") == count_starts(folder, "b") == 1)
+    lose_the_state(slurm_cluster)
+    array = slurm("sbatch", *SOMEBODY_S).strip()
+    assert job_id(folder, "a") == f"{array}_0"
+    others_run = [[f"{array}_{task}", "RUNNING"] for task in (1, 0)]
+    wait_until(lambda: queue("%i", "%T") == others_run)
+    assert refsam("cancel", "study")["cancelled"] == []
+    assert {state for state, _ in states(refsam).values()} == {"failed"}
+    (folder.root / "go").touch()
+    assert len(refsam("continue", "study")["runs"]) == 2
+    wait_until(lambda: set(states(refsam).values()) == {("completed", None)})
+    wait_until(lambda: queue("%i", "%T") == others_run)
+    assert attempts(folder) == {"a": 2, "b": 2}
+
+
+def test_what_has_a_run_s_number_and_is_not_its_job_is_not_cancelled(folder, config):
+    array = slurm("sbatch", *SOMEBODY_S).strip()
+    submit(folder, config, a="wait")
+    paths = folder.run("a-0")
+    record = read_status(paths)
+    taken = replace(record, job_id=f"{array}_1", evaluation_job_id=record.job_id)
+    cancel([RunState("a-0", taken, None, None, None, None)], folder, whole_sweep=True)
+    wait_until(lambda: {row[0].partition("_")[0] for row in queue("%i")} == {array})
+    assert len(queue("%i")) == 2
 
 
 def test_a_sweep_that_the_site_takes_in_parts_is_topped_up_by_continue(folder, config, refsam):

@@ -1,9 +1,12 @@
 """What squeue and sacct say, read; these tests need no Slurm."""
 
+from dataclasses import replace
+
 import pytest
 
 from refsam.configuration.schema import ClusterConfig, RefsamConfig, RequestConfig
 from refsam.errors import BadInput, SlurmSilent
+from refsam.orchestration.slurm.identity import CLOCK_SECONDS, KnownJob, known_job
 from refsam.orchestration.slurm.questions import (
     SlurmQuery,
     parse_sacct,
@@ -34,25 +37,32 @@ class Slurm:
         return answer
 
 
+def jobs(*numbers):
+    return [KnownJob(number, None, None) for number in numbers]
+
+
 def told(status, squeue, sacct):
-    return with_slurm(status, SlurmQuery(Slurm(squeue, sacct)).ask([status.job_id]))
+    return with_slurm(status, SlurmQuery(Slurm(squeue, sacct)).ask([known_job(status)]))
 
 
 @pytest.mark.parametrize(
     ("sacct", "reason"),
     [
-        ("7_0|OUT_OF_MEMORY|0:125|n\n", Reason.out_of_memory),
-        ("7_0|FAILED|1:0|n\n7_0.batch|FAILED|1:0|n\n7_0.0|OUT_OF_MEMORY|0:125|n\n", Reason.out_of_memory),
-        ("7_0|COMPLETED|0:125|n\n", Reason.out_of_memory),
-        ("7_0|FAILED|1:0|n\n7_0.0|FAILED|1:0|n\n", Reason.error),
-        ("7_0|TIMEOUT|0:0|n\n", Reason.timeout),
-        ("7_0|DEADLINE|0:0|n\n", Reason.timeout),
-        ("7_0|NODE_FAIL|1:0|n\n", Reason.node_failure),
-        ("7_0|BOOT_FAIL|1:0|n\n", Reason.node_failure),
-        ("7_0|PREEMPTED|0:15|n\n", Reason.preempted),
-        ("7_0|CANCELLED by 1000|0:15|n\n", Reason.cancelled),
-        ("7_[0-3%2]|CANCELLED by 1000|0:0|None assigned\n", Reason.cancelled),
-        ("7_0|COMPLETED|0:0|n\n", Reason.lost),
+        ("7_0|OUT_OF_MEMORY|0:125|n||refsam-\n", Reason.out_of_memory),
+        (
+            "7_0|FAILED|1:0|n||refsam-\n7_0.batch|FAILED|1:0|n||refsam-\n7_0.0|OUT_OF_MEMORY|0:125|n||refsam-\n",
+            Reason.out_of_memory,
+        ),
+        ("7_0|COMPLETED|0:125|n||refsam-\n", Reason.out_of_memory),
+        ("7_0|FAILED|1:0|n||refsam-\n7_0.0|FAILED|1:0|n||refsam-\n", Reason.error),
+        ("7_0|TIMEOUT|0:0|n||refsam-\n", Reason.timeout),
+        ("7_0|DEADLINE|0:0|n||refsam-\n", Reason.timeout),
+        ("7_0|NODE_FAIL|1:0|n||refsam-\n", Reason.node_failure),
+        ("7_0|BOOT_FAIL|1:0|n||refsam-\n", Reason.node_failure),
+        ("7_0|PREEMPTED|0:15|n||refsam-\n", Reason.preempted),
+        ("7_0|CANCELLED by 1000|0:15|n||refsam-\n", Reason.cancelled),
+        ("7_[0-3%2]|CANCELLED by 1000|0:0|None assigned||refsam-\n", Reason.cancelled),
+        ("7_0|COMPLETED|0:0|n||refsam-\n", Reason.lost),
         ("", Reason.lost),
     ],
 )
@@ -65,13 +75,21 @@ def test_a_job_that_left_no_word_failed_for_the_reason_that_slurm_knows(sacct, r
 @pytest.mark.parametrize(
     ("squeue", "sacct", "state"),
     [
-        ("7_0|RUNNING|n|None\n", "", State.running),
-        ("7_0|COMPLETING|n|None\n", "7_0|RUNNING|0:0|n\n", State.running),
-        ("7_0|PENDING||Priority\n", "7_0|NODE_FAIL|0:0|n\n", State.pending),  # requeued
-        ("", "7_0|RUNNING|0:0|n\n", State.running),
-        ("7_0|FAILED|n|NonZeroExitCode\n", "7_0|RUNNING|0:0|n\n", State.running),  # the accounting is late
-        ("7_0|FAILED|n|NonZeroExitCode\n", None, State.failed),
-        ("7_0|TIMEOUT|n|TimeLimit\n", "7_0|RUNNING|0:0|n\n", State.failed),
+        ("7_0|RUNNING|n|None||refsam-\n", "", State.running),
+        ("7_0|COMPLETING|n|None||refsam-\n", "7_0|RUNNING|0:0|n||refsam-\n", State.running),
+        (
+            "7_0|PENDING||Priority||refsam-\n",
+            "7_0|NODE_FAIL|0:0|n||refsam-\n",
+            State.pending,
+        ),  # requeued
+        ("", "7_0|RUNNING|0:0|n||refsam-\n", State.running),
+        (
+            "7_0|FAILED|n|NonZeroExitCode||refsam-\n",
+            "7_0|RUNNING|0:0|n||refsam-\n",
+            State.running,
+        ),  # the accounting is late
+        ("7_0|FAILED|n|NonZeroExitCode||refsam-\n", None, State.failed),
+        ("7_0|TIMEOUT|n|TimeLimit||refsam-\n", "7_0|RUNNING|0:0|n||refsam-\n", State.failed),
         (None, None, State.running),
     ],
 )
@@ -89,11 +107,21 @@ def test_the_queue_is_believed_before_the_accounting(squeue, sacct, state):
     ],
 )
 def test_what_the_record_says_wins(status):
-    assert with_slurm(status, SlurmQuery(Slurm("", "7_0|TIMEOUT|0:0|n\n")).ask(["7_0"])) == status
+    assert (
+        with_slurm(
+            status,
+            SlurmQuery(Slurm("", "7_0|TIMEOUT|0:0|n||refsam-\n")).ask([KnownJob("7_0", None, None)]),
+        )
+        == status
+    )
 
 
 def test_a_pending_run_says_why_it_waits():
-    status = told(Status(State.pending, job_id="7_0"), "7_0|PENDING||Resources\n", "7_[0]|PENDING|0:0|\n")
+    status = told(
+        Status(State.pending, job_id="7_0"),
+        "7_0|PENDING||Resources||refsam-\n",
+        "7_[0]|PENDING|0:0|||refsam-\n",
+    )
     assert (status.state, status.message) == (State.pending, "Slurm job 7_0: PENDING, Resources")
 
 
@@ -102,9 +130,62 @@ def test_a_pending_run_that_slurm_has_forgotten_was_cancelled():
     assert (status.state, status.reason) == (State.failed, Reason.cancelled)
 
 
+NAMED = Status(
+    State.running,
+    attempt=1,
+    job_id="7_0",
+    job_name="refsam-study-ab12",
+    submitted_at="2026-01-01T12:00:00+00:00",
+)
+SUBMITTED = 1767268800  # the same time, in seconds since 1970
+
+
+@pytest.mark.parametrize("name", ["somebody's", "refsam-study-cd34", "refsam-study-ab12|"])
+def test_another_job_with_the_number_of_a_run_s_is_not_the_run_s(name):
+    queue, rows = f"7_0|RUNNING|n|None|{SUBMITTED}|{name}\n", f"7_0|RUNNING|0:0|n|{SUBMITTED}|{name}\n"
+    status = told(NAMED, queue, rows)
+    assert (status.state, status.reason) == (State.failed, Reason.lost)
+    assert "Slurm knows no job 7_0" in status.message
+
+
+def test_a_job_is_known_by_its_name_also_when_it_was_requeued_or_evaluates():
+    for name in ("refsam-study-ab12", "refsam-study-ab12-evaluation"):
+        status = told(NAMED, f"7_0|PENDING||BeginTime|{SUBMITTED + 90000}|{name}\n", "")
+        assert status.state is State.pending
+
+
+def test_a_job_of_an_older_cluster_is_not_the_run_s_whatever_its_name():
+    early = SUBMITTED - int(CLOCK_SECONDS) - 1
+    for status in (NAMED, replace(NAMED, job_name=None)):
+        rows = f"7_0|COMPLETED|0:0|n|{early}|refsam-study-ab12\n"
+        assert told(status, "", rows).message == "Slurm knows no job 7_0, and the run wrote no result"
+        late = f"7_0|TIMEOUT|0:0|n|{early + 2}|refsam-study-ab12\n"
+        assert told(status, "", late).reason is Reason.timeout
+
+
+def test_how_a_job_ended_is_known_though_its_number_was_given_again():
+    rows = (
+        f"7_0|OUT_OF_MEMORY|0:125|n|{SUBMITTED}|refsam-study-ab12\n"
+        f"7_0.batch|OUT_OF_MEMORY|0:125|n|{SUBMITTED}|batch\n"
+        f"7_0|RUNNING|0:0|n|{SUBMITTED + 60}|somebody's\n"
+    )
+    queue = f"7_0|RUNNING|n|None|{SUBMITTED + 60}|somebody's\n"
+    assert told(NAMED, queue, rows).reason is Reason.out_of_memory
+
+
+def test_of_a_job_that_was_requeued_the_last_start_counts():
+    rows = (
+        f"7_0|NODE_FAIL|0:0|n|{SUBMITTED}|refsam-study-ab12\n"
+        f"7_0.0|OUT_OF_MEMORY|0:125|n|{SUBMITTED}|python\n"
+        f"7_0|FAILED|1:0|n|{SUBMITTED + 60}|refsam-study-ab12\n"
+        f"7_0.0|FAILED|1:0|n|{SUBMITTED + 60}|python\n"
+    )
+    assert told(NAMED, "", rows).reason is Reason.error
+
+
 def test_without_sacct_it_works_and_says_so():
-    query = SlurmQuery(Slurm("8_1|RUNNING|n|None\n", None))
-    answer = query.ask(["7_0", "8_1"])
+    query = SlurmQuery(Slurm("8_1|RUNNING|n|None||refsam-\n", None))
+    answer = query.ask(jobs("7_0", "8_1"))
     assert answer.problems == (
         "sacct does not answer (Connection refused): why jobs ended is known only from queue and records",
     )
@@ -114,12 +195,12 @@ def test_without_sacct_it_works_and_says_so():
 
 
 def test_a_whole_sweep_is_one_call_each_and_the_answers_are_kept():
-    slurm = Slurm("7_0|RUNNING|n|None\n", "")
+    slurm = Slurm("7_0|RUNNING|n|None||refsam-\n", "")
     query = SlurmQuery(slurm)
     for _ in range(3):
-        query.ask([f"{array}_{task}" for array in (7, 8, 9) for task in range(300)])
+        query.ask(jobs(*(f"{array}_{task}" for array in (7, 8, 9) for task in range(300))))
     assert slurm.calls == ["squeue", "sacct"]
-    query.ask(["10_0"])
+    query.ask(jobs("10_0"))
     assert len(slurm.calls) == 4
     assert SlurmQuery(slurm).ask([]).jobs == {}
     assert len(slurm.calls) == 4
@@ -129,7 +210,11 @@ def test_ranges_of_tasks_are_told_apart():
     assert task_ids("7_[0-2,5%4]") == ["7_0", "7_1", "7_2", "7_5"]
     assert task_ids("7_3") == ["7_3"]
     assert task_ids("7") == ["7"]
-    assert set(parse_sacct("7_[1-2%1]|PENDING|0:0|\n7_0|RUNNING|0:0|n\n")) == {"7_0", "7_1", "7_2"}
+    assert set(parse_sacct("7_[1-2%1]|PENDING|0:0|||refsam-\n7_0|RUNNING|0:0|n||refsam-\n")) == {
+        "7_0",
+        "7_1",
+        "7_2",
+    }
 
 
 @pytest.mark.parametrize(
@@ -194,7 +279,7 @@ def test_a_run_that_ends_between_the_two_looks_is_completed(tmp_path):
 
     def slurm(command):
         write_status(paths, RUNNING.changed(state=State.completed))
-        return "" if command[0] == "squeue" else "7_0|COMPLETED|0:0|n\n"
+        return "" if command[0] == "squeue" else "7_0|COMPLETED|0:0|n||refsam-\n"
 
     known, _ = statuses(folder, ["a"], SlurmQuery(slurm))
     assert known["a"].state is State.completed

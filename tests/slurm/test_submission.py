@@ -34,6 +34,7 @@ from refsam.errors import BadInput, RunFailed
 from refsam.orchestration.display import PlainLines
 from refsam.orchestration.machine import memory_gb
 from refsam.orchestration.slurm import patience, questions
+from refsam.orchestration.slurm.identity import known_job
 from refsam.orchestration.slurm.questions import SlurmQuery, with_slurm
 from refsam.orchestration.submission import waiting
 from refsam.orchestration.submission.arrays import submit_to_slurm
@@ -373,7 +374,7 @@ def test_a_sweep_is_submitted_and_looked_at_while_the_accounting_is_away(folder,
         wait_until(
             lambda: starts(folder, runs[1].run_id) and read_status(folder.run("a")).state is State.completed
         )
-        answer = SlurmQuery().ask(read_status(folder.run(name)).job_id for name in "ab")
+        answer = SlurmQuery().ask(known_job(read_status(folder.run(name))) for name in "ab")
         assert (answer.queue, answer.accounting) == (True, False)
         assert answer.problems[0].startswith("sacct does not answer")
         assert with_slurm(read_status(folder.run("b")), answer).state is State.running
@@ -391,7 +392,7 @@ def test_a_controller_that_restarts_is_waited_for(folder, slurm_cluster):
     shell = other_shell(folder, "", "a", "b")
     try:
         record = read_status(folder.run("a"))
-        answer = SlurmQuery().ask([record.job_id])
+        answer = SlurmQuery().ask([known_job(record)])
         assert not answer.queue
         assert with_slurm(record, answer).state is State.running
     finally:

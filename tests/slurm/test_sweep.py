@@ -12,6 +12,7 @@ import pytest
 from hydra.core.plugins import Plugins
 from slurm_helpers import CHECKOUT, HERE, PATIENCE, allocated, slurm, wait_until
 
+from refsam.orchestration.slurm.identity import known_job
 from refsam.orchestration.slurm.questions import SlurmQuery
 from refsam.records.files import read_json
 from refsam.records.paths import RunsFolder
@@ -81,9 +82,10 @@ def test_a_run_that_slurm_has_is_shown_so_and_not_started_here(closed, capsys):
     assert sweep("cluster=local", "n_images=1,2", "dry_run=true") == 0
     output = capsys.readouterr().out
     job_id = records(closed)[0].job_id
+    job = known_job(records(closed)[0])
     assert f"pending (Slurm job {job_id})" in output
     slurm("scancel", job_id)
-    wait_until(lambda: SlurmQuery().ask([job_id]).jobs == {})
+    wait_until(lambda: SlurmQuery().ask([job]).jobs == {})
     assert sweep("cluster=local", "n_images=1,2", "dry_run=true") == 0
     output = capsys.readouterr().out
     assert "to continue (cancelled, nothing trained yet)" in output
@@ -116,8 +118,8 @@ def test_ctrl_c_while_waiting_leaves_the_jobs_alone_and_says_what_to_type(closed
         output = shell.communicate(timeout=PATIENCE)[0]
     assert shell.returncode == 130
     assert "The jobs go on. To look at them: refsam status tiny" in output
-    job_id = records(closed)[0].job_id
-    assert SlurmQuery().ask([job_id]).jobs[job_id].state is State.pending
+    job = known_job(records(closed)[0])
+    assert SlurmQuery().ask([job]).jobs[job].state is State.pending
 
 
 def test_a_sweep_over_three_resources_trains_on_what_each_asks_for(folder, monkeypatch):

@@ -13,13 +13,13 @@ from refsam.records.status import Reason, State, Status, write_status
 GPU = "billing=8,cpu=8,gres/gpu:v100=1,gres/gpu=1,mem=32G,node=1"
 # A job that was requeued once, and ran 30 minutes, then an hour.
 SACCT = f"""\
-7_0|NODE_FAIL|1800|1000|1060|2860||{GPU}|gpu1
-7_0.batch|CANCELLED|1800|1060|1060|2860|524288K|cpu=8|gpu1
-7_0|COMPLETED|3600|2860|3000|6600||{GPU}|gpu2
-7_0.batch|COMPLETED|3600|3000|3000|6600|1.5G|cpu=8|gpu2
-7_0.0|COMPLETED|3600|3000|3000|6600|2097152K|cpu=8|gpu2
-7_1|CANCELLED by 0|0|1000|Unknown|2000||cpu=8,mem=8G|None assigned
-7_2|RUNNING|60|1000|1060|Unknown||cpu=8,gres/gpu:v100=2|gpu1
+7_0|NODE_FAIL|1800|1000|1060|2860||{GPU}|gpu1|refsam-study-0
+7_0.batch|CANCELLED|1800|1060|1060|2860|524288K|cpu=8|gpu1|refsam-study-0
+7_0|COMPLETED|3600|2860|3000|6600||{GPU}|gpu2|refsam-study-0
+7_0.batch|COMPLETED|3600|3000|3000|6600|1.5G|cpu=8|gpu2|refsam-study-0
+7_0.0|COMPLETED|3600|3000|3000|6600|2097152K|cpu=8|gpu2|refsam-study-0
+7_1|CANCELLED by 0|0|1000|Unknown|2000||cpu=8,mem=8G|None assigned|refsam-study-0
+7_2|RUNNING|60|1000|1060|Unknown||cpu=8,gres/gpu:v100=2|gpu1|refsam-study-0
 """
 BEGUN = "2026-01-01T00:00:00+00:00"
 
@@ -77,6 +77,16 @@ def test_what_slurm_has_done_of_a_run_that_was_completed_elsewhere_has_its_cost(
     paths = add_run(folder, "a", None, attempts=[Attempt(job_id="7_0", started_at=BEGUN)])
     assert record_costs(folder, ["a"]) is None
     assert read_json(paths.costs)["gpu_hours"] == 1.5
+
+
+def test_another_job_with_the_number_of_a_run_s_is_no_cost_of_the_run(folder, monkeypatch):
+    monkeypatch.setattr(accounting, "run_command", lambda command: SACCT + SACCT.replace("refsam-", "my-"))
+    known = add_run(folder, "a", "7_0", job_name="refsam-study-0")
+    unknown = add_run(folder, "b", "7_0", job_name="refsam-study-1")
+    assert record_costs(folder, "ab") is None
+    costs = read_json(known.costs)
+    assert (costs["elapsed_seconds"], costs["max_rss_gib"], len(costs["jobs"])) == (5400, 2.0, 2)
+    assert not unknown.costs.exists()
 
 
 def test_costs_wait_for_the_accounting(folder, monkeypatch):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from refsam.errors import SlurmSilent
+from refsam.orchestration.slurm.identity import known_job
 from refsam.orchestration.slurm.questions import SlurmQuery
 from refsam.orchestration.slurm.reconcile import reconcile
 from refsam.records.attempts import Attempt, read_attempt, write_attempt
@@ -47,7 +48,7 @@ def add_run(folder, status, run_id="a"):
 def test_a_killed_job_is_written_down_with_slurm_s_reason(folder):
     paths = add_run(folder, RUNNING)
     write_attempt(paths, 2, Attempt(used={"train.object_chunk": 4}, host="node"))
-    query = SlurmQuery(Slurm(sacct="7_0|OUT_OF_MEMORY|0:125|node\n"))
+    query = SlurmQuery(Slurm(sacct="7_0|OUT_OF_MEMORY|0:125|node||refsam-study-0\n"))
     known, _ = reconcile(folder, ["a"], query)
     status = read_status(paths)
     assert known == {"a": status}
@@ -68,14 +69,14 @@ def test_a_killed_job_is_written_down_with_slurm_s_reason(folder):
 
 def test_a_requeued_job_is_pending_in_its_next_attempt(folder):
     paths = add_run(folder, RUNNING)
-    reconcile(folder, ["a"], SlurmQuery(Slurm("7_0|PENDING||BeginTime\n")))
+    reconcile(folder, ["a"], SlurmQuery(Slurm("7_0|PENDING||BeginTime||refsam-study-0\n")))
     status = read_status(paths)
     assert (status.state, status.attempt, status.job_id, status.host) == (State.pending, 3, "7_0", None)
     assert (read_attempt(paths, 2).state, read_attempt(paths, 2).reason) == (
         State.failed,
         Reason.node_failure,
     )
-    reconcile(folder, ["a"], SlurmQuery(Slurm("7_0|PENDING||BeginTime\n")))
+    reconcile(folder, ["a"], SlurmQuery(Slurm("7_0|PENDING||BeginTime||refsam-study-0\n")))
     assert read_status(paths) == status
 
 
@@ -91,7 +92,7 @@ def test_a_requeued_job_is_pending_in_its_next_attempt(folder):
 def test_what_the_record_says_is_left(folder, status):
     paths = add_run(folder, status)
     before = paths.status.stat()
-    reconcile(folder, ["a"], SlurmQuery(Slurm(sacct="7_0|TIMEOUT|0:0|n\n")))
+    reconcile(folder, ["a"], SlurmQuery(Slurm(sacct="7_0|TIMEOUT|0:0|n||refsam-study-0\n")))
     assert paths.status.stat().st_ino == before.st_ino
 
 
@@ -99,10 +100,10 @@ def test_what_the_record_says_is_left(folder, status):
     ("squeue", "sacct", "written"),
     [
         ("", None, False),  # nobody knows why: the accounting may, later
-        ("7_0|FAILED|n|NonZeroExitCode\n", None, False),
-        ("7_0|TIMEOUT|n|TimeLimit\n", None, True),
+        ("7_0|FAILED|n|NonZeroExitCode||refsam-study-0\n", None, False),
+        ("7_0|TIMEOUT|n|TimeLimit||refsam-study-0\n", None, True),
         (None, None, False),
-        ("7_0|RUNNING|n|None\n", "", False),
+        ("7_0|RUNNING|n|None||refsam-study-0\n", "", False),
     ],
 )
 def test_only_what_is_known_for_certain_is_written(folder, squeue, sacct, written):
@@ -121,7 +122,7 @@ def test_a_run_that_a_process_holds_is_left_to_it(folder):
     command = [sys.executable, "-c", program, str(paths.root)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
-        reconcile(folder, ["a"], SlurmQuery(Slurm(sacct="7_0|TIMEOUT|0:0|n\n")))
+        reconcile(folder, ["a"], SlurmQuery(Slurm(sacct="7_0|TIMEOUT|0:0|n||refsam-study-0\n")))
         assert read_status(paths) == RUNNING
         holder.communicate("")
 
@@ -134,7 +135,7 @@ def test_a_word_of_the_process_that_comes_while_slurm_is_asked_wins(folder):
         asked.append(command[0])
         if len(asked) == 4:  # the last question before something is written
             write_status(paths, RUNNING.changed(state=State.completed))
-        return "" if command[0] == "squeue" else "7_0|COMPLETED|0:0|n\n"
+        return "" if command[0] == "squeue" else "7_0|COMPLETED|0:0|n||refsam-study-0\n"
 
     known, _ = reconcile(folder, ["a"], SlurmQuery(slurm))
     assert len(asked) == 4
@@ -143,11 +144,11 @@ def test_a_word_of_the_process_that_comes_while_slurm_is_asked_wins(folder):
 
 
 def test_a_kept_answer_from_before_the_job_started_again_changes_nothing(folder):
-    slurm = Slurm("7_0|PENDING||BeginTime\n")
+    slurm = Slurm("7_0|PENDING||BeginTime||refsam-study-0\n")
     query = SlurmQuery(slurm)
-    query.ask(["7_0"])
+    query.ask([known_job(RUNNING)])
     paths = add_run(folder, RUNNING)
-    slurm.answers["squeue"] = "7_0|RUNNING|node|None\n"
+    slurm.answers["squeue"] = "7_0|RUNNING|node|None||refsam-study-0\n"
     reconcile(folder, ["a"], query)
     assert read_status(paths) == RUNNING
 
@@ -161,7 +162,7 @@ def test_a_record_that_one_may_not_write_is_still_told():
             "import os, sys; sys.path.insert(0, sys.argv[2]); from pathlib import Path\n"
             "import test_reconcile as t\n"
             "os.seteuid(65534)\n"
-            "query = t.SlurmQuery(t.Slurm(sacct='7_0|TIMEOUT|0:0|n\\n'))\n"
+            "query = t.SlurmQuery(t.Slurm(sacct='7_0|TIMEOUT|0:0|n||refsam-study-0\\n'))\n"
             "print(t.reconcile(t.RunsFolder(Path(sys.argv[1])), ['a'], query)[0]['a'].reason)"
         )
         command = [sys.executable, "-c", program, name, str(Path(__file__).parent)]

@@ -72,6 +72,7 @@ def begin_attempt(paths: RunPaths) -> bool:
         attempt = Attempt(
             settings=retries.settings_of_next(known_attempts(paths, number - 1)),
             job_id=place.job_id(),
+            job_name=place.job_name(),
             evaluation_job_id=status.evaluation_job_id,
             host=place.host(),
             started_at=now(),
@@ -82,6 +83,7 @@ def begin_attempt(paths: RunPaths) -> bool:
             state=State.pending,
             attempt=number,
             job_id=attempt.job_id,
+            job_name=attempt.job_name,
             host=attempt.host,
             pid=os.getpid(),
             evaluation_job_id=status.evaluation_job_id,

@@ -12,7 +12,8 @@ import psutil
 
 from refsam.errors import SlurmSilent
 from refsam.orchestration.operating.sweep_state import OPEN, RunState
-from refsam.orchestration.slurm.questions import is_momentary, run_command
+from refsam.orchestration.slurm.identity import KnownJob, known_jobs
+from refsam.orchestration.slurm.questions import in_queue, is_momentary, run_command
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.recovery import read_record
 from refsam.records.status import claim_holder, is_held, lock_holder
@@ -50,8 +51,7 @@ def cancel(runs: Sequence[RunState], folder: RunsFolder, whole_sweep: bool) -> C
     alive = [run for run in runs if run.status.state in OPEN]
     on_slurm = [run for run in alive if run.status.job_id is not None]
     if on_slurm:
-        jobs = [(run.status.job_id, run.status.evaluation_job_id) for run in on_slurm]
-        _scancel(list(dict.fromkeys(job_id for both in jobs for job_id in both if job_id is not None)))
+        _scancel([job for run in on_slurm for job in known_jobs(run.status)])
     asked, queues, impossible = [], set(), []
     for run in alive:
         paths, host = folder.run(run.run_id), run.status.host
@@ -127,14 +127,15 @@ def _ranges(tasks: Sequence[int]) -> str:
     return ",".join("-".join(map(str, part)) for part in parts)
 
 
-def _scancel(job_ids: Sequence[str]) -> None:
-    command = ["scancel", "--quiet", *task_ranges(job_ids)]  # quiet: a job that has just ended is no error
-    for delay in RETRY_SECONDS:
+def _scancel(jobs: Sequence[KnownJob]) -> None:
+    """Cancel those of the jobs that are in the queue; what has their numbers now may be another's."""
+    for delay in (*RETRY_SECONDS, None):
         try:
-            run_command(command)
+            queued = [job.job_id for job in in_queue(jobs, run_command)]
+            if queued:  # quiet: a job that has just ended is no error
+                run_command(["scancel", "--quiet", *task_ranges(queued)])
             return
         except SlurmSilent as error:
-            if not is_momentary(str(error)):
+            if delay is None or not is_momentary(str(error)):
                 raise
         time.sleep(delay)
-    run_command(command)

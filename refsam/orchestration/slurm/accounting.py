@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from refsam.errors import SlurmSilent
+from refsam.orchestration.slurm.identity import KnownJob
 from refsam.orchestration.slurm.questions import run_command
 from refsam.records.attempts import read_attempt
 from refsam.records.files import read_json, write_json
@@ -17,7 +18,10 @@ from refsam.records.status import State
 KIB_PER_GIB = 1024**2
 SECONDS_PER_HOUR = 3600.0
 _ENDED = (State.completed, State.failed)
-_FIELDS = ("JobID", "State", "ElapsedRaw", "Submit", "Start", "End", "MaxRSS", "AllocTRES", "NodeList")
+_FIELDS = (
+    *("JobID", "State", "ElapsedRaw", "Submit", "Start", "End", "MaxRSS", "AllocTRES", "NodeList"),
+    "JobName",  # the last one, since it may have any character
+)
 _KIB = {"": 1 / 1024, "K": 1, "M": 1024, "G": 1024**2, "T": 1024**3}
 
 
@@ -26,12 +30,15 @@ class JobCost:
     """One start of a job: a job that was requeued has several. Seconds, hours and GiB.
 
     Attributes:
+        submitted: or requeued, in seconds since 1970.
         state: Slurm's word for how it ended.
         queue_seconds: from its submission or requeue to its start; None: it never started.
         max_rss_gib: the largest that one of its steps had in memory when Slurm looked; misses the last spike.
     """
 
     job_id: str
+    job_name: str
+    submitted: float | None
     state: str
     node: str | None
     queue_seconds: float | None
@@ -50,32 +57,38 @@ def record_costs(folder: RunsFolder, run_ids: Sequence[str]) -> str | None:
     wanted = {run_id: jobs for run_id in run_ids if (jobs := _missing(folder.run(run_id)))}
     if not wanted:
         return None
-    numbers = sorted({job_id.partition("_")[0] for jobs in wanted.values() for job_id in jobs})
+    numbers = sorted({job.job_id.partition("_")[0] for jobs in wanted.values() for job in jobs})
     try:
         costs = parse_costs(run_command(costs_command(",".join(numbers))))
     except SlurmSilent as error:
         return f"sacct does not answer ({error}): what the runs have cost is not known yet"
-    for run_id, job_ids in wanted.items():
-        found = [cost for job_id in job_ids for cost in costs.get(job_id, [])]
+    for run_id, jobs in wanted.items():
+        found = [
+            cost
+            for job in jobs
+            for cost in costs.get(job.job_id, [])
+            if job.is_called(cost.job_name, cost.submitted)
+        ]
         # The accounting is some seconds late.
-        if {cost.job_id for cost in found} == set(job_ids) and all(_has_ended(cost) for cost in found):
+        all_known = {cost.job_id for cost in found} == {job.job_id for job in jobs}
+        if all_known and all(_has_ended(cost) for cost in found):
             with contextlib.suppress(OSError):  # another person's run stays as it is
                 _write(folder.run(run_id), found)
     return None
 
 
 def costs_command(numbers: str) -> list[str]:
-    """The jobs of `numbers` and their steps, every start of a job, times in seconds since 1970."""
+    """The jobs of `numbers` and their steps, every start of a job."""
     sacct = ["sacct", "--noheader", "--parsable2", "--duplicates", f"--jobs={numbers}"]
-    return ["env", "SLURM_TIME_FORMAT=%s", *sacct, f"--format={','.join(_FIELDS)}"]
+    return [*sacct, f"--format={','.join(_FIELDS)}"]
 
 
 def parse_costs(text: str) -> dict[str, list[JobCost]]:
     """The starts of each job in their order, from lines of costs_command's fields, steps after their job."""
     costs: dict[str, list[JobCost]] = {}
     for line in text.splitlines():
-        name, state, elapsed, submit, start, _, rss, tres, node = line.split("|")
-        job_id, is_step, _ = name.partition(".")
+        number, state, elapsed, submit, start, _, rss, tres, node, name = line.split("|", len(_FIELDS) - 1)
+        job_id, is_step, _ = number.partition(".")
         if is_step:
             if job_id in costs:
                 last = costs[job_id][-1]
@@ -86,6 +99,8 @@ def parse_costs(text: str) -> dict[str, list[JobCost]]:
         costs.setdefault(job_id, []).append(
             JobCost(
                 job_id=job_id,
+                job_name=name,
+                submitted=float(submit) if submit.isdigit() else None,
                 state=state.split()[0] if state else "UNKNOWN",
                 node=None if node in ("", "None assigned") else node,
                 queue_seconds=float(start) - float(submit) if start.isdigit() and submit.isdigit() else None,
@@ -98,23 +113,24 @@ def parse_costs(text: str) -> dict[str, list[JobCost]]:
     return costs
 
 
-def _missing(paths: RunPaths) -> list[str]:
+def _missing(paths: RunPaths) -> list[KnownJob]:
     """The jobs that have worked on an ended run, unless their costs are written."""
     status = read_record(paths)
     if status.state not in _ENDED:
         return []
     earlier = [read_attempt(paths, number) for number in range(1, status.attempt)]
     starts = [
-        *((attempt.job_id, attempt.started_at) for attempt in earlier),
-        (status.job_id, status.started_at),
+        *((attempt.job_id, attempt.job_name, attempt.started_at) for attempt in earlier),
+        (status.job_id, status.job_name, status.started_at),
     ]
     # Of a job that was cancelled before it began, the accounting may know nothing.
-    job_ids = list(dict.fromkeys(job for job, started in starts if job is not None and started is not None))
+    names = {job: name for job, name, started in starts if job is not None and started is not None}
+    jobs = [KnownJob(job, name, None) for job, name in names.items()]
     try:
         recorded = read_json(paths.costs)
-        return [] if recorded["attempts"] == status.attempt else job_ids
+        return [] if recorded["attempts"] == status.attempt else jobs
     except (FileNotFoundError, KeyError, TypeError, ValueError):
-        return job_ids
+        return jobs
 
 
 def _write(paths: RunPaths, costs: Sequence[JobCost]) -> None:

@@ -4,10 +4,11 @@ import os
 import re
 import signal
 import time
+from contextlib import suppress
 
 from refsam.errors import SlurmSilent
 from refsam.orchestration.slurm.questions import parse_sacct, run_command, sacct_command
-from refsam.records.place import job_id
+from refsam.records.place import job_id, job_name
 from refsam.records.status import Reason
 
 TIME_LIMIT_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
@@ -28,7 +29,9 @@ def why_ended(number: signal.Signals) -> tuple[Reason, bool]:
     own = job_id()
     if own is None:
         return Reason.timeout if number in TIME_LIMIT_SIGNALS else Reason.cancelled, False
-    facts = _facts(own)
+    facts = {}
+    with suppress(SlurmSilent):
+        facts = _facts(own)
     if int(facts.get("Restarts", "0")) > restarts():
         return Reason.preempted, True
     if facts.get("PreemptTime", "None") != "None":
@@ -45,36 +48,38 @@ def requeue() -> None:
     """
     own = job_id()
     assert own is not None
-    command = ["scontrol", "requeue", own]
-    for delay in REQUEUE_DELAYS:
+    for delay in (*REQUEUE_DELAYS, None):
         try:
-            run_command(command)
+            if not _facts(own):
+                raise SlurmSilent(f"Slurm does not know job {own} any more")
+            run_command(["scontrol", "requeue", own])
             return
         except SlurmSilent:
-            time.sleep(delay)
-    run_command(command)
+            if delay is None:
+                raise
+        time.sleep(delay)
 
 
 def _facts(own: str) -> dict[str, str]:
-    """What the controller says of the job `own`; empty where it does not answer or does not know it."""
-    try:
-        text = run_command(["scontrol", "show", "job", "--oneliner", own])
-    except SlurmSilent:
-        return {}
-    jobs = (dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", line)) for line in text.splitlines())
-    return next((facts for facts in jobs if _name(facts) == own), {})
+    """What the controller says of the job `own`; empty where it does not know it, though perhaps another one
+    that has its number now. Raises SlurmSilent.
+    """
+    text = run_command(["scontrol", "show", "job", "--oneliner", own])
+    jobs = (dict(re.findall(r"(?:^|\s)(\w+)=(.*?)(?=\s\w+=|\s*$)", line)) for line in text.splitlines())
+    return next((facts for facts in jobs if (_number(facts), facts.get("JobName")) == (own, job_name())), {})
 
 
-def _name(facts: dict[str, str]) -> str:
-    """The job as `job_id` names it."""
+def _number(facts: dict[str, str]) -> str:
+    """The job as `job_id` writes it."""
     array, task = facts.get("ArrayJobId"), facts.get("ArrayTaskId")
     return f"{array}_{task}" if array and task else facts.get("JobId", "")
 
 
 def _accounted_reason(own: str) -> Reason | None:
     try:
-        job = parse_sacct(run_command(sacct_command(own))).get(own)
+        starts = parse_sacct(run_command(sacct_command(own))).get(own)
     except SlurmSilent:
         return None
+    reason = starts[-1].reason if starts else None
     stopped = (Reason.cancelled, Reason.preempted, Reason.timeout, Reason.node_failure)
-    return job.reason if job is not None and job.reason in stopped else None
+    return reason if reason in stopped else None

@@ -7,10 +7,11 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from refsam.errors import SlurmSilent
 from refsam.orchestration.slurm import environment
+from refsam.orchestration.slurm.identity import KnownJob, known_job
 from refsam.records.paths import RunsFolder
 from refsam.records.recovery import read_record
 from refsam.records.status import Reason, State, Status
@@ -56,6 +57,8 @@ class SlurmJob:
     Attributes:
         state: completed says only that the process ended without an error.
         words: Slurm's own state, and why a pending job waits.
+        name: of the job, which tells it from another one that has had the same number.
+        submitted: or requeued, in seconds since 1970.
     """
 
     job_id: str
@@ -63,6 +66,8 @@ class SlurmJob:
     reason: Reason | None
     words: str
     node: str | None
+    name: str
+    submitted: float | None
 
 
 @dataclass(frozen=True)
@@ -70,13 +75,13 @@ class Answer:
     """What is known of some jobs.
 
     Attributes:
-        jobs: by job id; those that Slurm does not know are not in it.
+        jobs: by what the records know of them; those that Slurm does not know are not in it.
         queue: whether the controller answered: a job that is not in its queue has ended.
         accounting: whether sacct answered.
         problems: one sentence for each that did not.
     """
 
-    jobs: dict[str, SlurmJob]
+    jobs: dict[KnownJob, SlurmJob]
     queue: bool
     accounting: bool
     problems: tuple[str, ...]
@@ -87,13 +92,13 @@ class SlurmQuery:
     """Asks for all jobs at once, and not again before CACHE_SECONDS have passed."""
 
     run: Callable[[Sequence[str]], str] = field(default_factory=lambda: run_command)
-    _asked: frozenset[str] = frozenset()
+    _asked: frozenset[KnownJob] = frozenset()
     _answer: Answer | None = None
     _at: float = 0.0
 
-    def ask(self, job_ids: Iterable[str]) -> Answer:
-        """The state of each job (`123_4` or `123`) that Slurm knows."""
-        wanted = frozenset(job_ids)
+    def ask(self, jobs: Iterable[KnownJob]) -> Answer:
+        """The state of each job that Slurm knows. Another job that has its number now is not the one."""
+        wanted = frozenset(jobs)
         if not wanted:
             return Answer({}, queue=True, accounting=True, problems=())
         fresh = time.monotonic() - self._at < CACHE_SECONDS
@@ -101,30 +106,51 @@ class SlurmQuery:
             self._answer, self._asked, self._at = self._look(wanted), wanted, time.monotonic()
         return self._answer
 
-    def _look(self, wanted: frozenset[str]) -> Answer:
-        numbers = ",".join(sorted({job_id.partition("_")[0] for job_id in wanted}))
+    def _look(self, wanted: frozenset[KnownJob]) -> Answer:
         problems = []
-        queued: dict[str, SlurmJob] = {}
-        accounted: dict[str, SlurmJob] = {}
+        queued: dict[KnownJob, SlurmJob] = {}
+        accounted: dict[KnownJob, SlurmJob] = {}
         try:
-            queued = parse_squeue(self.run(squeue_command(numbers)))
+            queued = in_queue(wanted, self.run)
             queue = True
         except SlurmSilent as error:
-            # A single job that has left the queue is an error to squeue, several of them are none.
-            queue = "Invalid job id" in str(error)
-            if not queue:
-                problems.append(f"squeue does not answer ({error}): what is said of jobs may be old")
+            queue = False
+            problems.append(f"squeue does not answer ({error}): what is said of jobs may be old")
         try:
-            accounted = parse_sacct(self.run(sacct_command(numbers)))
+            accounted = _of(wanted, parse_sacct(self.run(sacct_command(_numbers(wanted)))))
             accounting = True
         except SlurmSilent as error:
             accounting = False
             problems.append(
                 f"sacct does not answer ({error}): why jobs ended is known only from queue and records"
             )
-        jobs = merge(queued, accounted, accounting)
-        jobs = {job_id: job for job_id, job in jobs.items() if job_id in wanted}
-        return Answer(jobs, queue, accounting, tuple(problems))
+        return Answer(merge(queued, accounted, accounting), queue, accounting, tuple(problems))
+
+
+def in_queue(jobs: Iterable[KnownJob], run: Callable[[Sequence[str]], str]) -> dict[KnownJob, SlurmJob]:
+    """Those of some jobs that the controller knows, with one squeue. Raises SlurmSilent."""
+    wanted = frozenset(jobs)
+    try:
+        return _of(wanted, parse_squeue(run(squeue_command(_numbers(wanted)))))
+    except SlurmSilent as error:
+        # A single job that has left the queue is an error to squeue, several of them are none.
+        if "Invalid job id" in str(error):
+            return {}
+        raise
+
+
+def _numbers(jobs: Iterable[KnownJob]) -> str:
+    return ",".join(sorted({job.job_id.partition("_")[0] for job in jobs}))
+
+
+def _of(wanted: Iterable[KnownJob], known: dict[str, list[SlurmJob]]) -> dict[KnownJob, SlurmJob]:
+    """The last start of each job."""
+    found = {}
+    for job in wanted:
+        starts = [row for row in known.get(job.job_id, ()) if job.is_called(row.name, row.submitted)]
+        if starts:
+            found[job] = max(reversed(starts), key=lambda row: row.submitted or 0.0)
+    return found
 
 
 def statuses(
@@ -132,9 +158,8 @@ def statuses(
 ) -> tuple[dict[str, Status], Answer]:
     """The status of each run by its id, from its record and from Slurm, and what Slurm answered."""
     records = {run_id: read_record(folder.run(run_id)) for run_id in run_ids}
-    answer = query.ask(
-        status.job_id for status in records.values() if status.job_id is not None and _is_open(status)
-    )
+    jobs = (known_job(status) for status in records.values() if _is_open(status))
+    answer = query.ask(job for job in jobs if job is not None)
     known = {}
     for run_id, record in records.items():
         status = with_slurm(record, answer)
@@ -152,9 +177,10 @@ def is_momentary(words: str) -> bool:
 
 def run_command(command: Sequence[str], seconds: float = ANSWER_SECONDS) -> str:
     """The standard output of a Slurm command. Raises SlurmSilent, at the latest after so many seconds."""
+    surroundings = {**environment.clean(), "SLURM_TIME_FORMAT": "%s"}  # seconds since 1970
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=seconds, check=False, env=environment.clean()
+            command, capture_output=True, text=True, timeout=seconds, check=False, env=surroundings
         )
     except FileNotFoundError as error:
         raise SlurmSilent(f"there is no {command[0]} on this machine") from error
@@ -173,67 +199,65 @@ def glance(command: Sequence[str]) -> str:
 
 def squeue_command(numbers: str) -> list[str]:
     """The jobs and array tasks of `numbers` (`123,456`) in the queue; ended ones while it knows them."""
-    return ["squeue", "--noheader", "--array", "--states=all", f"--jobs={numbers}", "--format=%i|%T|%N|%r"]
+    fields = "--format=%i|%T|%N|%r|%V|%j"
+    return ["squeue", "--noheader", "--array", "--states=all", f"--jobs={numbers}", fields]
 
 
 def sacct_command(numbers: str) -> list[str]:
-    """The jobs and array tasks of `numbers` and their steps."""
-    fields = "--format=JobID,State,ExitCode,NodeList"
-    return ["sacct", "--noheader", "--parsable2", f"--jobs={numbers}", fields]
+    """Every start of the jobs and array tasks of `numbers`, and their steps."""
+    fields = "--format=JobID,State,ExitCode,NodeList,Submit,JobName"
+    return ["sacct", "--noheader", "--parsable2", "--duplicates", f"--jobs={numbers}", fields]
 
 
-def parse_squeue(text: str) -> dict[str, SlurmJob]:
-    """Jobs by id from lines of `id|state|node|why it waits`."""
+def parse_squeue(text: str) -> dict[str, list[SlurmJob]]:
+    """Jobs by id from lines of `id|state|node|why it waits|submitted|name`."""
     jobs = {}
     for line in text.splitlines():
-        job_id, words, node, why = line.split("|", 3)
-        job = _job(job_id, words, "", node)
+        job_id, words, node, why, submitted, name = line.split("|", 5)
+        job = _job(job_id, words, "", node, submitted, name)
         if job.state == State.pending and why not in ("", "None"):
-            job = SlurmJob(job_id, job.state, None, f"{words}, {why}", None)
-        jobs[job_id] = job
+            job = replace(job, words=f"{words}, {why}", node=None)
+        jobs[job_id] = [job]
     return jobs
 
 
-def parse_sacct(text: str) -> dict[str, SlurmJob]:
-    """Jobs by id from lines of `id|state|exit code|node`, among them lines of steps (`123_4.0`).
+def parse_sacct(text: str) -> dict[str, list[SlurmJob]]:
+    """The starts of each job by its id, from lines of `id|state|exit code|node|submitted|name`, among them
+    lines of steps (`123_4.0`), which follow their job.
 
     The kernel kills a step, and the batch script around it goes on: a job that failed and has a step that ran
     out of memory ran out of memory itself.
     """
-    jobs: dict[str, SlurmJob] = {}
-    hungry: set[str] = set()
+    jobs: dict[str, list[SlurmJob]] = {}
     for line in text.splitlines():
-        name, words, exit_code, node = line.split("|", 3)
-        job_id, is_step, _ = name.partition(".")
+        number, words, exit_code, node, submitted, name = line.split("|", 5)
+        job_id, is_step, _ = number.partition(".")
         for task_id in task_ids(job_id):
-            job = _job(task_id, words, exit_code, node)
-            if job.reason == Reason.out_of_memory:
-                hungry.add(task_id)
+            job = _job(task_id, words, exit_code, node, submitted, name)
+            starts = jobs.setdefault(task_id, [])
             if not is_step:
-                jobs[task_id] = job
-    for job_id in hungry & jobs.keys():
-        job = jobs[job_id]
-        if job.state == State.failed and job.reason == Reason.error:
-            words = f"{job.words}, a step ran OUT_OF_MEMORY"
-            jobs[job_id] = SlurmJob(job_id, job.state, Reason.out_of_memory, words, job.node)
+                starts.append(job)
+            elif starts and job.reason == Reason.out_of_memory and starts[-1].reason == Reason.error:
+                words = f"{starts[-1].words}, a step ran OUT_OF_MEMORY"
+                starts[-1] = replace(starts[-1], reason=Reason.out_of_memory, words=words)
     return jobs
 
 
 def merge(
-    queued: dict[str, SlurmJob], accounted: dict[str, SlurmJob], accounting: bool
-) -> dict[str, SlurmJob]:
+    queued: dict[KnownJob, SlurmJob], accounted: dict[KnownJob, SlurmJob], accounting: bool
+) -> dict[KnownJob, SlurmJob]:
     """What is known best of each job. The queue is never late; only the accounting knows steps.
 
     So a job that the queue calls failed, and the accounting not yet, is still ending: why is not known yet.
     """
     jobs = dict(accounted)
-    for job_id, job in queued.items():
-        known = accounted.get(job_id)
+    for key, job in queued.items():
+        known = accounted.get(key)
         if _is_alive(job) or not accounting:
-            jobs[job_id] = job
+            jobs[key] = job
         elif known is None or _is_alive(known):
-            ending = SlurmJob(job_id, State.running, None, "COMPLETING", job.node)
-            jobs[job_id] = ending if job.reason == Reason.error else job
+            ending = replace(job, state=State.running, reason=None, words="COMPLETING")
+            jobs[key] = ending if job.reason == Reason.error else job
     return jobs
 
 
@@ -254,9 +278,10 @@ def with_slurm(status: Status, answer: Answer) -> Status:
 
     A run that its record calls completed or failed is so, whatever Slurm says.
     """
-    if not _is_open(status) or status.job_id is None:
+    known = known_job(status)
+    if not _is_open(status) or known is None:
         return status
-    job = answer.jobs.get(status.job_id)
+    job = answer.jobs.get(known)
     if job is None:
         return _unknown(status, answer)
     words = f"Slurm job {job.job_id}: {job.words}"
@@ -288,19 +313,25 @@ def _unknown(status: Status, answer: Answer) -> Status:
     return status.changed(state=State.failed, reason=Reason.lost, message=words)
 
 
-def _job(job_id: str, words: str, exit_code: str, node: str) -> SlurmJob:
-    name = words.split()[0] if words.strip() else "UNKNOWN"  # CANCELLED by 1000
-    signal = re.fullmatch(r"\d+:(\d+)", exit_code)
+def _job(job_id: str, words: str, exit_code: str, node: str, submitted: str, name: str) -> SlurmJob:
+    state, reason = _end(words.split()[0] if words.strip() else "UNKNOWN", exit_code)  # CANCELLED by 1000
     if exit_code not in ("", "0:0"):
         words = f"{words}, exit code {exit_code}"
     where = None if node in ("", "None assigned", "(null)") else node
-    if name in _ALIVE:
-        return SlurmJob(job_id, _ALIVE[name], None, words, where)
+    at = float(submitted) if submitted.isdigit() else None
+    return SlurmJob(job_id, state, reason, words, where, name, at)
+
+
+def _end(state: str, exit_code: str) -> tuple[State, Reason | None]:
+    """What Slurm's word for a state and an exit code mean."""
+    signal = re.fullmatch(r"\d+:(\d+)", exit_code)
+    if state in _ALIVE:
+        return _ALIVE[state], None
     if signal is not None and int(signal[1]) == OUT_OF_MEMORY_SIGNAL:
-        return SlurmJob(job_id, State.failed, Reason.out_of_memory, words, where)
-    if name == "COMPLETED":
-        return SlurmJob(job_id, State.completed, None, words, where)
-    return SlurmJob(job_id, State.failed, _REASONS.get(name, Reason.lost), words, where)
+        return State.failed, Reason.out_of_memory
+    if state == "COMPLETED":
+        return State.completed, None
+    return State.failed, _REASONS.get(state, Reason.lost)
 
 
 def _is_alive(job: SlurmJob) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from refsam.orchestration import retries
 from refsam.orchestration.attempt_records import end_attempt, known_attempts
+from refsam.orchestration.slurm.identity import known_job
 from refsam.orchestration.slurm.questions import Answer, SlurmQuery, statuses, with_slurm
 from refsam.records.attempts import requeued
 from refsam.records.paths import RunPaths, RunsFolder
@@ -34,8 +35,8 @@ def reconcile(
     if not changing:
         return known, answer
     # An answer that was kept may be older than the record, such as one from before a job started again.
-    job_ids = (before[run_id].job_id for run_id in changing)
-    fresh = SlurmQuery(query.run).ask(job_id for job_id in job_ids if job_id is not None)
+    jobs = (known_job(before[run_id]) for run_id in changing)
+    fresh = SlurmQuery(query.run).ask(job for job in jobs if job is not None)
     for run_id in changing:
         known[run_id] = _reconciled(folder.run(run_id), before[run_id], fresh)
     return known, answer

@@ -28,6 +28,7 @@ from refsam.errors import RunFailed, SlurmSilent
 from refsam.orchestration.in_job.job import SCIENCE, RunJob
 from refsam.orchestration.slurm import patience, site
 from refsam.orchestration.slurm.environment import cleaned
+from refsam.orchestration.slurm.identity import EVALUATION, PREFIX
 from refsam.orchestration.slurm.patience import Say, patiently
 from refsam.orchestration.slurm.questions import SlurmQuery, is_momentary, run_command
 from refsam.orchestration.slurm.reconcile import reconcile
@@ -97,7 +98,7 @@ class _Submission:
 
     @property
     def job_name(self) -> str:
-        return f"refsam-{self.sweep}-{self.folder.name}"
+        return f"{PREFIX}{self.sweep}-{self.folder.name}"
 
     @property
     def record(self) -> Path:
@@ -116,9 +117,13 @@ class _Submission:
         Args:
             refused: sbatch has said that there is no job.
         """
-        command = ["squeue", "--noheader", "--states=PENDING", f"--name={self.job_name}", "--format=%F|%r"]
-        rows = [line.split("|", 1) for line in run_command(command).splitlines()]
-        held = {row[0] for row in rows if row[1] == "JobHeldUser"}
+        command = ["squeue", "--noheader", "--states=all", f"--name={self.job_name}", "--format=%F|%T|%r"]
+        tasks = [line.split("|", 2) for line in run_command(command).splitlines()]
+        rows = [(number, why) for number, state, why in tasks if state == "PENDING"]
+        # Somebody may hold a task of an array that was released: another one has begun then, or may.
+        released = {number for number, state, _ in tasks if state not in ("PENDING", "CANCELLED")}
+        released |= {number for number, why in rows if why != "JobHeldUser"}
+        held = {number for number, _ in rows} - released
         if held:
             run_command(["scancel", *sorted(held)])
         if held or (not rows and (refused or self._seconds_ago() > LATE_SECONDS)):
@@ -258,7 +263,7 @@ def _submit_array(jobs: Jobs, runs: Sequence[Run], order: Order) -> list[str]:
     written: list[tuple[RunPaths, Status]] = []
 
     def begin(run: Run, job: "submitit.Job[None]", evaluation: str | None) -> None:
-        written.append(_write_pending(order.folder.run(run.run_id), job, evaluation))
+        written.append(_write_pending(order.folder.run(run.run_id), job, evaluation, submission.job_name))
 
     try:
         for request, array in zip(jobs.requests, (first, then), strict=False):
@@ -296,7 +301,7 @@ def _sbatch(
     request, name = jobs_of_run.first, submission.job_name
     if after is not None:
         assert jobs_of_run.then is not None
-        request, name = jobs_of_run.then, f"{name}-evaluation"
+        request, name = jobs_of_run.then, f"{name}{EVALUATION}"
     values = parameters(request, order.cluster, runs, submission.sweep, name, order.snapshot)
     if after is not None:
         follow(values, after)
@@ -343,7 +348,7 @@ def _impossible(script: Path, say: Say) -> str | None:
 
 
 def _write_pending(
-    paths: RunPaths, job: "submitit.Job[None]", evaluation: str | None
+    paths: RunPaths, job: "submitit.Job[None]", evaluation: str | None, name: str
 ) -> tuple[RunPaths, Status]:
     """Begin an attempt: status `pending` with the job's id, a link to its log. Returns the status before."""
     with run_lock(paths):
@@ -358,6 +363,7 @@ def _write_pending(
             state=State.pending,
             attempt=number,
             job_id=job.job_id,
+            job_name=name,
             evaluation_job_id=evaluation,
             submitted_at=now(),
         )
