@@ -39,9 +39,11 @@ def add(commands: Commands) -> None:
         _cancel,
         "end what waits or runs, of a sweep or one run",
         "End the runs that wait or run. A running one saves what it has first, and goes on from there\n"
-        "with refsam continue. Runs of this machine are ended here; those of another machine there.\n\n"
+        "with refsam continue. Runs of this machine are ended here; those of another machine there.\n"
+        "While another process submits runs, cancel waits for it, two minutes at most.\n\n"
         "Fields of --json: sweep; cancelled: run_id, state, job_id of the runs that were ended;\n"
-        "impossible and notes: sentences. Exit status 1 where a run cannot be cancelled from here.",
+        "left: ids of the runs that are in Slurm's queue all the same; impossible and notes: sentences.\n"
+        "Exit status 1 where a run was not cancelled.",
         "refsam cancel study",
     )
     _add_target(parser, required=True)
@@ -90,20 +92,19 @@ def _cancel(options: argparse.Namespace) -> int:
 
     folder = open_folder(options)
     target = find_target(options.target, folder)
-    state = _look(target, folder)
-    unknown = [f"run {run.run_id} is left alone: {run.damaged}" for run in state.runs if _is_unreadable(run)]
-    done = cancel(state.runs, folder, whole_sweep=not target.is_run)
+    done = cancel(lambda: _look(target, folder), folder, not target.is_run, lambda text: _say([text]))
+    unknown = [f"run {run.run_id} is left alone: {run.damaged}" for run in done.runs if _is_unreadable(run)]
     if done.jobs:
         _look(target, folder)  # those that never ran cannot write their last word; it is written here
     if options.json:
         ended = {*done.jobs, *done.asked}
         cancelled = [
             {"run_id": run.run_id, "state": run.status.state, "job_id": run.status.job_id}
-            for run in state.runs
+            for run in done.runs
             if run.run_id in ended
         ]
-        values = {"sweep": target.sweep.name, "cancelled": cancelled, "impossible": list(done.impossible)}
-        print_json({**values, "notes": [*unknown, *state.notes]})
+        values = {"sweep": target.sweep.name, "cancelled": cancelled, "left": list(done.left)}
+        print_json({**values, "impossible": list(done.impossible), "notes": [*unknown, *done.notes]})
     else:
         if not (done.jobs or done.asked or done.impossible):
             print(f"Nothing of {target.words} waits or runs.")
@@ -113,7 +114,7 @@ def _cancel(options: argparse.Namespace) -> int:
             )
         if done.asked:
             print(f"{_count(done.asked)} of {target.words} on this machine asked to stop.")
-    _say([*done.impossible, *unknown, *state.notes])
+    _say([*done.impossible, *unknown, *done.notes])
     return FAILED if done.impossible or unknown else COMPLETED
 
 

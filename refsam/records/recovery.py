@@ -91,6 +91,7 @@ def _derived(paths: RunPaths, problem: str) -> Status:
         message=f"{problem}; this state follows from the run's attempts and results",
         attempt=number,
         job_id=attempt.job_id or _job_of_log(paths, number),
+        job_name=attempt.job_name,
         host=attempt.host,
         steps=attempt.steps or None,
         started_at=attempt.started_at,

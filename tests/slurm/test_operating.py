@@ -1,5 +1,6 @@
 """A sweep on a real Slurm, as a person operates it: seen, cancelled, tried again, also without Slurm."""
 
+import os
 import shutil
 import time
 from dataclasses import replace
@@ -11,7 +12,8 @@ from refsam import cli
 from refsam.configuration.compose import compose
 from refsam.configuration.frozen import freeze
 from refsam.orchestration.operating.cancel import cancel
-from refsam.orchestration.operating.sweep_state import RunState
+from refsam.orchestration.operating.sweep_state import RunState, SweepState
+from refsam.orchestration.slurm.questions import Answer
 from refsam.orchestration.submission.arrays import submit_to_slurm
 from refsam.orchestration.submission.resubmit import FrozenRun
 from refsam.records.attempts import read_attempt
@@ -169,26 +171,71 @@ def test_a_number_that_slurm_gives_again_is_not_the_run_s_job(folder, config, re
     lose_the_state(slurm_cluster)
     array = slurm("sbatch", *SOMEBODY_S).strip()
     assert job_id(folder, "a") == f"{array}_0"
-    others_run = [[f"{array}_{task}", "RUNNING"] for task in (1, 0)]
-    wait_until(lambda: queue("%i", "%T") == others_run)
+    others_run = [[f"{array}_{task}", "RUNNING"] for task in (0, 1)]
+    wait_until(lambda: sorted(queue("%i", "%T")) == others_run)
     assert refsam("cancel", "study")["cancelled"] == []
     assert {state for state, _ in states(refsam).values()} == {"failed"}
     (folder.root / "go").touch()
     assert len(refsam("continue", "study")["runs"]) == 2
     wait_until(lambda: set(states(refsam).values()) == {("completed", None)})
-    wait_until(lambda: queue("%i", "%T") == others_run)
+    wait_until(lambda: sorted(queue("%i", "%T")) == others_run)
     assert attempts(folder) == {"a": 2, "b": 2}
 
 
 def test_what_has_a_run_s_number_and_is_not_its_job_is_not_cancelled(folder, config):
     array = slurm("sbatch", *SOMEBODY_S).strip()
     submit(folder, config, a="wait")
-    paths = folder.run("a-0")
-    record = read_status(paths)
+    record = read_status(folder.run("a-0"))
     taken = replace(record, job_id=f"{array}_1", evaluation_job_id=record.job_id)
-    cancel([RunState("a-0", taken, None, None, None, None)], folder, whole_sweep=True)
+    run = RunState("a-0", taken, None, None, None, None)
+    state = SweepState("study", folder, (run,), Answer({}, False, False, ()), ())
+    done = cancel(lambda: state, folder, True, lambda sentence: None)
+    assert (done.jobs, done.impossible) == (("a-0",), ())
     wait_until(lambda: {row[0].partition("_")[0] for row in queue("%i")} == {array})
     assert len(queue("%i")) == 2
+
+
+@pytest.fixture
+def as_another_user(tmp_path, monkeypatch):
+    """scancel as nobody, who may read every file, since the cluster's are root's."""
+    nobody = "setpriv --reuid=65534 --regid=65534 --clear-groups"
+    reads = "--inh-caps=+dac_override --ambient-caps=+dac_override"
+    program = tmp_path / "bin" / "scancel"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {nobody} {reads} {shutil.which("scancel")} "$@"\n')
+    program.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+        yield
+
+
+def test_what_another_user_s_jobs_are_not_cancelled_for_is_what_scancel_says(
+    folder, config, refsam, as_another_user, capsys
+):
+    submit(folder, config, a="wait", b="wait")
+    assert refsam("cancel", "study", status=1)["left"] == ["a-0", "b-0"]
+    assert cli.main(["cancel", "study", "--runs", str(folder.root)]) == 1
+    number = job_id(folder, "a").partition("_")[0]
+    assert capsys.readouterr().err == (
+        f"refsam: 2 runs are still in Slurm's queue (job {number}_[0-1]): Kill job error on job id "
+        f"{number}_[0-1]: Access/permission denied\n"
+    )
+    assert {state for state, _ in states(refsam).values()} <= {"pending", "running"}
+
+
+def test_a_failed_run_whose_job_an_administrator_requeues_is_not_submitted_again(folder, config, refsam):
+    submit(folder, config, a="fail", b="wait")
+    wait_until(lambda: states(refsam)["a"] == ("failed", "error"))
+    job = job_id(folder, "a")
+    wait_until(lambda: job not in [row[0] for row in queue("%i")])
+    slurm("scontrol", "requeue", job)
+    wait_until(lambda: states(refsam)["a"] == ("pending", None))
+    assert refsam("retry", "study")["runs"] == []
+    assert refsam("continue", "study")["runs"] == []
+    (folder.run("a-0").root / "behaviour.txt").write_text("complete")
+    slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
+    wait_until(lambda: states(refsam)["a"] == ("completed", None))
+    assert (job_id(folder, "a"), attempts(folder)["a"], count_starts(folder, "a")) == (job, 2, 2)
 
 
 def test_a_sweep_that_the_site_takes_in_parts_is_topped_up_by_continue(folder, config, refsam):

@@ -75,21 +75,21 @@ def test_a_job_that_left_no_word_failed_for_the_reason_that_slurm_knows(sacct, r
 @pytest.mark.parametrize(
     ("squeue", "sacct", "state"),
     [
-        ("7_0|RUNNING|n|None||refsam-\n", "", State.running),
-        ("7_0|COMPLETING|n|None||refsam-\n", "7_0|RUNNING|0:0|n||refsam-\n", State.running),
+        ("7_0|RUNNING|n|None|||refsam-\n", "", State.running),
+        ("7_0|COMPLETING|n|None|||refsam-\n", "7_0|RUNNING|0:0|n||refsam-\n", State.running),
         (
-            "7_0|PENDING||Priority||refsam-\n",
+            "7_0|PENDING||Priority|||refsam-\n",
             "7_0|NODE_FAIL|0:0|n||refsam-\n",
             State.pending,
         ),  # requeued
         ("", "7_0|RUNNING|0:0|n||refsam-\n", State.running),
         (
-            "7_0|FAILED|n|NonZeroExitCode||refsam-\n",
+            "7_0|FAILED|n|NonZeroExitCode|||refsam-\n",
             "7_0|RUNNING|0:0|n||refsam-\n",
             State.running,
         ),  # the accounting is late
-        ("7_0|FAILED|n|NonZeroExitCode||refsam-\n", None, State.failed),
-        ("7_0|TIMEOUT|n|TimeLimit||refsam-\n", "7_0|RUNNING|0:0|n||refsam-\n", State.failed),
+        ("7_0|FAILED|n|NonZeroExitCode|||refsam-\n", None, State.failed),
+        ("7_0|TIMEOUT|n|TimeLimit|||refsam-\n", "7_0|RUNNING|0:0|n||refsam-\n", State.failed),
         (None, None, State.running),
     ],
 )
@@ -119,7 +119,7 @@ def test_what_the_record_says_wins(status):
 def test_a_pending_run_says_why_it_waits():
     status = told(
         Status(State.pending, job_id="7_0"),
-        "7_0|PENDING||Resources||refsam-\n",
+        "7_0|PENDING||Resources|||refsam-\n",
         "7_[0]|PENDING|0:0|||refsam-\n",
     )
     assert (status.state, status.message) == (State.pending, "Slurm job 7_0: PENDING, Resources")
@@ -142,7 +142,7 @@ SUBMITTED = 1767268800  # the same time, in seconds since 1970
 
 @pytest.mark.parametrize("name", ["somebody's", "refsam-study-cd34", "refsam-study-ab12|"])
 def test_another_job_with_the_number_of_a_run_s_is_not_the_run_s(name):
-    queue, rows = f"7_0|RUNNING|n|None|{SUBMITTED}|{name}\n", f"7_0|RUNNING|0:0|n|{SUBMITTED}|{name}\n"
+    queue, rows = f"7_0|RUNNING|n|None|{SUBMITTED}||{name}\n", f"7_0|RUNNING|0:0|n|{SUBMITTED}|{name}\n"
     status = told(NAMED, queue, rows)
     assert (status.state, status.reason) == (State.failed, Reason.lost)
     assert "Slurm knows no job 7_0" in status.message
@@ -150,7 +150,7 @@ def test_another_job_with_the_number_of_a_run_s_is_not_the_run_s(name):
 
 def test_a_job_is_known_by_its_name_also_when_it_was_requeued_or_evaluates():
     for name in ("refsam-study-ab12", "refsam-study-ab12-evaluation"):
-        status = told(NAMED, f"7_0|PENDING||BeginTime|{SUBMITTED + 90000}|{name}\n", "")
+        status = told(NAMED, f"7_0|PENDING||BeginTime|{SUBMITTED + 90000}||{name}\n", "")
         assert status.state is State.pending
 
 
@@ -169,8 +169,40 @@ def test_how_a_job_ended_is_known_though_its_number_was_given_again():
         f"7_0.batch|OUT_OF_MEMORY|0:125|n|{SUBMITTED}|batch\n"
         f"7_0|RUNNING|0:0|n|{SUBMITTED + 60}|somebody's\n"
     )
-    queue = f"7_0|RUNNING|n|None|{SUBMITTED + 60}|somebody's\n"
+    queue = f"7_0|RUNNING|n|None|{SUBMITTED + 60}||somebody's\n"
     assert told(NAMED, queue, rows).reason is Reason.out_of_memory
+
+
+@pytest.mark.parametrize(
+    ("row", "state"),
+    [
+        (f"PENDING||BeginTime|{SUBMITTED + 900}|{SUBMITTED + 990}|", State.pending),
+        (f"PENDING||JobHeldUser|{SUBMITTED + 900}||", State.pending),
+        (f"RUNNING|n|None|{SUBMITTED + 900}|{SUBMITTED + 990}|", State.running),
+        (f"RUNNING|n|None|{SUBMITTED}|{SUBMITTED + 1}|", State.failed),  # about to end
+        (f"COMPLETING|n|None|{SUBMITTED}|{SUBMITTED + 1}|", State.failed),
+        (f"FAILED|n|NonZeroExitCode|{SUBMITTED}|{SUBMITTED + 1}|", State.failed),
+    ],
+)
+def test_a_failed_run_whose_job_was_put_back_into_the_queue_is_there(tmp_path, row, state):
+    folder = RunsFolder(tmp_path)
+    folder.run("a").root.mkdir()
+    failed = NAMED.changed(state=State.failed, reason=Reason.error, ended_at="2026-01-01T12:10:00+00:00")
+    write_status(folder.run("a"), failed)
+    slurm = Slurm(f"7_0|{row}refsam-study-ab12\n", "")
+    known, answer = statuses(folder, ["a"], SlurmQuery(slurm))
+    assert (known["a"].state, known["a"].reason) == (state, Reason.error if state is State.failed else None)
+    assert slurm.calls == ["squeue"]
+    assert answer.accounting
+
+
+def test_where_only_failed_runs_are_looked_at_a_silent_queue_is_no_problem(tmp_path):
+    folder = RunsFolder(tmp_path)
+    folder.run("a").root.mkdir()
+    write_status(folder.run("a"), NAMED.changed(state=State.failed, reason=Reason.error))
+    known, answer = statuses(folder, ["a"], SlurmQuery(Slurm(None, None)))
+    assert known["a"].state is State.failed
+    assert (answer.problems, answer.queue) == ((), False)
 
 
 def test_of_a_job_that_was_requeued_the_last_start_counts():
@@ -184,7 +216,7 @@ def test_of_a_job_that_was_requeued_the_last_start_counts():
 
 
 def test_without_sacct_it_works_and_says_so():
-    query = SlurmQuery(Slurm("8_1|RUNNING|n|None||refsam-\n", None))
+    query = SlurmQuery(Slurm("8_1|RUNNING|n|None|||refsam-\n", None))
     answer = query.ask(jobs("7_0", "8_1"))
     assert answer.problems == (
         "sacct does not answer (Connection refused): why jobs ended is known only from queue and records",
@@ -195,7 +227,7 @@ def test_without_sacct_it_works_and_says_so():
 
 
 def test_a_whole_sweep_is_one_call_each_and_the_answers_are_kept():
-    slurm = Slurm("7_0|RUNNING|n|None||refsam-\n", "")
+    slurm = Slurm("7_0|RUNNING|n|None|||refsam-\n", "")
     query = SlurmQuery(slurm)
     for _ in range(3):
         query.ask(jobs(*(f"{array}_{task}" for array in (7, 8, 9) for task in range(300))))

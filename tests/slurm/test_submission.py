@@ -40,7 +40,7 @@ from refsam.orchestration.submission import waiting
 from refsam.orchestration.submission.arrays import submit_to_slurm
 from refsam.orchestration.submission.job_scripts import write_scripts
 from refsam.orchestration.submission.waiting import wait_for_runs
-from refsam.records.files import read_json
+from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunsFolder
 from refsam.records.status import Reason, State, Status, read_status, run_lock, write_status
 
@@ -244,6 +244,36 @@ def test_two_shells_at_once_submit_each_run_once(folder):
     assert [shell.returncode for shell in shells] == [0, 0], outputs
     wait_for_state(folder, runs, State.completed)
     assert [len(starts(folder, run.run_id)) for run in runs] == [1, 1, 1, 1]
+
+
+def test_cancel_waits_for_a_shell_that_submits_and_cancels_all_that_it_has_submitted(folder):
+    runs = [add_run(folder, name, "wait") for name in "ab"]
+    known = [{"run_id": run.run_id, "overrides": {}} for run in runs]
+    folder.sweep("study").root.mkdir(parents=True)
+    write_json(folder.sweep("study").manifest, {"format": 1, "name": "study", "runs": known, "skipped": []})
+    waits = (
+        "import time; from refsam.orchestration.submission import arrays\n"
+        "real = arrays._submit_array; calls = []\n"
+        "runs = [test_submission.with_cores('a', 1), test_submission.with_cores('b', 2)]\n"
+        "def wait(*arguments):\n"
+        "    calls.append(1)\n"
+        "    while len(calls) == 2 and not (folder.root / 'go on').exists(): time.sleep(0.1)\n"
+        "    return real(*arguments)\n"
+        "arrays._submit_array = wait"
+    )
+    shell = other_shell(folder, waits)
+    wait_until(lambda: starts(folder, "a"))
+    command = [sys.executable, "-m", "refsam.cli", "cancel", "study", "--runs", str(folder.root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as cancel:
+        assert cancel.stderr.readline().endswith("; waiting for it\n")
+        (folder.root / "go on").touch()
+        output, complaints = cancel.communicate(timeout=PATIENCE)
+    assert shell.communicate(timeout=PATIENCE)[0]
+    assert (cancel.returncode, complaints) == (0, "")
+    assert output.startswith("2 runs of sweep study cancelled in Slurm")
+    wait_until(nothing_is_left)
+    known = wait_for_state(folder, runs, State.failed)
+    assert {status.reason for status in known.values()} == {Reason.cancelled}
 
 
 @pytest.mark.parametrize(

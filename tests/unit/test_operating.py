@@ -130,7 +130,7 @@ def test_status_as_json_has_the_fields_that_its_help_names(folder, capsys):
 def test_a_run_tells_its_progress_with_what_has_passed_since(folder):
     add_run(folder, "a-1", training())
     squeue = {
-        "squeue": "7_3|RUNNING|gpu7|None||refsam-\n",
+        "squeue": "7_3|RUNNING|gpu7|None|||refsam-\n",
         "sacct": "7_3|RUNNING|0:0|gpu7||refsam-\n",
     }
     time.sleep(1.1)

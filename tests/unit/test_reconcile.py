@@ -69,14 +69,14 @@ def test_a_killed_job_is_written_down_with_slurm_s_reason(folder):
 
 def test_a_requeued_job_is_pending_in_its_next_attempt(folder):
     paths = add_run(folder, RUNNING)
-    reconcile(folder, ["a"], SlurmQuery(Slurm("7_0|PENDING||BeginTime||refsam-study-0\n")))
+    reconcile(folder, ["a"], SlurmQuery(Slurm("7_0|PENDING||BeginTime|||refsam-study-0\n")))
     status = read_status(paths)
     assert (status.state, status.attempt, status.job_id, status.host) == (State.pending, 3, "7_0", None)
     assert (read_attempt(paths, 2).state, read_attempt(paths, 2).reason) == (
         State.failed,
         Reason.node_failure,
     )
-    reconcile(folder, ["a"], SlurmQuery(Slurm("7_0|PENDING||BeginTime||refsam-study-0\n")))
+    reconcile(folder, ["a"], SlurmQuery(Slurm("7_0|PENDING||BeginTime|||refsam-study-0\n")))
     assert read_status(paths) == status
 
 
@@ -100,10 +100,10 @@ def test_what_the_record_says_is_left(folder, status):
     ("squeue", "sacct", "written"),
     [
         ("", None, False),  # nobody knows why: the accounting may, later
-        ("7_0|FAILED|n|NonZeroExitCode||refsam-study-0\n", None, False),
-        ("7_0|TIMEOUT|n|TimeLimit||refsam-study-0\n", None, True),
+        ("7_0|FAILED|n|NonZeroExitCode|||refsam-study-0\n", None, False),
+        ("7_0|TIMEOUT|n|TimeLimit|||refsam-study-0\n", None, True),
         (None, None, False),
-        ("7_0|RUNNING|n|None||refsam-study-0\n", "", False),
+        ("7_0|RUNNING|n|None|||refsam-study-0\n", "", False),
     ],
 )
 def test_only_what_is_known_for_certain_is_written(folder, squeue, sacct, written):
@@ -144,11 +144,11 @@ def test_a_word_of_the_process_that_comes_while_slurm_is_asked_wins(folder):
 
 
 def test_a_kept_answer_from_before_the_job_started_again_changes_nothing(folder):
-    slurm = Slurm("7_0|PENDING||BeginTime||refsam-study-0\n")
+    slurm = Slurm("7_0|PENDING||BeginTime|||refsam-study-0\n")
     query = SlurmQuery(slurm)
     query.ask([known_job(RUNNING)])
     paths = add_run(folder, RUNNING)
-    slurm.answers["squeue"] = "7_0|RUNNING|node|None||refsam-study-0\n"
+    slurm.answers["squeue"] = "7_0|RUNNING|node|None|||refsam-study-0\n"
     reconcile(folder, ["a"], query)
     assert read_status(paths) == RUNNING
 

@@ -220,7 +220,7 @@ def test_slurm_is_asked_about_the_job_that_only_a_link_to_its_log_names(folder, 
     (paths.attempt(1) / "12_3_0_log.out").symlink_to("../../jobs/12_3_0_log.out")
     break_status(paths, "half")
     assert (read_record(paths).state, read_record(paths).job_id) == (State.pending, "12_3")
-    says = {"squeue": "12_3|PENDING||Priority\n", "sacct": ""}
+    says = {"squeue": "12_3|PENDING||Priority|||refsam-study-0\n", "sacct": ""}
     known, _ = reconcile(folder, ["a-0"], SlurmQuery(lambda command: says[command[0]]))
     assert known["a-0"].state is State.pending  # and is not submitted again
     (paths.attempt(1) / "12_3_0_log.out").rename(paths.attempt(1) / "12_0_log.out")
@@ -238,10 +238,10 @@ def test_a_job_that_slurm_has_requeued_is_not_submitted_again(folder, paths):
     )
     write_attempt(paths, 1, ended)
     break_status(paths, "gone")
-    says = {"squeue": "12_3|PENDING||BeginTime\n", "sacct": ""}
+    says = {"squeue": "12_3|PENDING||BeginTime|||refsam-study-0\n", "sacct": ""}
     known, _ = reconcile(folder, ["a-0"], SlurmQuery(lambda command: says[command[0]]))
     assert known["a-0"].state is State.pending
-    says = {"squeue": "", "sacct": "12_3|CANCELLED by 0|0:0|n1\n"}
+    says = {"squeue": "", "sacct": "12_3|CANCELLED by 0|0:0|n1||refsam-study-0\n"}
     known, _ = reconcile(folder, ["a-0"], SlurmQuery(lambda command: says[command[0]]))
     assert (known["a-0"].state, known["a-0"].reason, known["a-0"].message) == (
         State.failed,

@@ -5,20 +5,23 @@ import os
 import re
 import signal
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import psutil
 
-from refsam.errors import SlurmSilent
-from refsam.orchestration.operating.sweep_state import OPEN, RunState
+from refsam.errors import RunFailed, SlurmSilent
+from refsam.orchestration.operating.sweep_state import OPEN, RunState, SweepState
 from refsam.orchestration.slurm.identity import KnownJob, known_jobs
+from refsam.orchestration.slurm.patience import Say
 from refsam.orchestration.slurm.questions import in_queue, is_momentary, run_command
+from refsam.orchestration.submission.only_submitter import only_submitter
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.recovery import read_record
 from refsam.records.status import claim_holder, is_held, lock_holder
 
 RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)  # between the calls, while Slurm is away for a moment
+SUBMITTER_SECONDS = 120.0  # for another process to have submitted what it was about to
 STARTING_SECONDS = 30.0  # for a queue that is about to start a run to have a process for it
 POLL_SECONDS = 0.1
 
@@ -28,30 +31,51 @@ class Cancelled:
     """What became of the runs that were neither done nor failed.
 
     Attributes:
+        runs: as they were before.
         jobs: ids of the runs whose Slurm jobs were cancelled.
+        left: ids of the runs whose Slurm jobs are in the queue all the same.
         asked: ids of the runs of this machine that were asked to stop; they save what they have first.
-        impossible: a sentence for each run that cannot be cancelled from here.
+        impossible: a sentence for each run that cannot be cancelled from here, and for what is left.
+        notes: what could not be found out, in sentences.
     """
 
+    runs: tuple[RunState, ...]
     jobs: tuple[str, ...]
+    left: tuple[str, ...]
     asked: tuple[str, ...]
     impossible: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
-def cancel(runs: Sequence[RunState], folder: RunsFolder, whole_sweep: bool) -> Cancelled:
-    """End all of `runs` that wait or run.
+def cancel(look: Callable[[], SweepState], folder: RunsFolder, whole_sweep: bool, say: Say) -> Cancelled:
+    """End all runs that wait or run, when no other process submits some of them any more.
 
     Args:
+        look: where the runs are now.
         whole_sweep: also end the local queues that have started them, with what waits there for its turn.
+        say: is told in one sentence that it waits.
 
     Raises:
         PermissionError: for a process of another person.
-        SlurmSilent: when scancel does not work, however often it is repeated; nothing was cancelled then.
+        SlurmSilent: when Slurm does not answer, however often it is asked.
     """
-    alive = [run for run in runs if run.status.state in OPEN]
+    with contextlib.ExitStack() as lock:
+        submits = None
+        try:
+            lock.enter_context(only_submitter(folder, say, SUBMITTER_SECONDS))
+        except RunFailed as error:
+            submits = f"{error}; what it submits now is not cancelled"
+        except PermissionError:
+            pass  # another person's folder, where this one submits nothing
+        done = _cancel(look(), folder, whole_sweep)
+        return done if submits is None else replace(done, impossible=(*done.impossible, submits))
+
+
+def _cancel(state: SweepState, folder: RunsFolder, whole_sweep: bool) -> Cancelled:
+    alive = [run for run in state.runs if run.status.state in OPEN]
     on_slurm = [run for run in alive if run.status.job_id is not None]
-    if on_slurm:
-        _scancel([job for run in on_slurm for job in known_jobs(run.status)])
+    left, complaint = _scancel([job for run in on_slurm for job in known_jobs(run.status)])
+    stayed = tuple(run.run_id for run in on_slurm if left & set(known_jobs(run.status)))
     asked, queues, impossible = [], set(), []
     for run in alive:
         paths, host = folder.run(run.run_id), run.status.host
@@ -68,7 +92,12 @@ def cancel(runs: Sequence[RunState], folder: RunsFolder, whole_sweep: bool) -> C
             impossible.append(f"run {run.run_id} is being started; cancel it again in a moment")
     for queue in queues:
         _ask_to_stop(queue)
-    return Cancelled(tuple(run.run_id for run in on_slurm), tuple(asked), tuple(impossible))
+    if stayed:
+        words = "1 run is" if len(stayed) == 1 else f"{len(stayed)} runs are"
+        numbers = " ".join(task_ranges(sorted(job.job_id for job in left)))
+        impossible.append(f"{words} still in Slurm's queue (job {numbers}): {complaint}")
+    ended = tuple(run.run_id for run in on_slurm if run.run_id not in stayed)
+    return Cancelled(state.runs, ended, stayed, tuple(asked), tuple(impossible), state.notes)
 
 
 def _stop_process(paths: RunPaths) -> bool:
@@ -127,15 +156,36 @@ def _ranges(tasks: Sequence[int]) -> str:
     return ",".join("-".join(map(str, part)) for part in parts)
 
 
-def _scancel(jobs: Sequence[KnownJob]) -> None:
-    """Cancel those of the jobs that are in the queue; what has their numbers now may be another's."""
+def _scancel(jobs: Sequence[KnownJob]) -> tuple[set[KnownJob], str]:
+    """Cancel those of the jobs that are in the queue; what has their numbers now may be another's.
+
+    Returns:
+        What is in the queue all the same, and why.
+    """
+    left: set[KnownJob] = set()
     for delay in (*RETRY_SECONDS, None):
         try:
-            queued = [job.job_id for job in in_queue(jobs, run_command)]
-            if queued:  # quiet: a job that has just ended is no error
-                run_command(["scancel", "--quiet", *task_ranges(queued)])
-            return
+            left, complaint = _in_queue(jobs), "scancel has not ended it"
+            if not left:
+                return left, ""
+            try:  # quiet: a job that has just ended is no error
+                run_command(["scancel", "--quiet", *task_ranges([job.job_id for job in left])])
+            except SlurmSilent as error:
+                if is_momentary(str(error)):
+                    raise
+                complaint = str(error).removeprefix("scancel: error: ")
+            left = _in_queue(jobs)
         except SlurmSilent as error:
             if delay is None or not is_momentary(str(error)):
                 raise
+        else:
+            if delay is None or not left or "permission denied" in complaint:
+                return left, complaint
         time.sleep(delay)
+    raise AssertionError("the last call returns or raises")
+
+
+def _in_queue(jobs: Sequence[KnownJob]) -> set[KnownJob]:
+    """Those of the jobs that wait or run, and do not end just now."""
+    known = in_queue(jobs, run_command) if jobs else {}
+    return {job for job, row in known.items() if row.state in OPEN and row.words != "COMPLETING"}

@@ -55,6 +55,10 @@ def known_jobs(status: Status) -> list[KnownJob]:
     return [KnownJob(number, status.job_name, submitted) for number in numbers if number is not None]
 
 
+def seconds(time: str) -> float:
+    """A time of a record in seconds since 1970."""
+    return datetime.fromisoformat(time).timestamp()
+
+
 def _submitted(status: Status) -> float | None:
-    at = status.submitted_at
-    return None if at is None else datetime.fromisoformat(at).timestamp()
+    return None if status.submitted_at is None else seconds(status.submitted_at)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 
 from refsam.errors import SlurmSilent
 from refsam.orchestration.slurm import environment
-from refsam.orchestration.slurm.identity import KnownJob, known_job
+from refsam.orchestration.slurm.identity import KnownJob, known_job, seconds
+from refsam.records.attempts import requeued
 from refsam.records.paths import RunsFolder
 from refsam.records.recovery import read_record
 from refsam.records.status import Reason, State, Status
@@ -59,6 +60,7 @@ class SlurmJob:
         words: Slurm's own state, and why a pending job waits.
         name: of the job, which tells it from another one that has had the same number.
         submitted: or requeued, in seconds since 1970.
+        started: the same; of a job that waits, when it may start.
     """
 
     job_id: str
@@ -68,6 +70,7 @@ class SlurmJob:
     node: str | None
     name: str
     submitted: float | None
+    started: float | None
 
 
 @dataclass(frozen=True)
@@ -96,28 +99,37 @@ class SlurmQuery:
     _answer: Answer | None = None
     _at: float = 0.0
 
-    def ask(self, jobs: Iterable[KnownJob]) -> Answer:
-        """The state of each job that Slurm knows. Another job that has its number now is not the one."""
+    def ask(self, jobs: Iterable[KnownJob], ended: Iterable[KnownJob] = ()) -> Answer:
+        """The state of each job that Slurm knows. Another job that has its number now is not the one.
+
+        Args:
+            ended: jobs that are looked for in the queue only, in the same call: somebody may have put them
+                back into it. Where the queue does not answer this is no problem.
+        """
         wanted = frozenset(jobs)
-        if not wanted:
+        everything = wanted.union(ended)
+        if not everything:
             return Answer({}, queue=True, accounting=True, problems=())
         fresh = time.monotonic() - self._at < CACHE_SECONDS
-        if self._answer is None or not fresh or not wanted <= self._asked:
-            self._answer, self._asked, self._at = self._look(wanted), wanted, time.monotonic()
+        if self._answer is None or not fresh or not everything <= self._asked:
+            self._answer = self._look(wanted, everything)
+            self._asked, self._at = everything, time.monotonic()
         return self._answer
 
-    def _look(self, wanted: frozenset[KnownJob]) -> Answer:
+    def _look(self, wanted: frozenset[KnownJob], everything: frozenset[KnownJob]) -> Answer:
         problems = []
         queued: dict[KnownJob, SlurmJob] = {}
         accounted: dict[KnownJob, SlurmJob] = {}
         try:
-            queued = in_queue(wanted, self.run)
+            queued = in_queue(everything, self.run)
             queue = True
         except SlurmSilent as error:
             queue = False
-            problems.append(f"squeue does not answer ({error}): what is said of jobs may be old")
+            if wanted:
+                problems.append(f"squeue does not answer ({error}): what is said of jobs may be old")
         try:
-            accounted = _of(wanted, parse_sacct(self.run(sacct_command(_numbers(wanted)))))
+            if wanted:
+                accounted = _of(wanted, parse_sacct(self.run(sacct_command(_numbers(wanted)))))
             accounting = True
         except SlurmSilent as error:
             accounting = False
@@ -158,8 +170,11 @@ def statuses(
 ) -> tuple[dict[str, Status], Answer]:
     """The status of each run by its id, from its record and from Slurm, and what Slurm answered."""
     records = {run_id: read_record(folder.run(run_id)) for run_id in run_ids}
-    jobs = (known_job(status) for status in records.values() if _is_open(status))
-    answer = query.ask(job for job in jobs if job is not None)
+    jobs = [(status, job) for status in records.values() if (job := known_job(status)) is not None]
+    answer = query.ask(
+        (job for status, job in jobs if _is_open(status)),
+        ended=(job for status, job in jobs if status.state is State.failed),
+    )
     known = {}
     for run_id, record in records.items():
         status = with_slurm(record, answer)
@@ -199,7 +214,7 @@ def glance(command: Sequence[str]) -> str:
 
 def squeue_command(numbers: str) -> list[str]:
     """The jobs and array tasks of `numbers` (`123,456`) in the queue; ended ones while it knows them."""
-    fields = "--format=%i|%T|%N|%r|%V|%j"
+    fields = "--format=%i|%T|%N|%r|%V|%S|%j"
     return ["squeue", "--noheader", "--array", "--states=all", f"--jobs={numbers}", fields]
 
 
@@ -210,11 +225,11 @@ def sacct_command(numbers: str) -> list[str]:
 
 
 def parse_squeue(text: str) -> dict[str, list[SlurmJob]]:
-    """Jobs by id from lines of `id|state|node|why it waits|submitted|name`."""
+    """Jobs by id from lines of `id|state|node|why it waits|submitted|started|name`."""
     jobs = {}
     for line in text.splitlines():
-        job_id, words, node, why, submitted, name = line.split("|", 5)
-        job = _job(job_id, words, "", node, submitted, name)
+        job_id, words, node, why, submitted, started, name = line.split("|", 6)
+        job = replace(_job(job_id, words, "", node, submitted, name), started=_time(started))
         if job.state == State.pending and why not in ("", "None"):
             job = replace(job, words=f"{words}, {why}", node=None)
         jobs[job_id] = [job]
@@ -276,12 +291,15 @@ def task_ids(job_id: str) -> list[str]:
 def with_slurm(status: Status, answer: Answer) -> Status:
     """The status of a run that Slurm was given: its record, and from Slurm what no record can know.
 
-    A run that its record calls completed or failed is so, whatever Slurm says.
+    A run that its record calls completed is so, whatever Slurm says. So is a failed one, unless its job has
+    been put back into the queue since.
     """
     known = known_job(status)
-    if not _is_open(status) or known is None:
+    if known is None:
         return status
     job = answer.jobs.get(known)
+    if not _is_open(status):
+        return status if job is None else _begun_again(status, job)
     if job is None:
         return _unknown(status, answer)
     words = f"Slurm job {job.job_id}: {job.words}"
@@ -295,6 +313,19 @@ def with_slurm(status: Status, answer: Answer) -> Status:
         words += ", but the run wrote no result"
         return status.changed(state=State.failed, reason=Reason.lost, message=words)
     return status.changed(state=State.failed, reason=job.reason, message=words)
+
+
+def _begun_again(status: Status, job: SlurmJob) -> Status:
+    """The status of a failed run: that of its job where an administrator, or Slurm, has requeued it.
+
+    A job that has just written its last word runs, too, but it has begun before.
+    """
+    began = job.started if job.state is State.running else None
+    again = began is not None and status.ended_at is not None and began > seconds(status.ended_at)
+    if status.state is not State.failed or not (job.state is State.pending or again):
+        return status
+    words = f"Slurm job {job.job_id}: {job.words}; requeued after the run had failed"
+    return requeued(status, words).changed(state=job.state, host=job.node)
 
 
 def _unknown(status: Status, answer: Answer) -> Status:
@@ -318,8 +349,11 @@ def _job(job_id: str, words: str, exit_code: str, node: str, submitted: str, nam
     if exit_code not in ("", "0:0"):
         words = f"{words}, exit code {exit_code}"
     where = None if node in ("", "None assigned", "(null)") else node
-    at = float(submitted) if submitted.isdigit() else None
-    return SlurmJob(job_id, state, reason, words, where, name, at)
+    return SlurmJob(job_id, state, reason, words, where, name, _time(submitted), None)
+
+
+def _time(text: str) -> float | None:
+    return float(text) if text.isdigit() else None
 
 
 def _end(state: str, exit_code: str) -> tuple[State, Reason | None]:

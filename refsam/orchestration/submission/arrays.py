@@ -13,7 +13,7 @@ import io
 import os
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,6 +33,7 @@ from refsam.orchestration.slurm.patience import Say, patiently
 from refsam.orchestration.slurm.questions import SlurmQuery, is_momentary, run_command
 from refsam.orchestration.slurm.reconcile import reconcile
 from refsam.orchestration.slurm.requests import Jobs, Run, by_jobs, jobs_of, jobs_text
+from refsam.orchestration.submission.only_submitter import only_submitter
 from refsam.orchestration.submission.slurm_script import check_folder, follow, parameters
 from refsam.orchestration.submission.snapshot import take_snapshot
 from refsam.records.attempts import free_number
@@ -49,8 +50,6 @@ from refsam.records.status import (
     write_status,
 )
 
-LOCK_SECONDS = 600.0  # for another submission into the same folder to end
-POLL_SECONDS = 0.5
 LATE_SECONDS = 900.0  # until a call of sbatch without an answer is sure not to go through any more
 WRITERS = 16  # records at a time
 IMPOSSIBLE = "Requested node configuration is not available"
@@ -161,7 +160,7 @@ def submit_to_slurm(
         RunFailed: when some arrays could not be submitted. The others were; the same command does the rest.
     """
     check_submission(runs, folder, sweep, cluster)
-    with _only_submitter(folder, say):
+    with only_submitter(folder, say):
         sweep.jobs.mkdir(parents=True, exist_ok=True)
         sweep.jobs.chmod(0o700)  # jobs unpickle what lies here: nobody else may write it
         try:
@@ -391,7 +390,7 @@ def _ask(folder: RunsFolder, runs: Sequence[Run]) -> dict[str, Status]:
     """The statuses of the runs by their ids. Raises SlurmSilent when the queue does not answer."""
     known, answer = reconcile(folder, [run.run_id for run in runs], SlurmQuery())
     if not answer.queue:
-        raise SlurmSilent(answer.problems[0])
+        raise SlurmSilent(next(iter(answer.problems), "squeue does not answer"))
     return known
 
 
@@ -404,29 +403,6 @@ def _take_back_unfinished(sweep: SweepPaths, say: Say) -> None:
             done = False
         if not done:
             patiently(_Submission(record.parent, sweep.name).take_back, say)
-
-
-@contextlib.contextmanager
-def _only_submitter(folder: RunsFolder, say: Say) -> Iterator[None]:
-    """Hold the lock of the runs folder. Raises RunFailed when another process holds it for too long."""
-    folder.root.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + LOCK_SECONDS
-    told = False
-    with contextlib.ExitStack() as lock:
-        while True:
-            try:
-                lock.enter_context(run_lock(RunPaths(folder.root)))
-                break
-            except AlreadyRunning as error:
-                if time.monotonic() > deadline:
-                    raise RunFailed(
-                        f"another process has been submitting into {folder.root} too long"
-                    ) from error
-                if not told:
-                    say(f"Another process is submitting into {folder.root}; waiting for it")
-                    told = True
-            time.sleep(POLL_SECONDS)
-        yield
 
 
 def _count(number: int) -> str:
