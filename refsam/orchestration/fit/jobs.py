@@ -6,7 +6,6 @@ What it measures lies in the runs folder as if it had been measured here, so the
 import contextlib
 import hashlib
 import io
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from refsam.errors import RunFailed
 from refsam.orchestration.fit.command import Options, fit_all, folder_of, requests_of
 from refsam.orchestration.fit.measure import Say
 from refsam.orchestration.fit.requests import resolve
+from refsam.orchestration.in_job.own_pickles import PYTHON
 from refsam.orchestration.slurm.environment import cleaned
 from refsam.orchestration.slurm.questions import run_command
 from refsam.orchestration.slurm.requests import request_text
@@ -73,7 +73,7 @@ def _submit(fit: FitJob, config: RefsamConfig, name: str, runs: Path) -> str:
     jobs = folder_of(runs).root / "jobs"
     jobs.mkdir(parents=True, exist_ok=True)
     jobs.chmod(0o700)  # jobs unpickle what lies here: nobody else may write it
-    executor = submitit.SlurmExecutor(jobs, python=sys.executable)
+    executor = submitit.SlurmExecutor(jobs, python=PYTHON)
     executor.update_parameters(**values)
     try:
         # submitit prints what sbatch says before it raises it.

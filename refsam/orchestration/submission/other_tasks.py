@@ -13,6 +13,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from refsam.configuration.schema import ClusterConfig, RefsamConfig, RequestConfig, ResourceConfig
+from refsam.orchestration.in_job.own_pickles import PYTHON, require_own
 from refsam.orchestration.slurm.environment import cleaned
 from refsam.orchestration.submission.slurm_script import parameters
 
@@ -81,7 +82,7 @@ def run_on_slurm(
     name = str(application.config.hydra.job.name)
     values = parameters(request, cluster, described, name, name)
     values["additional_parameters"].pop("hold")
-    executor = submitit.SlurmExecutor(folder)
+    executor = submitit.SlurmExecutor(folder, python=PYTHON)
     executor.update_parameters(**values)
     singletons = Singleton.get_state()
     with cleaned(), executor.batch():
@@ -89,6 +90,9 @@ def run_on_slurm(
             executor.submit(application.run, list(overrides), first_number + index, singletons)
             for index, overrides in enumerate(jobs)
         ]
+    for job in submitted:
+        job.wait()
+    require_own(folder)  # results are pickles, too
     return [_result(job, list(overrides)) for job, overrides in zip(submitted, jobs, strict=True)]
 
 
