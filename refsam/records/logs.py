@@ -5,7 +5,7 @@ from pathlib import Path
 from refsam.errors import BadInput
 from refsam.records.paths import RunPaths
 
-SUFFIXES = (".out", ".err")  # submitit's names end so; the errors are in the first one unless it is old
+SUFFIXES = (".out", ".err")  # the errors are in the first one unless it is old
 
 
 def attempt_numbers(paths: RunPaths) -> list[int]:

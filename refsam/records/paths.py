@@ -178,7 +178,7 @@ class SweepPaths:
 
     @property
     def jobs(self) -> Path:
-        """Where submitit keeps scripts, pickles and logs: a folder for each array."""
+        """The scripts and logs of jobs that refsam submits: a folder for each array."""
         return self.root / "jobs"
 
     @property

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _OWN_JOB = "REFSAM_OWN_JOB"
+LOCAL_QUEUE = "REFSAM_LOCAL_QUEUE"  # in the environment of what a queue on this machine executes
 
 
 @contextmanager
 def own_job() -> Iterator[None]:
     """This process and its children are the run's own job meanwhile, where it is Slurm that executes them."""
     before = os.environ.pop(_OWN_JOB, None)
-    if os.environ.get("SUBMITIT_EXECUTOR") != "local":
+    if LOCAL_QUEUE not in os.environ:
         os.environ[_OWN_JOB] = "1"
     try:
         yield

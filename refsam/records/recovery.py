@@ -26,8 +26,8 @@ from refsam.records.status import (
 )
 from refsam.records.training import read_training
 
-# As submitit names the log of a job: 123_4_0_log.out.
-_LOG_OF_JOB = re.compile(r"(\d+(?:_\d+)?)_0_log\.out")
+# The log of a job, 123_4.out; of earlier versions, 123_4_0_log.out.
+_LOG_OF_JOB = re.compile(r"(\d+(?:_\d+)?)(?:_0_log)?\.out")
 # After these a job does not go on by itself.
 _FINAL = (Reason.error, Reason.cancelled, Reason.lost)
 

@@ -116,13 +116,14 @@ def test_no_more_runs_at_a_time_than_asked_for(runs_folder):
     assert {row.place for row in recorder.shown[-1]} == {Place.ended}
 
 
-def test_a_run_gets_its_threads_and_a_private_attempt_folder_with_its_log(runs_folder):
+def test_a_run_gets_its_threads_and_a_log_that_others_may_read(runs_folder):
     runs = add_runs(runs_folder, a="complete")
     _, recorder = execute(runs_folder, runs)
     assert science.events(runs_folder.root)[0][:3] == ["start", "a", "3"]
     attempt = runs_folder.run("a").attempt(1)
-    assert stat.S_IMODE(attempt.stat().st_mode) == 0o700
     log = recorder.shown[-1][0].log
+    assert [stat.S_IMODE(path.stat().st_mode) & 0o044 for path in (attempt, log)] == [0o044, 0o044]
+    assert not list(runs_folder.root.rglob("*.pkl"))
     assert log.parent == attempt
     assert "behaviour: complete" in log.read_text()
 
@@ -212,7 +213,7 @@ def test_a_stop_leaves_no_process_and_the_same_command_continues(runs_folder, ho
     queue = start_queue(runs_folder, "a", "b", "c")
     wait_until(lambda: ready(runs_folder, "a", "b"))
     processes = below(queue)
-    assert len(processes) >= 6  # for each of two runs submitit's wrapper, the run, and the run's own helper
+    assert len(processes) >= 6  # for each of two runs its wrapper, the run, and the run's own helper
     if how == "Ctrl-C in the terminal":
         os.killpg(queue.pid, signal.SIGINT)  # as a terminal: to everything in the foreground
     else:

@@ -34,7 +34,7 @@ specification.loader.exec_module(science)
 def paths(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parent.parent)]))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    for name in ("SLURM_JOB_ID", "SUBMITIT_FOLDER"):
+    for name in ("SLURM_JOB_ID", "REFSAM_LOG"):
         monkeypatch.delenv(name, raising=False)
     paths = RunPaths(tmp_path / "run")
     paths.root.mkdir()

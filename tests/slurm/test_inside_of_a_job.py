@@ -147,7 +147,7 @@ def test_the_jobs_of_another_application_start_inside_of_a_job(folder, inside, t
 
 
 def test_a_run_of_this_machine_does_not_take_the_surrounding_job_for_its_own(inside, monkeypatch):
-    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
+    monkeypatch.setenv(place.LOCAL_QUEUE, "1")
     with place.own_job():
         assert (place.job_id(), place.host()) == (None, os.uname().nodename)
 

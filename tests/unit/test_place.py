@@ -10,7 +10,7 @@ from refsam.records import place
 @pytest.fixture(autouse=True)
 def in_a_job_of_slurm(monkeypatch):
     """As in any job: the variables that Slurm sets, on a node whose name is not the machine's."""
-    for name in ("SUBMITIT_EXECUTOR", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+    for name in (place.LOCAL_QUEUE, "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_JOB_ID", "99")
     monkeypatch.setenv("SLURMD_NODENAME", "cpu1")
@@ -21,15 +21,12 @@ def test_somebody_s_interactive_job_is_not_the_run_s():
 
 
 def test_a_local_queue_in_somebody_s_interactive_job_has_no_job(monkeypatch):
-    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
+    monkeypatch.setenv(place.LOCAL_QUEUE, "1")
     with place.own_job():
         assert (place.job_id(), place.host()) == (None, os.uname().nodename)
 
 
-@pytest.mark.parametrize("executor", ["slurm", None])
-def test_a_job_of_the_run_is_named_as_scancel_takes_it(monkeypatch, executor):
-    if executor is not None:  # a job script that a person has submitted runs without submitit
-        monkeypatch.setenv("SUBMITIT_EXECUTOR", executor)
+def test_a_job_of_the_run_is_named_as_scancel_takes_it(monkeypatch):
     with place.own_job():
         assert (place.job_id(), place.host()) == ("99", "cpu1")
         monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")

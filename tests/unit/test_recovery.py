@@ -223,7 +223,9 @@ def test_slurm_is_asked_about_the_job_that_only_a_link_to_its_log_names(folder, 
     says = {"squeue": "12_3|PENDING||Priority|||refsam-study-0\n", "sacct": ""}
     known, _ = reconcile(folder, ["a-0"], SlurmQuery(lambda command: says[command[0]]))
     assert known["a-0"].state is State.pending  # and is not submitted again
-    (paths.attempt(1) / "12_3_0_log.out").rename(paths.attempt(1) / "12_0_log.out")
+    (paths.attempt(1) / "12_3_0_log.out").rename(paths.attempt(1) / "12_3.out")
+    assert read_record(paths).job_id == "12_3"
+    (paths.attempt(1) / "12_3.out").rename(paths.attempt(1) / "12_0_log.out")
     assert read_record(paths).job_id == "12"
 
 

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import submitit
-
 from refsam import interruption
 from refsam.orchestration import retries
 from refsam.orchestration.attempt_records import end_attempt, known_attempts
@@ -30,6 +28,7 @@ from refsam.records.status import (
 )
 
 LOCK_SECONDS = 10.0  # for whoever corrects the record at this moment
+LOG = "REFSAM_LOG"  # in the environment of a job: the path of its log
 STOPPED = {
     Reason.cancelled: "The run was stopped; the same command continues it.",
     Reason.timeout: "The time limit came.",
@@ -226,9 +225,9 @@ def _end_the_silent(paths: RunPaths, status: Status, number: int) -> None:
 
 def _link_log(paths: RunPaths, number: int) -> None:
     """A link to the job's log in the folder of an attempt that the submitter did not make."""
-    if "SUBMITIT_FOLDER" not in os.environ:
+    if LOG not in os.environ:
         return
-    log = Path(submitit.JobEnvironment().paths.stdout)
+    log = Path(os.environ[LOG])
     folder = paths.attempt(number).absolute()
     link = folder / log.name
     if log.parent != folder and not link.is_symlink():

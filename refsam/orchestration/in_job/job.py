@@ -1,4 +1,4 @@
-"""What a submitted job executes: one run. A job's pickle refers to this module and to nothing else."""
+"""What a submitted job executes: one run."""
 
 import os
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ TRAINS_ONLY = "REFSAM_TRAINS_ONLY"  # in the environment of a run that another j
 
 @dataclass(frozen=True)
 class RunJob:
-    """Execute the run in the directory `root`; picklable, called by submitit inside the job.
+    """Execute the run in the directory `root`, called inside the job.
 
     The science is a child process and imported there by its name: this module is also loaded by the process
     that submits, which must never import torch, and a job's own process stays small and survives the child.

@@ -148,7 +148,7 @@ def _claim(paths: RunPaths) -> Iterator[None]:
 
     A local queue does so itself.
     """
-    if os.environ.get("SUBMITIT_EXECUTOR") == "local":
+    if place.LOCAL_QUEUE in os.environ:
         yield
         return
     with claim(paths, LOCK_SECONDS):

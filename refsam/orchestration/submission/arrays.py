@@ -1,4 +1,4 @@
-"""Handing runs to Slurm: one job array for all runs with the same request, through submitit.
+"""Handing runs to Slurm: one job array for all runs with the same request.
 
 Where runs are evaluated on another resource than they are trained on, a second array follows the first, task
 by task.
@@ -6,12 +6,15 @@ by task.
 An array is submitted on hold and released when the record of every run of it names its job. So no run starts
 that its record does not know, whatever interrupts the submission, and what was interrupted can be taken back
 unseen. Whoever submits into a runs folder holds its lock, so two shells never submit the same run.
+
+Slurm keeps a copy of an array's script, which says all that its tasks do. So nobody who may write into the
+runs folder can change what they execute.
 """
 
 import contextlib
-import io
 import os
 import secrets
+import subprocess
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,24 +23,21 @@ from datetime import UTC, datetime
 from itertools import accumulate
 from pathlib import Path
 
-import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError
-
 from refsam.configuration.schema import ClusterConfig, RequestConfig
 from refsam.errors import RunFailed, SlurmSilent
-from refsam.orchestration.in_job.job import SCIENCE, RunJob
-from refsam.orchestration.slurm import patience, site
-from refsam.orchestration.slurm.environment import cleaned
+from refsam.orchestration.in_job.job import SCIENCE
+from refsam.orchestration.slurm import environment, patience, site
 from refsam.orchestration.slurm.identity import EVALUATION, PREFIX
 from refsam.orchestration.slurm.patience import Say, patiently
 from refsam.orchestration.slurm.questions import SlurmQuery, is_momentary, run_command
 from refsam.orchestration.slurm.reconcile import reconcile
 from refsam.orchestration.slurm.requests import Jobs, Run, by_jobs, jobs_of, jobs_text
+from refsam.orchestration.submission.job_scripts import script_text
 from refsam.orchestration.submission.only_submitter import only_submitter
 from refsam.orchestration.submission.slurm_script import check_folder, follow, parameters
 from refsam.orchestration.submission.snapshot import take_snapshot
 from refsam.records.attempts import free_number
-from refsam.records.files import read_json, write_json
+from refsam.records.files import read_json, write_json, write_text
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
 from refsam.records.recovery import read_record
 from refsam.records.status import (
@@ -63,6 +63,10 @@ class SubmissionFailed(RuntimeError):
     """An array was not submitted, and nothing of it will run. The message says what Slurm said."""
 
 
+class SbatchFailed(RuntimeError):
+    """What sbatch has said, when it did not say a number."""
+
+
 class QueueFull(SubmissionFailed):
     """An array was not submitted because the site allows no so many jobs in the queue at present."""
 
@@ -86,8 +90,17 @@ class Order:
 
 
 @dataclass(frozen=True)
+class _Task:
+    """One task of an array: its id, the array's script, and where its log will be."""
+
+    job_id: str
+    script: Path
+    log: Path
+
+
+@dataclass(frozen=True)
 class _Submission:
-    """One call of sbatch: its folder, which is submitit's, and the record of how far it came.
+    """One call of sbatch: its folder, with script and logs, and the record of how far it came.
 
     The job's name is known before the job is, so that it is found again when the answer of sbatch was lost.
     """
@@ -162,7 +175,6 @@ def submit_to_slurm(
     check_submission(runs, folder, sweep, cluster)
     with only_submitter(folder, say):
         sweep.jobs.mkdir(parents=True, exist_ok=True)
-        sweep.jobs.chmod(0o700)  # jobs unpickle what lies here: nobody else may write it
         try:
             _take_back_unfinished(sweep, say)
             waiting = _not_in_the_queue(runs, folder, say)
@@ -236,7 +248,7 @@ def _submit_array(jobs: Jobs, runs: Sequence[Run], order: Order) -> list[str]:
     say = order.say
     for delay in (*patience.RETRY_SECONDS, None):
         submission = _Submission(order.sweep.jobs / secrets.token_hex(4), order.sweep.name)
-        submission.folder.mkdir(mode=0o700)
+        submission.folder.mkdir()
         submission.write([run.run_id for run in runs], [], done=False)
         try:
             first = _sbatch(jobs, runs, order, submission)
@@ -244,7 +256,7 @@ def _submit_array(jobs: Jobs, runs: Sequence[Run], order: Order) -> list[str]:
             # Cancelled with the first one, whatever becomes of this submission.
             then = None if jobs.then is None else _sbatch(jobs, runs, order, submission, after=number)
             break
-        except (FailedJobError, FailedSubmissionError, OSError) as error:
+        except (SbatchFailed, OSError) as error:
             # The call may have gone through all the same. Its array is on hold, and is taken back now, or by
             # the next command where Slurm does not answer; it never starts.
             refused = REFUSED in str(error) and not is_momentary(str(error))
@@ -261,13 +273,13 @@ def _submit_array(jobs: Jobs, runs: Sequence[Run], order: Order) -> list[str]:
     evaluations = [None] * len(runs) if then is None else [job.job_id for job in then]
     written: list[tuple[RunPaths, Status]] = []
 
-    def begin(run: Run, job: "submitit.Job[None]", evaluation: str | None) -> None:
+    def begin(run: Run, job: _Task, evaluation: str | None) -> None:
         written.append(_write_pending(order.folder.run(run.run_id), job, evaluation, submission.job_name))
 
     try:
         for request, array in zip(jobs.requests, (first, then), strict=False):
             if array:
-                _check_possible(request, array[0].paths.submission_file, say)
+                _check_possible(request, array[0].script, say)
         with ThreadPoolExecutor(WRITERS) as pool:  # most of the time goes into waiting for the disk
             list(pool.map(begin, runs, first, evaluations))
         submission.write([run.run_id for run in runs], [job.job_id for job in first], done=False)
@@ -291,8 +303,8 @@ def _submit_array(jobs: Jobs, runs: Sequence[Run], order: Order) -> list[str]:
 
 def _sbatch(
     jobs_of_run: Jobs, runs: Sequence[Run], order: Order, submission: _Submission, after: str | None = None
-) -> "list[submitit.Job[None]]":
-    """The jobs of an array, in the order of `runs`. Raises submitit's errors with what sbatch said.
+) -> list[_Task]:
+    """The tasks of an array, in the order of `runs`. Raises SbatchFailed, and OSError.
 
     Args:
         after: the number of the first array, for the one that follows it.
@@ -304,18 +316,19 @@ def _sbatch(
     values = parameters(request, order.cluster, runs, submission.sweep, name, order.snapshot)
     if after is not None:
         follow(values, after)
-    executor = submitit.SlurmExecutor(submission.folder)
-    executor.update_parameters(**values)
-    trains_only = jobs_of_run.then is not None and after is None
-    devices = None if request.gpus else ""  # a node may have GPUs that this run has not asked for
-    jobs = []
-    # submitit prints what sbatch says before it raises it.
-    with cleaned(), contextlib.redirect_stderr(io.StringIO()), executor.batch():
-        for run in runs:
-            root = str(order.folder.run(run.run_id).root.absolute())
-            job = RunJob(root, request.cores, devices, order.entry_point, trains_only)
-            jobs.append(executor.submit(job))
-    return jobs
+    arguments = ["--train"] if jobs_of_run.then is not None and after is None else []
+    folder = submission.folder.absolute()
+    script = folder / ("train.sh" if after is None else "evaluate.sh")
+    write_text(script, script_text(request, values, runs, order.folder, folder, order.entry_point, arguments))
+    hold = ["--hold"] if after is None else []
+    command = ["sbatch", "--parsable", *hold, str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment.clean())
+    number = done.stdout.strip().partition(";")[0]
+    if done.returncode != 0 or not number.isdigit():
+        raise SbatchFailed(done.stderr.strip() or done.stdout.strip() or f"sbatch: {done.returncode}")
+    return [
+        _Task(f"{number}_{place}", script, folder / f"{number}_{place}.out") for place in range(len(runs))
+    ]
 
 
 def _check_possible(request: RequestConfig, script: Path, say: Say) -> None:
@@ -346,18 +359,16 @@ def _impossible(script: Path, say: Say) -> str | None:
     return None
 
 
-def _write_pending(
-    paths: RunPaths, job: "submitit.Job[None]", evaluation: str | None, name: str
-) -> tuple[RunPaths, Status]:
+def _write_pending(paths: RunPaths, job: _Task, evaluation: str | None, name: str) -> tuple[RunPaths, Status]:
     """Begin an attempt: status `pending` with the job's id, a link to its log. Returns the status before."""
     with run_lock(paths):
         before = read_record(paths)
         number = free_number(paths, before.attempt + 1)
         attempt = paths.attempt(number)
         attempt.mkdir(parents=True, exist_ok=True)
-        log = attempt / job.paths.stdout.name
+        log = attempt / job.log.name
         log.unlink(missing_ok=True)
-        log.symlink_to(os.path.relpath(job.paths.stdout, attempt.absolute()))
+        log.symlink_to(os.path.relpath(job.log, attempt.absolute()))
         status = before.again(
             state=State.pending,
             attempt=number,

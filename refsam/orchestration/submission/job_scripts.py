@@ -11,6 +11,7 @@ from typing import Any
 
 from refsam.configuration.schema import ClusterConfig, RequestConfig
 from refsam.errors import SlurmSilent
+from refsam.orchestration.in_job.attempts import LOG
 from refsam.orchestration.in_job.job import SCIENCE
 from refsam.orchestration.slurm import site
 from refsam.orchestration.slurm.patience import Say
@@ -94,14 +95,14 @@ def write_scripts(
                 if is_evaluation:
                     follow(values, None)
                 arguments = ["--train"] if jobs.then is not None and not is_evaluation else []
-                text = _script(request, values, part, folder, logs, entry_point, arguments)
+                text = script_text(request, values, part, folder, logs, entry_point, arguments)
                 paths.append(sweep.scripts / f"{name}.sh")
                 write_text(paths[-1], text)
             written.append(JobScript(paths[0], paths[1] if len(paths) > 1 else None))
     return written
 
 
-def _script(
+def script_text(
     request: RequestConfig,
     values: dict[str, Any],
     runs: Sequence[Run],
@@ -110,13 +111,20 @@ def _script(
     entry_point: str,
     arguments: Sequence[str],
 ) -> str:
-    """The text of one script: options, prologue, the list of run directories, and one line that runs one."""
+    """The text of an array's script: options, prologue, the run directories, and one line that runs one.
+
+    Args:
+        values: as `parameters` returns them.
+        logs: the folder of the logs, ARRAY_TASK.out.
+        arguments: of run_job.
+    """
     options = {name: value for name, value in values.items() if name not in _NOT_OPTIONS}
     options |= {name: value for name, value in values["additional_parameters"].items() if name != "hold"}
     options["array"] = f"0-{len(runs) - 1}%{min(values['array_parallelism'], len(runs))}"
     options["output"] = str(logs.absolute() / "%A_%a.out")
     options["open_mode"] = "append"
     options["signal"] = f"USR2@{values.get('signal_delay_s', SIGNAL_SECONDS)}"
+    log = f"{shlex.quote(str(logs.absolute()))}/${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}.out"
     directories = [shlex.quote(str(folder.run(run.run_id).root.absolute())) for run in runs]
     module = shlex.join([sys.executable, "-u", "-m", "refsam.orchestration.in_job.run_job", *arguments])
     other = [] if entry_point == SCIENCE else [shlex.quote(entry_point)]
@@ -127,6 +135,7 @@ def _script(
         *(_option(name, value) for name, value in sorted(options.items())),
         "",
         *values["setup"],
+        f"export {LOG}={log}",
         *([] if request.gpus else ["export CUDA_VISIBLE_DEVICES=  # nothing was asked for"]),
         "",
         "runs=(",

@@ -1,11 +1,14 @@
-"""A queue of runs on the machine at hand, each in a process of its own, over submitit's local executor.
+"""A queue of runs on the machine at hand, each in a process of its own.
 
-submitit starts a job at once and has no queue, so a run is handed to it when its turn comes. Its wrapper
-process starts the one that executes the run. The run's own process writes status.json while it lives; this
-queue writes it before and after: pending, and failed where the process ended without a word.
+It is the process that a job of Slurm executes, too: it starts the one that computes the run, which writes
+status.json while it lives. This queue writes it before and after: pending, and failed where the process ended
+without a word.
 """
 
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,14 +19,15 @@ from types import FrameType
 from typing import Protocol
 
 import psutil
-import submitit
-from submitit.core.utils import environment_variables, pickle_load
 
 from refsam.configuration.schema import RefsamConfig
 from refsam.orchestration import machine
 from refsam.orchestration.display import Display, Place, Row
-from refsam.orchestration.in_job.job import SCIENCE, RunJob, thread_environment
+from refsam.orchestration.in_job.attempts import LOG
+from refsam.orchestration.in_job.job import SCIENCE, thread_environment
+from refsam.records import place
 from refsam.records.attempts import free_number
+from refsam.records.logs import log_end
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.recovery import read_record
 from refsam.records.status import (
@@ -37,11 +41,13 @@ from refsam.records.status import (
     write_status,
 )
 
+RUN_JOB = (sys.executable, "-u", "-m", "refsam.orchestration.in_job.run_job")
+LOG_NAME = "run.out"
+LOG_BYTES = 4096  # of its end, for the last line
 POLL_SECONDS = 0.2  # between two looks at the processes
 REFRESH_SECONDS = 1.0  # between two looks at the records
 GRACE_SECONDS = 60.0  # for a run to save what it has, once it was asked to stop
 KILL_SECONDS = 10.0  # for the kernel to take away what was killed
-NO_TIMEOUT_MINUTES = 10 * 365 * 24 * 60  # submitit's own default ends a job after 5 minutes
 FINISHED = (State.completed, State.failed)
 # What a terminal sends to everything in the foreground: Ctrl-C, Ctrl-\, and its own end.
 TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
@@ -77,17 +83,15 @@ class _Entry:
 
 @dataclass
 class _Child:
-    """A run that this queue has started: its submitit job, all processes seen below it, and what it holds."""
+    """A run that this queue has started: its process, all processes seen below it, and what it holds."""
 
     entry: _Entry
-    job: submitit.Job[None]
-    wrapper: psutil.Process
+    process: "subprocess.Popen[bytes]"
+    wrapper: psutil.Process  # the same
     claim: ExitStack
     device: str | None
     kills_before: int  # of processes by the kernel for lack of memory, when the run started
-    tasks: set[psutil.Process] = field(
-        default_factory=set
-    )  # the wrapper's children: one, that runs the training
+    tasks: set[psutil.Process] = field(default_factory=set)  # the wrapper's children: one, the run's process
     processes: set[psutil.Process] = field(default_factory=set)
     asked: set[psutil.Process] = field(default_factory=set)
     ended_at: float | None = None  # when the wrapper was seen to have ended, time.monotonic
@@ -106,19 +110,17 @@ class _Child:
         return [process for process in (self.wrapper, *self.processes) if _is_alive(process)]
 
     def wrapper_ended(self) -> bool:
-        if self.ended_at is None and self.job.done():
+        if self.ended_at is None and self.process.poll() is not None:
             self.ended_at = time.monotonic()
         return self.ended_at is not None
 
     def ask_to_stop(self) -> None:
-        """SIGTERM, once, to the process that runs the training; its own helpers are its own business.
-
-        The wrapper would pass it on, but not to a process that it has not started yet.
-        """
+        """SIGTERM, once, to the wrapper, which passes it on, or to what a killed one has left."""
         self.look()
-        for task in self.tasks - self.asked:
-            self.asked.add(task)
-            _send(task, signal.SIGTERM)
+        told = {self.wrapper} if _is_alive(self.wrapper) else self.tasks
+        for process in told - self.asked:
+            self.asked.add(process)
+            _send(process, signal.SIGTERM)
 
     def kill(self) -> None:
         """SIGKILL to everything, again until nothing is left: a process may start another one meanwhile."""
@@ -258,22 +260,31 @@ class _Queue:
         try:
             folder = entry.paths.attempt(entry.status.attempt)
             folder.mkdir(exist_ok=True)
-            folder.chmod(0o700)  # the job unpickles what lies here: nobody else may write it
+            log = folder.absolute() / LOG_NAME
             device = self._free_device(entry.run.config)
-            executor = submitit.LocalExecutor(folder)
-            executor.update_parameters(timeout_min=NO_TIMEOUT_MINUTES, stderr_to_stdout=True)
-            job = RunJob(str(entry.paths.root.absolute()), self._threads, device or "", self._entry_point)
+            environment = {
+                **os.environ,
+                **thread_environment(self._threads),
+                "CUDA_VISIBLE_DEVICES": device or "",
+                place.LOCAL_QUEUE: "1",
+                LOG: str(log),
+            }
             kills = machine.out_of_memory_kills()
-            # submitit imports numpy before it reads the pickle, and numpy's threads are fixed at its import.
-            with _shielded_children(), environment_variables(**thread_environment(self._threads)):
-                submitted = executor.submit(job)
-            wrapper = psutil.Process(int(submitted.job_id))
+            with _shielded_children(), log.open("ab") as output:
+                process = subprocess.Popen(
+                    [*RUN_JOB, str(entry.paths.root.absolute()), self._entry_point],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                )
+            wrapper = psutil.Process(process.pid)
         except (OSError, RuntimeError, psutil.Error) as error:
             with run_lock(entry.paths):
                 write_status(entry.paths, _not_started(entry.status, error))
             raise
-        entry.place, entry.log = Place.here, submitted.paths.stdout
-        self._children.append(_Child(entry, submitted, wrapper, held.pop_all(), device, kills))
+        entry.place, entry.log = Place.here, log
+        self._children.append(_Child(entry, process, wrapper, held.pop_all(), device, kills))
 
     def _free_device(self, config: RefsamConfig) -> str | None:
         """The GPU with the fewest runs on it; None for a run on the CPU, or where there is no GPU."""
@@ -323,13 +334,12 @@ class _Queue:
         if stopping:
             return _failed(status, Reason.cancelled, "The run was stopped; the same command continues it.")
         log = child.entry.log
-        if child.job.paths.result_pickle.exists():
-            outcome, result = pickle_load(child.job.paths.result_pickle)
-            if outcome == "error":  # result is the traceback; its last line names the error
-                cause = str(result).strip().splitlines()[-1]
-                return _failed(status, Reason.error, f"{cause}; see {log}")
+        if child.process.returncode == 0:
             return _failed(status, Reason.error, f"The run returned before it was completed; see {log}")
-        killed = child.job._process.returncode == -signal.SIGKILL  # type: ignore[attr-defined]
+        if child.process.returncode > 0:  # the last line of a traceback names the error
+            cause = log_end(log, 1, LOG_BYTES) if log is not None and log.exists() else ""
+            return _failed(status, Reason.error, f"{cause or 'The run failed without a word'}; see {log}")
+        killed = child.process.returncode == -signal.SIGKILL
         if killed and machine.out_of_memory_kills() > child.kills_before:
             for other in self._children:
                 other.kills_before += 1  # that kill is explained
