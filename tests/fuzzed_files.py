@@ -46,10 +46,12 @@ from refsam.datasets.reading import read_image, read_labels
 from refsam.datasets.weights_file import architecture_problem, weights_problem
 from refsam.errors import BadInput
 from refsam.records.files import read_json, read_yaml
+from refsam.records.history import read_history
 from refsam.records.metrics import read_metrics
-from refsam.records.paths import RunPaths
+from refsam.records.paths import RunPaths, SweepPaths
 from refsam.records.per_image import COLUMNS, read_rows, read_values
 from refsam.records.status import read_status
+from refsam.results.sweeps import read_manifest
 
 BOUND = 2**30
 ORIENTATION = 274  # EXIF's tag
@@ -309,6 +311,13 @@ def records() -> Group:
     values = {"a": [1, 2.5, None, True, "é"], "b": {"c": "2020-01-01", "d": "x\ny"}}
     status = {"state": "running", "reason": None, "attempt": 2, "epoch": 3, "loss": 0.5, "host": "node1"}
     metrics = {"format": 2, "rows": [{"mode": "box", "round": 0, "mask_input": False, "SA50": 0.5}]}
+    manifest = {
+        "format": 1,
+        "commands": [["refsam"]],
+        "runs": [{"run_id": "a", "overrides": {"seed": "1"}}],
+        "skipped": [{"overrides": {}, "reason": "none"}],
+        "created": "2026-01-01T00:00:00+00:00",
+    }
     config = frozen.to_values(compose(["peft=lora", "n_objects=5"]))
     laughs = [b"a: &a [x, x, x, x, x, x, x, x, x]"]
     laughs += [b"%c: &%c [%s]" % (c, c, b", ".join([b"*%c" % (c - 1)] * 9)) for c in b"bcdefghij"]
@@ -318,6 +327,10 @@ def records() -> Group:
             return read_status(RunPaths(path.parent)) if path.name == "status.json" else read_json(path)
         if path.name.startswith("metrics"):
             return read_metrics(path)
+        if path.name.startswith("manifest"):
+            return read_manifest(SweepPaths(path.parent))
+        if path.name.startswith("history"):
+            return read_history(path)
         if path.name.startswith("config"):
             return frozen.load(path)
         return read_json(path) if path.suffix == ".json" else read_yaml(path)
@@ -329,10 +342,12 @@ def records() -> Group:
             "plain.yaml": b"a: 1\nb: [x, 2020-01-01, 1.5e3]\nc: &anchor {d: ~}\ne: *anchor\nf: |\n  text\n",
             "status.json": json.dumps(status).encode(),
             "metrics.json": json.dumps(metrics).encode(),
+            "manifest.json": json.dumps(manifest).encode(),
+            "history.csv": b"epoch,iteration,loss,best\n0,50,0.75,0\n1,100,0.5,1\n2,150,,1\n",
             "config.yaml": yaml.safe_dump(config).encode(),
         },
         read,
-        (ValueError,),
+        (ValueError, BadInput),
         compared=False,
         extra=(
             ("deep.json", b"[" * 1_000_000),

@@ -102,7 +102,7 @@ def load(path: Path) -> RefsamConfig:
     values = read_yaml(path)
     try:
         return to_config(values)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError, ValueError) as error:  # also of no mapping at all
         raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
 
 

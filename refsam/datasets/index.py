@@ -282,7 +282,11 @@ def _load(store: Path) -> dict[str, ImageFacts]:
         return {}
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         return {}
-    return {identity: _facts(fact) for identity, fact in values["images"].items()}
+    try:
+        return {identity: _facts(fact) for identity, fact in values["images"].items()}
+    except (AttributeError, KeyError, TypeError) as error:
+        logger.warning("the facts about the images are read anew: %s is damaged (%r)", store, error)
+        return {}
 
 
 def _facts(values: dict[str, Any]) -> ImageFacts:

@@ -111,7 +111,12 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise Unreadable(f"{path} cannot be read: {os_reason(error)}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    """The one sentence about a file; YAML's reader says in several lines where it stopped."""
+    return ValueError(f"{path} is damaged: {' '.join(str(error).split())}")
 
 
 def read_json(path: Path) -> Any:
@@ -120,7 +125,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(text)
     except (RecursionError, ValueError) as error:  # too deep, no JSON, or too long a number
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise _damaged(path, error) from error
 
 
 def read_yaml(path: Path) -> Any:
@@ -129,7 +134,7 @@ def read_yaml(path: Path) -> Any:
     try:
         return yaml.load(text, Loader=_SAFE_LOADER)  # noqa: S506
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise _damaged(path, error) from error
 
 
 def read_yaml_sections(path: Path, *keys: str) -> list[Any]:
@@ -154,7 +159,7 @@ def read_yaml_sections(path: Path, *keys: str) -> list[Any]:
             if section is not None
         ]
     except (yaml.YAMLError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise _damaged(path, error) from error
 
 
 @lru_cache(maxsize=256)

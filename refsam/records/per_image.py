@@ -30,15 +30,23 @@ _COLUMN_TYPES: Mapping[str, Callable[[str], Any]] = {
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of per_image.csv; none of a file with other columns, which another version of refsam wrote."""
+    """The rows of per_image.csv; none of a file with other columns, which another version of refsam wrote.
+
+    Raises ValueError when the file is damaged.
+    """
     try:
         text = read_text(path)
     except FileNotFoundError:
         return []
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    if tuple(reader.fieldnames or ()) != COLUMNS:
-        return []
-    return [{name: _COLUMN_TYPES.get(name, float)(value) for name, value in row.items()} for row in reader]
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            return []
+        return [
+            {name: _COLUMN_TYPES.get(name, float)(value) for name, value in row.items()} for row in reader
+        ]
+    except (csv.Error, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {type(error).__name__} {error}") from error
 
 
 def read_values(path: Path, metric: str) -> dict[Measurement, dict[str, float]]:

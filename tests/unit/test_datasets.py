@@ -366,8 +366,10 @@ def test_a_damaged_or_unwritable_cache_of_facts_does_no_harm(folder: DatasetConf
     pairs = list_pairs(folder)
     facts = index.inspect(pairs, folder, tmp_path / "cache")
     (store,) = (tmp_path / "cache").iterdir()
-    store.write_text('{"format": 1, "images": {"')
-    assert index.inspect(pairs, folder, tmp_path / "cache") == facts
+    whole = store.read_text()
+    for damaged in ('{"format": 1, "images": {"', whole.replace('"n_objects"', '"objects"'), "[]"):
+        store.write_text(damaged)
+        assert index.inspect(pairs, folder, tmp_path / "cache") == facts
     (tmp_path / "file").write_text("")
     assert index.inspect(pairs, folder, tmp_path / "file" / "cache") == facts
 

@@ -10,7 +10,7 @@ import pytest
 
 PROGRAM = Path(__file__).parents[1] / "fuzzed_files.py"
 SEED, CASES = 0, 60  # of each group, besides those that are not drawn
-GROUPS = ("images", "labels", "annotations", "weights")
+GROUPS = ("images", "labels", "annotations", "tables", "records", "weights")
 
 
 @pytest.fixture(scope="module")

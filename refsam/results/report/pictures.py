@@ -124,11 +124,7 @@ def _measured(paths: RunPaths, mode: str, image: str) -> tuple[str, str]:
 
     Raises ValueError when per_image.csv is damaged.
     """
-    try:
-        rows = read_rows(paths.per_image)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{paths.per_image} is damaged: {type(error).__name__} {error}") from error
-    for row in rows:
+    for row in read_rows(paths.per_image):
         if (row["image"].replace("/", "__"), row["mode"], row["round"]) == (image, mode, 0):
             counts = f"{row['n_objects']} objects, {row['n_predicted']} predicted"
             return row["image"], f"{counts}; SA50 {row['SA50']:.3f}, mIoU {row['mIoU']:.3f}"
