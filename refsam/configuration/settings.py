@@ -100,7 +100,10 @@ def recorded_values(values: Mapping[str, Any]) -> Setting:
     stands there counts.
     """
     try:
-        return setting_values(from_values(RefsamConfig, dict(values)))
+        # What takes most of the time and says nothing of the run is left out.
+        needed = {**values, "resource": {**values["resource"], "settings": {}}}
+        needed["evaluate"] = {**(values.get("evaluate") or {}), "resource": None}
+        return setting_values(from_values(RefsamConfig, needed))
     except (AttributeError, BadInput, KeyError, TypeError, ValueError):
         known = {name: value for name, value in values.items() if name not in (*NOT_IDENTITY, "seed")}
         trained = known.get("kind") != Kind.baseline

@@ -14,7 +14,7 @@ from refsam.configuration.settings import Setting, differing, is_of_training, na
 from refsam.results.run_rows import BASELINE, SETTING
 
 # The column strategy has a value for each of these.
-_SAID_BY_STRATEGY = ("peft.", "train.joint", "train.patch_pool")
+_SAID_BY_STRATEGY = ("peft.", "train.joint")
 _NOTHING = object()
 
 

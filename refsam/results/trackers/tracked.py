@@ -5,10 +5,12 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from refsam.configuration.settings import ROOT
 from refsam.records.attempts import read_attempt
 from refsam.records.files import read_yaml
 from refsam.records.history import read_history
@@ -97,12 +99,19 @@ def tracked_run(rows: pd.DataFrame, paths: RunPaths) -> TrackedRun:
     return TrackedRun(
         run_id=paths.run_id,
         parameters=_parameters(paths),
-        tags={name: str(first[column]) for name, column in _TAGS.items() if not pd.isna(first[column])},
+        tags={name: str(first[column]) for name, column in _TAGS.items() if not pd.isna(first[column])}
+        | _folder(first),
         epochs=_epochs(paths, began),
         metrics=_metrics(rows),
         began=began,
         ended=max(began, ended),
     )
+
+
+def _folder(row: "pd.Series[Any]") -> dict[str, str]:
+    """The name of the data set's folder, where others of the same name lie elsewhere: no path is told."""
+    root = row.get(ROOT)
+    return {} if root is None or pd.isna(root) else {"dataset_folder": Path(root).name}
 
 
 def _parameters(paths: RunPaths) -> dict[str, Value]:
