@@ -101,7 +101,7 @@ def test_a_folder_of_annotations_is_planned_without_torch(annotated: DatasetConf
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "left out are 1 × empty segmentation (annotation 1 of discs_00.tif)" in done.stdout
+    assert "left out are 1 × empty segmentation (only a box) (annotation 1 of discs_00.tif)" in done.stdout
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if "|" in line}
     assert "pycocotools" in imported
     assert "torch" not in imported
