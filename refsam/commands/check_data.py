@@ -33,7 +33,9 @@ def _check_data(options: argparse.Namespace) -> int:
     for config in configs:
         check_values(config)
     different = {(repr(each.dataset), *each.train.patch_shape): each for each in configs}
-    for config in different.values():
+    for number, config in enumerate(different.values()):
+        if number:
+            print()
         _print_table(config.dataset, config.train.patch_shape)
     return COMPLETED
 

@@ -22,10 +22,26 @@ if TYPE_CHECKING:
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf", ".he5")
 PILLOW_FORMATS = frozenset(
-    ("PNG", "JPEG", "MPO", "JPEG2000", "WEBP", "AVIF", "GIF", "BMP", "DIB", "PPM", "TGA", "PCX", "SUN", "QOI")
+    (
+        "PNG",
+        "JPEG",
+        "MPO",
+        "JPEG2000",
+        "WEBP",
+        "AVIF",
+        "GIF",
+        "BMP",
+        "DIB",
+        "PPM",
+        "TGA",
+        "PCX",
+        "PSD",
+        "SUN",
+        "QOI",
+    )
 )
-# What comes after the first frame belongs to it: previews and maps of brightness.
-FIRST_FRAME = ("MPO",)
+# What comes after the first frame belongs to it: previews, maps of brightness, layers.
+FIRST_FRAME = ("MPO", "PSD")
 CODECS = {b"II\xbc": "JXR", b"\x00\x00\x00\x0cJXL ": "JXL", b"\xff\x0a": "JXL"}
 DICOM = b"DICM"  # from the 128th byte on
 FORMATS = "TIFF, PNG, JPEG, JPEG 2000, JPEG XR, JPEG XL, WebP, AVIF, GIF, BMP, PNM, DICOM and HDF5"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -176,6 +177,11 @@ def _warnings(dataset: DatasetConfig, facts: Mapping[str, ImageFacts]) -> list[s
     undecided = dataset.labels_are is None and not binary_masks(dataset, facts)
     if undecided and (split := having(lambda fact: fact.n_split > 0)):
         found.append(_split_objects(dataset, facts, split))
+    large = having(lambda fact: 2 * fact.largest_object > math.prod(fact.label_shape))
+    if 2 * len(large) > total:
+        found.append(
+            f"{_of(large, total)} covered by one object for more than a half; the background has to be 0"
+        )
     if turned := having(lambda fact: fact.image.orientation != 1):
         found.append(f"{_of(turned, total)} turned as their orientation in EXIF says")
     if lying := having(lambda fact: fact.image.ignored_orientation):

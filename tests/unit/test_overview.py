@@ -108,6 +108,18 @@ def test_what_looks_wrong_and_may_be_right_is_a_warning(
     )
 
 
+def test_a_background_that_is_an_object_is_a_warning(
+    folder: Path, tmp_path: Path, dataset: MakeDataset
+) -> None:
+    for path in (folder / "labels").iterdir():
+        rewrite(path, labels(6, 8) + np.uint8(1))
+    (warning,) = look(dataset("folder", folder), tmp_path / "cache").warnings
+    assert warning == (
+        "dataset folder: 6 of 6 images (images/0, images/1, images/2, …) are covered by one object for more "
+        "than a half; the background has to be 0"
+    )
+
+
 def test_ids_that_are_classes_are_told_what_numbers_their_pieces(
     folder: Path, tmp_path: Path, dataset: MakeDataset
 ) -> None:

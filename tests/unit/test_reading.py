@@ -456,6 +456,25 @@ def test_a_file_of_several_that_ome_metadata_describes_is_its_own_plane(tmp_path
     np.testing.assert_array_equal(reading.read_image(tmp_path / "t2.ome.tif"), planes[2])
 
 
+def test_a_file_with_some_planes_of_a_larger_ome_series_has_these_as_channels(tmp_path: Path) -> None:
+    planes = values(2, 20, 30)
+    data = "".join(
+        f'<TiffData FirstT="{t}" FirstC="{c}" IFD="{c}" PlaneCount="1"><UUID FileName="t{t}.ome.tif">'
+        f"urn:uuid:{t}</UUID></TiffData>"
+        for t in range(3)
+        for c in range(2)
+    )
+    xml = (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
+        'UUID="urn:uuid:1"><Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" '
+        'SizeX="30" SizeY="20" SizeC="2" SizeZ="1" SizeT="3"><Channel ID="Channel:0:0"/>'
+        f'<Channel ID="Channel:0:1"/>{data}</Pixels></Image></OME>'
+    )
+    tifffile.imwrite(tmp_path / "t1.ome.tif", planes, description=xml, metadata=None, photometric=1)
+    assert "dataset.channels" in refusal(reading.read_image, tmp_path / "t1.ome.tif")
+    np.testing.assert_array_equal(reading.read_image(tmp_path / "t1.ome.tif", None, [1]), planes[1])
+
+
 def test_several_pictures_in_a_file_are_refused_with_their_number(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
         file.write(values(10, 15))
