@@ -179,6 +179,5 @@ def _uncompressed(text: str) -> list[int] | None:
 def _inside(coordinates: Sequence[float], size: Size) -> bool:
     """Whether points x, y, x, y, … lie in an image, rounding allowed for."""
     height, width = size
-    return all(-TOLERANCE <= x <= width + TOLERANCE for x in coordinates[::2]) and all(
-        -TOLERANCE <= y <= height + TOLERANCE for y in coordinates[1::2]
-    )
+    x, y = coordinates[::2], coordinates[1::2]
+    return min(*x, *y) >= -TOLERANCE and max(x) <= width + TOLERANCE and max(y) <= height + TOLERANCE
