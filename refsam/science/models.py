@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from micro_sam.instance_segmentation import DecoderAdapter, get_unetr
 from micro_sam.training.trainable_sam import TrainableSAM
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from segment_anything import SamPredictor
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
@@ -182,7 +183,10 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], StateDict | No
     """
     with path.open("rb") as file:
         of_safetensors = is_safetensors(path, file.read(9))
-    content = load_file(path) if of_safetensors else read_weights(path)
+    try:
+        content = load_file(path) if of_safetensors else read_weights(path)
+    except SafetensorError as error:
+        raise BadInput(f"model.weights: {path} is a damaged safetensors file ({error})") from error
     state, decoder_state = find_weights(content, f"model.weights: {path}")
     return merge_lora(state), decoder_state
 

@@ -1,6 +1,7 @@
 """Models: built, loaded, frozen, adapted and opened for prediction."""
 
 import collections
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import micro_sam.util
 import numpy as np
 import pytest
 import torch
+from fuzzed_files import Group, cases
 from micro_sam.inference import batched_inference
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
@@ -263,6 +265,28 @@ def test_what_does_not_fit_is_named(nano: ModelConfig, tmp_path: Path) -> None:
         torch.save(content, path)
         with pytest.raises(BadInput, match=sentence):
             load_model(replace(nano, weights=str(path)), 0, "cpu")
+
+
+def test_damaged_checkpoints_end_in_a_sentence_or_are_read(nano: ModelConfig, tmp_path: Path) -> None:
+    state = load_model(nano, 5, "cpu").sam.state_dict()
+    files = {}
+    for name, zipped in (("zip.pt", True), ("legacy.pt", False)):
+        torch.save({"model_state": state}, tmp_path / name, _use_new_zipfile_serialization=zipped)
+        files[name] = (tmp_path / name).read_bytes()
+    save_file(state, tmp_path / "weights.safetensors")
+    files["weights.safetensors"] = (tmp_path / "weights.safetensors").read_bytes()
+    ends: collections.Counter[tuple[str, bool]] = collections.Counter()
+    for case in cases(Group(files, Path.read_bytes), random.Random(0), 60):
+        path = tmp_path / case.name
+        path.write_bytes(case.content)
+        try:
+            load_model(replace(nano, weights=str(path)), 0, "cpu")
+        except BadInput:
+            ends[case.kind, False] += 1
+        else:
+            ends[case.kind, True] += 1
+    assert ends["whole", True] == len(files)
+    assert ends["cut", False] > 0 == ends["cut", True]
 
 
 def test_weights_that_are_not_there_or_another_architecture_are_refused(
