@@ -8,8 +8,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from refsam.records.status import LOCK_SECONDS
+
 _OWN_JOB = "REFSAM_OWN_JOB"
 LOCAL_QUEUE = "REFSAM_LOCAL_QUEUE"  # in the environment of what a queue on this machine executes
+JOB_LOCK_SECONDS = 600.0
 
 
 @contextmanager
@@ -37,6 +40,14 @@ def job_id() -> str | None:
 def job_name() -> str | None:
     """What this job is called; None outside of a job of the run."""
     return None if job_id() is None else os.environ.get("SLURM_JOB_NAME")
+
+
+def lock_seconds() -> float:
+    """How long to wait for a run that another process holds, which may be stopped while it corrects a record.
+
+    A job would lose its place in the queue; a person is told at once.
+    """
+    return LOCK_SECONDS if job_id() is None else JOB_LOCK_SECONDS
 
 
 def host() -> str:

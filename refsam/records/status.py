@@ -5,13 +5,16 @@ import os
 import shutil
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+import psutil
+
+from refsam.errors import RunFailed
 from refsam.records import files
 from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunPaths
@@ -109,7 +112,10 @@ RESERVE_BYTES = 16 * 1024
 _FLOCK = "hhqqi4x"  # struct flock: type, whence, start, length, process
 
 
-class AlreadyRunning(RuntimeError):
+LOCK_SECONDS = 10.0  # for whoever corrects a record at this moment
+
+
+class AlreadyRunning(RunFailed):
     """Another process holds the run's lock."""
 
 
@@ -150,13 +156,18 @@ def free_reserve(paths: RunPaths) -> None:
 
 
 @contextmanager
-def run_lock(paths: RunPaths, patience: float = 0.0) -> Iterator[None]:
+def run_lock(
+    paths: RunPaths, patience: float = 0.0, in_a_hurry: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
     """Hold the run for this process; the kernel releases it however the process ends.
 
     A POSIX record lock, which NFS and Lustre know too. Raises AlreadyRunning when another process holds it,
     after `patience` seconds: whoever only corrects a record holds it for a moment.
+
+    Args:
+        in_a_hurry: whether LOCK_SECONDS must do, which may become true meanwhile.
     """
-    deadline = time.monotonic() + patience
+    began = time.monotonic()
     descriptor = os.open(paths.lock, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         while True:
@@ -164,8 +175,9 @@ def run_lock(paths: RunPaths, patience: float = 0.0) -> Iterator[None]:
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except (BlockingIOError, PermissionError) as error:
-                if time.monotonic() >= deadline:
-                    words = f"run {paths.run_id} is already running in another process"
+                waited = time.monotonic() - began
+                if waited >= patience or (waited >= LOCK_SECONDS and in_a_hurry()):
+                    words = f"run {paths.run_id} is already running in {holder_words(paths)}"
                     raise AlreadyRunning(words) from error
             time.sleep(0.1)
         yield
@@ -174,7 +186,9 @@ def run_lock(paths: RunPaths, patience: float = 0.0) -> Iterator[None]:
 
 
 @contextmanager
-def claim(paths: RunPaths, patience: float = 0.0) -> Iterator[None]:
+def claim(
+    paths: RunPaths, patience: float = 0.0, in_a_hurry: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
     """Hold the run for this process, from before it is pending to its last word, while a child computes it.
 
     The run's own lock is taken by the process that computes it, which loads its libraries first. Until then
@@ -183,10 +197,28 @@ def claim(paths: RunPaths, patience: float = 0.0) -> Iterator[None]:
     paths.attempts.mkdir(parents=True, exist_ok=True)
     with ExitStack() as lock:
         try:
-            lock.enter_context(run_lock(RunPaths(paths.attempts), patience))
+            lock.enter_context(run_lock(RunPaths(paths.attempts), patience, in_a_hurry))
         except AlreadyRunning as error:
-            raise AlreadyRunning(f"run {paths.run_id} is already running in another process") from error
+            words = f"run {paths.run_id} is already running in {holder_words(RunPaths(paths.attempts))}"
+            raise AlreadyRunning(words) from error
         yield
+
+
+def holder_words(paths: RunPaths) -> str:
+    """`another process`, the one that holds the lock in `paths`: with its number if it is of this machine,
+    and how to continue it if it is stopped.
+    """
+    number = lock_holder(paths)
+    try:
+        # A process of another machine has a number that may be any other one's here.
+        process = psutil.Process(number or 0)
+        if str(paths.lock.resolve()) not in [file.path for file in process.open_files()]:
+            return "another process"
+        is_stopped = process.status() == psutil.STATUS_STOPPED
+    except psutil.Error:
+        return "another process"
+    stopped = f", which is stopped; `kill -CONT {number}` lets it go on" if is_stopped else ""
+    return f"another process (number {number}{stopped})"
 
 
 def is_locked(paths: RunPaths) -> bool:

@@ -46,7 +46,6 @@ from refsam.science.trainers import Progress
 from refsam.science.training import train
 
 SECONDS_BETWEEN_WRITES = 1.0
-LOCK_SECONDS = 10.0  # for whoever corrects the record at this moment
 MESSAGE_LENGTH = 300
 KILLED_WORKER = r"DataLoader worker \(pid.*\) (is killed by signal: Killed|exited unexpectedly)"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -145,7 +144,7 @@ def execute(root: Path) -> None:
         KeyboardInterrupt: when the process was asked to stop; the run can be continued.
     """
     paths = RunPaths(root)
-    with interruption.listening(), run_lock(paths, LOCK_SECONDS):
+    with interruption.listening(), run_lock(paths, place.lock_seconds()):
         status = StatusWriter(paths)
         try:
             hold_reserve(paths)

@@ -5,17 +5,22 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+from holder import held
 
 from refsam.errors import RunFailed
 from refsam.orchestration import machine
-from refsam.orchestration.in_job.attempts import begin_attempt
+from refsam.orchestration.in_job import supervisor
+from refsam.orchestration.in_job.attempts import begin_attempt, end_of_attempt
 from refsam.orchestration.in_job.job import RunJob
+from refsam.orchestration.slurm import own_job
+from refsam.records import place, status
 from refsam.records.attempts import Attempt, read_attempt, write_attempt
 from refsam.records.files import write_json
 from refsam.records.paths import RunPaths
@@ -179,24 +184,83 @@ def test_an_attempt_that_died_with_its_supervisor_is_ended_by_the_next(paths):
 
 
 def test_a_run_that_another_process_holds_is_left_alone(paths, monkeypatch):
-    monkeypatch.setattr("refsam.orchestration.in_job.attempts.LOCK_SECONDS", 0.0)
-    program = (
-        "import sys; from pathlib import Path; from refsam.records.paths import RunPaths\n"
-        "from refsam.records.status import run_lock\n"
-        "with run_lock(RunPaths(Path(sys.argv[1]))): print('held', flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", program, str(paths.root)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(AlreadyRunning):
+    monkeypatch.setattr(place, "LOCK_SECONDS", 0.0)
+    with held(paths.root) as holder:
+        stopped = rf"\(number {holder.pid}, which is stopped; `kill -CONT {holder.pid}` lets it go on\)"
+        with pytest.raises(AlreadyRunning, match=f"run run is already running in another process {stopped}"):
             job(paths, "complete")()
-        holder.communicate("")
     assert not paths.status.exists()
+
+
+@pytest.fixture
+def slurm_job(paths, monkeypatch):
+    """As in task 2 of array 7, whose run waits; what it asks of Slurm."""
+    for name, value in (("SLURM_JOB_ID", "9"), ("SLURM_ARRAY_JOB_ID", "7"), ("SLURM_ARRAY_TASK_ID", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(place, "LOCK_SECONDS", 0.0)
+    monkeypatch.setattr(status, "LOCK_SECONDS", 0.0)
+    asked = []
+    monkeypatch.setattr(own_job, "requeue", lambda: asked.append("requeue"))
+    write_status(paths, Status(State.pending, attempt=1, job_id="7_2"))
+    return asked
+
+
+def test_a_job_waits_for_a_process_that_is_stopped_while_it_holds_its_run(paths, slurm_job):
+    with held(paths.root) as holder:
+        timer = threading.Timer(1.0, holder.kill)
+        timer.start()
+        job(paths, "complete")()
+        timer.join()
+    assert (read_status(paths).state, read_status(paths).attempt) == (State.completed, 1)
+    assert slurm_job == []
+
+
+def test_a_job_that_has_waited_long_enough_goes_back_into_the_queue(paths, slurm_job, monkeypatch):
+    monkeypatch.setattr(place, "JOB_LOCK_SECONDS", 0.0)
+    before = read_status(paths)
+    with held(paths.root), pytest.raises(SystemExit, match=r"stopped; .*; the run waits for it in the queue"):
+        job(paths, "complete")()
+    assert (slurm_job, read_status(paths)) == (["requeue"], before)
+    write_status(paths, Status(State.running, attempt=1, job_id="6_2"))  # this one is not the run's job
+    with held(paths.root), pytest.raises(AlreadyRunning):
+        job(paths, "complete")()
+    assert slurm_job == ["requeue"]
+
+
+def test_a_job_that_waits_heeds_its_time_limit(paths, slurm_job, monkeypatch):
+    monkeypatch.setattr(own_job, "why_ended", lambda number: (Reason.timeout, False))
+    with held(paths.root):
+        threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGUSR2)).start()
+        with pytest.raises(SystemExit, match="the run waits for it in the queue"):
+            job(paths, "complete")()
+    assert slurm_job == ["requeue"]
+
+
+@pytest.mark.parametrize("where", ["Slurm", "here"])
+def test_a_completed_run_whose_record_another_process_holds_has_ended(paths, slurm_job, monkeypatch, where):
+    monkeypatch.setattr(place, "JOB_LOCK_SECONDS", 0.0)
+    if where == "here":
+        monkeypatch.delenv("SLURM_JOB_ID")
+        monkeypatch.delenv("SLURM_ARRAY_JOB_ID")
+
+    def end(*arguments):
+        with held(paths.root):
+            return end_of_attempt(*arguments)
+
+    monkeypatch.setattr(supervisor, "end_of_attempt", end)
+    job(paths, "complete")()
+    attempt = read_attempt(paths, 1)
+    assert (read_status(paths).state, attempt.state) == (State.completed, State.completed)
+    assert attempt.ended_at == read_status(paths).ended_at
+    assert attempt.peak_memory_gib > 0
+    assert slurm_job == []
 
 
 PROGRAM = """
 import sys
 from refsam.orchestration.in_job.job import RunJob
+from refsam.orchestration.slurm import own_job
+from refsam.records import place, status
 RunJob(sys.argv[1], 1, '', sys.argv[2])()
 """
 

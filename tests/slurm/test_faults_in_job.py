@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+from holder import held
 from slurm_helpers import (
     CHECKOUT,
     HERE,
@@ -193,6 +195,20 @@ def test_a_job_that_is_killed_whole_is_written_down_by_whoever_looks(folder, slu
     assert (status.state, status.reason) == (State.failed, Reason.error)
     assert status.message.startswith(f"Slurm job {status.job_id}: ")
     assert read_attempt(folder.run("a"), 1).message == status.message
+
+
+def test_a_job_waits_for_a_process_that_is_stopped_while_it_holds_its_run(folder):
+    runs = [add_run(folder, "first", "wait"), add_run(folder, "a")]
+    one_at_a_time = replace(CLUSTER, array_parallelism=1)
+    submit_to_slurm(runs, folder, folder.sweep("study"), one_at_a_time, lambda said: None, STAND_IN)
+    wait_until(lambda: starts(folder, "first"))
+    job_id = read_status(folder.run("a")).job_id
+    with held(folder.run("a").root):
+        (folder.root / "go").touch()
+        wait_until(lambda: [job_id, "RUNNING"] in queue("%i", "%T"))
+        time.sleep(15)  # longer than a person waits
+        assert starts(folder, "a") == []
+    assert wait_for(folder, "a", State.completed).attempt == 1
 
 
 def test_a_run_whose_node_dies_is_resumed_on_another_one(folder, slurm_cluster):

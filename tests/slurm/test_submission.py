@@ -6,10 +6,12 @@ import signal
 import stat
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from io import StringIO
 
 import pytest
+from holder import held
 from omegaconf import OmegaConf
 from rich.console import Console
 from slurm_helpers import (
@@ -36,7 +38,7 @@ from refsam.orchestration.machine import memory_gb
 from refsam.orchestration.slurm import patience, questions
 from refsam.orchestration.slurm.identity import known_job
 from refsam.orchestration.slurm.questions import SlurmQuery, with_slurm
-from refsam.orchestration.submission import waiting
+from refsam.orchestration.submission import arrays, waiting
 from refsam.orchestration.submission.arrays import submit_to_slurm
 from refsam.orchestration.submission.job_scripts import write_scripts
 from refsam.orchestration.submission.waiting import wait_for_runs
@@ -213,7 +215,7 @@ def test_what_is_in_the_queue_is_not_submitted_again(folder):
 PROGRAM = """
 import sys
 from pathlib import Path
-sys.path[:0] = sys.argv[1:2]
+sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
 from refsam.records.paths import RunsFolder
 import test_submission
 folder = RunsFolder(Path(sys.argv[2]))
@@ -245,6 +247,30 @@ def test_two_shells_at_once_submit_each_run_once(folder):
     assert [shell.returncode for shell in shells] == [0, 0], outputs
     wait_for_state(folder, runs, State.completed)
     assert [len(starts(folder, run.run_id)) for run in runs] == [1, 1, 1, 1]
+
+
+def test_a_run_whose_record_a_stopped_process_holds_is_left_out_alone(folder, monkeypatch):
+    runs = [add_run(folder, name) for name in "abc"]
+    monkeypatch.setattr(arrays, "LOCK_SECONDS", 0.0)
+    with ExitStack() as stopped:
+        submit_array = arrays._submit_array
+
+        def hold_first(*arguments):
+            stopped.enter_context(held(folder.run("b").root))
+            return submit_array(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(arrays, "_submit_array", hold_first)
+            first, second = submit(folder, runs)
+        assert first.startswith("Left out: run b is already running in another process (number ")
+        assert "which is stopped" in first
+        assert ": 2 runs, partition medium" in second
+        wait_for_state(folder, [runs[0], runs[2]], State.completed)
+        wait_until(nothing_is_left)
+        assert not folder.run("b").status.exists()
+    submit(folder, runs)
+    wait_for_state(folder, runs, State.completed)
+    assert [len(starts(folder, run.run_id)) for run in runs] == [1, 1, 1]
 
 
 def test_cancel_waits_for_a_shell_that_submits_and_cancels_all_that_it_has_submitted(folder):

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from refsam.records.attempts import Attempt, free_number, read_attempt, requeued
 from refsam.records.paths import RunPaths
 from refsam.records.recovery import read_record
 from refsam.records.status import (
+    LOCK_SECONDS,
     TRAINED,
+    AlreadyRunning,
     Reason,
     State,
     Status,
@@ -27,7 +30,6 @@ from refsam.records.status import (
     write_status,
 )
 
-LOCK_SECONDS = 10.0  # for whoever corrects the record at this moment
 LOG = "REFSAM_LOG"  # in the environment of a job: the path of its log
 STOPPED = {
     Reason.cancelled: "The run was stopped; the same command continues it.",
@@ -56,12 +58,12 @@ class Outcome:
     trained: bool
 
 
-def begin_attempt(paths: RunPaths) -> bool:
+def begin_attempt(paths: RunPaths, in_a_hurry: Callable[[], bool] = lambda: False) -> bool:
     """Write the record of the next attempt, with its settings; False when the run is completed already.
 
-    Raises AlreadyRunning when another process holds the run.
+    Raises AlreadyRunning when another process holds the run, see `run_lock`.
     """
-    with run_lock(paths, LOCK_SECONDS):
+    with run_lock(paths, place.lock_seconds(), in_a_hurry):
         status = read_record(paths)
         if status.state is State.completed:
             return False
@@ -92,7 +94,9 @@ def begin_attempt(paths: RunPaths) -> bool:
         return True
 
 
-def end_of_attempt(paths: RunPaths, outcome: Outcome) -> Status:
+def end_of_attempt(
+    paths: RunPaths, outcome: Outcome, in_a_hurry: Callable[[], bool] = lambda: False
+) -> Status:
     """Write how the attempt ended; the status is pending when another one follows by itself.
 
     So it is when the attempt has trained a run that another job evaluates: that job's attempt is the next.
@@ -100,8 +104,16 @@ def end_of_attempt(paths: RunPaths, outcome: Outcome) -> Status:
 
     What the process has written about itself wins, but for the reason of a stop, which only Slurm knows, and
     for helpers of it that were killed: whether for their memory, only the kernel knows.
+
+    Raises AlreadyRunning when another process holds the run, see `run_lock`; not for a completed one, of
+    which nobody but this process has anything left to write.
     """
-    with run_lock(paths, LOCK_SECONDS):
+    with ExitStack() as lock:
+        try:
+            lock.enter_context(run_lock(paths, place.lock_seconds(), in_a_hurry))
+        except AlreadyRunning:
+            if read_record(paths).state is not State.completed:
+                raise
         before = read_record(paths)
         if before.phase == TRAINED and before.state is State.running and outcome.exit_status == 0:
             return _hand_over(paths, before, outcome)
@@ -110,7 +122,8 @@ def end_of_attempt(paths: RunPaths, outcome: Outcome) -> Status:
         end_attempt(paths, status, outcome.trained, peak_memory_gib=peak)
         if status.state is State.failed and status.reason in retries.TABLE:
             status = _after_failure(paths, status)
-        write_status(paths, status, is_last_word=True)
+        if status is not before:
+            write_status(paths, status, is_last_word=True)
         return status
 
 

@@ -13,9 +13,8 @@ from pathlib import Path
 from refsam import interruption
 from refsam.records.paths import RunPaths
 from refsam.records.recovery import read_record
-from refsam.records.status import AlreadyRunning, Reason, State, now, run_lock, write_status
+from refsam.records.status import LOCK_SECONDS, AlreadyRunning, Reason, State, now, run_lock, write_status
 
-LOCK_SECONDS = 10.0
 STOPPED = 130  # exit status after a signal that asked it to stop
 
 
@@ -28,7 +27,8 @@ def execute(entry_point: str, root: Path) -> None:
     except AlreadyRunning:
         raise
     except BaseException as error:
-        _leave_word(RunPaths(root), error)
+        with suppress(AlreadyRunning):  # the supervisor says it
+            _leave_word(RunPaths(root), error)
         raise
 
 

@@ -11,16 +11,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from refsam.errors import RunFailed, SlurmSilent
 from refsam.interruption import SIGNALS
 from refsam.orchestration import machine
 from refsam.orchestration.in_job.attempts import (
-    LOCK_SECONDS,
     Outcome,
     begin_attempt,
     end_of_attempt,
@@ -29,9 +29,11 @@ from refsam.orchestration.in_job.attempts import (
 from refsam.orchestration.slurm import own_job
 from refsam.records import place
 from refsam.records.paths import RunPaths
-from refsam.records.status import State, Status, claim, free_reserve
+from refsam.records.recovery import read_record
+from refsam.records.status import AlreadyRunning, Reason, State, Status, claim, free_reserve
 
 POLL_SECONDS = 0.1
+OPEN = (State.pending, State.running)
 # For a run to save what it has, once it was asked to: less than lies between Slurm's signal and its limit.
 STOP_SECONDS = 75.0
 KIB_PER_GIB = 1024**2
@@ -48,21 +50,54 @@ def supervise(paths: RunPaths, entry_point: str) -> None:
     Raises:
         RunFailed: when it has failed.
         AlreadyRunning: when another process holds the run.
-        SystemExit: when it was asked to stop, whether it goes on in a later job or not.
+        SystemExit: when it was asked to stop, or waits for another process that holds the run, whether it
+            goes on in a later job or not.
     """
     child = _Child(paths, entry_point)
-    with _claim(paths), _handling(child), _reserve(paths):
-        while begin_attempt(paths):
-            outcome, requeued_by_slurm = child.execute()
-            status = end_of_attempt(paths, outcome)
-            handed_over = outcome.exit_status == 0 and status.state in (State.pending, State.planned)
-            if status.state is State.completed or handed_over:
-                return
-            if outcome.stopped is not None:
-                _leave(paths, status, requeued_by_slurm)
-            if status.state is State.failed:
-                raise RunFailed(status.message)
-            print(f"refsam: {status.message}", flush=True)
+
+    def in_a_hurry() -> bool:
+        """Whether nothing is gained by waiting long for another process that holds the run."""
+        status = read_record(paths)
+        is_elsewhere = status.state in OPEN and status.job_id != place.job_id()
+        return child.asked is not None or is_elsewhere
+
+    with _handling(child):
+        try:
+            with _claim(paths, in_a_hurry), _reserve(paths):
+                _attempt(paths, child, in_a_hurry)
+        except AlreadyRunning as error:
+            _come_again(paths, child.asked, error)
+
+
+def _attempt(paths: RunPaths, child: "_Child", in_a_hurry: Callable[[], bool]) -> None:
+    while begin_attempt(paths, in_a_hurry):
+        outcome, requeued_by_slurm = child.execute()
+        status = end_of_attempt(paths, outcome, in_a_hurry)
+        handed_over = outcome.exit_status == 0 and status.state in (State.pending, State.planned)
+        if status.state is State.completed or handed_over:
+            return
+        if outcome.stopped is not None:
+            _leave(paths, status, requeued_by_slurm)
+        if status.state is State.failed:
+            raise RunFailed(status.message)
+        print(f"refsam: {status.message}", flush=True)
+
+
+def _come_again(paths: RunPaths, asked: signal.Signals | None, error: AlreadyRunning) -> NoReturn:
+    """Send this job back into the queue, where it waits for another process that holds the run.
+
+    Only if the record says that this job is to work on the run: it stays as it is.
+    """
+    status = read_record(paths)
+    if place.job_id() is None or status.job_id != place.job_id() or status.state not in OPEN:
+        raise error
+    if asked is not None and own_job.why_ended(asked) != (Reason.timeout, False):
+        sys.exit(f"refsam: {error}")
+    try:
+        own_job.requeue()
+    except SlurmSilent as silence:
+        raise RunFailed(f"{error}; Slurm did not requeue the job: {silence}") from error
+    sys.exit(f"refsam: {error}; the run waits for it in the queue")
 
 
 def _leave(paths: RunPaths, status: Status, requeued_by_slurm: bool) -> None:
@@ -90,13 +125,13 @@ class _Child:
             str(paths.root),
         ]
         self._number: int | None = None  # of the living process
-        self._asked: signal.Signals | None = None
+        self.asked: signal.Signals | None = None
         self._asked_at = float("inf")
 
     def ask(self, number: int, frame: FrameType | None) -> None:
         """Pass a signal on, and stop after this attempt."""
-        if self._asked is None:
-            self._asked = signal.Signals(number)
+        if self.asked is None:
+            self.asked = signal.Signals(number)
             self._asked_at = time.monotonic()
         self._pass_on(number)
 
@@ -111,10 +146,10 @@ class _Child:
             self._number = process.pid
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if self._asked is not None:
-            self._pass_on(self._asked)
+        if self.asked is not None:
+            self._pass_on(self.asked)
         exit_status, peak = self._wait(process)
-        stopped, requeued_by_slurm = (None, False) if self._asked is None else own_job.why_ended(self._asked)
+        stopped, requeued_by_slurm = (None, False) if self.asked is None else own_job.why_ended(self.asked)
         kills = machine.out_of_memory_kills() - kills
         trained = _version(self._paths.savings) != savings
         return Outcome(exit_status, kills, peak / KIB_PER_GIB, stopped, trained), requeued_by_slurm
@@ -143,7 +178,7 @@ class _Child:
 
 
 @contextmanager
-def _claim(paths: RunPaths) -> Iterator[None]:
+def _claim(paths: RunPaths, in_a_hurry: Callable[[], bool]) -> Iterator[None]:
     """Hold the run while the child starts, and between its last word and this process's own.
 
     A local queue does so itself.
@@ -151,7 +186,7 @@ def _claim(paths: RunPaths) -> Iterator[None]:
     if place.LOCAL_QUEUE in os.environ:
         yield
         return
-    with claim(paths, LOCK_SECONDS):
+    with claim(paths, place.lock_seconds(), in_a_hurry):
         yield
 
 

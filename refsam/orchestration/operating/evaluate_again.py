@@ -14,7 +14,7 @@ from refsam.orchestration.slurm.questions import SlurmQuery, statuses
 from refsam.orchestration.submission.resubmit import frozen, frozen_runs, look_at, resubmit
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.recovery import read_record
-from refsam.records.status import State, run_lock, write_status
+from refsam.records.status import LOCK_SECONDS, State, run_lock, write_status
 
 
 @dataclass(frozen=True)
@@ -76,5 +76,5 @@ def _with(config: RefsamConfig, wanted: EvaluateConfig, named: Collection[str]) 
 
 def _reopen(paths: RunPaths, config: RefsamConfig) -> None:
     freeze(paths.config, config)
-    with run_lock(paths):
+    with run_lock(paths, LOCK_SECONDS):
         write_status(paths, read_record(paths).changed(state=State.planned, phase=None))

@@ -41,6 +41,7 @@ from refsam.records.files import read_json, write_json, write_text
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
 from refsam.records.recovery import read_record
 from refsam.records.status import (
+    LOCK_SECONDS,
     AlreadyRunning,
     State,
     Status,
@@ -215,7 +216,7 @@ def _submit_arrays(runs: Sequence[Run], largest: int, order: Order) -> tuple[int
         while parts:
             part = parts.pop(0)
             try:
-                numbers = _submit_array(jobs, part, order)
+                numbers, left_out = _submit_array(jobs, part, order)
             except QueueFull:
                 # How many more the site takes is not said, so it is tried.
                 if len(part) == 1:
@@ -227,7 +228,10 @@ def _submit_arrays(runs: Sequence[Run], largest: int, order: Order) -> tuple[int
                 order.say(f"Not submitted ({text}): {error}")
             else:
                 submitted += len(part)
-                order.say(f"Job {' and '.join(numbers)}: {_count(len(part))}, {text}")
+                for sentence in left_out:
+                    order.say(f"Left out: {sentence}")
+                if len(part) > len(left_out):
+                    order.say(f"Job {' and '.join(numbers)}: {_count(len(part) - len(left_out))}, {text}")
     return submitted, failures
 
 
@@ -241,9 +245,12 @@ def check_submission(
             parameters(request, cluster, group, sweep.name, sweep.name)
 
 
-def _submit_array(jobs: Jobs, runs: Sequence[Run], order: Order) -> list[str]:
+def _submit_array(jobs: Jobs, runs: Sequence[Run], order: Order) -> tuple[list[str], list[str]]:
     """Submit one array, and the one that follows it where the jobs say so, write its runs' records and
-    release it; the numbers of the arrays. Raises SubmissionFailed.
+    release it. Raises SubmissionFailed.
+
+    Returns:
+        The numbers of the arrays, and a sentence for each run that was left out, since a process holds it.
     """
     say = order.say
     for delay in (*patience.RETRY_SECONDS, None):
@@ -273,8 +280,15 @@ def _submit_array(jobs: Jobs, runs: Sequence[Run], order: Order) -> list[str]:
     evaluations = [None] * len(runs) if then is None else [job.job_id for job in then]
     written: list[tuple[RunPaths, Status]] = []
 
+    left_out: dict[str, str] = {}
+    deadline = time.monotonic() + LOCK_SECONDS
+
     def begin(run: Run, job: _Task, evaluation: str | None) -> None:
-        written.append(_write_pending(order.folder.run(run.run_id), job, evaluation, submission.job_name))
+        paths, seconds = order.folder.run(run.run_id), deadline - time.monotonic()
+        try:
+            written.append(_write_pending(paths, job, evaluation, submission.job_name, seconds))
+        except AlreadyRunning as error:
+            left_out[run.run_id] = str(error)
 
     try:
         for request, array in zip(jobs.requests, (first, then), strict=False):
@@ -282,8 +296,16 @@ def _submit_array(jobs: Jobs, runs: Sequence[Run], order: Order) -> list[str]:
                 _check_possible(request, array[0].script, say)
         with ThreadPoolExecutor(WRITERS) as pool:  # most of the time goes into waiting for the disk
             list(pool.map(begin, runs, first, evaluations))
-        submission.write([run.run_id for run in runs], [job.job_id for job in first], done=False)
-        patiently(lambda: run_command(["scontrol", "release", number]), say)
+        if left_out:
+            places = [place for place, run in enumerate(runs) if run.run_id in left_out]
+            tasks = [array[place].job_id for array in (first, then or []) if array for place in places]
+            patiently(lambda: run_command(["scancel", *tasks]), say)
+        kept = {
+            run.run_id: job.job_id for run, job in zip(runs, first, strict=True) if run.run_id not in left_out
+        }
+        submission.write(list(kept), list(kept.values()), done=False)
+        if kept:
+            patiently(lambda: run_command(["scontrol", "release", number]), say)
     except BaseException as error:
         try:
             run_command(["scancel", *numbers])
@@ -294,11 +316,11 @@ def _submit_array(jobs: Jobs, runs: Sequence[Run], order: Order) -> list[str]:
             write_status(paths, before)
         with contextlib.suppress(OSError):  # a full disk may be what went wrong
             submission.write([run.run_id for run in runs], [], done=True)
-        if isinstance(error, SubmissionFailed | OSError | SlurmSilent | AlreadyRunning):
+        if isinstance(error, SubmissionFailed | OSError | SlurmSilent):
             raise SubmissionFailed(f"job {number} was cancelled again: {error}") from error
         raise
-    submission.write([run.run_id for run in runs], [job.job_id for job in first], done=True)
-    return numbers
+    submission.write(list(kept), list(kept.values()), done=True)
+    return numbers, list(left_out.values())
 
 
 def _sbatch(
@@ -359,9 +381,14 @@ def _impossible(script: Path, say: Say) -> str | None:
     return None
 
 
-def _write_pending(paths: RunPaths, job: _Task, evaluation: str | None, name: str) -> tuple[RunPaths, Status]:
-    """Begin an attempt: status `pending` with the job's id, a link to its log. Returns the status before."""
-    with run_lock(paths):
+def _write_pending(
+    paths: RunPaths, job: _Task, evaluation: str | None, name: str, patience: float
+) -> tuple[RunPaths, Status]:
+    """Begin an attempt: status `pending` with the job's id, a link to its log. Returns the status before.
+
+    Raises AlreadyRunning when another process holds the run, after `patience` seconds.
+    """
+    with run_lock(paths, patience):
         before = read_record(paths)
         number = free_number(paths, before.attempt + 1)
         attempt = paths.attempt(number)

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from refsam.errors import RunFailed
 from refsam.orchestration.slurm.patience import Say
 from refsam.records.paths import RunPaths, RunsFolder
-from refsam.records.status import AlreadyRunning, run_lock
+from refsam.records.status import AlreadyRunning, holder_words, run_lock
 
 LOCK_SECONDS = 600.0  # for another submission into the same folder to end
 
@@ -19,10 +19,12 @@ def only_submitter(folder: RunsFolder, say: Say, patience: float = LOCK_SECONDS)
         try:
             lock.enter_context(run_lock(RunPaths(folder.root)))
         except AlreadyRunning:
-            say(f"Another process is submitting into {folder.root}; waiting for it")
+            who = holder_words(RunPaths(folder.root))
+            say(f"{who[0].upper()}{who[1:]} is submitting into {folder.root}; waiting for it")
             try:
                 lock.enter_context(run_lock(RunPaths(folder.root), patience))
             except AlreadyRunning as error:
-                words = f"another process has been submitting into {folder.root} for {patience:.0f} seconds"
+                who = holder_words(RunPaths(folder.root))
+                words = f"{who} has been submitting into {folder.root} for {patience:.0f} seconds"
                 raise RunFailed(words) from error
         yield

@@ -32,7 +32,7 @@ from refsam.orchestration.slurm.requests import Run, by_jobs
 from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths, default_runs
 from refsam.records.recovery import mend, read_record
-from refsam.records.status import State, Status, now, run_lock, write_status
+from refsam.records.status import LOCK_SECONDS, State, Status, now, run_lock, write_status
 from refsam.records.training import read_training
 
 if TYPE_CHECKING:
@@ -270,7 +270,7 @@ def _prepare_folder(paths: RunPaths, run: PlannedRun, frozen: RefsamConfig | Non
             return
     freeze(paths.config, config)
     if run.standing == Standing.evaluate:
-        with run_lock(paths):
+        with run_lock(paths, LOCK_SECONDS):
             write_status(paths, read_record(paths).changed(state=State.planned, phase=None))
 
 
