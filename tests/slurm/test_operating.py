@@ -40,7 +40,7 @@ def submit(folder, config, parallel=None, **behaviours):
         paths.root.mkdir()
         (paths.root / "behaviour.txt").write_text(behaviour)
         freeze(paths.config, config)
-        runs.append(FrozenRun(paths.run_id, config))
+        runs.append(FrozenRun(paths.run_id, config, name))
     known = [{"run_id": path.name, "overrides": {}} for path in sorted(folder.root.glob("*-0"))]
     write_json(sweep.manifest, {"format": 1, "name": "study", "runs": known, "skipped": []})
     submit_to_slurm(runs, folder, sweep, config.cluster, lambda sentence: None)
