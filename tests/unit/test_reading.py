@@ -652,3 +652,31 @@ def test_the_hash_of_a_folder_is_that_of_its_ids_before_they_are_numbered(
     (fact,) = index.inspect(list_pairs(config), config, tmp_path / "cache").values()
     expected = hashlib.sha256(image.tobytes() + labels.astype(np.uint32).tobytes()).hexdigest()[:16]
     assert fact.content == expected
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".jxr"])
+def test_a_picture_without_its_end_is_refused_where_a_decoder_makes_it_up(
+    suffix: str, tmp_path: Path
+) -> None:
+    colours = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    path = tmp_path / f"cut{suffix}"
+    if suffix == ".tif":
+        tifffile.imwrite(path, colours, photometric="rgb", compression="jpeg", tile=(32, 32), metadata=None)
+    else:
+        path.write_bytes(imagecodecs.jpegxr_encode(colours))
+    assert reading.read_image(path).shape == (64, 64, 3)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(BadInput, match="is cut off"):
+        reading.read_image(path)
+
+
+def test_pages_that_follow_one_another_in_a_circle_come_to_an_end(tmp_path: Path) -> None:
+    path = tmp_path / "circle.tif"
+    image = np.arange(600, dtype=np.uint8).reshape(20, 30)
+    tifffile.imwrite(path, image, metadata=None)
+    content = bytearray(path.read_bytes())
+    first = int.from_bytes(content[4:8], "little")
+    following = first + 2 + 12 * int.from_bytes(content[first : first + 2], "little")
+    content[following : following + 4] = content[4:8]
+    path.write_bytes(content)
+    np.testing.assert_array_equal(reading.read_image(path), image)
