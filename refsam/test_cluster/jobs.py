@@ -31,6 +31,7 @@ def end_jobs(settings: Settings) -> None:
     """Kill them, and remove the cgroups of the nodes, which keep nothing but their names."""
     deadline = time.monotonic() + STOP_SECONDS
     while (processes := job_processes(settings)) and time.monotonic() < deadline:
+        _thaw(settings)
         for number in processes:
             with suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
@@ -40,6 +41,17 @@ def end_jobs(settings: Settings) -> None:
             for path, _, _ in os.walk(folder, topdown=False):
                 with suppress(OSError):  # a job of another cluster with the same nodes is in it
                     Path(path).rmdir()
+
+
+def _thaw(settings: Settings) -> None:
+    """Let frozen processes go on: those of a suspended job take no signal, not even the one that kills."""
+    for folder in _job_cgroups(settings):
+        for path, _, _ in os.walk(folder):
+            for switch, on in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):  # versions 1 and 2
+                file = Path(path) / switch
+                with suppress(OSError):  # the step has just ended, and its cgroup with it
+                    if file.exists():
+                        file.write_text(on, encoding="utf-8")
 
 
 def _job_cgroups(settings: Settings) -> Iterator[Path]:

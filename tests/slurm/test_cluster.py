@@ -90,11 +90,23 @@ def test_two_ups_are_one_cluster_and_down_leaves_nothing(slurm_machine, short_pa
             "--parsable",
             "--mem=100M",
             f"--output={short_path}/job",
+            "--open-mode=append",
             "--wrap=echo on; exec sleep 600",
         ]
         subprocess.run(job, env=environment, check=True, capture_output=True)
         wait_until(lambda: (short_path / "job").exists() and (short_path / "job").read_text())
-        assert "sleep" in {process.name() for process in of_cluster(root)}
+        (sleeping,) = (process for process in of_cluster(root) if process.name() == "sleep")
+        # Another one is suspended, and what could wake it is killed.
+        second = subprocess.run(job, env=environment, check=True, capture_output=True, text=True).stdout
+        wait_until(lambda: (short_path / "job").read_text().count("on") == 2)
+        (frozen,) = (
+            process
+            for process in of_cluster(root)
+            if process.name() == "sleep" and process.pid != sleeping.pid
+        )
+        subprocess.run(["scontrol", "suspend", second.strip()], env=environment, check=True)
+        wait_until(lambda: frozen.status() == psutil.STATUS_DISK_SLEEP)
+        frozen.parent().kill()
     finally:
         down = command_line("down", "--root", root)
     assert down.returncode == 0, down.stderr
