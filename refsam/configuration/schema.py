@@ -263,6 +263,8 @@ class ClusterConfig:
     qos: str | None = None  # quality of service, as sbatch takes it
     constraint: str | None = None  # features that a node must have, as sbatch takes them
     exclude: str | None = None  # nodes that get no run, as sbatch takes them
+    # Further options of sbatch, each as --name=value or --name: [--mail-type=END,--licenses=matlab].
+    extra: list[str] = field(default_factory=list)
     array_parallelism: int | None = None  # runs of one array at a time; null: as many as the site allows
     max_array_size: int | None = None  # runs in one array at most; null: as many as scontrol says
     max_submit_jobs: int | None = None  # jobs in the queue at most; null: as many as sacctmgr says

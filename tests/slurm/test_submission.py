@@ -31,6 +31,7 @@ from slurm_helpers import (
     wait_until,
 )
 
+import refsam
 from refsam.configuration.schema import ClusterConfig, RequestConfig, ResourceConfig
 from refsam.errors import BadInput, RunFailed
 from refsam.orchestration.display import PlainLines
@@ -136,6 +137,7 @@ def test_a_job_is_found_again_by_its_name_and_comment_and_carries_the_site_s_cho
         exclude="cpu[2-4]",
         account="nobody's $(touch executed)",
         qos="normal",
+        extra=["--mail-user=it's $(touch executed)", "--mail-type=END", "--nice=7", "--no-kill"],
         array_parallelism=2,
     )
     runs = [add_run(folder, f"run{number}", "wait") for number in range(3)]
@@ -148,6 +150,11 @@ def test_a_job_is_found_again_by_its_name_and_comment_and_carries_the_site_s_cho
     assert "#SBATCH --qos=normal\n" in script.read_text()
     account = """'nobody'"'"'s $(touch executed)'"""
     assert f"#SBATCH --account={account}\n" in script.read_text()
+    assert "#SBATCH --time=0-00:10:00\n" in script.read_text()
+    assert f"\n# made by refsam {refsam.__version__}: " in script.read_text()
+    facts = slurm("scontrol", "show", "job", "--oneliner", read_status(folder.run("run0")).job_id)
+    assert " Nice=7 " in facts
+    assert " MailUser=it's $(touch executed) " in facts
     assert sorted(row[2:] for row in rows) == [
         ["PENDING", "(JobArrayTaskLimit)"],
         ["RUNNING", "cpu1"],

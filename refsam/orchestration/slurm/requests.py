@@ -87,6 +87,11 @@ def jobs_text(jobs: Jobs) -> str:
     return text if jobs.then is None else f"{text}; evaluated on {request_text(jobs.then)}"
 
 
+def slurm_time(minutes: int) -> str:
+    """`2-00:00:00`, as a person reads it."""
+    return f"{minutes // 1440}-{minutes // 60 % 24:02}:{minutes % 60:02}:00"
+
+
 def minutes(time: str) -> int:
     """Minutes, rounded up, of Slurm's M, M:S, H:M:S, D-H, D-H:M and D-H:M:S; BadInput for any other time."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)

@@ -1,15 +1,19 @@
 """What sbatch is told about an array: a request, a site and some runs as submitit's parameters."""
 
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import refsam
 from refsam.configuration.resources import folder
 from refsam.configuration.schema import ClusterConfig, RequestConfig
 from refsam.errors import BadInput, nearest
 from refsam.orchestration.in_job.job import thread_environment
 from refsam.orchestration.slurm.environment import chosen, prologue_line
-from refsam.orchestration.slurm.requests import Run, minutes
+from refsam.orchestration.slurm.requests import Run, minutes, slurm_time
+from refsam.orchestration.submission.sbatch_options import parse_option
 from refsam.orchestration.submission.snapshot import prologue_lines
 
 COMMENT_LENGTH = 1000  # characters; slurmctld refuses more than 1024
@@ -27,8 +31,8 @@ def parameters(
 
     Jobs take their code from `snapshot`, where there is one, and not from where it is edited.
 
-    Raises BadInput for a time that Slurm does not know, a template that is not there, and text that a job
-    script cannot carry.
+    Raises BadInput for a time that Slurm does not know, a further option that is none or refsam's own, a
+    template that is not there, and text that a job script cannot carry.
     """
     comment = f"refsam sweep {sweep}: {' '.join(run.run_id for run in runs)}"
     threads = thread_environment(request.cores)
@@ -40,9 +44,10 @@ def parameters(
         "exclude": cluster.exclude,
     }
     # A job is put back into the queue when it is interrupted, also where the site's default is not to.
-    extra: dict[str, Any] = {"hold": True, "requeue": True}
+    extra: dict[str, Any] = {"hold": True, "requeue": True, "time": slurm_time(minutes(request.time))}
     if reservation := chosen("reservation"):
         extra["reservation"] = reservation
+    extra |= dict(map(parse_option, cluster.extra))
     if request.gpus:
         extra["gpus"] = str(request.gpus) if request.gpu is None else f"{request.gpu}:{request.gpus}"
     values: dict[str, Any] = {
@@ -51,11 +56,12 @@ def parameters(
         **{name: value for name, value in optional.items() if value is not None},
         "cpus_per_task": request.cores,
         "mem": f"{request.memory_gb}G",  # in units of 1024 for sbatch, so GiB
-        "time": minutes(request.time),
+        "time": minutes(request.time),  # for submitit; sbatch is given the one above
         "signal_delay_s": min(cluster.signal_seconds, minutes(request.time) * 60 // 4),
         "array_parallelism": cluster.array_parallelism or len(runs),
         # numpy fixes its number of threads when it is imported, which is before the run begins.
         "setup": [
+            made_by(),
             prologue_line(frozenset(extra)),
             *(f"export {name}={value}" for name, value in threads.items()),
             *([] if snapshot is None else prologue_lines(snapshot)),
@@ -70,6 +76,13 @@ def parameters(
         if isinstance(value, str):
             _check_text(name, value)
     return values
+
+
+def made_by() -> str:
+    """A comment of bash that names the command and the version that made a script."""
+    command = shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]])
+    words = f"# made by refsam {refsam.__version__}: {command}"
+    return "".join(character if character.isprintable() else " " for character in words)
 
 
 def follow(values: dict[str, Any], array: str | None) -> None:
