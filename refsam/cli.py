@@ -16,7 +16,7 @@ from refsam.commands.options import (
     SLURM_SILENT,
 )
 from refsam.errors import BadInput, DamagedManifest, RunFailed, SlurmSilent, nearest, os_problem
-from refsam.terminal import any_encoding, flush_standard_output, leave_standard_output
+from refsam.terminal import any_encoding, flush_standard_output, leave_standard_output, plain_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,9 +31,10 @@ def _answer(given: list[str]) -> int:
         try:
             if given[:1] == ["sweep"]:  # Hydra has its own --help, -m and overrides
                 return _sweep(given[1:])
-            options = _options(given)
-            status: int = options.run(options)
-            return status
+            with plain_output():
+                options = _options(given)
+                status: int = options.run(options)
+                return status
         finally:
             flush_standard_output()
     except BadInput as error:
@@ -120,7 +121,8 @@ def _sweep(arguments: list[str]) -> int:
 
 
 def _refuse(why: object, status: int) -> int:
-    print(f"refsam: {why}", file=sys.stderr)
+    with plain_output():
+        print(f"refsam: {why}", file=sys.stderr)
     return status
 
 

@@ -19,7 +19,13 @@ from refsam.configuration.resources import folder
 from refsam.configuration.schema import register
 from refsam.configuration.text_values import quote_text
 from refsam.errors import BadInput, DamagedManifest, RunFailed, os_problem
-from refsam.terminal import any_encoding, flush_standard_output, leave_standard_output, standard_console
+from refsam.terminal import (
+    any_encoding,
+    flush_standard_output,
+    leave_standard_output,
+    plain_output,
+    standard_console,
+)
 
 MULTIRUN = {"-m", "--multirun"}
 ONE_CONFIGURATION = {"-c", "--cfg", "-i", "--info"}  # options of Hydra that do not go with -m
@@ -143,7 +149,8 @@ def _is_multirun(arguments: list[str]) -> bool:
 
 
 def _leave(sentence: str, status: int) -> None:
-    print(f"refsam: {sentence}", file=sys.stderr)
+    with plain_output():
+        print(f"refsam: {sentence}", file=sys.stderr)
     sys.exit(status)
 
 

@@ -1,7 +1,6 @@
 """`refsam compare`: differences to one setting of a sweep, and how sure they are."""
 
 import argparse
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from refsam.commands.options import (
 )
 from refsam.commands.selection import add_join, add_where, assignments, name_problems, say_problems, selected
 from refsam.errors import BadInput
+from refsam.records.paths import file_name
 
 if TYPE_CHECKING:
     from refsam.results.advice.compare import Comparisons
@@ -114,4 +114,4 @@ def _json(found: "Comparisons", rows: list[dict[str, object]], files: list[Path]
 def _file_name(given: str, baseline: "Setting", metric: str) -> str:
     """The same baseline writes the same files, whatever part of a run's name was typed."""
     name = given if "=" in given else baseline.run_ids[0]
-    return re.sub(r"[^A-Za-z0-9_.=-]+", "_", f"compare-{metric}-{name}")
+    return file_name(f"compare-{metric}-{name}")

@@ -23,15 +23,12 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 def configurations(options: argparse.Namespace) -> list["RefsamConfig"]:
     """The configurations of all runs that were asked for. Raises BadInput for what cannot be composed."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
     from refsam.configuration.compose import compose_sweep
     from refsam.configuration.composition_errors import explain
 
     try:
         return list(compose_sweep(options.overrides, options.config_name, options.config_dir))
-    except (HydraException, OmegaConfBaseException) as error:
+    except Exception as error:
         sentence = explain(error)
         if sentence is None:
             raise

@@ -1,7 +1,6 @@
 """`refsam collect`, `plot` and `strategies`: the tables and the figures of sweeps."""
 
 import argparse
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from refsam.commands.selection import (
     selected,
 )
 from refsam.errors import BadInput
+from refsam.records.paths import file_name
 
 if TYPE_CHECKING:
     from refsam.results.tables.wide import WideTable
@@ -144,7 +144,7 @@ def _write_table(options: argparse.Namespace, chosen: Selection) -> None:
         metrics = options.metric or ("SA50",)
         table = wide_table(chosen.frame, rows, columns, metrics, where)
         made_of = "-".join([*metrics, *rows, "by", *columns, *where.values()])
-        name = options.name or re.sub(r"[^\w.+-]", "_", made_of)
+        name = options.name or file_name(made_of)
     if Path(name).name != name:
         raise BadInput(f"--name {name!r} is not the name of a file; it goes into {chosen.output.tables}")
     if not table.rows:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, get_type_hints
 
+import yaml
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -36,11 +37,19 @@ def explain(error: BaseException) -> str | None:
         return _missing_choice(error)
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override, str(error.message))
-    cause = error.__cause__ if isinstance(error, ConfigCompositionException) else error
+    if isinstance(error, yaml.YAMLError | UnicodeDecodeError):
+        return _unreadable_file(error)
+    if isinstance(error, ConfigCompositionException):
+        cause, in_file = error.__cause__ or error.__context__, re.match(r"In '(.+?)'", str(error))
+    else:
+        cause, in_file = error, None
     if isinstance(cause, OmegaConfBaseException):
-        return _value(cause, _given(str(error)))
+        sentence = _value(cause, _given(str(error)))
+        return sentence if in_file is None else f"{in_file[1]}.yaml: {sentence}"
     if isinstance(error, HydraException):
         return _of_hydra(str(error))
+    if isinstance(error, ValueError) and "Invalid defaults list" in str(error):
+        return _first_line(str(error))
     if isinstance(error, ValueError) and "Config group override must be" in str(error):
         return "a config group was given no name, allowed is GROUP=CHOICE; --help lists the choices"
     return None
@@ -66,6 +75,8 @@ def _missing_choice(error: MissingConfigException) -> str:
         allowed = sorted(
             error.options or (), key=lambda option: (len(option) if option.isdigit() else 0, option)
         )
+        if not allowed:  # a file names it among its defaults
+            return f"{group}: there is no {choice}.yaml, which the defaults of a configuration file name"
         return f"{group}: {choice!r} is no choice{nearest(choice, allowed)}, allowed are {', '.join(allowed)}"
     allowed = ["config", *sorted(path.stem for path in folder("sweeps").glob("*.yaml"))]
     if not choice or choice in allowed:  # where Hydra was told to look, it is not
@@ -75,6 +86,27 @@ def _missing_choice(error: MissingConfigException) -> str:
         )
     hint = nearest(choice, allowed)
     return f"--config-name: {choice!r} is no configuration{hint}, allowed are {', '.join(allowed)}"
+
+
+def _unreadable_file(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    """A configuration file, of --config-dir or beside refsam's own, that is no YAML or no text."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:
+        where = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}"
+        return f"{where}: {getattr(error, 'problem', None) or 'the syntax is wrong'}; allowed is YAML"
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"{error.name}: {_first_line(str(error))}; allowed is YAML"
+    return f"{_opened_file(error)}: {error}; allowed is YAML in UTF-8"
+
+
+def _opened_file(error: BaseException) -> str:
+    """The file that was being read: an error of its encoding does not name it."""
+    name, trace = "a configuration file", error.__traceback__
+    while trace is not None:
+        file = trace.tb_frame.f_locals.get("f")
+        name = str(getattr(file, "name", name))
+        trace = trace.tb_next
+    return name
 
 
 def _unreadable(override: str, said: str) -> str:

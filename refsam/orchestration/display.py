@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from refsam.records.status import State, Status
-from refsam.terminal import standard_console
+from refsam.terminal import plain, standard_console
 
 PROGRESS_SECONDS = 30  # between two plain lines about a run that goes on
 LINES_AROUND_TABLE = 7  # header, rules, the overall line and the prompt
@@ -302,7 +302,7 @@ def duration(seconds: float) -> str:
 
 def plain_text(text: str) -> Text:
     """Text as it stands: a record holds no markup, no names of emoji and no escape codes of a terminal."""
-    return Text("".join(character if character.isprintable() else " " for character in text))
+    return Text(plain(text, kept=""))
 
 
 def _print_failures(console: Console, rows: Sequence[Row]) -> None:

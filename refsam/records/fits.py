@@ -16,6 +16,7 @@ from refsam.configuration.families import HUGGING_FACE
 from refsam.configuration.resources import folder
 from refsam.configuration.schema import AUTO, RefsamConfig
 from refsam.records.files import read_json, write_json
+from refsam.records.paths import file_name
 
 Record = TypeVar("Record", bound="Measurement | Fit")
 
@@ -167,7 +168,7 @@ class Fit:
     def name(self) -> str:
         """Of its file: readable parts, and a hash of the rest."""
         name = f"{self.resource}-{self.model}-{self.peft}-{self.memory_gib:g}gb-{_digest(self.identity)}"
-        return name.replace("/", "_")
+        return file_name(name)
 
     @property
     def identity(self) -> tuple[Any, ...]:

@@ -1,9 +1,22 @@
 """Every path of a run and of a sweep. Nobody assembles one elsewhere."""
 
+import hashlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+LONGEST_NAME = 120  # bytes of the name of a file that is named after what it holds, without its suffix
+
+
+def file_name(name: str) -> str:
+    """A file name after values of fields, which may be paths and lists; one that is cut stays unique."""
+    plain = re.sub(r"[^\w.=+-]+", "_", name).strip("_.")
+    encoded = plain.encode()
+    if 0 < len(encoded) <= LONGEST_NAME:
+        return plain
+    return f"{encoded[:LONGEST_NAME].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)

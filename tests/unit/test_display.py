@@ -179,7 +179,7 @@ def test_every_failure_is_summed_up_at_the_end_in_one_line(kind):
     last = written(console).splitlines()[-1].removeprefix("\x1b[?25h")  # the cursor is shown again
     assert last == (
         "vit_b [red]5[/red] images: failed (out_of_memory); "
-        f"No room for [bold]4 GB[/bold] :warning: now [2J; log: {LOG}"
+        f"No room for [bold]4 GB[/bold] :warning: now; log: {LOG}"
     )
 
 

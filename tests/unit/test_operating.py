@@ -1,8 +1,11 @@
 """What the commands that look at sweeps say, on records as runs leave them and without any Slurm."""
 
+import contextlib
 import errno
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +25,7 @@ from refsam.orchestration.slurm.questions import SlurmQuery
 from refsam.records.files import read_yaml_sections, write_json, write_yaml
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import Reason, State, Status, now, read_status, write_status
+from refsam.terminal import plain
 
 HERE = os.uname().nodename
 REQUEST = {"partition": "gpu", "gpu": "V100", "gpus": 1, "cores": 8, "memory_gb": 32, "time": "2-00:00:00"}
@@ -400,3 +404,62 @@ def test_ctrl_c_while_slurm_is_asked_is_one_sentence(folder, tmp_path, command):
 )
 def test_an_error_of_the_system_always_has_words(error, words):
     assert os_problem(error) == words
+
+
+EVIL = "\x1b[31mred\x1b[0m \x1b]0;title\x07\x1b]8;;http://x\x1b\\link \x9b2J \u202egnp.exe \x1bc end"
+PLAIN = "red link   gnp.exe  end"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "status study",
+        "show a",
+        "logs a",
+        "logs a --follow",
+        "watch study",
+        "collect study",
+        "compare study a",
+    ],
+)
+def test_a_terminal_gets_no_sequence_of_a_record_or_a_log_and_a_pipe_gets_logs_verbatim(folder, command):
+    failed = Status(State.failed, Reason.error, EVIL, attempt=1, host=EVIL, started_at=now(), ended_at=now())
+    paths = add_run(folder, "a-1", failed)
+    paths.attempt(1).mkdir(parents=True)
+    (paths.attempt(1) / "7_log.out").write_text(f"{EVIL}\n")
+    add_sweep(folder, "study", "a-1")
+    arguments = [sys.executable, "-m", "refsam.cli", *command.split(), "--runs", folder.root]
+    environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1", "COLUMNS": "300"}
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
+        environment.pop(name, None)
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen(arguments, stdin=terminal, stdout=terminal, stderr=terminal, env=environment)
+    os.close(terminal)
+    shown = b""
+    with contextlib.suppress(OSError):  # the terminal's other end is closed
+        while part := os.read(controller, 65536):
+            shown += part
+    os.close(controller)
+    process.wait()
+    text = shown.decode()
+    # Of rich's own, a live table moves the cursor and bold is a style.
+    own = re.sub(r"\x1b\[(\?25[hl]|0m|1m|2m|2K|\d*A|1A)", "", text).replace("\r", "")
+    assert own.replace("\n", "").isprintable(), repr(own)
+    if command.startswith("logs"):
+        assert PLAIN in text
+        answer = subprocess.run(arguments, capture_output=True, check=True)
+        assert answer.stdout.decode() == f"{EVIL}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (EVIL, PLAIN),
+        ("täglich 日本語 \U0001f600\n\tx", "täglich 日本語 \U0001f600\n\tx"),
+        ("\x1b[38;5;196mx\x1b[K\x1b(B\x1bM\x90q\x9cy", "xy"),
+        ("a\x1b[", "a"),
+        ("no\xa0break", "no break"),
+    ],
+)
+def test_plain_text_has_no_command_for_a_terminal(text, shown):
+    assert plain(text) == shown

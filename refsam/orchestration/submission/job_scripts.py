@@ -1,6 +1,5 @@
 """Job scripts for sites where Python may not submit: a person reads them and hands them to sbatch."""
 
-import re
 import shlex
 import shutil
 import sys
@@ -19,7 +18,7 @@ from refsam.orchestration.slurm.requests import Run, by_jobs, request_text
 from refsam.orchestration.submission.slurm_script import check_folder, follow, parameters
 from refsam.orchestration.submission.snapshot import take_snapshot
 from refsam.records.files import write_text
-from refsam.records.paths import RunsFolder, SweepPaths
+from refsam.records.paths import RunsFolder, SweepPaths, file_name
 
 USUAL_ARRAY_SIZE = 1000  # Slurm's own default of MaxArraySize is 1001
 # Parameters of submitit that are no options of sbatch.
@@ -154,7 +153,7 @@ def _option(name: str, value: Any) -> str:
 def _name(request: RequestConfig) -> str:
     """A file name that says what the script asks for: `gpu-V100`."""
     words = [request.partition or "default", *([request.gpu or "gpu"] if request.gpus else [])]
-    return re.sub(r"[^\w.-]", "_", "-".join(words))
+    return file_name("-".join(words))
 
 
 def _largest_array(cluster: ClusterConfig, say: Say) -> int:

@@ -1,6 +1,5 @@
 """What all figures share: sizes of a page, the style file, how series are told apart, how they are saved."""
 
-import hashlib
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from refsam.configuration.settings import words as field_words
 from refsam.errors import BadInput
 from refsam.records.files import write_atomically
+from refsam.records.paths import file_name
 from refsam.results.fields import fields, part_of, telling_apart
 from refsam.results.provenance import one_line, write_sidecar
 from refsam.results.run_rows import BASELINE
@@ -26,7 +26,6 @@ STYLE = Path(__file__).with_name("refsam.mplstyle")
 KINDS = ("png", "pdf", "svg")
 _NAMED_WITH = {"dataset": "dataset", "evaluate": "dataset", "model": "model"}  # others with the strategy
 _CHARACTERS = {1: 44, 2: 90}  # of a title's line
-_LONGEST_NAME = 120  # of a file, without its suffix
 _INCHES = {1: 3.35, 2: 7.0}  # the width of one column and of two, as most journals have them
 
 _LETTERS = "ABCDEFGHIJKLMNOP"  # for what has more than a dozen strategies
@@ -109,7 +108,7 @@ class Page:
 def save(drawn: "Figure", folder: Path, name: str, origin: dict[str, Any], page: Page) -> list[Path]:
     """Write a figure in the page's formats with its provenance inside, and a sidecar file beside them."""
     folder.mkdir(parents=True, exist_ok=True)
-    name = _file_name(name)
+    name = file_name(name)
     line = one_line(origin)
     maker, made_at = origin["made_by"], origin["made_at"]
     metadata: dict[str, dict[str, Any]] = {
@@ -124,14 +123,6 @@ def save(drawn: "Figure", folder: Path, name: str, origin: dict[str, Any], page:
         paths.append(path)
     write_sidecar(folder / name, origin, paths)
     return paths
-
-
-def _file_name(name: str) -> str:
-    """Values of fields may be paths and lists; a name that is cut stays apart from others."""
-    plain = re.sub(r"[^\w.+-]+", "_", name).strip("_")
-    if len(plain) <= _LONGEST_NAME:
-        return plain
-    return f"{plain[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def legend_below(drawn: "Figure", handles: Sequence[Any], page: Page, handlelength: float = 2.0) -> None:

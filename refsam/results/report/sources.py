@@ -8,9 +8,9 @@ from pathlib import Path
 
 from refsam.records.paths import RunsFolder, SweepPaths
 from refsam.results.sweeps import Manifest, read_manifest
+from refsam.terminal import ESCAPES
 
 PROGRAM = ("python", "-m", "refsam.sweep")
-_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -58,7 +58,7 @@ def asked_sweeps(sweeps: Sequence[tuple[SweepPaths, RunsFolder]]) -> list[AskedS
 
 def printable(text: str) -> str:
     """Text without a terminal's colours; other characters that nobody can see are shown as U+FFFD."""
-    return _CONTROLS.sub("\ufffd", _ESCAPES.sub("", text))
+    return _CONTROLS.sub("\ufffd", ESCAPES.sub("", text))
 
 
 def _typed(manifest: Manifest) -> list[str]:
