@@ -67,7 +67,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     if done.unfinished:
         words = "1 run is" if len(done.unfinished) == 1 else f"{len(done.unfinished)} runs are"
         print(f"refsam: {words} not finished and left alone", file=sys.stderr)
-    return FAILED if "failed" in done.states.values() else COMPLETED
+    for sentence in done.unusable:
+        print(f"refsam: {sentence}", file=sys.stderr)
+    return FAILED if done.unusable or "failed" in done.states.values() else COMPLETED
 
 
 def _wanted(overrides: list[str]) -> "tuple[set[str], EvaluateConfig]":

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from refsam.configuration.run_names import check_name
 from refsam.configuration.schema import RefsamConfig
 from refsam.errors import BadInput, nearest
 from refsam.records.files import read_yaml, write_yaml
@@ -98,17 +99,22 @@ def _plain(value: Any) -> Any:
 
 
 def load(path: Path) -> RefsamConfig:
-    """The configuration frozen in `path`. Raises OSError, and ValueError when it is damaged."""
+    """The configuration frozen in `path`.
+
+    Raises OSError, and ValueError when it is damaged, or was changed afterwards.
+    """
     values = read_yaml(path)
     try:
-        return to_config(values)
+        config = to_config(values)
     except (OmegaConfBaseException, TypeError, ValueError) as error:  # also of no mapping at all
         raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+    check_name(path, to_values(config))
+    return config
 
 
 def freeze(path: Path, config: RefsamConfig) -> None:
-    """Write the configuration to `path`, atomically."""
-    write_yaml(path, to_values(config))
+    """Write the configuration to `path`, atomically, with a checksum by which a change is seen."""
+    write_yaml(path, to_values(config), sealed=True)
 
 
 def with_settings(config: RefsamConfig, settings: dict[str, Any]) -> RefsamConfig:

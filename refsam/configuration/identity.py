@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from refsam.configuration.families import MICRO_SAM
 from refsam.configuration.frozen import to_values
 from refsam.configuration.patch_pool import encoder_is_frozen
 from refsam.configuration.prompts import MIXED
+from refsam.configuration.run_names import readable_id
 from refsam.configuration.schema import Kind, RefsamConfig
 from refsam.configuration.split import SEEDED
 from refsam.datasets.numbering import INSTANCES
@@ -122,13 +122,7 @@ def result_values(config: RefsamConfig) -> dict[str, Any]:
 def run_id(config: RefsamConfig, identity_values: dict[str, Any]) -> str:
     """`vit_b-lora-n5-v100-nuclei-s0-1f3870be27`: safe as a folder name whatever the names contain."""
     digest = hashlib.sha256(json.dumps(identity_values, sort_keys=True).encode()).hexdigest()[:10]
-    parts = [config.model.name]
-    if config.kind == Kind.baseline:
-        parts += ["initial", config.dataset.name]
-    else:
-        parts += [config.peft.name, f"n{config.n_images}", config.resource.name, config.dataset.name]
-    parts += [f"s{config.seed}", digest]
-    return "-".join(re.sub(r"[^A-Za-z0-9_.]", "_", part) for part in parts)
+    return f"{readable_id(to_values(config))}-{digest}"
 
 
 def file_hash(path: Path) -> str:

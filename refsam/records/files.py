@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -18,6 +19,9 @@ from refsam.errors import Unreadable, os_reason
 # Those in C are ten times faster, and not in every build of PyYAML.
 _SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SAFE_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_SEAL = re.compile(r"# sha256 ([0-9a-f]{64}) of the lines below\n")
+_LAYOUT = re.compile(r"(?:(?:\w+:(?: [^\n]*)?|[ -][^\n]*|#[^\n]*)?\n)*")
+_KEY = re.compile(r"^(\w+):", re.MULTILINE)
 _MASK = re.compile(r"^Umask:\s*([0-7]+)$", re.MULTILINE)
 
 
@@ -93,9 +97,28 @@ def _write_into_reserve(reserve: Path, path: Path, content: bytes) -> bool:
     return False
 
 
-def write_yaml(path: Path, value: Any) -> None:
-    """Replace `path` by `value` as YAML, keys in their own order."""
-    write_text(path, yaml.dump(value, Dumper=_SAFE_DUMPER, sort_keys=False, allow_unicode=True))
+def write_yaml(path: Path, value: Any, sealed: bool = False) -> None:
+    """Replace `path` by `value` as YAML, keys in their own order.
+
+    Args:
+        sealed: with a checksum in the first line, so that whoever reads it sees a later change.
+    """
+    text = yaml.dump(value, Dumper=_SAFE_DUMPER, sort_keys=False, allow_unicode=True)
+    seal = f"# sha256 {_digest(text)} of the lines below\n" if sealed else ""
+    write_text(path, seal + text)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def _read_sealed(path: Path) -> str:
+    """The text of a YAML file. Raises as `read_text` does, and ValueError where it does not fit its seal."""
+    text = read_text(path)
+    seal = _SEAL.match(text)
+    if seal is not None and seal[1] != _digest(text[seal.end() :]):
+        raise ValueError(f"{path} is damaged, or was changed after it was frozen: its checksum does not fit")
+    return text
 
 
 def read_text(path: Path) -> str:
@@ -129,8 +152,11 @@ def read_json(path: Path) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """The value in a YAML file. Raises as `read_text` does, and ValueError for what is no YAML."""
-    text = read_text(path)
+    """The value in a YAML file.
+
+    Raises as `read_text` does, and ValueError for what is no YAML, or was changed in spite of its checksum.
+    """
+    text = _read_sealed(path)
     try:
         return yaml.load(text, Loader=_SAFE_LOADER)  # noqa: S506
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -144,8 +170,11 @@ def read_yaml_sections(path: Path, *keys: str) -> list[Any]:
     are parsed once, and the rest of the file not at all. That makes a thousand files a matter of a moment.
     Raises as `read_yaml` does.
     """
-    text = read_text(path)
+    text = _read_sealed(path)
     try:
+        if not _is_plain(text):
+            values = yaml.load(text, Loader=_SAFE_LOADER)  # noqa: S506
+            return [values.get(key) for key in keys]
         sections = [
             re.search(rf"^{re.escape(key)}:[^\n]*\n(?:(?:[ -][^\n]*)?\n)*", text, re.MULTILINE)
             for key in keys
@@ -160,6 +189,14 @@ def read_yaml_sections(path: Path, *keys: str) -> list[Any]:
         ]
     except (yaml.YAMLError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a text is laid out as by `write_yaml`, so that a part can be read without the rest."""
+    if _SEAL.match(text):
+        return True
+    keys = _KEY.findall(text)
+    return _LAYOUT.fullmatch(text) is not None and len(keys) == len(set(keys))
 
 
 @lru_cache(maxsize=256)

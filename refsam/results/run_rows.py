@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from refsam.configuration.run_names import check_name
 from refsam.configuration.settings import SECTIONS, Setting, asked_values, recorded_values
 from refsam.configuration.split import LEAST_TEST_IMAGES, SEEDED
 from refsam.configuration.strategies import strategy_label
@@ -81,7 +82,12 @@ def run_rows(paths: RunPaths, run_id: str, overrides: dict[str, Any]) -> list[Ro
 
     row: Row = {"run_id": run_id, **_from_overrides(overrides)}
     config = read(_read_config, paths.config)
-    row |= _guarded(_from_config, config, paths.config, problems)
+
+    def take_config(values: dict[str, Any]) -> Row:
+        check_name(paths.config, values)
+        return _from_config(values)
+
+    row |= _guarded(take_config, config, paths.config, problems)
     is_known = not problems and not unreadable  # what the run is, so that its results mean something
     row |= _guarded(_from_environment, read(read_json, paths.environment), paths.environment, problems)
     row |= _guarded(_from_training, read(read_training, paths.training), paths.training, problems)

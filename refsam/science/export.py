@@ -42,7 +42,10 @@ def export_run(paths: RunPaths, target: str, output: Path | None) -> Path:
         BadInput: when the run has no such model, the format cannot hold it, or `output` is there already or
             cannot be written.
     """
-    config = load(paths.config)
+    try:
+        config = load(paths.config)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
     if config.kind == Kind.baseline:
         raise BadInput(f"run {paths.run_id} is a baseline: it trains nothing, so there is nothing to export")
     if not paths.best.exists():

@@ -95,7 +95,7 @@ def test_status_has_a_line_for_each_group_and_each_run_and_the_sums(folder, caps
     add_study(folder)
     assert call("status", "study", folder=folder) == 0
     output = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[0] for line in output] == [
+    assert [line.split("  ")[0].split(" resource.request")[0] for line in output] == [
         "run",
         "partition gpu, 1 × V100, 8 cores, 32 GiB, 2-00:00:00: 2 runs, 1 completed, 1 failed",
         "vit_b-lora-n2-v100-x-s0",

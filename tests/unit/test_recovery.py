@@ -12,7 +12,8 @@ import pytest
 
 from refsam import cli
 from refsam.configuration.compose import compose
-from refsam.configuration.frozen import freeze
+from refsam.configuration.frozen import freeze, load
+from refsam.configuration.identity import run_id
 from refsam.orchestration.attempt_records import end_attempt, known_attempts
 from refsam.orchestration.in_job.attempts import begin_attempt
 from refsam.orchestration.retries import decide
@@ -309,7 +310,7 @@ def test_a_file_that_cannot_be_read_is_the_matter_of_one_run(folder, paths, caps
     assert "Traceback" not in output.err
     if command == "show":
         assert status == 0
-        assert "state: completed" in output.out
+        assert "completed" in output.out
         if name != "savings":  # which is not shown
             assert call(folder, "show", "a-0") == 1
             assert f"{path} cannot be read: Too many levels of symbolic links" in capsys.readouterr().err
@@ -464,3 +465,76 @@ def test_a_batch_that_is_no_number_is_no_traceback_in_the_next_attempt(paths):
     write_status(paths, Status(State.failed, Reason.out_of_memory, attempt=1))
     assert begin_attempt(paths)
     assert Path(paths.attempt_record(2)).exists()
+
+
+def unsealed(text: str) -> str:
+    """A configuration as it was before there were checksums."""
+    return text.partition("\n")[2]
+
+
+EDITED = {
+    "another seed": lambda text: text.replace("seed: 0", "seed: 5"),
+    "another learning rate": lambda text: text.replace("lr: 1.0e-05", "lr: 1.0e-03"),
+    "garbage": lambda text: text + "}}} garbage\n",
+    "a second seed": lambda text: text + "seed: 0\n",
+    "another seed, as it was before there were checksums": lambda text: text.partition("\n")[2].replace(
+        "seed: 0", "seed: 5"
+    ),
+    "garbage, as it was before there were checksums": lambda text: text.partition("\n")[2] + "}}} garbage\n",
+    "a second seed, as it was before there were checksums": lambda text: (
+        text.partition("\n")[2] + "seed: 5\n"
+    ),
+}
+
+
+@pytest.fixture
+def named(folder):
+    """Two runs with ids as runs have them, one completed, and a sweep of them."""
+    runs = []
+    for seed in (0, 1):
+        config = replace(CONFIG, seed=seed)
+        paths = folder.run(run_id(config, {"seed": seed}))
+        paths.results.mkdir(parents=True)
+        freeze(paths.config, config)
+        complete(paths)
+        write_status(paths, Status(State.completed, attempt=1))
+        runs.append({"run_id": paths.run_id, "overrides": {"seed": seed}})
+    folder.sweep("study").root.mkdir()
+    write_json(folder.sweep("study").manifest, {"format": 1, "name": "study", "runs": runs, "skipped": []})
+    return [folder.run(run["run_id"]) for run in runs]
+
+
+@pytest.mark.parametrize("how", EDITED)
+def test_a_configuration_that_was_edited_is_named_everywhere(folder, named, capsys, how):
+    first, second = named
+    before = first.config.read_text()
+    assert call(folder, "status") == call(folder, "collect", "study") == 0
+    first.config.write_text(EDITED[how](before))
+    assert first.config.read_text() != before
+    capsys.readouterr()
+    for arguments in (["status"], ["collect", "study"], ["show", first.run_id], ["compare", "study"]):
+        if arguments[0] == "compare":
+            arguments += ["--baseline", second.run_id]
+        assert call(folder, *arguments) == 1, arguments
+        output = capsys.readouterr()
+        assert str(first.config) in output.out + output.err, arguments
+        assert "Traceback" not in output.err
+    table = folder.sweep("study").results.read_text().splitlines()
+    assert sum("damaged" in line for line in table) == 1
+    assert not any(line.startswith(first.run_id) and "0.5" in line for line in table)
+    with pytest.raises(ValueError, match=r"config\.yaml"):
+        load(first.config)
+    write_status(first, Status(State.failed, Reason.error, attempt=1))
+    assert call(folder, "continue", "study") == 1
+    assert f"run {first.run_id} is left out: {first.config}" in capsys.readouterr().err
+    assert call(folder, "evaluate", "study") == 0  # it is not completed
+    write_status(first, Status(State.completed, attempt=1))
+    assert call(folder, "evaluate", "study", "evaluate.modes=[box]") == 1
+    assert str(first.config) in capsys.readouterr().err
+
+
+def test_an_unedited_configuration_without_a_checksum_is_read(folder, named):
+    for paths in named:
+        paths.config.write_text(unsealed(paths.config.read_text()))
+    assert call(folder, "status") == call(folder, "collect", "study") == 0
+    assert load(named[1].config).seed == 1

@@ -8,6 +8,7 @@ from rich.console import Console
 from refsam.configuration.frozen import freeze
 from refsam.configuration.measurements import extended, missing
 from refsam.configuration.schema import EvaluateConfig, RefsamConfig
+from refsam.errors import BadInput, Unreadable
 from refsam.orchestration.operating.targets import Target
 from refsam.orchestration.planning.plan import measured_rows
 from refsam.orchestration.slurm.questions import SlurmQuery, statuses
@@ -25,12 +26,14 @@ class Evaluated:
         missing: what is measured, in words, by run.
         complete: runs that have everything.
         unfinished: runs that are not trained, or at work.
+        unusable: a sentence for each run whose configuration or results are of no use.
         states: of the runs that were given to Slurm or executed here, afterwards.
     """
 
     missing: dict[str, tuple[str, ...]]
     complete: tuple[str, ...]
     unfinished: tuple[str, ...]
+    unusable: tuple[str, ...]
     states: dict[str, str]
 
 
@@ -42,15 +45,19 @@ def evaluate_again(
     Raises as `resubmit` does.
     """
     known, _ = statuses(folder, list(target.run_ids), SlurmQuery())
-    complete, unfinished, configs = [], [], {}
+    complete, unfinished, unusable, configs = [], [], [], {}
     absent: dict[str, tuple[str, ...]] = {}
     for run_id in target.run_ids:
         paths = folder.run(run_id)
         if known[run_id].state is not State.completed:
             unfinished.append(run_id)
             continue
-        config = _with(frozen(paths), wanted, named)
-        left = missing(config.evaluate, measured_rows(paths))
+        try:
+            config = _with(frozen(paths), wanted, named)
+            left = missing(config.evaluate, measured_rows(paths))
+        except (BadInput, Unreadable) as error:
+            unusable.append(f"run {run_id} is left out: {error}")
+            continue
         if left:
             absent[run_id] = tuple(each.words for each in left)
             configs[run_id] = config
@@ -65,7 +72,7 @@ def evaluate_again(
         console.print(f"{target.words}: {words} to evaluate", markup=False, soft_wrap=True)
         resubmit(list(configs), folder, target.sweep, console, look=False)
     states = {run_id: str(read_record(folder.run(run_id)).state) for run_id in configs}
-    return Evaluated(absent, tuple(complete), tuple(unfinished), states)
+    return Evaluated(absent, tuple(complete), tuple(unfinished), tuple(unusable), states)
 
 
 def _with(config: RefsamConfig, wanted: EvaluateConfig, named: Collection[str]) -> RefsamConfig:

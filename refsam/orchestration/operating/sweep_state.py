@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+from refsam.configuration.run_names import NAMING, check_name
 from refsam.configuration.settings import Setting, read_setting
 from refsam.errors import Unreadable, os_problem
 from refsam.orchestration.slurm.questions import Answer, SlurmQuery
@@ -159,8 +160,9 @@ def _records(paths: RunPaths) -> tuple[Status, dict[str, Any] | None, str | None
     if status.state is State.unreadable:
         return status, None, record.problem, Fault.unreadable
     try:
-        (resource,) = read_yaml_sections(paths.config, "resource")
-        request = resource["request"]
+        values = dict(zip(NAMING, read_yaml_sections(paths.config, *NAMING), strict=True))
+        check_name(paths.config, values)
+        request = values["resource"]["request"]
         if not isinstance(request, dict):
             raise TypeError("resource.request is not a mapping")
     except FileNotFoundError:

@@ -34,10 +34,11 @@ from refsam.datasets.index import ImageFacts, check_images, fingerprint, inspect
 from refsam.datasets.listing import DataMissing, complete_pairs, count_images
 from refsam.datasets.overview import Overview, overview
 from refsam.datasets.weights_file import architecture_problem, weights_problem
-from refsam.errors import BadInput, os_reason
+from refsam.errors import BadInput, Unreadable, os_reason
 from refsam.orchestration.planning.fetched import no_weights, weights_not_fetched
 from refsam.orchestration.planning.one_name import add, check_recorded, other_settings
 from refsam.orchestration.slurm.questions import SlurmQuery, statuses
+from refsam.records.files import read_yaml_sections
 from refsam.records.metrics import MetricsRow, read_metrics
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import State, Status, is_held
@@ -55,7 +56,7 @@ class Standing(StrEnum):
     pending = "pending"  # in Slurm's queue
     running = "running"  # in another process, or in a Slurm job
     done = "done"
-    unreadable = "unreadable"  # its record is there and cannot be read now; it is left alone
+    unreadable = "unreadable"  # its record cannot be read now, or its configuration was changed
 
 
 @dataclass(frozen=True)
@@ -377,7 +378,14 @@ def standing_of(paths: RunPaths, evaluate: EvaluateConfig, status: Status) -> tu
             return Standing.resume, "its status.json is damaged and will be written anew"
         return Standing.new, ""
     if status.state == State.completed:
-        absent = list(dict.fromkeys(wanted.mode for wanted in missing(evaluate, measured_rows(paths))))
+        try:
+            read_yaml_sections(paths.config, "kind")
+            rows = measured_rows(paths)
+        except FileNotFoundError:
+            rows = measured_rows(paths)  # of a run whose configuration is written again
+        except ValueError as error:
+            return Standing.unreadable, str(error)
+        absent = list(dict.fromkeys(wanted.mode for wanted in missing(evaluate, rows)))
         return (Standing.evaluate, f"mode {', '.join(absent)}") if absent else (Standing.done, "")
     if status.state in (State.pending, State.running) and status.job_id is not None:
         standing = Standing.pending if status.state == State.pending else Standing.running
@@ -392,9 +400,11 @@ def standing_of(paths: RunPaths, evaluate: EvaluateConfig, status: Status) -> tu
 
 
 def measured_rows(paths: RunPaths) -> list[MetricsRow]:
-    """The rows of a run's metrics.json; none where there is none that can be used."""
+    """The rows of a run's metrics.json; none of a damaged one. Raises Unreadable."""
     try:
         return read_metrics(paths.metrics)
+    except Unreadable:
+        raise
     except (FileNotFoundError, ValueError):
         return []  # no usable metrics: they are measured again
 

@@ -26,7 +26,7 @@ _WORDS = {
     Standing.pending: "pending",
     Standing.running: "running",
     Standing.done: "done",
-    Standing.unreadable: "unreadable",
+    Standing.unreadable: "left alone",
 }
 
 

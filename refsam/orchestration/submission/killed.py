@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from refsam.errors import RunFailed
+from refsam.errors import BadInput, RunFailed
 from refsam.orchestration.submission.resubmit import frozen, resubmit
 from refsam.orchestration.submission.sweeps import where
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
@@ -38,6 +38,9 @@ def submit_again(
 
 
 def _is_ours(paths: RunPaths) -> bool:
-    cluster = frozen(paths).cluster
-    submits = where(frozen(paths)) == "slurm" and not cluster.script_only
+    try:
+        config = frozen(paths)
+    except BadInput:
+        return False  # a configuration of no use is named by whoever looks
+    submits = where(config) == "slurm" and not config.cluster.script_only
     return submits and paths.root.stat().st_uid == os.geteuid()

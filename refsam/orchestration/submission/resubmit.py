@@ -7,6 +7,7 @@ from rich.console import Console
 
 from refsam.configuration.evaluation_place import used_resources
 from refsam.configuration.frozen import from_values
+from refsam.configuration.run_names import check_name
 from refsam.configuration.schema import ClusterConfig, RefsamConfig
 from refsam.configuration.settings import labels, setting_values
 from refsam.errors import BadInput
@@ -114,6 +115,9 @@ def frozen(paths: RunPaths) -> RefsamConfig:
     """The configuration in a run's directory. Raises BadInput when it is damaged."""
     try:
         # Checked when it was frozen, and again by the job; OmegaConf takes a second for thirty of them.
-        return from_values(RefsamConfig, read_yaml(paths.config))
-    except (AttributeError, TypeError, ValueError) as error:
+        values = read_yaml(paths.config)
+        config = from_values(RefsamConfig, values)
+        check_name(paths.config, values)
+        return config
+    except (AttributeError, FileNotFoundError, KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{paths.config} cannot be used: {error}") from error

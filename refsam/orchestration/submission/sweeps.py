@@ -99,6 +99,10 @@ def submit(plan: Plan, console: Console, in_process: bool = False) -> dict[str, 
         with contextlib.suppress(OSError):  # another person's run stays as it is
             mend(plan.folder.run(run.run_id))
     statuses = {run.run_id: read_record(plan.folder.run(run.run_id)) for run in plan.runs}
+    for run in plan.runs:
+        if run.standing is Standing.unreadable:
+            say(console, f"Left alone: {run.note}")
+            statuses[run.run_id] = Status(State.unreadable, message=run.note)
     say(console, f"The table: refsam collect {_arguments(plan)}")
     return statuses
 
