@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 AUTO = "auto"
@@ -305,6 +304,8 @@ class RefsamConfig:
 
 def register() -> None:
     """Put the schema into Hydra's ConfigStore, where conf/config.yaml finds it as `schema`."""
+    from hydra.core.config_store import ConfigStore  # what only reads records needs no Hydra
+
     store = ConfigStore.instance()
     store.store(name="schema", node=RefsamConfig, provider="refsam")
     # Hydra copies all its sources for every look-up, and this store with them, which takes a second of

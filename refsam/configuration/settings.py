@@ -107,7 +107,13 @@ def recorded_values(values: Mapping[str, Any]) -> Setting:
     except (AttributeError, BadInput, KeyError, TypeError, ValueError):
         known = {name: value for name, value in values.items() if name not in (*NOT_IDENTITY, "seed")}
         trained = known.get("kind") != Kind.baseline
-        return {name: value for name, value in leaves(known).items() if _counts(name, trained)}
+        found = {name: value for name, value in leaves(known).items() if _counts(name, trained)}
+        return found | ({"resource": _resource_name(known)} if trained else {})
+
+
+def _resource_name(values: Mapping[str, Any]) -> Any:
+    resource = values.get("resource")
+    return resource.get("name") if isinstance(resource, Mapping) else resource
 
 
 def read_setting(path: Path) -> Setting:

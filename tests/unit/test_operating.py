@@ -60,7 +60,8 @@ def training():
 def add_run(folder: RunsFolder, run_id: str, status: Status, request=REQUEST) -> RunPaths:
     paths = folder.run(run_id)
     paths.root.mkdir()
-    write_yaml(paths.config, {"kind": "finetuning", "resource": {"name": "v100", "request": request}})
+    resource = {"name": "v100" if request["gpu"] else "cpu", "request": request}
+    write_yaml(paths.config, {"kind": "finetuning", "resource": resource})
     write_status(paths, status)
     return paths
 
