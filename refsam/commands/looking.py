@@ -2,6 +2,8 @@
 
 import argparse
 import sys
+from functools import partial
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
 from refsam.commands.options import (
@@ -107,18 +109,20 @@ def _status(options: argparse.Namespace) -> int:
     folder = open_folder(options)
     target = sweep_target(options.sweep, folder)
     state = look(target.sweep.name, folder, target.run_ids, SlurmQuery(glance))
-    due = [run.run_id for run in state.runs if is_due(folder.run(run.run_id), run.status)]
+    if not options.json:
+        print_state(state)
+        sys.stdout.flush()  # before anything is done about it
+    readable = [run for run in state.runs if run.damaged is None]
+    due = [run.run_id for run in readable if is_due(folder.run(run.run_id), run.status)]
     again: tuple[str, ...] = ()
     if due:
         from refsam.orchestration.submission.killed import submit_again  # brings what composes
 
         again = submit_again(due, folder, target.sweep, standard_console(stderr=True, highlight=False))
-    if again:
-        state = look(target.sweep.name, folder, target.run_ids, SlurmQuery(glance))
     if options.json:
+        if again:
+            state = look(target.sweep.name, folder, target.run_ids, SlurmQuery(glance))
         print_json({**as_json(state), "submitted_again": list(again)})
-    else:
-        print_state(state)
     return DAMAGED_RECORDS if any(run.is_damaged for run in state.runs) else COMPLETED
 
 
@@ -126,15 +130,17 @@ def _watch(options: argparse.Namespace) -> int:
     from refsam.orchestration.operating.sweep_state import look
     from refsam.orchestration.operating.targets import sweep_target
     from refsam.orchestration.operating.watch import watch
-    from refsam.orchestration.slurm.questions import SlurmQuery, glance
+    from refsam.orchestration.slurm.patience import HURRIED_SECONDS
+    from refsam.orchestration.slurm.questions import SlurmQuery, glance, run_command
 
     folder = open_folder(options)
     sweep = sweep_target(options.sweep, folder).sweep.name  # it stays this one when a newer one comes
-    query = SlurmQuery(glance)  # keeps its answers for some seconds
+    # The first look is shown at once. The others may take longer; they keep their answers for some seconds.
+    queries = chain([SlurmQuery(glance)], repeat(SlurmQuery(partial(run_command, seconds=HURRIED_SECONDS))))
 
     def look_again() -> "SweepState":
         # The sweep may be asked for with further runs meanwhile.
-        return look(sweep, folder, sweep_target(sweep, folder).run_ids, query)
+        return look(sweep, folder, sweep_target(sweep, folder).run_ids, next(queries))
 
     watch(look_again, standard_console(highlight=False), options.json)
     return COMPLETED

@@ -62,12 +62,13 @@ def _show(options: argparse.Namespace) -> int:
     from refsam.orchestration.operating.sweep_state import look
     from refsam.orchestration.operating.targets import find_run
     from refsam.orchestration.slurm.accounting import record_costs
-    from refsam.orchestration.slurm.questions import SlurmQuery, glance
+    from refsam.orchestration.slurm.questions import GLANCE_SECONDS, SlurmQuery, answers_within, glance
 
     folder = open_folder(options)
     paths = find_run(options.run_name, folder)
     state = look("", folder, [paths.run_id], SlurmQuery(glance))
-    problem = record_costs(folder, [paths.run_id])
+    with answers_within(GLANCE_SECONDS):
+        problem = record_costs(folder, [paths.run_id])
     found = details(paths, state.runs[0])
     if options.json:
         print_json(found.values)

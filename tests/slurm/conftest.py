@@ -11,6 +11,7 @@ import pytest
 
 from refsam import cli
 from refsam.errors import BadInput
+from refsam.orchestration.slurm import patience, questions
 from refsam.orchestration.submission import arrays
 from refsam.records.paths import RunsFolder
 from refsam.test_cluster.cluster import Cluster
@@ -52,6 +53,13 @@ def slurm_cluster(running_cluster: Cluster) -> Iterator[Cluster]:
     running_cluster.make_idle()
     yield running_cluster
     running_cluster.cancel_jobs()
+
+
+@pytest.fixture(autouse=True)
+def time_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm's commands are slow on a machine that others use, too; a person would look again."""
+    monkeypatch.setattr(questions, "GLANCE_SECONDS", 60.0)
+    monkeypatch.setattr(patience, "HURRIED_SECONDS", 60.0)
 
 
 @pytest.fixture

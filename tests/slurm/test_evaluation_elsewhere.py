@@ -43,7 +43,7 @@ def prepare(folder, config, **behaviours):
         paths.root.mkdir()
         (paths.root / "behaviour.txt").write_text(behaviour)
         freeze(paths.config, config)
-        runs.append(FrozenRun(paths.run_id, config))
+        runs.append(FrozenRun(paths.run_id, config, paths.run_id))
     known = [{"run_id": run.run_id, "overrides": {}} for run in runs]
     write_json(sweep.manifest, {"format": 1, "name": "study", "runs": known, "skipped": []})
     return runs

@@ -2,23 +2,28 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-from slurm_helpers import SMALL, nothing_is_left, queue, slurm, starts, wait_until
+from slurm_helpers import PATIENCE, SMALL, nothing_is_left, queue, slurm, starts, wait_until
 
 from refsam import cli
 from refsam.configuration.compose import compose
-from refsam.configuration.frozen import freeze
+from refsam.configuration.frozen import freeze, load
+from refsam.orchestration.attempt_records import end_attempt
 from refsam.orchestration.operating.cancel import cancel
 from refsam.orchestration.operating.sweep_state import RunState, SweepState
+from refsam.orchestration.slurm import questions
 from refsam.orchestration.slurm.questions import Answer
 from refsam.orchestration.submission.arrays import submit_to_slurm
 from refsam.orchestration.submission.resubmit import FrozenRun
 from refsam.records.attempts import read_attempt
 from refsam.records.files import read_json, write_json
-from refsam.records.status import Reason, State, read_status
+from refsam.records.status import Reason, State, read_status, write_status
 from refsam.test_cluster.jobs import job_processes
 
 
@@ -274,6 +279,104 @@ def test_a_job_that_is_killed_whole_for_its_memory_is_submitted_again_by_whoever
     assert (first.reason, first.used["train.object_chunk"]) == (Reason.out_of_memory, 5)
     assert second.settings == {"train.object_chunk": 2}
     assert len(set(starts(folder, "a-0"))) == 2  # jobs
+
+
+@contextmanager
+def template_is_gone(folder, slurm_cluster):
+    freeze(folder.run("a-0").config, with_template(load(folder.run("a-0").config), "/gone.sh"))
+    yield "cluster.template: /gone.sh"
+
+
+def with_template(config, template):
+    return replace(config, cluster=replace(config.cluster, template=template))
+
+
+@contextmanager
+def jobs_folder_cannot_be_used(folder, slurm_cluster):
+    shutil.rmtree(folder.sweep("study").jobs)
+    folder.sweep("study").jobs.touch()
+    yield f"{folder.sweep('study').jobs} cannot be read or written: File exists"
+
+
+@contextmanager
+def another_process_submits(folder, slurm_cluster):
+    """And is stopped: it will never end."""
+    program = (
+        "import os, pathlib, signal, sys; from refsam.records.paths import RunPaths\n"
+        "from refsam.records.status import run_lock\n"
+        "with run_lock(RunPaths(pathlib.Path(sys.argv[1]))):\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGSTOP)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, folder.root], stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        yield f"another process (number {holder.pid}, which is stopped"
+        holder.kill()
+
+
+@contextmanager
+def controller_is_away(folder, slurm_cluster):
+    slurm_cluster.daemons.stop("slurmctld")
+    try:
+        yield "Slurm does not answer"
+    finally:
+        slurm_cluster.start("slurmctld")
+
+
+@pytest.mark.parametrize(
+    "fault", [template_is_gone, jobs_folder_cannot_be_used, another_process_submits, controller_is_away]
+)
+def test_a_sweep_is_shown_before_anything_is_submitted_again(folder, config, slurm_cluster, fault):
+    submit(folder, config, a="complete", b="complete")
+    wait_until(lambda: [read_status(folder.run(name)).state for name in ("a-0", "b-0")] == ["completed"] * 2)
+    wait_until(nothing_is_left)  # the jobs' own processes look at the records last
+    paths = folder.run("a-0")
+    preempted = replace(read_status(paths), state=State.failed, reason=Reason.preempted)  # and not taken back
+    paths.attempt_record(1).unlink(missing_ok=True)
+    end_attempt(paths, preempted)
+    write_status(paths, preempted)
+    command = [sys.executable, "-m", "refsam.cli", "status", "study", "--runs", folder.root]
+    with fault(folder, slurm_cluster) as why:
+        status = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        first = status.stderr.readline().decode()
+        shown = os.read(status.stdout.fileno(), 100_000).decode()  # before the first word about submitting
+        rest = status.communicate(timeout=PATIENCE)[1].decode()
+    assert "Sweep study: 2 runs, 1 completed, 1 failed" in shown
+    assert "failed (preempted)" in shown
+    assert status.returncode == 0
+    assert first == "Killed with their jobs: a-0\n"
+    (note,) = rest.splitlines()
+    assert note.startswith(f"refsam: not submitted again now: {why}")
+    assert read_status(paths) == preempted
+
+
+@pytest.mark.parametrize("command", ["squeue", "sacct"])
+def test_a_part_of_slurm_that_hangs_is_waited_for_a_moment_only(
+    folder, config, refsam, command, tmp_path, monkeypatch, capsys
+):
+    submit(folder, config, a="wait")
+    wait_until(lambda: count_starts(folder, "a") == 1)
+    hanging = tmp_path / "bin" / command
+    hanging.parent.mkdir()
+    hanging.write_text("#!/bin/sh\nexec sleep 1000\n")
+    hanging.chmod(0o755)
+    monkeypatch.setattr(questions, "GLANCE_SECONDS", 0.5)
+    with monkeypatch.context() as hangs:
+        hangs.setenv("PATH", f"{hanging.parent}:{os.environ['PATH']}")
+        status = refsam("status", "study")
+        assert status["states"] == {"running": 1}
+        assert any(
+            f"{command} does not answer (nothing within 0.5 seconds)" in note for note in status["notes"]
+        )
+        shown = refsam("show", "a")
+        assert shown["status"]["state"] == "running"
+    (folder.root / "go").touch()
+    wait_until(lambda: read_status(folder.run("a-0")).state is State.completed)
+    if command == "sacct":
+        with monkeypatch.context() as hangs:
+            hangs.setenv("PATH", f"{hanging.parent}:{os.environ['PATH']}")
+            assert cli.main(["show", "a", "--runs", str(folder.root)]) == 0
+            assert "sacct does not answer (nothing within 0.5 seconds)" in capsys.readouterr().err
 
 
 def test_a_sweep_is_seen_and_cancelled_while_the_accounting_is_away(folder, config, refsam, slurm_cluster):

@@ -1,21 +1,25 @@
 """Calls to Slurm that are made again while it is away for a moment."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 from refsam.errors import SlurmSilent
-from refsam.orchestration.slurm.questions import is_momentary
+from refsam.orchestration.slurm.questions import answers_within, is_momentary
 
 Say = Callable[[str], None]
 Result = TypeVar("Result")
 
 RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # between the calls
+HURRIED_SECONDS = 5.0  # for a call, where somebody waits for something else
+_hurried = ContextVar("hurried", default=False)
 
 
 def patiently(call: Callable[[], Result], say: Say) -> Result:
     """The result of a call to Slurm, made again while Slurm is away for a moment. Raises SlurmSilent."""
-    for delay in RETRY_SECONDS:
+    for delay in delays():
         try:
             return call()
         except SlurmSilent as error:
@@ -24,3 +28,23 @@ def patiently(call: Callable[[], Result], say: Say) -> Result:
             say(f"{error}; trying again in {delay:.0f} s")
         time.sleep(delay)
     return call()
+
+
+@contextmanager
+def hurried() -> Iterator[None]:
+    """Nothing is tried again or waited for meanwhile, neither Slurm nor another submission."""
+    before = _hurried.set(True)
+    try:
+        with answers_within(HURRIED_SECONDS):
+            yield
+    finally:
+        _hurried.reset(before)
+
+
+def is_hurried() -> bool:
+    return _hurried.get()
+
+
+def delays() -> tuple[float, ...]:
+    """Seconds to wait after each call that has failed, but for the last one."""
+    return () if is_hurried() else RETRY_SECONDS

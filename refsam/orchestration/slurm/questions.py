@@ -6,7 +6,10 @@ Slurm is asked for what a record cannot know: pending, killed, out of memory, lo
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
 from refsam.errors import SlurmSilent
@@ -19,7 +22,7 @@ from refsam.records.status import Reason, State, Status
 
 CACHE_SECONDS = 5.0
 ANSWER_SECONDS = 30.0  # until a question is given up
-GLANCE_SECONDS = 4.0  # the same, for the queue and a person who only looks
+GLANCE_SECONDS = 1.5  # the same, for a person who only looks
 # What Slurm's commands say when the same call may succeed later.
 MOMENTARY = (
     "temporarily",
@@ -30,6 +33,7 @@ MOMENTARY = (
     "Transport endpoint is not connected",
     "nothing within",
 )
+_seconds = ContextVar("seconds that a command may take", default=ANSWER_SECONDS)
 OUT_OF_MEMORY_SIGNAL = 125  # Slurm's own mark in an exit code such as 0:125
 
 _ALIVE = {
@@ -120,16 +124,19 @@ class SlurmQuery:
         problems = []
         queued: dict[KnownJob, SlurmJob] = {}
         accounted: dict[KnownJob, SlurmJob] = {}
+        with ThreadPoolExecutor(2) as pool:  # either may take its time
+            squeue = pool.submit(in_queue, everything, self.run)
+            sacct = pool.submit(self.run, sacct_command(_numbers(wanted))) if wanted else None
         try:
-            queued = in_queue(everything, self.run)
+            queued = squeue.result()
             queue = True
         except SlurmSilent as error:
             queue = False
             if wanted:
                 problems.append(f"squeue does not answer ({error}): what is said of jobs may be old")
         try:
-            if wanted:
-                accounted = _of(wanted, parse_sacct(self.run(sacct_command(_numbers(wanted)))))
+            if sacct is not None:
+                accounted = _of(wanted, parse_sacct(sacct.result()))
             accounting = True
         except SlurmSilent as error:
             accounting = False
@@ -190,8 +197,13 @@ def is_momentary(words: str) -> bool:
     return any(sign in words for sign in MOMENTARY)
 
 
-def run_command(command: Sequence[str], seconds: float = ANSWER_SECONDS) -> str:
-    """The standard output of a Slurm command. Raises SlurmSilent, at the latest after so many seconds."""
+def run_command(command: Sequence[str], seconds: float | None = None) -> str:
+    """The standard output of a Slurm command. Raises SlurmSilent, at the latest after so many seconds.
+
+    Args:
+        seconds: None: as many as `answers_within` says, else ANSWER_SECONDS.
+    """
+    seconds = seconds or _seconds.get()
     surroundings = {**environment.clean(), "SLURM_TIME_FORMAT": "%s"}  # seconds since 1970
     try:
         done = subprocess.run(
@@ -200,7 +212,7 @@ def run_command(command: Sequence[str], seconds: float = ANSWER_SECONDS) -> str:
     except FileNotFoundError as error:
         raise SlurmSilent(f"there is no {command[0]} on this machine") from error
     except subprocess.TimeoutExpired as error:
-        raise SlurmSilent(f"nothing within {seconds:.0f} seconds") from error
+        raise SlurmSilent(f"nothing within {seconds:g} seconds") from error
     if done.returncode != 0:
         complaint = (done.stderr or done.stdout).strip() or f"exit status {done.returncode}"
         raise SlurmSilent(complaint.splitlines()[-1])
@@ -208,8 +220,18 @@ def run_command(command: Sequence[str], seconds: float = ANSWER_SECONDS) -> str:
 
 
 def glance(command: Sequence[str]) -> str:
-    """As run_command, for a person who waits: squeue tries for ten seconds while the controller restarts."""
-    return run_command(command, GLANCE_SECONDS if command[0] == "squeue" else ANSWER_SECONDS)
+    """As run_command, for a person who wants to see what the records say, and what Slurm says at once."""
+    return run_command(command, GLANCE_SECONDS)
+
+
+@contextmanager
+def answers_within(seconds: float) -> Iterator[None]:
+    """No Slurm command of this thread is waited for longer meanwhile, unless it says how long."""
+    before = _seconds.set(seconds)
+    try:
+        yield
+    finally:
+        _seconds.reset(before)
 
 
 def squeue_command(numbers: str) -> list[str]:

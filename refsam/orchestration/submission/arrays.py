@@ -253,7 +253,7 @@ def _submit_array(jobs: Jobs, runs: Sequence[Run], order: Order) -> tuple[list[s
         The numbers of the arrays, and a sentence for each run that was left out, since a process holds it.
     """
     say = order.say
-    for delay in (*patience.RETRY_SECONDS, None):
+    for delay in (*patience.delays(), None):
         submission = _Submission(order.sweep.jobs / secrets.token_hex(4), order.sweep.name)
         submission.folder.mkdir()
         submission.write([run.run_id for run in runs], [], done=False)

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from refsam.errors import BadInput, RunFailed
+from refsam.errors import BadInput, RunFailed, SlurmSilent, os_problem
+from refsam.orchestration.slurm import patience
 from refsam.orchestration.submission.resubmit import frozen, resubmit
 from refsam.orchestration.submission.sweeps import where
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
@@ -22,18 +23,30 @@ def submit_again(
 ) -> tuple[str, ...]:
     """Submit the runs of which `is_due` holds; the ids of those that are in the queue then.
 
-    Only runs of this user, and where refsam itself may submit. What Slurm does not take now is due again the
-    next time that somebody looks.
+    Only runs of this user, and where refsam itself may submit. Nothing is waited for and nothing raised: what
+    cannot be submitted now is said, and due again the next time that somebody looks.
     """
-    ours = [run_id for run_id in due if _is_ours(folder.run(run_id))]
+
+    def say(problem: Exception) -> None:
+        why = os_problem(problem) if isinstance(problem, OSError) else problem
+        console.print(f"refsam: not submitted again now: {why}", markup=False, soft_wrap=True)
+
+    ours = []
+    for run_id in due:
+        try:
+            if _is_ours(folder.run(run_id)):
+                ours.append(run_id)
+        except (BadInput, OSError) as error:  # of its configuration; the others go on
+            say(error)
     if not ours:
         return ()
     console.print(f"Killed with their jobs: {', '.join(ours)}", markup=False, soft_wrap=True)
     try:
-        # Looking at a sweep shall not fail for what is missing now: the attempt says it.
-        resubmit(ours, folder, sweep, console, look=False)
-    except RunFailed as error:
-        console.print(f"refsam: {error}", markup=False, soft_wrap=True)
+        with patience.hurried():
+            # Looking at a sweep shall not fail for what is missing now: the attempt says it.
+            resubmit(ours, folder, sweep, console, look=False)
+    except (BadInput, RunFailed, SlurmSilent, OSError) as error:
+        say(error)
     return tuple(run_id for run_id in ours if read_record(folder.run(run_id)).state is State.pending)
 
 

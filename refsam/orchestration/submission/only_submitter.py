@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from refsam.errors import RunFailed
-from refsam.orchestration.slurm.patience import Say
+from refsam.orchestration.slurm.patience import Say, is_hurried
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import AlreadyRunning, holder_words, run_lock
 
@@ -18,13 +18,15 @@ def only_submitter(folder: RunsFolder, say: Say, patience: float = LOCK_SECONDS)
     with ExitStack() as lock:
         try:
             lock.enter_context(run_lock(RunPaths(folder.root)))
-        except AlreadyRunning:
+        except AlreadyRunning as error:
             who = holder_words(RunPaths(folder.root))
+            if is_hurried():
+                raise RunFailed(f"{who} is submitting into {folder.root}") from error
             say(f"{who[0].upper()}{who[1:]} is submitting into {folder.root}; waiting for it")
             try:
                 lock.enter_context(run_lock(RunPaths(folder.root), patience))
-            except AlreadyRunning as error:
+            except AlreadyRunning as late:
                 who = holder_words(RunPaths(folder.root))
                 words = f"{who} has been submitting into {folder.root} for {patience:.0f} seconds"
-                raise RunFailed(words) from error
+                raise RunFailed(words) from late
         yield
