@@ -70,6 +70,11 @@ class Request:
     choosing: bool = False
 
     @property
+    def named(self) -> str:
+        """The field and the file, with which a sentence begins."""
+        return f"{self.field}: {self.path}"
+
+    @property
     def is_labels(self) -> bool:
         """Whether the numbers themselves are meant: a palette's indices, and nothing inverted."""
         return self.field == "dataset.labels"
@@ -80,7 +85,7 @@ class Request:
         Args:
             axes: of a stack, by tifffile's letters; None for channels, or what may be channels.
         """
-        has = f"{self.field}: {self.path} has shape {tuple(shape)}" + (f" (axes {axes})" if axes else "")
+        has = f"{self.named} has shape {tuple(shape)}" + (f" (axes {axes})" if axes else "")
         if self.is_labels:
             return BadInput(
                 f"{has}, and allowed are 2D label images (H, W) that hold the id of an object at each pixel, "
@@ -94,7 +99,7 @@ class Request:
         claimed = math.prod(shape) * itemsize
         if claimed > max(PLAUSIBLE_BYTES, PLAUSIBLE_RATIO * self.path.stat().st_size):
             raise BadInput(
-                f"{self.field}: {self.path} is damaged: it claims to hold an array of shape {tuple(shape)} "
+                f"{self.named} is damaged: it claims to hold an array of shape {tuple(shape)} "
                 f"in {self.path.stat().st_size} bytes"
             )
 

@@ -21,28 +21,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf", ".he5")
-PILLOW_FORMATS = frozenset(
-    (
-        "PNG",
-        "JPEG",
-        "MPO",
-        "JPEG2000",
-        "WEBP",
-        "AVIF",
-        "GIF",
-        "BMP",
-        "DIB",
-        "PPM",
-        "TGA",
-        "PCX",
-        "PSD",
-        "SUN",
-        "QOI",
-    )
-)
+PILLOW_FORMATS = frozenset((
+    "PNG", "JPEG", "MPO", "JPEG2000", "WEBP", "AVIF", "GIF", "BMP", "DIB", "PPM", "TGA", "PCX", "PSD",
+    "SUN", "QOI",
+))  # fmt: skip
 # What comes after the first frame belongs to it: previews, maps of brightness, layers.
 FIRST_FRAME = ("MPO", "PSD")
 CODECS = {b"II\xbc": "JXR", b"\x00\x00\x00\x0cJXL ": "JXL", b"\xff\x0a": "JXL"}
+LFS = b"version https://git-lfs"
 DICOM = b"DICM"  # from the 128th byte on
 FORMATS = "TIFF, PNG, JPEG, JPEG 2000, JPEG XR, JPEG XL, WebP, AVIF, GIF, BMP, PNM, DICOM and HDF5"
 COLOURED = ("RGB", "RGBA", "RGBX", "RGBa")
@@ -68,13 +54,17 @@ def decode(request: Request, key: str | None) -> Decoded:
         raise
     except Exception as error:
         raise BadInput(
-            f"{request.path} cannot be read as an image ({_one_line(error)}); allowed are {FORMATS}"
+            f"{request.named} cannot be read as an image ({_one_line(error)}); allowed are {FORMATS}"
         ) from error
 
 
 def _decode(request: Request) -> Decoded:
     with request.path.open("rb") as file:
         head = file.read(132)
+    if head.startswith(LFS):
+        raise BadInput(
+            f"{request.named} is a Git LFS pointer instead of an image; fetch it with git lfs pull"
+        )
     if head.startswith(SIGNATURES):
         return read_tiff(request)
     for signature, name in CODECS.items():
@@ -114,9 +104,7 @@ def _check_jpegxr(request: Request, data: bytes) -> None:
     request.check_size((tags.get(0xBC80, 0), tags.get(0xBC81, 0)), 1)
     end = tags.get(0xBCC0, 0) + tags.get(0xBCC1, 0)
     if stop > len(data) or end > len(data):
-        raise BadInput(
-            f"{request.field}: {request.path} is cut off: it has {len(data)} of at least {end} bytes"
-        )
+        raise BadInput(f"{request.named} is cut off: it has {len(data)} of at least {end} bytes")
 
 
 @lru_cache(maxsize=1)
@@ -138,7 +126,7 @@ def _with_pillow(request: Request, head: bytes) -> Decoded:
         frames = getattr(picture, "n_frames", 1)
         if frames > 1 and name not in FIRST_FRAME:
             raise BadInput(
-                f"{request.field}: {request.path} holds {frames} frames, and allowed is one; save the one "
+                f"{request.named} holds {frames} frames, and allowed is one; save the one "
                 "that is meant as a file"
             )
         request.check_size((picture.height, picture.width, len(picture.getbands())), 1)
@@ -246,7 +234,7 @@ def _read_hdf5(request: Request, key: str | None) -> Decoded:
         raise
     except Exception as error:  # h5py raises whatever the library stumbles over in a damaged file
         raise BadInput(
-            f"{request.path} cannot be read as HDF5 ({_one_line(error)}), which {field} {key!r} asks for; "
+            f"{request.named} cannot be read as HDF5 ({_one_line(error)}), which {field} {key!r} asks for; "
             "set it to null for other files"
         ) from error
     raise BadInput(f"{field} {key!r} is no array in {request.path}; there are: {', '.join(names) or 'none'}")

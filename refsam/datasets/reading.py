@@ -285,7 +285,7 @@ def _turns(request: Request, decoded: Decoded, shape: tuple[int, ...], labels: R
         return False
     if decoded.disputed and upright == stored and labels.orientation != decoded.orientation:
         raise BadInput(
-            f"dataset.images: {request.path} has the orientation {decoded.orientation} in its TIFF tag, "
+            f"{request.named} has the orientation {decoded.orientation} in its TIFF tag, "
             "which some programs follow and others ignore, and its labels have another; save it without one"
         )
     return True

@@ -44,7 +44,7 @@ def read_tiff(request: Request) -> Decoded:
         picture, shape, axes = _picture(file, request)
         page = picture[0].keyframe if isinstance(picture, list) else picture.keyframe
         if page.dtype is None:
-            raise BadInput(f"{request.field}: {request.path} has samples of a type that numpy does not have")
+            raise BadInput(f"{request.named} has samples of a type that numpy does not have")
         request.check_size(shape, page.dtype.itemsize)
         request.check_size(page.chunks, page.dtype.itemsize)  # tiles and strips may be larger than the image
         _check_segments(request, picture)
@@ -71,7 +71,7 @@ def _picture(file: Any, request: Request) -> tuple[Any, tuple[int, ...], str]:
     if len(full) != 1:
         shapes = ", ".join(" × ".join(map(str, each.shape)) for each in full[:3])
         raise BadInput(
-            f"{request.field}: {request.path} holds {len(full)} pictures (series of {shapes}"
+            f"{request.named} holds {len(full)} pictures (series of {shapes}"
             f"{', …' if len(full) > 3 else ''}), and allowed is one; save the one that is meant as a file"
         )
     own = [page for page in full[0].pages if _is_in(page, file)]
@@ -97,9 +97,7 @@ def _check_segments(request: Request, picture: Any) -> None:
         starts = [0] * len(counts) if page is None or page.keyframe.compression == 1 else page.dataoffsets
         last = max((start + count for start, count in zip(starts, counts, strict=False)), default=0)
         if last > size:
-            raise BadInput(
-                f"{request.field}: {request.path} is cut off or damaged: it has {size} of {last} bytes"
-            )
+            raise BadInput(f"{request.named} is cut off or damaged: it has {size} of {last} bytes")
 
 
 def _is_in(page: Any, file: Any) -> bool:
@@ -164,7 +162,7 @@ def _interpreted(request: Request, decoded: Decoded, page: Any) -> Decoded:
     if photometric in ("CIELAB", "ICCLAB") and of_pixel == 3 and samples.dtype in (np.uint8, np.uint16):
         return replace(decoded, samples=_from_lab(samples, photometric == "ICCLAB"), colours=True)
     raise BadInput(
-        f"{request.field}: {request.path} has {of_pixel} samples of {samples.dtype} per pixel with "
+        f"{request.named} has {of_pixel} samples of {samples.dtype} per pixel with "
         f"photometric interpretation {photometric}, which cannot be read; save it as grey or RGB"
     )
 

@@ -510,6 +510,12 @@ def test_the_format_is_what_the_content_says(tmp_path: Path) -> None:
         np.testing.assert_array_equal(reading.read_image(tmp_path / name), pixels)
 
 
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    assert "git lfs pull" in refusal(reading.read_image, path)
+
+
 def test_postscript_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "a.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\nshowpage\n")
     refusal(reading.read_image, tmp_path / "a.eps")
