@@ -105,11 +105,12 @@ class Case:
     decoder_savings: tuple[Callable[[UNETR], None], ...] = ()
     summed: bool = False  # our step: one for both losses
     hugging_face: bool = False  # transformers' implementation with the same weights
+    seed: int = 3  # of the images
 
 
 def discs(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
     """Images (batch, 3, H, W), 0 to 255, and targets (batch, 4, H, W), with 3 x 4 discs in each."""
-    generator = np.random.default_rng(3)
+    generator = np.random.default_rng(case.seed)
     height, width = case.shape
     rows, columns = np.mgrid[:height, :width]
     images, targets = [], []

@@ -171,18 +171,35 @@ def test_mixed_precision_agrees_to_its_digits(precision: str) -> None:
     assert step.losses == pytest.approx(reference(case).losses, rel=1e-3)
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_mixed_precision_is_as_near_to_float32_as_micro_sams(precision: str) -> None:
-    case = Case(architecture="vit_nano", decoder=True, n_objects=3, n_sub_iterations=2, dtype=torch.float32)
-    mixed = replace(case, mixed=precision)
-    step = take_step(replace(mixed, savings=ALL, decoder_savings=ALL_OF_DECODER), 2)
-    for ours, theirs, exact in zip(
-        step.gradients, reference(mixed).gradients, reference(case).gradients, strict=True
-    ):
-        expected = relative_errors(theirs, exact)
-        usual = statistics.median(expected.values())
-        for name, error in relative_errors(ours, exact).items():
-            assert error < 2 * max(expected[name], usual), name
+@pytest.mark.parametrize(("precision", "batches"), [("bfloat16", 1), ("float16", 6)])
+def test_mixed_precision_is_as_near_to_float32_as_micro_sams(precision: str, batches: int) -> None:
+    """In float16 over several batches: on one, either step's error may be ten times the other's.
+
+    Of six batches in float16, with the kernels that a processor without float16 instructions takes, one such
+    was ours and one micro-sam's, in nearly all parameters. A gradient that cancels is not the reason: the
+    norms of the summands of not_a_point_embed's are 1.6 times the norm of their sum.
+    """
+    errors: dict[tuple[int, str], list[tuple[float, float]]] = {}
+    for seed in range(3, 3 + batches):
+        case = Case(
+            architecture="vit_nano", decoder=True, n_objects=3, n_sub_iterations=2, dtype=torch.float32
+        )
+        case = replace(case, seed=seed)
+        mixed = replace(case, mixed=precision)
+        steps = (take_step(replace(mixed, savings=ALL, decoder_savings=ALL_OF_DECODER), 2), take_step(mixed))
+        for half, exact in enumerate(take_step(case).gradients):
+            ours, theirs = (relative_errors(step.gradients[half], exact) for step in steps)
+            for name in ours:
+                errors.setdefault((half, name), []).append((ours[name], theirs[name]))
+    for half in (0, 1):
+        means = {
+            name: [statistics.geometric_mean(of_step) for of_step in zip(*values, strict=True)]
+            for (of_half, name), values in errors.items()
+            if of_half == half
+        }
+        usual = statistics.median(theirs for _, theirs in means.values())
+        for name, (mean, expected) in means.items():
+            assert mean < 2 * max(expected, usual), name
 
 
 def test_a_frozen_encoder_has_no_graph() -> None:
