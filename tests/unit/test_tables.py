@@ -121,6 +121,13 @@ def test_the_best_of_a_row_is_that_of_its_mode():
     assert not any(cell.best for line in table.cells for cell in line)  # equal
 
 
+def test_rounds_with_and_without_the_mask_are_no_seeds_of_each_other():
+    runs = [row("full", 1, 0.5, run_id="a", round=1, mask_input=mask) for mask in (False, True)]
+    with pytest.raises(BadInput, match=r"differ in mask_input \(False, True\)"):
+        wide_table(frame_of(*runs), ("round",), ("n_images",), ("SA50",))
+    assert len(wide_table(frame_of(*runs), ("round", "mask_input"), ("n_images",), ("SA50",)).rows) == 2
+
+
 def test_smaller_is_better_for_times():
     rows = [row("full", count, 0.5, seconds_total=seconds) for count, seconds in ((1, 60.0), (5, 90.0))]
     table = wide_table(frame_of(*rows), ("strategy",), ("n_images",), ("seconds_total",))
