@@ -106,6 +106,12 @@ def test_another_evaluation_mode_trains_nothing_again(folder):
     assert "1 to evaluate" in more.stdout
     assert {row["mode"] for row in read_metrics(run / "results" / "metrics.json")} == {"box", "point"}
     assert (run / "checkpoints" / "best.pt").stat().st_mtime_ns == checkpoint
+    # What was measured is gone: the same command measures it again, from the same checkpoint.
+    (run / "results" / "metrics.json").write_text("damaged")
+    again = sweep(folder, "name=modes", "baseline=false", "evaluate.modes=[box,point]")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert {row["mode"] for row in read_metrics(run / "results" / "metrics.json")} == {"box", "point"}
+    assert (run / "checkpoints" / "best.pt").stat().st_mtime_ns == checkpoint
 
 
 def test_four_kinds_of_model_end_in_one_table_with_all_modes(folder):

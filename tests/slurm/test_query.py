@@ -1,6 +1,7 @@
 """What squeue and sacct say, read; these tests need no Slurm."""
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -70,6 +71,20 @@ def test_a_job_that_left_no_word_failed_for_the_reason_that_slurm_knows(sacct, r
     status = told(RUNNING, "", sacct)
     assert (status.state, status.reason) == (State.failed, reason)
     assert "7_0" in status.message
+
+
+@pytest.mark.parametrize(("age", "state"), [(60, State.running), (7200, State.failed)])
+@pytest.mark.parametrize("word", ["RUNNING", "PENDING"])
+def test_a_job_that_only_the_accounting_has_is_lost_after_an_hour(age, state, word):
+    written = (datetime.now(UTC) - timedelta(seconds=age)).isoformat(timespec="seconds")
+    record = replace(RUNNING, state=State(word.lower()), updated_at=written)
+    sacct = f"7_0|{word}|0:0|n||refsam-\n"
+    status = told(record, "", sacct)
+    assert status.state is (State(word.lower()) if state is State.running else state)
+    assert status.reason is (None if state is State.running else Reason.lost)
+    # Nobody asked the queue, or it knows the job.
+    assert told(record, None, sacct).state is State(word.lower())
+    assert told(record, f"7_0|{word}|n|None|||refsam-\n", sacct).state is State(word.lower())
 
 
 @pytest.mark.parametrize(

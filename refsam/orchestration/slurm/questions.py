@@ -20,6 +20,8 @@ from refsam.records.paths import RunsFolder
 from refsam.records.recovery import read_record
 from refsam.records.status import Reason, State, Status
 
+# Slurm's "runaway jobs": the controller has lost them, and the accounting waits for their end for ever.
+RUNAWAY_SECONDS = 3600.0
 CACHE_SECONDS = 5.0
 ANSWER_SECONDS = 30.0  # until a question is given up
 GLANCE_SECONDS = 1.5  # the same, for a person who only looks
@@ -86,12 +88,14 @@ class Answer:
         queue: whether the controller answered: a job that is not in its queue has ended.
         accounting: whether sacct answered.
         problems: one sentence for each that did not.
+        vanished: jobs that only the accounting has, as waiting or running.
     """
 
     jobs: dict[KnownJob, SlurmJob]
     queue: bool
     accounting: bool
     problems: tuple[str, ...]
+    vanished: frozenset[KnownJob] = frozenset()
 
 
 @dataclass
@@ -143,7 +147,10 @@ class SlurmQuery:
             problems.append(
                 f"sacct does not answer ({error}): why jobs ended is known only from queue and records"
             )
-        return Answer(merge(queued, accounted, accounting), queue, accounting, tuple(problems))
+        alive = {job for job, row in accounted.items() if _is_alive(row)}
+        vanished = frozenset(alive - queued.keys()) if queue else frozenset()
+        jobs = merge(queued, accounted, accounting)
+        return Answer(jobs, queue, accounting, tuple(problems), vanished)
 
 
 def in_queue(jobs: Iterable[KnownJob], run: Callable[[Sequence[str]], str]) -> dict[KnownJob, SlurmJob]:
@@ -325,6 +332,9 @@ def with_slurm(status: Status, answer: Answer) -> Status:
     if job is None:
         return _unknown(status, answer)
     words = f"Slurm job {job.job_id}: {job.words}"
+    if known in answer.vanished and _is_old(status):
+        words += ", by the accounting alone: the queue does not know it, and the run wrote no result"
+        return status.changed(state=State.failed, reason=Reason.lost, message=words)
     if job.state == State.pending and not answer.queue and status.state == State.running:
         return status  # the accounting is late, and cannot tell a job that waits again
     if job.state == State.pending:  # requeued, if the record says that it was running
@@ -348,6 +358,12 @@ def _begun_again(status: Status, job: SlurmJob) -> Status:
         return status
     words = f"Slurm job {job.job_id}: {job.words}; requeued after the run had failed"
     return requeued(status, words).changed(state=job.state, host=job.node)
+
+
+def _is_old(status: Status) -> bool:
+    """Whether a record was written so long ago that the accounting would know by now how its job ended."""
+    written = status.updated_at or status.submitted_at
+    return written is not None and time.time() - seconds(written) > RUNAWAY_SECONDS
 
 
 def _unknown(status: Status, answer: Answer) -> Status:

@@ -270,9 +270,8 @@ def _prepare_folder(paths: RunPaths, run: PlannedRun, frozen: RefsamConfig | Non
     if frozen is not None:
         # What was frozen stays; only what nobody asked to measure before is added.
         config = replace(frozen, evaluate=extended(frozen.evaluate, config.evaluate))
-        if config == frozen:
-            return
-    freeze(paths.config, config)
+    if config != frozen:
+        freeze(paths.config, config)
     if run.standing == Standing.evaluate:
         with run_lock(paths, LOCK_SECONDS):
             write_status(paths, read_record(paths).changed(state=State.planned, phase=None))
