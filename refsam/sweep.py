@@ -84,7 +84,9 @@ def main(arguments: list[str] | None = None) -> None:
 def _answer(application: Callable[[], None], errors: list[Exception], wants_traceback: bool) -> None:
     """Run the application, and leave with one sentence for what is raised, or is in `errors` afterwards."""
     try:
-        if _is_multirun(sys.argv[1:]) and any(given.split("=")[0] in ONE_CONFIGURATION for given in sys.argv):
+        if _is_multirun(sys.argv[1:]) and any(
+            given.split("=")[0] in ONE_CONFIGURATION for given in sys.argv[1:]
+        ):
             raise BadInput("--cfg and --info are about one configuration; leave out -m")
         with _known_mode(sys.argv[1:]):
             application()

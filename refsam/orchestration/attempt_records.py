@@ -64,7 +64,7 @@ def end_attempt(paths: RunPaths, status: Status, trained: bool | None = None, **
 def _used_savings(paths: RunPaths, status: Status, attempt: Attempt, trained: bool) -> dict[str, Any]:
     """What the training of an attempt wrote down, or the batch of its evaluation."""
     try:
-        if status.reason is Reason.out_of_memory:
+        if status.reason is Reason.out_of_memory and paths.config.exists():
             # Both bring OmegaConf, which few attempts need.
             from refsam.configuration.frozen import load, with_settings
             from refsam.configuration.schema import Kind

@@ -25,6 +25,7 @@ from slurm_helpers import (
 from refsam.configuration.schema import ClusterConfig, RequestConfig
 from refsam.orchestration.fit import jobs as fit_jobs
 from refsam.orchestration.slurm import environment
+from refsam.orchestration.slurm.identity import known_job
 from refsam.orchestration.slurm.questions import SlurmQuery, run_command
 from refsam.orchestration.slurm.site import nodes, partitions, request_problem
 from refsam.orchestration.submission.arrays import submit_to_slurm
@@ -96,8 +97,9 @@ def test_runs_that_are_submitted_inside_of_a_job_start_with_what_they_ask_for(fo
         assert left.isdisjoint(job["slurm"])
         assert job["slurm"]["SLURM_NTASKS"] == "1"  # of the run's own step
         assert job["slurm"]["SLURM_JOB_ID"] == starts(folder, run.run_id)[0] != inside["SLURM_JOB_ID"]
-    # A single run is no task of an array, whatever the surrounding job is.
-    assert "SLURM_ARRAY_JOB_ID" not in seen[2]["slurm"]
+    # A single run is the only task of an array of its own, whatever the surrounding job is.
+    own = read_status(folder.run("gpu")).job_id
+    assert own == f"{seen[2]['slurm']['SLURM_ARRAY_JOB_ID']}_0"
     assert os.environ["SLURM_JOB_ID"] == inside["SLURM_JOB_ID"]
 
 
@@ -170,8 +172,8 @@ def test_options_of_the_shell_never_replace_those_of_a_run(folder, monkeypatch):
     rows = [line.split("|") for line in run_command(command).splitlines()]
     assert [row[:2] for row in rows] == [["medium", "10:00"]] * 2
     assert all(row[2].startswith("refsam-study-") for row in rows)
-    ids = [read_status(folder.run(run.run_id)).job_id for run in runs]
-    assert set(SlurmQuery().ask(ids).jobs) == set(ids)
+    jobs = {known_job(read_status(folder.run(run.run_id))) for run in runs}
+    assert set(SlurmQuery().ask(jobs).jobs) == jobs
     for name in ("SQUEUE_PARTITION", "SQUEUE_STATES"):
         monkeypatch.delenv(name)  # the test itself asks squeue, too
     (folder.root / "go").touch()

@@ -1,6 +1,7 @@
 """What of a run is measured already, by metrics.json and per_image.csv, and where its segmentations go."""
 
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from refsam.configuration.measurements import missing
 from refsam.configuration.schema import Kind, RefsamConfig
+from refsam.errors import Unreadable
 from refsam.records.files import write_atomically
 from refsam.records.metrics import Measurement, MetricsRow, measurement, read_metrics
 from refsam.records.paths import RunPaths
@@ -19,23 +21,23 @@ Key = tuple[str, Measurement]  # the name of an image, and what was measured on 
 
 
 def unmeasured(config: RefsamConfig, paths: RunPaths) -> list[Measurement]:
-    """What metrics.json does not have of all that the configuration asks for, for the run's present weights.
-
-    Raises:
-        ValueError: when metrics.json is damaged.
-    """
+    """What metrics.json lacks of all that the configuration asks for, for the run's present weights."""
     return missing(config.evaluate, present_metrics(config, paths))
 
 
 def present_metrics(config: RefsamConfig, paths: RunPaths) -> list[MetricsRow]:
-    """The rows of metrics.json that were measured with the run's present weights.
+    """The rows of metrics.json that were measured with the run's present weights; none of a damaged file.
 
-    Raises:
-        ValueError: when metrics.json is damaged.
+    Raises Unreadable when the file cannot be read now, which says nothing about what is in it.
     """
     try:
         rows = read_metrics(paths.metrics)
     except FileNotFoundError:
+        return []
+    except Unreadable:
+        raise
+    except ValueError as error:
+        print(f"{error}; what is missing is measured again", file=sys.stderr)
         return []
     if config.kind is Kind.finetuning and paths.best.exists() and rows:
         weights = _compute_hash(paths.best)
