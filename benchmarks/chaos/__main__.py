@@ -28,6 +28,7 @@ from benchmarks.chaos.faults import FAULTS, MISSED, sequence
 from benchmarks.chaos.invariants import INVARIANTS, check_others, check_runs, check_settled, is_finished
 from benchmarks.chaos.world import NODES, OTHERS, PARALLEL, POLL_SECONDS, SWEEP, Task, World, typing
 from refsam.test_cluster.cluster import Cluster
+from refsam.test_cluster.jobs import thaw
 
 SHELLS = 2
 TELL_SECONDS = 15.0
@@ -143,11 +144,16 @@ def shells(world: World, seed: int) -> Iterator[None]:
 
 
 def heal(world: World) -> None:
-    """Start what does not run, and bring the nodes back."""
+    """Start what does not run, and bring the nodes back.
+
+    A suspended job whose step daemon was killed stays frozen, with the lock of its run, until its node is
+    started anew; here that is a thaw.
+    """
     for daemon in world.cluster.all_daemons():
         world.cluster.start(daemon.name)
     for node in NODES:
         world.slurm("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    thaw(world.cluster.settings)
 
 
 def finish(world: World) -> None:

@@ -31,7 +31,7 @@ def end_jobs(settings: Settings) -> None:
     """Kill them, and remove the cgroups of the nodes, which keep nothing but their names."""
     deadline = time.monotonic() + STOP_SECONDS
     while (processes := job_processes(settings)) and time.monotonic() < deadline:
-        _thaw(settings)
+        thaw(settings)
         for number in processes:
             with suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
@@ -43,7 +43,7 @@ def end_jobs(settings: Settings) -> None:
                     Path(path).rmdir()
 
 
-def _thaw(settings: Settings) -> None:
+def thaw(settings: Settings) -> None:
     """Let frozen processes go on: those of a suspended job take no signal, not even the one that kills."""
     for folder in _job_cgroups(settings):
         for path, _, _ in os.walk(folder):
