@@ -17,8 +17,10 @@ from segment_anything.modeling import Sam
 from torch_em.loss import DiceBasedDistanceLoss
 from torch_em.model import UNETR
 
-from benchmarks.train_step import relative_differences
+from benchmarks.gates import ReplayedGates
+from benchmarks.train_step import ReplayedPrompts, relative_differences
 from refsam.configuration.schema import ModelConfig, PeftConfig
+from refsam.science.engine.decoder import decoder_parts
 from refsam.science.engine.step import LowMemoryJointStep, LowMemoryStep
 from refsam.science.engine.summed import SummedJointStep
 from refsam.science.hugging_face import HuggingFaceSam, from_segment_anything, state_from_transformers
@@ -78,13 +80,22 @@ class RecordingLogger:
 
 
 @dataclass(frozen=True)
+class Choices:
+    """What a step chose where rounding may choose otherwise: prompts, and the gates of ReLUs."""
+
+    prompts: list[Any]
+    gates: list[torch.Tensor] | None
+
+
+@dataclass(frozen=True)
 class Step:
-    """Gradients of the optimizer steps (two with the decoder), and what was logged."""
+    """Gradients of the optimizer steps (two with the decoder), what was logged, and the choices."""
 
     gradients: list[Gradients]
     losses: list[float]
     model: torch.nn.Module
     decoder: torch.nn.Module | None
+    choices: Choices
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,8 @@ class Case:
     summed: bool = False  # our step: one for both losses
     hugging_face: bool = False  # transformers' implementation with the same weights
     seed: int = 3  # of the images
+    # Whether choices are kept: in float32 rounding moves some of them, and which by the processor.
+    with_choices: bool = False
 
 
 def discs(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
@@ -166,8 +179,17 @@ def hugging_face_twin(sam: Sam, case: Case) -> Sam:
     return twin
 
 
-def take_step(case: Case, object_chunk: int | None = None, validate: bool = False) -> Step:
-    """One step, or validation, of our trainer with chunks of `object_chunk` objects; micro-sam's for None."""
+def take_step(
+    case: Case,
+    object_chunk: int | None = None,
+    validate: bool = False,
+    choices: "Choices | None" = None,
+) -> Step:
+    """One step, or validation, of our trainer with chunks of `object_chunk` objects; micro-sam's for None.
+
+    Args:
+        choices: of another step of a case `with_choices`, to be taken again.
+    """
     sam = model_of(case)
     for save in case.savings:
         save(sam)
@@ -176,11 +198,13 @@ def take_step(case: Case, object_chunk: int | None = None, validate: bool = Fals
     ours = object_chunk is not None
     arguments: dict[str, Any] = {"object_chunk": object_chunk} if ours else {}
     trainer_class = LowMemorySamTrainer if ours else SamTrainer
-    unetr = None
+    unetr, replayed = None, None
     if case.decoder:
         unetr = build_unetr(sam, model_config(case.architecture), None, 1, "cpu")
         for save_decoder in case.decoder_savings:
             save_decoder(unetr)
+        if case.with_choices:
+            replayed = ReplayedGates([*decoder_parts(unetr)], choices and choices.gates)
         named |= {name: value for name, value in unetr.named_parameters() if not name.startswith("encoder")}
         loss = DiceBasedDistanceLoss(mask_distances_in_bg=True)
         arguments |= {"unetr": unetr.to(case.dtype), "instance_loss": loss, "instance_metric": loss}
@@ -216,6 +240,9 @@ def take_step(case: Case, object_chunk: int | None = None, validate: bool = Fals
         **arguments,
     )
     trainer.logger = RecordingLogger()
+    prompts = ReplayedPrompts(trainer.prompt_generator, choices and choices.prompts)
+    if case.with_choices:
+        trainer.prompt_generator = prompts
     trainer.max_iteration = trainer._iteration = case.iteration
     random.seed(7)
     np.random.seed(7)
@@ -227,7 +254,8 @@ def take_step(case: Case, object_chunk: int | None = None, validate: bool = Fals
         epoch(progress=None)
     # Later draws are the same only where all earlier ones were.
     draws = [random.random(), float(np.random.rand())]
-    return Step(optimizer.recorded, trainer.logger.losses + draws, model, unetr)
+    kept = Choices(prompts.kept, None if replayed is None else replayed.kept)
+    return Step(optimizer.recorded, trainer.logger.losses + draws, model, unetr, kept)
 
 
 @cache

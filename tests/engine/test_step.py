@@ -105,10 +105,11 @@ def test_each_saving_of_the_decoder_leaves_gradients_and_statistics(
 @pytest.mark.parametrize("decoder", [False, True], ids=["interactive", "joint"])
 def test_float32_agrees_to_four_digits(peft: str, iteration: int, decoder: bool) -> None:
     case = Case(architecture="vit_nano", peft=peft, iteration=iteration, decoder=decoder, n_objects=3)
-    case = replace(case, dtype=torch.float32)
+    case = replace(case, dtype=torch.float32, with_choices=True)
     decoder_savings = ALL_OF_DECODER if decoder else ()
-    step = take_step(replace(case, savings=ALL, decoder_savings=decoder_savings), 2)
-    assert_same_gradients(step, reference(case), 1e-4)
+    expected = reference(case)
+    step = take_step(replace(case, savings=ALL, decoder_savings=decoder_savings), 2, choices=expected.choices)
+    assert_same_gradients(step, expected, 1e-4)
 
 
 def test_masks_of_one_byte_give_micro_sams_prompts() -> None:
@@ -189,7 +190,7 @@ def test_mixed_precision_is_as_near_to_float32_as_micro_sams(precision: str, bat
         steps = (take_step(replace(mixed, savings=ALL, decoder_savings=ALL_OF_DECODER), 2), take_step(mixed))
         for half, exact in enumerate(take_step(case).gradients):
             ours, theirs = (relative_errors(step.gradients[half], exact) for step in steps)
-            for name in ours:
+            for name in ours.keys() & theirs.keys():  # others are rounding only in one of the steps
                 errors.setdefault((half, name), []).append((ours[name], theirs[name]))
     for half in (0, 1):
         means = {
