@@ -79,7 +79,7 @@ def write_runs(folder: RunsFolder, sweep: str, values: dict[str, float]) -> None
     for run_id, value in values.items():
         paths = folder.run(run_id)
         paths.results.mkdir(parents=True, exist_ok=True)
-        metrics = {**dict.fromkeys(METRICS, value), "n_images": 3, "seconds_per_image": 0.5}
+        metrics = {**dict.fromkeys(METRICS, value), "n_images": 12, "seconds_per_image": 0.5}
         later = {**metrics, "mode": "box", "round": 1, "mask_input": True, "intervals": {"SA50": [0.1, 0.9]}}
         first = {**metrics, "mode": "box", "round": 0, "mask_input": False}
         write_json(paths.metrics, {"format": 2, "rows": [first, later]})
