@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 BASELINE = "baseline"  # schema.Kind, whose import takes its time
-# What `check_name` needs of a configuration.
-NAMING = ("kind", "model", "peft", "resource", "dataset", "n_images", "seed")
 _RUN_ID = re.compile(r"(.+)-[0-9a-f]{10}")
 
 
 def readable_id(values: Mapping[str, Any]) -> str:
-    """`vit_b-lora-n5-v100-nuclei-s0`, by the sections NAMING of a configuration; safe as a folder's name."""
+    """`vit_b-lora-n5-v100-nuclei-s0`, by the sections of a configuration; safe as a folder's name."""
     parts = [values["model"]["name"]]
     if values["kind"] == BASELINE:
         parts += ["initial", values["dataset"]["name"]]

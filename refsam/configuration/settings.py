@@ -97,8 +97,20 @@ def setting_values(config: RefsamConfig) -> Setting:
 
 def recorded_values(values: Mapping[str, Any]) -> Setting:
     """The same of the sections of a frozen configuration, also of another version of refsam: then all that
-    stands there counts.
+    stands there counts. Runs that differ in their seed alone are resolved once.
     """
+    dataset = values.get("dataset")
+    follows_seed = not isinstance(dataset, Mapping) or dataset.get("split_seed") is None
+    key = repr({**values, "seed": values.get("seed") if follows_seed else None})
+    if key not in _RESOLVED:
+        _RESOLVED[key] = _resolved(values)
+    return dict(_RESOLVED[key])
+
+
+_RESOLVED: dict[str, Setting] = {}
+
+
+def _resolved(values: Mapping[str, Any]) -> Setting:
     try:
         # What takes most of the time and says nothing of the run is left out.
         needed = {**values, "resource": {**values["resource"], "settings": {}}}
@@ -119,10 +131,16 @@ def _resource_name(values: Mapping[str, Any]) -> Any:
 def read_setting(path: Path) -> Setting:
     """The same of a config.yaml; nothing where there is none, or a damaged one."""
     try:
-        values = dict(zip(SECTIONS, read_yaml_sections(path, *SECTIONS), strict=True))
+        sections = read_yaml_sections(path, *SECTIONS)
     except (OSError, ValueError):
         return {}
-    return recorded_values({name: value for name, value in values.items() if value is not None})
+    return recorded_sections(sections)
+
+
+def recorded_sections(sections: Sequence[Any]) -> Setting:
+    """The same of the SECTIONS of a config.yaml, in their order; None for one that it lacks."""
+    known = zip(SECTIONS, sections, strict=True)
+    return recorded_values({name: value for name, value in known if value is not None})
 
 
 def labels(settings: Mapping[str, Setting]) -> dict[str, str]:
@@ -185,6 +203,13 @@ def differing(settings: Sequence[Setting]) -> list[Setting]:
     What a choice of a group brings along (a model its depth, a data set its folder) counts where runs with
     the same choice differ in it.
     """
+    texts = [repr(setting) for setting in settings]
+    kinds = dict(zip(texts, settings, strict=True))  # runs that differ in their seed alone are compared once
+    parts = dict(zip(kinds, _differing(list(kinds.values())), strict=True))
+    return [dict(parts[text]) for text in texts]
+
+
+def _differing(settings: Sequence[Setting]) -> list[Setting]:
     known = _comparable(settings)
     values: dict[tuple[str, str], set[str]] = {}  # of a field, by the choices within which it is compared
     for setting in known:

@@ -8,8 +8,9 @@ import pytest
 from recorded_sweeps import complete, write_manifest
 
 from refsam import cli
+from refsam.configuration import settings
 from refsam.configuration.compose import compose
-from refsam.configuration.frozen import freeze
+from refsam.configuration.frozen import freeze, from_values
 from refsam.configuration.identity import identity, run_id
 from refsam.configuration.patch_pool import with_patch_pool
 from refsam.configuration.settings import (
@@ -25,6 +26,7 @@ from refsam.configuration.settings import (
 from refsam.records.paths import RunsFolder
 from refsam.results.collect import collect, first_prompt
 from refsam.results.figures.page import by_number, series
+from refsam.results.sweeps import read_manifest
 
 GIVEN = ("peft=full", "n_objects=5", "n_images=2", "model=vit_nano", "model.weights=random")
 
@@ -104,6 +106,28 @@ def test_a_split_that_follows_one_seed_is_that_of_this_seed() -> None:
     assert [each["dataset.split_seed"] for each in differing(several)] == [None, None, 0]
     ordered = [setting("dataset.split=ordered"), setting("dataset.split=ordered", "dataset.split_seed=3")]
     assert differing_names(ordered) == []
+
+
+def test_runs_that_differ_in_their_seed_are_resolved_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixed = [("seed=1",), ("seed=2",)]
+    following = [("seed=1", "dataset.split_seed=null"), ("seed=2", "dataset.split_seed=null")]
+    folder = sweep(tmp_path / "runs", *fixed, *following)
+    resolved: list[Any] = []
+
+    def counted(kind: Any, values: dict[str, Any]) -> Any:
+        resolved.append(values)
+        return from_values(kind, values)
+
+    monkeypatch.setattr(settings, "_RESOLVED", {})
+    monkeypatch.setattr(settings, "from_values", counted)
+    runs = read_manifest(folder.sweep("study")).runs
+    found = [settings.read_setting(folder.run(run.run_id).config) for run in runs]
+    assert len(resolved) == 1 + len(following)  # a null is another split for each seed
+    assert found == [setting(*overrides) for overrides in (*fixed, *following)]
+    found[0]["train.lr"] = "changed"
+    assert found[1]["train.lr"] != "changed"
 
 
 def test_short_names_are_unambiguous() -> None:

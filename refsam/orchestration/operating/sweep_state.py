@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from refsam.configuration.run_names import NAMING, check_name
-from refsam.configuration.settings import Setting, read_setting
+from refsam.configuration.run_names import check_name
+from refsam.configuration.settings import SECTIONS, Setting, recorded_sections
 from refsam.errors import Unreadable, os_problem
 from refsam.orchestration.slurm.questions import Answer, SlurmQuery
 from refsam.orchestration.slurm.reconcile import reconcile
@@ -138,8 +138,8 @@ def with_lock(paths: RunPaths, status: Status) -> Status:
 
 
 def _run_state(paths: RunPaths, status: Status, now: datetime) -> RunState:
-    record, request, damaged, fault = _records(paths)
-    status = with_lock(paths, status)
+    found = _records(paths)
+    record, status = found.status, with_lock(paths, status)
     left = None
     elapsed = status.seconds_before
     if status.started_at is not None and status.ended_at is not None:
@@ -149,32 +149,33 @@ def _run_state(paths: RunPaths, status: Status, now: datetime) -> RunState:
         if record.seconds_left is not None and record.updated_at is not None:
             # The record is older than now by what has passed since the last step that it tells of.
             left = max(0.0, record.seconds_left - (now - _time(record.updated_at)).total_seconds())
-    run = RunState(paths.run_id, status, request, elapsed, left, damaged, fault=fault)
-    return replace(run, setting=read_setting(paths.config)) if run.can_start else run
+    return replace(found, status=status, elapsed=elapsed, left=left)
 
 
-def _records(paths: RunPaths) -> tuple[Status, dict[str, Any] | None, str | None, Fault | None]:
-    """The run's own status, its request, and in a sentence and a word what is wrong with one of them."""
+def _records(paths: RunPaths) -> RunState:
+    """The run by its own record and its configuration alone."""
     record = look_up(paths)
-    status, request = record.status, None
-    if status.state is State.unreadable:
-        return status, None, record.problem, Fault.unreadable
+    run = RunState(paths.run_id, record.status, None, None, None, record.problem)
+    if record.status.state is State.unreadable:
+        return replace(run, fault=Fault.unreadable)
     try:
-        values = dict(zip(NAMING, read_yaml_sections(paths.config, *NAMING), strict=True))
+        sections = read_yaml_sections(paths.config, *SECTIONS)
+        values = dict(zip(SECTIONS, sections, strict=True))
         check_name(paths.config, values)
         request = values["resource"]["request"]
         if not isinstance(request, dict):
             raise TypeError("resource.request is not a mapping")
     except FileNotFoundError:
         words = f"{paths.config} is gone; the command that made the sweep makes it again"
-        return status, None, words, Fault.missing
+        return replace(run, damaged=words, fault=Fault.missing)
     except Unreadable as error:
-        return status, None, str(error), Fault.unreadable
+        return replace(run, damaged=str(error), fault=Fault.unreadable)
     except (ValueError, KeyError, TypeError) as error:
         named = str(paths.config) in str(error)
         words = str(error) if named else f"{paths.config} is damaged: {type(error).__name__} {error}"
-        return status, None, words, Fault.configuration
-    return status, request, record.problem, None if record.problem is None else Fault.damaged
+        return replace(run, damaged=words, fault=Fault.configuration)
+    fault = None if record.problem is None else Fault.damaged
+    return replace(run, request=request, fault=fault, setting=recorded_sections(sections))
 
 
 def _notes(answer: Answer) -> tuple[str, ...]:
