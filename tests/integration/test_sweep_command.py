@@ -468,7 +468,7 @@ def test_a_data_set_that_is_of_no_use_leaves_the_others_alone(capsys, synthetic,
     assert sweep(*arguments, f"dataset.root={synthetic.root},{own}") == 0
     output = capsys.readouterr().out
     assert "1 left out" in output
-    assert f"dataset.root={own}: {own}/labels/" in output
+    assert f"dataset.root={own}: dataset.labels: {own}/labels/" in output
     assert sweep(*arguments, f"dataset.root={own}") == 2
     assert "cannot be read as an image" in capsys.readouterr().err
 

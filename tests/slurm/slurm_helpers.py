@@ -5,6 +5,7 @@ are slow when others use them.
 """
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -79,10 +80,14 @@ def nothing_is_left() -> bool:
 
 
 def allocated(job_id: str) -> set[str]:
-    """What Slurm gave a job, as the accounting writes it: `cpu=8`, `mem=32G`, `gres/gpu:v100=1`."""
-    command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=AllocTRES", "--jobs", job_id]
-    wait_until(lambda: slurm(*command).strip())  # the accounting is some seconds late
-    return set(slurm(*command).strip().split(","))
+    """What Slurm gave a job: `cpu=8`, `mem=32G`, `gres/gpu:v100=1`.
+
+    The controller is asked: it knows one job by this number, where the accounting may still know another one
+    too, from before a restart. For an array's number it shows all tasks, which are given the same.
+    """
+    shown = slurm("scontrol", "show", "job", job_id)
+    (given,) = set(re.findall(r"\b(?:Alloc)?TRES=(\S+)", shown))
+    return set(given.split(","))
 
 
 def what_slurm_does() -> str:

@@ -53,7 +53,10 @@ def submit(folder, runs, entry_point=STAND_IN):
 
 
 def wait_for(folder, run_id, *states):
-    """The record of a run, when it says one of the states and its attempt has ended; Slurm is not asked."""
+    """The record of a run, when it says one of the states and its attempt has ended; Slurm is not asked.
+
+    Where that never comes, the failure shows the record and the logs.
+    """
     paths = folder.run(run_id)
 
     def ended():
@@ -61,7 +64,11 @@ def wait_for(folder, run_id, *states):
         number = status.attempt - 1 if status.state is State.pending else status.attempt
         return status.state in states and read_attempt(paths, number).ended_at is not None
 
-    wait_until(ended)
+    try:
+        wait_until(ended)
+    except AssertionError as error:
+        logs = "".join(log.read_text()[-4000:] for log in sorted(paths.root.rglob("*.out")))
+        raise AssertionError(f"{read_status(paths)}\n{logs}\n{error}") from error
     return read_status(paths)
 
 
