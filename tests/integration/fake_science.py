@@ -49,7 +49,7 @@ def execute(root: Path) -> None:
         write_status(paths, status)
         note(
             root.parent,
-            f"start {root.name} {os.environ['OMP_NUM_THREADS']} {os.environ['CUDA_VISIBLE_DEVICES']}",
+            f"start {root.name} {os.environ['OMP_NUM_THREADS']} {os.environ.get('CUDA_VISIBLE_DEVICES', '')}",
         )
         try:
             behave(root)

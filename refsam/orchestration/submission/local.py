@@ -265,7 +265,7 @@ class _Queue:
             environment = {
                 **os.environ,
                 **thread_environment(self._threads),
-                "CUDA_VISIBLE_DEVICES": device or "",
+                **self._visible(entry.run.config, device),
                 place.LOCAL_QUEUE: "1",
                 LOG: str(log),
             }
@@ -292,6 +292,14 @@ class _Queue:
             return None
         taken = [child.device for child in self._children]
         return min(self._devices, key=taken.count)
+
+    @staticmethod
+    def _visible(config: RefsamConfig, device: str | None) -> dict[str, str]:
+        """What the run may see; where nvidia-smi lists no GPU, whatever PyTorch finds."""
+        if device is None:
+            return {"CUDA_VISIBLE_DEVICES": ""} if config.resource.device == "cpu" else {}
+        # nvidia-smi numbers GPUs by their slots; CUDA puts the fastest first where it isn't told.
+        return {"CUDA_VISIBLE_DEVICES": device, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
     def _collect(self, stopping: bool = False) -> None:
         """Take the runs whose processes have ended out of the queue, with their last status on the disk."""
