@@ -9,6 +9,7 @@ import argparse
 import importlib.metadata
 import math
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -118,8 +119,7 @@ def _peak(device: torch.device) -> float:
     return peak_memory(device) - psutil.Process().memory_info().shared / GIB
 
 
-def _limit_gpu(gib: float) -> None:
-    device = torch.device("cuda")
+def _limit_gpu(gib: float, device: torch.device) -> None:
     total = torch.cuda.get_device_properties(device).total_memory / GIB
     torch.cuda.set_per_process_memory_fraction(min(1.0, gib / total), device)
 
@@ -136,8 +136,11 @@ def main() -> None:
     config = replace(config, train=train)
     if "REFSAM_THREADS" in os.environ:
         torch.set_num_threads(int(os.environ["REFSAM_THREADS"]))
-    if arguments.gpu_gib is not None and choose_device(config).type == "cuda":
-        _limit_gpu(arguments.gpu_gib)
+    if arguments.gpu_gib is not None:
+        device = choose_device(config)
+        if device.type != "cuda":
+            sys.exit("this step was to be measured on a GPU")
+        _limit_gpu(arguments.gpu_gib, device)
     try:
         result = {"outcome": Outcome.fits, **measure(config)}
     except (MemoryError, RuntimeError) as error:

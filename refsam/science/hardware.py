@@ -4,6 +4,9 @@ import os
 import platform
 import re
 import resource
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,41 +20,91 @@ GIB = 2**30
 CPU_INFORMATION = Path("/proc/cpuinfo")
 # Without these, bfloat16 is emulated: a 2048³ matrix product at 0.34 instead of 128 GFLOP/s in float32.
 BFLOAT16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}
-# What torch's allocators for main memory say, in a plain RuntimeError.
-ALLOCATION_FAILURES = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
+# What is said where memory is short, in a plain RuntimeError or a kind of it: by torch's allocators of main
+# memory, CUDA's runtime (torch.AcceleratorError, bitsandbytes), cuBLAS, cuDNN (which then finds no engine for
+# a convolution), and torch's allocator where NVML does not know the device, such as a part of one (MIG).
+ALLOCATION_FAILURES = (
+    *("not enough memory", "can't allocate memory", "Cannot allocate memory", "out of memory"),
+    *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "DEVICE_ALLOCATION_FAILED"),
+    "unable to find an engine to execute this computation",
+    "NVML_SUCCESS == r INTERNAL ASSERT FAILED",
+)
 
 
 def choose_device(config: RefsamConfig) -> torch.device:
     """The device of a run: the resource's, or for `auto` the GPU where there is one.
 
+    A GPU has its index, which some functions of torch.cuda ask for: 0, the first that the process may see.
+
     Raises:
-        BadInput: when the resource's device is not here and the cluster does not say that it may be missing.
+        BadInput: when the resource's device is not here and the cluster does not say that it may be missing,
+            and for a GPU that this PyTorch has no kernels for.
     """
     wanted = config.resource.device
-    available = torch.cuda.is_available()
-    if wanted == "auto":
-        return torch.device("cuda" if available else "cpu")
-    if wanted == "cpu" or available:
-        return torch.device(wanted)
-    if config.cluster.explicit:
+    if wanted == "cpu":
         return torch.device("cpu")
-    raise BadInput(f"resource.device={wanted} is not on {platform.node()}, allowed here: cpu, auto")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", 0)
+        _check_kernels(device)
+        return device
+    why = f"PyTorch {torch.__version__} finds no GPU on {platform.node()}{_unusable_gpus()}"
+    if wanted == "auto" or config.cluster.explicit:
+        print(f"resource.device={wanted}: {why}; the run takes the CPU", file=sys.stderr)
+        return torch.device("cpu")
+    raise BadInput(f"resource.device={wanted}: {why}; allowed here are cpu and auto")
+
+
+def _check_kernels(device: torch.device) -> None:
+    """Refuse a GPU that this build of PyTorch has no binaries for, before it fails at its first kernel.
+
+    Binaries run on GPUs of the same major version that are not older; `compute_` is code that the driver
+    compiles for newer ones (CUDA C++ Programming Guide, "Application Compatibility").
+    """
+    major, minor = torch.cuda.get_device_capability(device)
+    built_for = torch.cuda.get_arch_list()
+    for name in built_for:
+        kind, _, digits = name.partition("_")
+        number = int(re.match(r"[0-9]+", digits)[0])  # type: ignore[index]
+        binary = kind == "sm" and number // 10 == major and number % 10 <= minor
+        if binary or (kind == "compute" and number <= 10 * major + minor):
+            return
+    raise BadInput(
+        f"resource.device: {torch.cuda.get_device_name(device)} has compute capability {major}.{minor}, and "
+        f"PyTorch {torch.__version__} was built for {', '.join(built_for)}; install one that has kernels for "
+        "it, see docs/gpu.md"
+    )
+
+
+def _unusable_gpus() -> str:
+    """What nvidia-smi lists all the same, with the driver's version; empty where it lists nothing."""
+    command = shutil.which("nvidia-smi")
+    if command is None or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return ""
+    query = [command, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f", and nvidia-smi does not answer ({type(error).__name__})"
+    if answer.returncode != 0 or not answer.stdout.strip():
+        return ""
+    name, _, driver = answer.stdout.splitlines()[0].partition(", ")
+    return (
+        f", though nvidia-smi lists {name} with driver {driver}: it needs one for CUDA {torch.version.cuda}"
+    )
 
 
 def choose_precision(requested: Precision, device: torch.device) -> Precision:
     """The arithmetic of the training step; `auto` takes the fastest that the hardware really has.
 
-    float32 on CPUs without bfloat16 instructions; bfloat16 on GPUs since Ampere, float16 on Volta and Turing,
-    float32 before (on Pascal, float16 runs at 1/64 of float32's rate).
+    float32 on CPUs without bfloat16 instructions; bfloat16 on GPUs since Ampere, float32 before: float16
+    overflows in the decoder's convolutions on GPUs that sum in it (micro-sam issues 1234, 1336).
     """
     if requested != Precision.auto:
         return requested
     if device.type == "cpu":
         return Precision.bfloat16 if BFLOAT16_INSTRUCTIONS & _cpu_flags() else Precision.float32
     major, _ = torch.cuda.get_device_capability(device)
-    if major >= 8:
-        return Precision.bfloat16
-    return Precision.float16 if major == 7 else Precision.float32
+    return Precision.bfloat16 if major >= 8 else Precision.float32
 
 
 def resident_memory(device: torch.device) -> float:
@@ -77,7 +130,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / GIB, 1),
-        "device": str(device),
+        "device": device.type,
         "threads": torch.get_num_threads(),
         "gpu": None,
         "gpu_memory_gib": None,

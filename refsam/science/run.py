@@ -40,7 +40,7 @@ from refsam.science.environment import describe_environment
 from refsam.science.evaluation import evaluate, unmeasured
 from refsam.science.hardware import choose_device, is_out_of_memory
 from refsam.science.models import initial_predictor, read_checkpoint, segmentation_decoder
-from refsam.science.randomness import be_deterministic, seed_everything
+from refsam.science.randomness import be_deterministic, let_kernels_be_fast, seed_everything
 from refsam.science.strategies.opening import finished_predictor
 from refsam.science.trainers import Progress
 from refsam.science.training import train
@@ -177,7 +177,7 @@ def _execute(config: RefsamConfig, paths: RunPaths, status: StatusWriter, trains
     trained = config.kind is Kind.baseline or paths.training.exists()
     evaluated_on = config.evaluate.resource if trained and not trains_only else None
     device = choose_device(replace(config, resource=evaluated_on or config.resource))
-    status.transition(device=str(device))
+    status.transition(device=device.type)
     paths.results.mkdir(parents=True, exist_ok=True)
     # What trained the model is kept when only an evaluation is made up for, perhaps on another machine.
     if not (paths.training.exists() and paths.environment.exists()):
@@ -187,6 +187,7 @@ def _execute(config: RefsamConfig, paths: RunPaths, status: StatusWriter, trains
     if trains_only:
         return False
     if unmeasured(config, paths):
+        let_kernels_be_fast(device)
         if config.kind is Kind.baseline:
             predictor, decoder_state, _ = initial_predictor(config.model, config.seed, device)
         else:

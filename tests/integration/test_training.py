@@ -11,7 +11,7 @@ from training_runs import Killed, kill_at, rows, run_training, small_config
 
 from refsam.configuration.schema import DatasetConfig, Precision
 from refsam.errors import BadInput
-from refsam.science.hardware import choose_device, choose_precision, resident_memory
+from refsam.science.hardware import choose_precision, resident_memory
 from refsam.science.models import load_model
 from refsam.science.trainers import Progress
 
@@ -191,25 +191,3 @@ def test_precision_on_a_cpu_follows_its_instructions(
     monkeypatch.setattr("refsam.science.hardware.CPU_INFORMATION", information)
     assert choose_precision(Precision.auto, torch.device("cpu")) == expected
     assert choose_precision(Precision.float16, torch.device("cpu")) == Precision.float16
-
-
-@pytest.mark.parametrize(
-    ("capability", "expected"),
-    [((6, 1), "float32"), ((7, 0), "float16"), ((7, 5), "float16"), ((8, 0), "bfloat16")],
-)
-def test_precision_on_a_gpu_follows_its_generation(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: str
-) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert choose_precision(Precision.auto, torch.device("cuda")) == expected
-
-
-def test_a_gpu_that_is_not_here_is_refused_unless_that_is_said(
-    monkeypatch: pytest.MonkeyPatch, synthetic: DatasetConfig
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    config = small_config(synthetic, "resource.device=cuda")
-    with pytest.raises(BadInput, match=r"resource\.device=cuda"):
-        choose_device(config)
-    config.cluster.explicit = True
-    assert choose_device(config) == torch.device("cpu")
