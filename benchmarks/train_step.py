@@ -82,7 +82,7 @@ class ReplayedPrompts:
 
 def measure(arguments: argparse.Namespace) -> None:
     """One step in this process; its row, gradients and prompts go to `arguments.output`."""
-    from refsam.science.run import is_out_of_memory
+    from refsam.science.hardware import is_out_of_memory
 
     output = Path(arguments.output)
     row: dict[str, Any] = {name: getattr(arguments, name) for name in CHOSEN}

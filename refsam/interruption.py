@@ -5,11 +5,13 @@ before the time limit). One word is enough: whatever comes after it finds the ru
 """
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+INTERRUPTED = 130  # exit status of commands after Ctrl-C
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -79,3 +81,13 @@ def release() -> None:
 def check() -> None:
     """Raise KeyboardInterrupt again: an interruption may be lost in code that is called by C."""
     _listener.check()
+
+
+@contextmanager
+def answering_ctrl_c(sentence: str) -> Iterator[None]:
+    """Leave with one line and exit status 130 at Ctrl-C. A command imports what is heavy inside of this."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"refsam: {sentence}", file=sys.stderr)
+        sys.exit(INTERRUPTED)

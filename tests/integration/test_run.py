@@ -19,7 +19,7 @@ from refsam.errors import BadInput
 from refsam.records.metrics import read_metrics
 from refsam.records.paths import RunPaths
 from refsam.records.status import AlreadyRunning, Reason, State, Status, read_status, run_lock, write_status
-from refsam.science import run
+from refsam.science import execution
 from refsam.science.hardware import processor_name
 
 
@@ -39,7 +39,7 @@ def paths(config: RefsamConfig, tmp_path: Path) -> RunPaths:
 
 
 def test_a_run_is_trained_evaluated_and_completed(paths: RunPaths) -> None:
-    run.execute(paths.root)
+    execution.execute(paths.root)
     status = read_status(paths)
     assert (status.state, status.reason, status.attempt) == (State.completed, None, 3)
     assert (status.device, status.pid, status.phase) == ("cpu", os.getpid(), None)
@@ -64,16 +64,16 @@ def test_a_run_that_another_job_evaluates_stops_when_it_is_trained(
     evaluated_on("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("REFSAM_TRAINS_ONLY", "1")
-    run.execute(paths.root)
+    execution.execute(paths.root)
     status = read_status(paths)
     assert (status.state, status.phase, status.device) == (State.running, "trained", "cpu")
     assert paths.training.exists()
     assert not paths.metrics.exists()
     monkeypatch.delenv("REFSAM_TRAINS_ONLY")
     with pytest.raises(BadInput, match=r"resource\.device=cuda"):
-        run.execute(paths.root)
+        execution.execute(paths.root)
     evaluated_on("cpu")
-    run.execute(paths.root)
+    execution.execute(paths.root)
     assert read_status(paths).state is State.completed
     (row,) = read_metrics(paths.metrics)
     assert row["hardware"] == processor_name(torch.device("cpu"))
@@ -85,7 +85,7 @@ def test_a_run_by_hand_in_somebody_s_interactive_job_does_not_own_that_job(
     monkeypatch.setenv("SLURM_JOB_ID", "99")
     write_status(paths, Status(State.failed, Reason.timeout, attempt=1, job_id="7_0"))
     with run_lock(paths):
-        run.StatusWriter(paths)
+        execution.StatusWriter(paths)
     status = read_status(paths)
     assert (status.state, status.attempt, status.job_id) == (State.running, 2, None)
 
@@ -98,18 +98,18 @@ def test_only_what_is_missing_is_done(
     def not_again(*arguments: object) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(run, "train", not_again)
-    run.execute(paths.root)
+    monkeypatch.setattr(execution, "train", not_again)
+    execution.execute(paths.root)
     assert [row["mode"] for row in read_metrics(paths.metrics)] == ["box"]
-    monkeypatch.setattr(run, "evaluate", not_again)
-    run.execute(paths.root)
+    monkeypatch.setattr(execution, "evaluate", not_again)
+    execution.execute(paths.root)
     assert read_status(paths).attempt == 4
 
 
 def test_an_attempt_keeps_what_those_before_it_have_said(paths: RunPaths) -> None:
     said = {"epoch": 9, "epochs": 10, "best_epoch": 7, "best_metric": 0.25, "loss": 0.5, "steps": 90}
     write_status(paths, Status(State.pending, attempt=2, seconds_before=60.0, **said))
-    run.StatusWriter(paths)
+    execution.StatusWriter(paths)
     status = read_status(paths)
     assert (status.state, status.attempt, status.seconds_before) == (State.running, 2, 60.0)
     assert {name: getattr(status, name) for name in said} == said
@@ -117,7 +117,7 @@ def test_an_attempt_keeps_what_those_before_it_have_said(paths: RunPaths) -> Non
 
 def test_a_baseline_is_only_evaluated(paths: RunPaths, config: RefsamConfig) -> None:
     freeze(paths.config, replace(config, kind=Kind.baseline))
-    run.execute(paths.root)
+    execution.execute(paths.root)
     assert read_status(paths).state is State.completed
     assert paths.metrics.exists()
     assert not paths.checkpoints.exists()
@@ -145,9 +145,9 @@ def test_a_failure_is_recorded_with_its_reason_and_raised(
     def fail(*arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(run, "train", fail)
+    monkeypatch.setattr(execution, "train", fail)
     with pytest.raises(type(error)):
-        run.execute(paths.root)
+        execution.execute(paths.root)
     status = read_status(paths)
     assert (status.state, status.reason) == (State.failed, reason)
     assert message in (status.message or "")
@@ -166,7 +166,7 @@ def test_a_run_that_another_process_holds_is_left_alone(paths: RunPaths) -> None
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(AlreadyRunning):
-            run.execute(paths.root)
+            execution.execute(paths.root)
         assert read_status(paths).state is State.pending
         holder.communicate("")
     with run_lock(paths):
@@ -188,6 +188,6 @@ def test_a_terminated_run_says_so_and_goes_on_where_it_was(paths: RunPaths, conf
     assert (status.state, status.reason) == (State.failed, Reason.cancelled)
     trained = len(rows(paths))
     freeze(paths.config, replace(config, train=replace(config.train, epochs=trained + 1)))
-    run.execute(paths.root)
+    execution.execute(paths.root)
     assert len(rows(paths)) == trained + 1
     assert (read_status(paths).state, read_status(paths).attempt) == (State.completed, 4)
