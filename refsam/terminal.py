@@ -5,7 +5,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 if TYPE_CHECKING:
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 UNLIMITED = 10_000  # columns of a pipe or a file, which has no width that numbers could be cut for
 NARROWEST, USUAL = 20, 80  # columns; terminals that tell of none at all have the usual number
+GAP = 2  # spaces between the columns of a table
 
 
 # What commands a terminal: CSI; OSC and other strings; two characters. C1 is another form of the first two.
@@ -97,6 +98,34 @@ def any_encoding() -> Iterator[None]:
     finally:
         for stream, errors in found:
             stream.reconfigure(errors=errors)
+
+
+def table_width(widths: Iterable[int], gap: int = GAP) -> int:
+    """Characters that columns of these widths take side by side."""
+    known = list(widths)
+    return sum(known) + gap * max(0, len(known) - 1)
+
+
+def fitting(widths: Mapping[str, int], dispensable: Iterable[str], room: int, gap: int = GAP) -> list[str]:
+    """Which columns of a table are shown in `room` characters, in their order.
+
+    Args:
+        widths: of all columns.
+        dispensable: those that are left out, the first one first, until the others fit. The rest stay, even
+            where they are wider than the room.
+        gap: characters between two columns.
+    """
+    kept = dict(widths)
+    for name in dispensable:
+        if table_width(kept.values(), gap) <= room:
+            break
+        kept.pop(name, None)
+    return list(kept)
+
+
+def left_out_words(names: Iterable[str], option: str) -> str:
+    """The sentence about the columns for which there is no room."""
+    return f"Not shown, because the terminal is too narrow: {', '.join(names)}; {option}."
 
 
 def flush_standard_output() -> None:

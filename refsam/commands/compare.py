@@ -14,7 +14,16 @@ from refsam.commands.options import (
     page_of,
     print_json,
 )
-from refsam.commands.selection import add_join, add_where, assignments, name_problems, say_problems, selected
+from refsam.commands.selection import (
+    add_join,
+    add_shown,
+    add_where,
+    assignments,
+    name_problems,
+    say_problems,
+    selected,
+    shown_of,
+)
 from refsam.errors import BadInput
 from refsam.records.paths import file_name
 
@@ -50,6 +59,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--plot", action="store_true", help="draw the differences, as PNG, PDF and SVG")
     add_page(parser)
     add_where(parser)
+    add_shown(parser)
     add_json(parser)
 
 
@@ -91,7 +101,7 @@ def _compare(options: argparse.Namespace) -> int:
     if options.json:
         print_json(_json(found, records(found), files))
     else:
-        print_comparisons(found)
+        print_comparisons(found, shown=shown_of(options))
         for path in files:
             print(path)
     say_problems(found.problems)

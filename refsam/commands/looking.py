@@ -12,6 +12,7 @@ from refsam.commands.options import (
     Commands,
     add_command,
     add_json,
+    add_wide,
     open_folder,
     print_json,
 )
@@ -56,6 +57,7 @@ def add(commands: Commands) -> None:
         "refsam status study --json | jq '.runs[] | select(.state == \"failed\") | .run_id'",
     )
     parser.add_argument("sweep", nargs="?", metavar="SWEEP", help="name of the sweep (the newest)")
+    add_wide(parser)
     add_json(parser)
 
     parser = add_command(
@@ -110,7 +112,7 @@ def _status(options: argparse.Namespace) -> int:
     target = sweep_target(options.sweep, folder)
     state = look(target.sweep.name, folder, target.run_ids, SlurmQuery(glance))
     if not options.json:
-        print_state(state)
+        print_state(state, options.wide)
         sys.stdout.flush()  # before anything is done about it
     readable = [run for run in state.runs if run.damaged is None]
     due = [run.run_id for run in readable if is_due(folder.run(run.run_id), run.status)]
@@ -146,14 +148,16 @@ def _watch(options: argparse.Namespace) -> int:
     return COMPLETED
 
 
-def print_state(state: "SweepState") -> None:
-    """The sweep on standard output: as wide as the terminal, and uncut where that is a pipe or a file."""
+def print_state(state: "SweepState", wide: bool = False) -> None:
+    """The sweep on standard output, with the columns that fit the terminal; all of them where it is a pipe or
+    a file, or where that is asked for.
+    """
     from refsam.orchestration.display import plain_text
     from refsam.orchestration.operating.sweep_view import lines
 
     console = standard_console(highlight=False)
     if console.is_terminal:
-        for line in lines(state, console.width):
+        for line in lines(state, None if wide else console.width):
             console.print(plain_text(line.text), style=line.style, soft_wrap=True)
     else:
         print("\n".join(line.text for line in lines(state)))

@@ -49,6 +49,12 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
 
 
+def add_wide(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--wide", action="store_true", help="show all columns, also where the terminal is narrower"
+    )
+
+
 def add_page(parser: argparse.ArgumentParser) -> None:
     """The options that `page_of` reads."""
     parser.add_argument(

@@ -5,15 +5,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refsam.commands.options import Commands, add_command, add_json, add_page, page_of
+from refsam.commands.options import Commands, add_command, add_json, add_page, add_wide, page_of
 from refsam.commands.selection import (
     Selection,
     add_selection,
+    add_shown,
     add_where,
     assignments,
     comma_separated,
     name_problems,
     selected,
+    shown_of,
 )
 from refsam.errors import BadInput
 from refsam.records.paths import file_name
@@ -42,6 +44,7 @@ def _add_collect(commands: Commands) -> None:
     )
     add_selection(parser)
     add_json(parser)
+    add_wide(parser)
     wide = parser.add_argument_group("wide tables")
     wide.add_argument(
         "--rows", type=comma_separated, metavar="AXES", help="what the rows are: model,strategy"
@@ -104,6 +107,7 @@ def _add_strategies(commands: Commands) -> None:
     parser.add_argument("--mode", help="of the evaluation (the first of box, point, others)")
     parser.add_argument("--markdown", action="store_true", help="print the table for a document")
     add_where(parser)
+    add_shown(parser)
     add_json(parser)
 
 
@@ -121,7 +125,7 @@ def _collect(options: argparse.Namespace) -> int:
     else:
         from refsam.results.tables.table import print_table
 
-        print_table(frame)
+        print_table(frame, wide=options.wide)
     if not options.json:
         print(f"{len(frame)} rows in {paths[0]} and {paths[1].name}")
     return name_problems(chosen)
@@ -196,13 +200,14 @@ def _plot(options: argparse.Namespace) -> int:
 def _strategies(options: argparse.Namespace) -> int:
     chosen = selected(options)
     from refsam.results.provenance import provenance
-    from refsam.results.tables.notes import notes
+    from refsam.results.tables.notes import seed_notes
     from refsam.results.tables.strategies import markdown, over_seeds, print_strategies, write_strategies
     from refsam.results.tables.wide import choose
 
     frame = choose(chosen.frame, assignments(options.where))
     table = over_seeds(frame, options.mode)
-    said = notes(frame[frame["mode"].isin(table["mode"])], bool((table["n_seeds"] > 1).any()))
+    several = bool((table["n_seeds"] > 1).any())
+    said = seed_notes(frame[frame["mode"].isin(table["mode"])], several)  # a column has the test images
     path = write_strategies(chosen.output, table, provenance(frame))
     if options.json:
         print(table.to_json(orient="records", indent=2, double_precision=15))
@@ -210,7 +215,7 @@ def _strategies(options: argparse.Namespace) -> int:
         print(markdown(table), end="")
         print("".join(f"\n{note}\n" for note in said), end="")
     else:
-        print_strategies(table)
+        print_strategies(table, shown=shown_of(options))
         print("".join(f"{note}\n" for note in said), end="")
         print(f"{len(table)} rows in {path}")
     return name_problems(chosen)

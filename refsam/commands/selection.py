@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from refsam.commands.options import COMPLETED, DAMAGED_RECORDS, open_folder
+from refsam.commands.options import COMPLETED, DAMAGED_RECORDS, add_wide, open_folder
 from refsam.errors import BadInput, DamagedManifest
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from refsam.records.paths import Directories, RunsFolder, SweepPaths
+    from refsam.results.tables.fitted import Shown
 
 
 NAMED = 5  # problems that are printed, at most
@@ -72,6 +73,24 @@ def add_where(parser: argparse._ActionsContainer) -> None:
         metavar="AXIS=VALUE",
         help="only these runs",
     )
+
+
+def add_shown(parser: argparse.ArgumentParser) -> None:
+    """The options that `shown_of` reads."""
+    parser.add_argument(
+        "--columns",
+        type=comma_separated,
+        metavar="NAMES",
+        help="of the columns that a narrow terminal goes without: these",
+    )
+    add_wide(parser)
+
+
+def shown_of(options: argparse.Namespace) -> "Shown":
+    from refsam.results.tables.fitted import Shown
+
+    option = "--wide shows all, --columns those that it names"
+    return Shown(options.columns, options.wide, option)
 
 
 def comma_separated(text: str) -> tuple[str, ...]:

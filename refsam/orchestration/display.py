@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from refsam.records.status import State, Status
-from refsam.terminal import plain, standard_console
+from refsam.terminal import fitting, plain, standard_console, table_width
 
 PROGRESS_SECONDS = 30  # between two plain lines about a run that goes on
 LINES_AROUND_TABLE = 7  # header, rules, the overall line and the prompt
@@ -257,13 +257,10 @@ def _fitting(rows: Sequence[Row], progress: Sequence[Mapping[str, str]], width: 
     label = max((len(row.label) for row in rows), default=1)
     state = max(map(len, " ".join(["state", *map(_state_and_reason, rows)]).split()))
 
-    def left_for_labels() -> int:
-        return width - BORDER - CELL_BORDER - sum(size + CELL_BORDER for size in (state, *sizes.values()))
-
-    for title in DISPENSABLE:
-        if left_for_labels() < min(LABEL, label):
-            del sizes[title]
-    return list(sizes), math.ceil(label / max(1, left_for_labels()))
+    columns = {"label": min(LABEL, label), "state": state, **sizes}
+    titles = fitting(columns, DISPENSABLE, width - BORDER - CELL_BORDER, CELL_BORDER)[2:]
+    others = table_width([state, *(sizes[title] for title in titles), 0], CELL_BORDER)
+    return titles, math.ceil(label / max(1, width - BORDER - CELL_BORDER - others))
 
 
 def overall_line(sums: Overall) -> str:

@@ -19,7 +19,7 @@ from refsam.errors import BadInput, os_problem
 from refsam.orchestration.operating import logs
 from refsam.orchestration.operating.cancel import task_ranges
 from refsam.orchestration.operating.sweep_state import look
-from refsam.orchestration.operating.sweep_view import lines
+from refsam.orchestration.operating.sweep_view import _cut, lines
 from refsam.orchestration.operating.targets import find_run, find_target, short_names
 from refsam.orchestration.slurm.questions import SlurmQuery
 from refsam.records.files import read_yaml_sections, write_json, write_yaml
@@ -86,10 +86,10 @@ def call(*arguments: str, folder: RunsFolder) -> int:
     return cli.main([*arguments, "--runs", str(folder.root)])
 
 
-def text(folder: RunsFolder, width: int | None = None, slurm=None) -> list[str]:
+def text(folder: RunsFolder, width: int | None = None, slurm=None, room: int | None = None) -> list[str]:
     query = SlurmQuery() if slurm is None else SlurmQuery(slurm)
     run_ids = [path.name for path in sorted(folder.root.iterdir()) if path != folder.sweeps]
-    return [line.text for line in lines(look("study", folder, run_ids, query), width)]
+    return [line.text for line in lines(look("study", folder, run_ids, query), width, room)]
 
 
 def test_status_has_a_line_for_each_group_and_each_run_and_the_sums(folder, capsys):
@@ -151,9 +151,34 @@ def test_a_run_tells_its_progress_with_what_has_passed_since(folder):
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 200])
 def test_no_line_is_wider_than_the_terminal(folder, width):
     add_study(folder)
-    shown = text(folder, width)
+    shown = text(folder, width, room=20)
     assert max(map(len, shown)) <= width
     assert any("complet" in line for line in shown)
+
+
+def test_status_on_a_narrow_terminal_cuts_nothing_but_messages_and_names_what_it_leaves_out(folder):
+    add_study(folder)
+    run = training()
+    add_run(folder, "vit_b-lora-n5-v100-x-s0-eeee", run)
+    shown = text(folder, 50)
+    assert not any("…" in line for line in shown)
+    assert shown[-2] == (
+        "Not shown, because the terminal is too narrow: epoch, best, elapsed, left, job, node, message; "
+        "--wide shows all."
+    )
+    whole = text(folder, 200)
+    assert "Not shown" not in "".join(whole)
+    assert "3/100  0.2500 (2)" in "".join(whole)
+
+
+def test_a_number_at_the_edge_of_the_terminal_is_left_out_as_a_whole():
+    assert [_cut("2 runs, left 1:02:03", width) for width in (20, 19, 15, 14, 5)] == [
+        "2 runs, left 1:02:03",
+        "2 runs, left …",
+        "2 runs, left …",
+        "2 runs, left …",
+        "2 ru…",
+    ]
 
 
 def test_slurm_that_is_not_there_is_one_sentence(folder, capsys, monkeypatch):

@@ -10,11 +10,12 @@ from refsam.orchestration.display import STYLES, duration, plain_text
 from refsam.orchestration.operating.sweep_state import RunState, SweepState, count, longest_left
 from refsam.orchestration.slurm.requests import Request, request_text
 from refsam.records.status import State
+from refsam.terminal import GAP, fitting, left_out_words, table_width
 
-GAP = "  "
 MESSAGE_WIDTH = 20  # characters below which a message is rather left out
 # What a narrow terminal goes without, in this order.
 DISPENSABLE = ("message", "node", "job", "best", "left", "elapsed", "epoch")
+OF_NUMBERS = "0123456789.:"
 ALIGNED_RIGHT = ("epoch", "best", "elapsed", "left")
 
 
@@ -30,26 +31,36 @@ def lines(state: SweepState, width: int | None = None, room: int | None = None) 
     """The sweep as a line for each group of runs with the same request, one for each run, and the sums.
 
     Args:
-        width: of the terminal, characters: what does not fit is cut or left out. None: as wide as it gets.
-        room: lines at most: of more runs those that run, then those that failed. None: all of them.
+        width: of the terminal, characters: columns that do not fit are left out, and named. None: as wide as
+            it gets.
+        room: lines at most: of more runs those that run, then those that failed, and no line is wider than
+            the terminal. None: all of them.
     """
+    cut = width if room is not None else None
     names = labels({run.run_id: run.setting for run in state.runs})
     rows = {run.run_id: _cells(run, names[run.run_id]) for run in state.runs}
+    full = _widths([*rows.values()], None)
     widths = _widths([*rows.values()], width)
+    if cut is not None:
+        over = table_width(widths.values()) - cut
+        widths["run"] = max(len("run"), widths["run"] - max(0, over))
     shown = [Line(_joined({name: name for name in widths}, widths), "bold")]
     groups = state.groups()
     left_out = _left_out(state.runs, None if room is None else room - len(groups) - 3)
     for group in groups:
         words = "request not known" if group.request is None else _request(group.request)
-        shown.append(Line(_cut(f"{words}: {_counts(group.runs)}", width), "bold cyan"))
+        shown.append(Line(_cut(f"{words}: {_counts(group.runs)}", cut), "bold cyan"))
         for run in group.runs:
             if run.run_id in left_out:
                 continue
             style = STYLES.get(str(run.status.state), "")
-            shown.append(Line(_cut(_joined(rows[run.run_id], widths), width), style))
+            shown.append(Line(_cut(_joined(rows[run.run_id], widths), cut), style))
     if left_out:
-        shown.append(Line(_cut(f"and {len(left_out)} more", width), "dim"))
-    shown.append(Line(_cut(totals(state), width), "bold"))
+        shown.append(Line(_cut(f"and {len(left_out)} more", cut), "dim"))
+    if len(widths) < len(full) and room is None:
+        narrow = [name for name in full if name not in widths]
+        shown.append(Line(left_out_words(narrow, "--wide shows all"), "dim"))
+    shown.append(Line(_cut(totals(state), cut), "bold"))
     return shown if room is None else shown[-max(1, room) :]
 
 
@@ -149,17 +160,12 @@ def _widths(rows: Sequence[dict[str, str]], width: int | None) -> dict[str, int]
     widths = {name: max(size, len(name)) for name, size in widths.items() if size or name == "run"}
     if width is None:
         return widths
-    for name in DISPENSABLE:
-        spare = width - sum(size + len(GAP) for size in widths.values()) + len(GAP)
-        if spare >= 0:
-            break
-        if name == "message" and widths.get(name, 0) + spare >= MESSAGE_WIDTH:
-            widths[name] += spare
-        else:
-            widths.pop(name, None)
-    over = sum(size + len(GAP) for size in widths.values()) - len(GAP) - width
-    widths["run"] = max(len("run"), widths["run"] - max(0, over))
-    return widths
+    message = widths.get("message", 0)
+    least = {**widths, "message": min(MESSAGE_WIDTH, message)} if message else widths
+    shown = {name: least[name] for name in fitting(least, DISPENSABLE, width)}
+    if "message" in shown:
+        shown["message"] = min(message, MESSAGE_WIDTH + width - table_width(shown.values()))
+    return shown
 
 
 def _joined(cells: dict[str, str], widths: dict[str, int]) -> str:
@@ -167,11 +173,15 @@ def _joined(cells: dict[str, str], widths: dict[str, int]) -> str:
         _cut(cells[name], size).rjust(size) if name in ALIGNED_RIGHT else _cut(cells[name], size).ljust(size)
         for name, size in widths.items()
     ]
-    return GAP.join(parts).rstrip()
+    return (" " * GAP).join(parts).rstrip()
 
 
 def _cut(text: str, width: int | None) -> str:
-    return text if width is None or len(text) <= width else text[: max(0, width - 1)] + "…"
+    """A text in so many characters. A number at the cut goes as a whole: a part of it is another number."""
+    if width is None or len(text) <= width:
+        return text
+    head = text[: max(0, width - 1)]
+    return f"{head.rstrip(OF_NUMBERS) if text[len(head)] in OF_NUMBERS else head}…"
 
 
 def _counts(runs: Sequence[RunState]) -> str:

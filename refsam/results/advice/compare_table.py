@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from refsam.configuration.settings import short_name
@@ -16,6 +15,7 @@ from refsam.records.files import write_text
 from refsam.results.advice.compare import Comparison, Comparisons
 from refsam.results.advice.settings import AXES, RUN, varying
 from refsam.results.provenance import provenance, write_sidecar
+from refsam.results.tables.fitted import Column, Shown, are_words, print_columns
 from refsam.results.tables.formats import as_markdown
 from refsam.results.tables.notes import OTHER_TEST_SETS, TOO_FEW
 from refsam.results.tables.table import AXES as TABLE_AXES
@@ -27,6 +27,15 @@ COLUMNS = (
     *("baseline", "value", "difference", "low", "high", "excludes_zero", "p", "p_holm", "run_ids"),
 )
 _LISTS = ("seeds", "run_ids")
+_BROKEN = {
+    "n_test_images": "test\nimages",
+    "n_left_out": "left\nout",
+    "interval": "95 %\ninterval",
+    "excludes_zero": "excludes\n0",
+    "p_holm": "p\n(Holm)",
+}
+# What a narrow terminal goes without, in this order.
+_DISPENSABLE = ("seeds", "excludes_zero", "baseline", "value", "n_left_out", "p_holm")
 
 
 def records(found: Comparisons) -> list[dict[str, Any]]:
@@ -58,27 +67,26 @@ def records(found: Comparisons) -> list[dict[str, Any]]:
     return rows
 
 
-def print_comparisons(found: Comparisons, console: Console | None = None) -> None:
-    """Print a line per setting and mode, and below it how to read it."""
+def print_comparisons(found: Comparisons, console: Console | None = None, shown: Shown | None = None) -> None:
+    """Print a line per setting and mode, and below it how to read it. Raises as print_columns does."""
     console = console or standard_console()
     console.print(Text(f"Compared with {baseline_words(found)}."))
     axes, constant = _axes(found)
     if constant:
         console.print(Text(f"The same for all: {', '.join(constant)}."))
-    shown = Table(header_style="bold")
-    table = _wide(found, axes)
-    for name in table.row_axes:
-        shown.add_column(name, no_wrap=True)
-    for name in table.headings:
-        shown.add_column(name, justify="right", no_wrap=True)
-    last = None
-    for row, names, cells in zip(found.rows, table.rows, table.cells, strict=True):
-        if last not in (None, row.measured):
-            shown.add_section()
-        last = row.measured
-        # Text, so that square brackets are not taken for rich's markup
-        shown.add_row(*map(Text, [*names, *(cell.text or "" for cell in cells if cell is not None)]))
-    console.print(shown)
+    if found.rows:
+        table, titles = _wide(found, axes), _titles(found, axes)
+        rows = [
+            (*names, *(cell.text or "" for cell in cells if cell is not None))
+            for names, cells in zip(table.rows, table.cells, strict=True)
+        ]
+        columns = [
+            Column(name, _BROKEN.get(name, title), cells, name in axes and are_words(cells), name == "mode")
+            for (name, title), cells in zip(titles.items(), zip(*rows, strict=True), strict=True)
+        ]
+        measured = [row.measured for row in found.rows]
+        changes = [place for place in range(1, len(rows)) if measured[place] != measured[place - 1]]
+        print_columns(columns, _DISPENSABLE, console, shown or Shown(), changes)
     for note in notes(found):
         console.print(Text(note))
 
@@ -171,12 +179,29 @@ def _columns(found: Comparisons) -> list[str]:
     return [*AXES, *_fields(found), *COLUMNS[len(AXES) :]]
 
 
-def _wide(found: Comparisons, axes: list[str]) -> WideTable:
+def _titles(found: Comparisons, axes: list[str]) -> dict[str, str]:
+    """The headings of the table's columns, by the names that the CSV has for them, or nearly so."""
     with_left_out = any(row.difference.n_left_out for row in found.rows)
     with_seeds = any(row.difference.seeds != (0,) for row in found.rows)
-    names = [*axes, "mode", *(["seeds"] if with_seeds else [])]
-    titles = ["test images", *(["left out"] if with_left_out else []), "baseline", found.metric]
-    titles += ["difference", "95 % interval", "excludes 0", "p (Holm)"]
+    return {
+        **{axis: TABLE_AXES.get(axis) or short_name(axis) for axis in axes},
+        "mode": "mode",
+        **({"seeds": "seeds"} if with_seeds else {}),
+        "n_test_images": "test images",
+        **({"n_left_out": "left out"} if with_left_out else {}),
+        "baseline": "baseline",
+        "value": found.metric,
+        "difference": "difference",
+        "interval": "95 % interval",
+        "excludes_zero": "excludes 0",
+        "p_holm": "p (Holm)",
+    }
+
+
+def _wide(found: Comparisons, axes: list[str]) -> WideTable:
+    titles = _titles(found, axes)
+    names = [name for name in titles if name in (*axes, "mode", "seeds")]
+    numbers = [name for name in titles if name not in names]
     rows: list[tuple[str, ...]] = []
     cells: list[list[Cell | None]] = []
     for row in found.rows:
@@ -184,34 +209,37 @@ def _wide(found: Comparisons, axes: list[str]) -> WideTable:
             **{axis: axis_text(row.setting.value(axis)) for axis in axes},
             "mode": row.measured.words,
             "seeds": " ".join(str(seed) for seed in row.difference.seeds if seed >= 0),
+            **_texts(row),
         }
         rows.append(tuple(texts[name] for name in names))
-        cells.append(
-            [Cell(row.difference.difference, None, 1, text=text) for text in _texts(row, with_left_out)]
-        )
+        cells.append([Cell(row.difference.difference, None, 1, text=texts[name]) for name in numbers])
     return WideTable(
         title=found.metric,
-        row_axes=tuple(TABLE_AXES.get(name) or short_name(name) for name in names),
+        row_axes=tuple(titles[name] for name in names),
         rows=rows,
-        columns=[(title,) for title in titles],
-        metrics=[found.metric] * len(titles),
+        columns=[(titles[name],) for name in numbers],
+        metrics=[found.metric] * len(numbers),
         cells=cells,
         run_ids=found.run_ids,
     )
 
 
-def _texts(row: Comparison, with_left_out: bool) -> list[str]:
+def _texts(row: Comparison) -> dict[str, str]:
     found = row.difference
     interval = (
         "none"
         if found.low is None or found.high is None
         else f"{difference_text(found.low)} to {difference_text(found.high)}"
     )
-    excludes = {None: "", True: "yes", False: "no"}[found.excludes_zero]
-    p = "" if found.p_holm is None else "< 0.001" if found.p_holm < 0.001 else f"{found.p_holm:.3f}"
-    return [
-        str(found.n_images),
-        *([str(found.n_left_out)] if with_left_out else []),
-        *(f"{found.baseline:.3f}", f"{found.mean:.3f}", difference_text(found.difference), interval),
-        *(excludes, p),
-    ]
+    return {
+        "n_test_images": str(found.n_images),
+        "n_left_out": str(found.n_left_out),
+        "baseline": f"{found.baseline:.3f}",
+        "value": f"{found.mean:.3f}",
+        "difference": difference_text(found.difference),
+        "interval": interval,
+        "excludes_zero": {None: "", True: "yes", False: "no"}[found.excludes_zero],
+        "p_holm": (
+            "" if found.p_holm is None else "< 0.001" if found.p_holm < 0.001 else f"{found.p_holm:.3f}"
+        ),
+    }

@@ -22,9 +22,12 @@ def notes(frame: pd.DataFrame, several_seeds: bool) -> tuple[str, ...]:
         several_seeds: whether any of its cells is a mean.
     """
     said = [f"Test images: {text}."] if (text := test_images(frame)) else []
-    if several_seeds and split_follows_seed(frame):
-        said.append(OTHER_TEST_SETS)
-    return tuple(said)
+    return (*said, *seed_notes(frame, several_seeds))
+
+
+def seed_notes(frame: pd.DataFrame, several_seeds: bool) -> tuple[str, ...]:
+    """Of these sentences what a ± holds beside the training; nothing where it holds the training alone."""
+    return (OTHER_TEST_SETS,) if several_seeds and split_follows_seed(frame) else ()
 
 
 def test_images(frame: pd.DataFrame) -> str:

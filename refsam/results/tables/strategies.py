@@ -7,17 +7,16 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from refsam.errors import BadInput
 from refsam.records.files import write_text
 from refsam.records.paths import SweepPaths
 from refsam.results.fields import fields, heading, telling_apart
 from refsam.results.provenance import write_sidecar
+from refsam.results.tables.fitted import Column, Shown, are_words, print_columns
 from refsam.results.tables.table import ordered_modes
 from refsam.results.tables.wide import axis_text, refuse_mixtures
-from refsam.terminal import UNLIMITED, standard_console
+from refsam.terminal import standard_console
 
 METRICS = ("mIoU", "mF1")
 _GROUPS = ("model", "weights", "strategy", "n_images")
@@ -25,12 +24,23 @@ COLUMNS = (
     *(*_GROUPS, "mode", "n_seeds", "n_test_images"),
     *("mIoU", "mIoU_std", "mF1", "mF1_std", "inference_ms", "trainable_parameters", "peak_memory_gib"),
 )
-_WORDS = ("model", "weights", "strategy")  # columns of text
 _NAMES = {"n_images": "images"}
 _TITLES = (
     *("seeds", "test images", "mIoU (%)", "mF1 (%)", "inference, ms"),
     *("trainable parameters", "peak memory, GiB"),
 )
+_SHOWN = (
+    *("n_seeds", "n_test_images", *METRICS, "inference_ms"),
+    *("trainable_parameters", "peak_memory_gib"),
+)  # the columns of these titles
+_BROKEN = {
+    "test images": "test\nimages",
+    "inference, ms": "inference,\nms",
+    "trainable parameters": "trainable\nparameters",
+    "peak memory, GiB": "memory,\nGiB",
+}
+# What a narrow terminal goes without, in this order.
+_DISPENSABLE = ("trainable_parameters", "peak_memory_gib", "inference_ms", "n_seeds", "mF1")
 
 
 def over_seeds(frame: pd.DataFrame, mode: str | None = None) -> pd.DataFrame:
@@ -89,23 +99,21 @@ def write_strategies(sweep: SweepPaths, table: pd.DataFrame, origin: dict[str, A
     return sweep.strategies
 
 
-def print_strategies(table: pd.DataFrame, console: Console | None = None) -> None:
-    """The table for the terminal, percentages as the study has them."""
-    console = console or standard_console()
-    if not console.is_terminal:
-        console.width = UNLIMITED
-    shown = Table(header_style="bold")
-    for title in titles(table):
-        shown.add_column(title, justify="left" if title in _WORDS else "right")
-    for row in table.to_dict("records"):
-        shown.add_row(*map(Text, cells(row, table)))
-    console.print(shown)
+def print_strategies(table: pd.DataFrame, console: Console | None = None, shown: Shown | None = None) -> None:
+    """The table for the terminal, percentages as the study has them. Raises as print_columns does."""
+    axes = _axes(table)
+    lines = [texts(row, table) for row in table.to_dict("records")]
+    columns = [
+        Column(name, _BROKEN.get(title, title), cells, name in axes and are_words(cells))
+        for name, title, cells in zip([*axes, *_SHOWN], titles(table), zip(*lines, strict=True), strict=True)
+    ]
+    print_columns(columns, _DISPENSABLE, console or standard_console(), shown or Shown())
 
 
 def markdown(table: pd.DataFrame) -> str:
     """The table for a document."""
     headings = titles(table)
-    lines = [headings, ["---"] * len(headings), *(cells(row, table) for row in table.to_dict("records"))]
+    lines = [headings, ["---"] * len(headings), *(texts(row, table) for row in table.to_dict("records"))]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -114,7 +122,7 @@ def titles(table: pd.DataFrame) -> Sequence[str]:
     return (*(_NAMES.get(name, heading(name)) for name in _axes(table)), *_TITLES)
 
 
-def cells(row: Mapping[Hashable, Any], table: pd.DataFrame) -> Sequence[str]:
+def texts(row: Mapping[Hashable, Any], table: pd.DataFrame) -> Sequence[str]:
     """One row in words, in the order of the titles."""
     parameters, memory, images = (
         row[name] for name in ("trainable_parameters", "peak_memory_gib", "n_test_images")

@@ -5,13 +5,13 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from refsam.configuration.settings import short_name, value_text
 from refsam.results.collect import BASELINE, first_prompt
 from refsam.results.fields import fields, of_trained, telling_apart
-from refsam.terminal import UNLIMITED, standard_console
+from refsam.results.tables.fitted import Column, Shown, are_words, print_columns
+from refsam.terminal import standard_console
 
 # The order of this list is the order of columns and of rows.
 AXES = {
@@ -31,16 +31,17 @@ _COMPLETED = "completed"
 _MOST_RUNS = 500  # that are printed line by line
 
 
-def print_table(frame: pd.DataFrame, console: Console | None = None) -> None:
+def print_table(frame: pd.DataFrame, console: Console | None = None, wide: bool = False) -> None:
     """Print one line per run: what it is, SA50 and mSA of each mode, its best epoch and its state.
 
     Baselines come first among the runs of their model. What is the same for the whole sweep is said once,
     above the table; why runs have no result is said below it. Where the table does not fit the terminal, the
-    columns of what Slurm's jobs have cost are left out, then those of the training.
+    columns of what Slurm's jobs have cost are left out, then those of the training, then metrics.
 
     Args:
         frame: As `refsam.results.collect.collect` returns it.
         console: Where to print; None: standard output.
+        wide: all columns, also where they are wider than the terminal.
     """
     console = console or standard_console()
     if frame.empty:
@@ -58,58 +59,50 @@ def print_table(frame: pd.DataFrame, console: Console | None = None) -> None:
         console.print(
             Text("The same for all: " + ", ".join(f"{name} {value}" for name, value in constant.items()))
         )
-    for with_training, with_costs in ((True, True), (True, False), (False, False)):
-        table = _table(frame, axes, with_training, with_costs)
-        if console.measure(table, options=console.options.update(width=UNLIMITED)).maximum <= console.width:
-            break
-    console.print(table)
-    for run in _runs(frame):
+    runs = _runs(frame)
+    models = [run["model"].iloc[0] for run in runs]
+    sections = [number for number in range(1, len(runs)) if models[number] != models[number - 1]]
+    dispensable = _dispensable(ordered_modes(frame))
+    print_columns(_columns(frame, runs, axes), dispensable, console, Shown(wide=wide), sections)
+    for run in runs:
         if run["status"].iloc[0] != _COMPLETED:
             console.print(Text(_explanation(run.iloc[0], axes)))
     if not (frame["status"] == _COMPLETED).any():
         console.print("No run of this sweep is completed yet, so there is nothing to compare.")
 
 
-def _table(frame: pd.DataFrame, axes: list[str], with_training: bool, with_costs: bool) -> Table:
-    modes = ordered_modes(frame)
-    with_training &= bool(frame["best_epoch"].notna().any())
-    table = Table(header_style="bold")
-    for axis in axes:
-        table.add_column(
-            axis_words(axis), justify="right" if _is_number(frame, axis) else "left", no_wrap=True
-        )
-    for mode in modes:
+def _columns(frame: pd.DataFrame, runs: list[pd.DataFrame], axes: list[str]) -> list[Column]:
+    firsts = [run.iloc[0] for run in runs]
+    columns = [
+        Column(axis_words(axis), axis_words(axis), cells, are_words(cells))
+        for axis in axes
+        for cells in [[_text(first[axis]) for first in firsts]]
+    ]
+    for mode in ordered_modes(frame):
+        of_mode = [run[run["mode"] == mode] for run in runs]
         for metric in _METRICS:
-            table.add_column(f"{mode}\n{metric}", justify="right", no_wrap=True)
-    table.add_column("test\nimages", justify="right", no_wrap=True)
-    if with_training:
-        table.add_column("best\nepoch", justify="right", no_wrap=True)
-        table.add_column("time to\nbest", justify="right", no_wrap=True)
-    costs = with_costs and bool(frame["elapsed_seconds"].notna().any())
-    if costs:
-        for title in ("in Slurm", "queue", "GPU\nhours", "MaxRSS\nGiB"):
-            table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("state", no_wrap=True)
+            cells = [_decimals(part[metric].iloc[0]) if len(part) else "" for part in of_mode]
+            columns.append(Column(f"{mode} {metric}", f"{mode}\n{metric}", cells))
+    images = [_text(run["n_test_images"].min()) for run in runs]
+    columns.append(Column("test images", "test\nimages", images))
+    if frame["best_epoch"].notna().any():
+        columns.append(Column("best epoch", "best\nepoch", [_text(first["best_epoch"]) for first in firsts]))
+        times = [_duration(first["seconds_to_best"]) for first in firsts]
+        columns.append(Column("time to best", "time to\nbest", times))
+    if frame["elapsed_seconds"].notna().any():
+        columns += [
+            Column("in Slurm", "in Slurm", [_duration(first["elapsed_seconds"]) for first in firsts]),
+            Column("queue", "queue", [_duration(first["queue_seconds"]) for first in firsts]),
+            Column("GPU hours", "GPU\nhours", [_decimals(first["gpu_hours"], 2) for first in firsts]),
+            Column("MaxRSS", "MaxRSS\nGiB", [_decimals(first["max_rss_gib"], 1) for first in firsts]),
+        ]
+    return [*columns, Column("state", "state", [str(first["status"]) for first in firsts], left=True)]
 
-    model = None
-    for run in _runs(frame):
-        first = run.iloc[0]
-        if model is not None and model != first["model"]:
-            table.add_section()
-        model = first["model"]
-        cells = [_text(first[axis]) for axis in axes]
-        for mode in modes:
-            measured = run[run["mode"] == mode]
-            cells += [_decimals(measured[metric].iloc[0]) if len(measured) else "" for metric in _METRICS]
-        cells.append(_text(run["n_test_images"].min()))
-        if with_training:
-            cells += [_text(first["best_epoch"]), _duration(first["seconds_to_best"])]
-        if costs:
-            cells += [_duration(first["elapsed_seconds"]), _duration(first["queue_seconds"])]
-            cells += [_decimals(first["gpu_hours"], 2), _decimals(first["max_rss_gib"], 1)]
-        # Text, so that square brackets are not taken for rich's markup
-        table.add_row(*map(Text, [*cells, str(first["status"])]))
-    return table
+
+def _dispensable(modes: list[str]) -> list[str]:
+    """What a narrow terminal goes without, in this order; SA50 of the first mode stays."""
+    of_modes = [f"{mode} mSA" for mode in reversed(modes)] + [f"{mode} SA50" for mode in reversed(modes[1:])]
+    return ["MaxRSS", "GPU hours", "queue", "in Slurm", "time to best", "best epoch", *of_modes]
 
 
 def _explanation(row: "pd.Series[Any]", axes: list[str]) -> str:
@@ -170,10 +163,6 @@ def _runs(frame: pd.DataFrame) -> list[pd.DataFrame]:
     order = ["dataset", "model", "weights", "is_trained", *list(AXES)[3:-1], *fields(frame), "seed"]
     keyed = keyed.sort_values(order, kind="stable", na_position="last")
     return [run for _, run in keyed.groupby("key", sort=False)]
-
-
-def _is_number(frame: pd.DataFrame, axis: str) -> bool:
-    return pd.api.types.is_numeric_dtype(frame[axis])
 
 
 def _text(value: Any) -> str:
