@@ -11,7 +11,7 @@ import pytest
 import segment_anything.modeling
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from segment_anything.modeling.image_encoder import Attention
+from segment_anything.modeling.image_encoder import Attention, get_rel_pos
 from steps import Case, model_of
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, conv2d, interpolate
@@ -93,6 +93,36 @@ def test_attention_in_one_product_is_that_in_blocks() -> None:
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("architecture", ["vit_b", "vit_l", "vit_h"])
+def test_one_product_of_the_published_sizes_has_as_many_columns_as_its_kernel_asks_for(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's sdp_utils.cpp: in half precision the memory-efficient kernel wants a multiple of 8."""
+    given = []
+    monkeypatch.setattr(
+        attention, "scaled_dot_product_attention", lambda *args, **_: given.append(args) or args[2]
+    )
+    channels = 80 if architecture == "vit_h" else 64
+    for side in (14, 64):  # windows, and all of a padded image
+        tokens = torch.zeros(1, side * side, channels, dtype=torch.bfloat16)
+        offsets = torch.zeros(1, side * side, side, dtype=torch.bfloat16)
+        attention._with_one_product(tokens, tokens, tokens, offsets, offsets)
+    widths = [(query.shape[-1], key.shape[-1], value.shape[-1]) for query, key, value in given]
+    assert widths == ([(112, 112, 80), (208, 208, 80)] if channels == 80 else [(96, 96, 64), (192, 192, 64)])
+
+
+def test_the_index_of_relative_positions_may_be_made_in_an_evaluation_first() -> None:
+    attention._offsets.cache_clear()
+    table = torch.randn(13, 4, requires_grad=True)
+    with torch.inference_mode():
+        seen = attention._by_offset(7, table)
+    again = attention._by_offset(7, table)
+    again.sum().backward()
+    torch.testing.assert_close(again.detach(), seen.clone())
+    assert attention._offsets.cache_info().hits == 1
+    torch.testing.assert_close(again, get_rel_pos(7, 7, table))
 
 
 def test_the_attention_of_the_published_vit_is_fused() -> None:

@@ -15,6 +15,7 @@ It saves the scores of every block. It costs their second computation, less than
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import mobile_sam.modeling.image_encoder as mobile_sam
@@ -24,10 +25,11 @@ from mobile_sam.modeling import TinyViT
 from segment_anything.modeling.image_encoder import get_rel_pos
 from torch import nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import one_hot, scaled_dot_product_attention
+from torch.nn.functional import one_hot, pad, scaled_dot_product_attention
 
 # Bytes of the scores that are computed at a time: they are read some ten times and should stay in the cache.
 BLOCK_BYTES = 16 * 2**20
+COLUMNS = 8  # queries and keys have a multiple of these
 
 # micro-sam builds the ViTs with mobile_sam's copy of the classes where that is installed.
 ATTENTIONS = (segment_anything.Attention, mobile_sam.Attention)
@@ -55,10 +57,7 @@ def fused_attention(attention: Any, x: torch.Tensor, heads: int) -> torch.Tensor
     qkv = attention.qkv(x).reshape(batch, height * width, 3, heads, -1).permute(2, 0, 3, 1, 4)
     query, key, value = qkv.reshape(shape).unbind(0)  # (batch * heads, H * W, channels per head)
     grid = query.unflatten(1, (height, width))
-    rows, columns = (
-        get_rel_pos(height, height, attention.rel_pos_h),
-        get_rel_pos(width, width, attention.rel_pos_w),
-    )
+    rows, columns = _by_offset(height, attention.rel_pos_h), _by_offset(width, attention.rel_pos_w)
     by_row = torch.einsum("nhwc,hkc->nhwk", grid, rows).flatten(1, 2)
     by_column = torch.einsum("nhwc,wkc->nhwk", grid, columns).flatten(1, 2)
     attend = _Blockwise.apply if x.device.type == "cpu" else _with_one_product
@@ -85,15 +84,50 @@ def use_fused_attention(encoder: nn.Module) -> None:
         module.__class__ = FusedAttention
 
 
+def _by_offset(size: int, embeddings: torch.Tensor) -> torch.Tensor:
+    """The embedding of the offset of each query from each key, (size, size, channels).
+
+    As get_rel_pos, which makes the index in main memory each time, so that a GPU waits for it.
+
+    Args:
+        size: of the grid in one direction.
+        embeddings: of the offsets 1 - size … size - 1, (2 size - 1, channels).
+    """
+    if len(embeddings) != 2 * size - 1:
+        return get_rel_pos(size, size, embeddings)
+    return embeddings[_offsets(size, embeddings.device)]
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # a training uses it after the evaluation that made it
+def _offsets(size: int, device: torch.device) -> torch.Tensor:
+    """Which embedding that is, (size, size)."""
+    places = torch.arange(size, device=device)
+    return places[:, None] - places[None, :] + (size - 1)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _positions(height: int, width: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """The one-hot row and column of each position, (H * W, H + W)."""
+    index = torch.arange(height * width, device=device)
+    return torch.cat([one_hot(index // width, height), one_hot(index % width, width)], dim=-1).to(dtype)
+
+
 def _with_one_product(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, by_row: torch.Tensor, by_column: torch.Tensor
 ) -> torch.Tensor:
-    """What _Blockwise computes, with one call of a kernel for queries and keys of H + W more columns."""
+    """What _Blockwise computes, with one call of a kernel for queries and keys of H + W more columns.
+
+    Columns of zeros make them as many as the memory-efficient kernel asks for: in half precision on tensor
+    cores a multiple of 8 (PyTorch's sdp_utils.cpp). vit_b's windows have 64 + 14 + 14 = 92, vit_h's 108, and
+    the kernel that is taken otherwise holds all scores.
+    """
     height, width = by_row.shape[-1], by_column.shape[-1]
-    index = torch.arange(height * width, device=key.device)
-    position = torch.cat([one_hot(index // width, height), one_hot(index % width, width)], dim=-1)
-    query = torch.cat([query, by_row, by_column], dim=-1)
-    key = torch.cat([key, position.to(key.dtype).expand(len(key), -1, -1)], dim=-1)
+    position = _positions(height, width, key.device, key.dtype)
+    zeros = (0, -(query.shape[-1] + height + width) % COLUMNS)
+    query = pad(torch.cat([query, by_row, by_column], dim=-1), zeros)
+    key = pad(torch.cat([key, position.expand(len(key), -1, -1)], dim=-1), zeros)
     # The kernels that keep no scores ask for four dimensions.
     attended = scaled_dot_product_attention(query[None], key[None], value[None], scale=1.0)
     return attended[0]
