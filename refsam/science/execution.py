@@ -37,9 +37,8 @@ from refsam.science.data import test_images, training_loaders, validation_images
 from refsam.science.environment import describe_environment
 from refsam.science.evaluation import evaluate, unmeasured
 from refsam.science.hardware import choose_device, is_out_of_memory
-from refsam.science.models import initial_predictor, read_checkpoint, segmentation_decoder
 from refsam.science.randomness import be_deterministic, let_kernels_be_fast, seed_everything
-from refsam.science.strategies.opening import finished_predictor
+from refsam.science.strategies.opening import predictor_and_decoder
 from refsam.science.trainers import Progress
 from refsam.science.training import train
 
@@ -186,18 +185,14 @@ def _execute(config: RefsamConfig, paths: RunPaths, status: StatusWriter, trains
         return False
     if unmeasured(config, paths):
         let_kernels_be_fast(device)
-        if config.kind is Kind.baseline:
-            predictor, decoder_state, _ = initial_predictor(config.model, config.seed, device)
-        else:
-            predictor = finished_predictor(config, paths, device)
-            decoder_state = read_checkpoint(paths.best)[1]
+        predictor, decoder = predictor_and_decoder(config, paths, device)
         evaluate(
             config,
             predictor,
             test_images(config),
             paths,
             status.evaluation,
-            decoder=segmentation_decoder(predictor.model, config.model, decoder_state, device),
+            decoder=decoder,
             validation=validation_images(config),
         )
     return True

@@ -36,7 +36,8 @@ from refsam.science.evaluation import evaluate, pictures, unmeasured
 from refsam.science.evaluation import images as evaluation_images
 from refsam.science.evaluation.grid_search import combinations, grid_values
 from refsam.science.evaluation.images import embed, load_image
-from refsam.science.evaluation.measuring import NO_DECODER, Model, _seed, measure
+from refsam.science.evaluation.measuring import _seed, measure
+from refsam.science.evaluation.segmenting import NO_DECODER, Model
 from refsam.science.models import build_unetr, initial_predictor, segmentation_decoder
 
 SEED = 3

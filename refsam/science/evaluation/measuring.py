@@ -2,27 +2,21 @@
 
 import hashlib
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from micro_sam.instance_segmentation import DecoderAdapter
 from numpy.typing import NDArray
-from segment_anything import SamPredictor
 
 from refsam.configuration.measurements import AUTOMATIC, NO_PROMPT, PROMPTED
-from refsam.configuration.schema import EvaluateConfig
 from refsam.records.metrics import METRICS, SEGMENTATION_METRICS, Measurement
 from refsam.records.per_image import Row
-from refsam.science.evaluation.automatic import Segmenter, make_segmenter
 from refsam.science.evaluation.images import EmbeddedImage
-from refsam.science.evaluation.prompts import Part, PromptedSegmentation, decode, enlarge, parts_of, rounds
+from refsam.science.evaluation.prompts import Part, PromptedSegmentation, parts_of, rounds
+from refsam.science.evaluation.segmenting import Model, automatic, without_prompt
 from refsam.science.metrics import mask_metrics, segmentation_metrics
-
-NO_DECODER = "the model has no decoder for automatic segmentation (train.decoder=true trains one)"
 
 
 @dataclass(frozen=True)
@@ -38,37 +32,6 @@ class Outcome:
     def n_predicted(self) -> int:
         """Objects of the segmentation."""
         return int(np.count_nonzero(np.unique(self.segmentation)))
-
-
-@dataclass
-class Model:
-    """The model that is measured, and the generators of the automatic modes, made when they are needed.
-
-    decoder: of automatic segmentation; None where the model has none.
-    """
-
-    predictor: SamPredictor
-    decoder: DecoderAdapter | None
-    evaluate: EvaluateConfig
-    _segmenters: dict[tuple[str, bool], Segmenter] = field(default_factory=dict)
-
-    def segmenter(self, mode: str, tiled: bool) -> Segmenter:
-        """The generator of an automatic mode."""
-        key = mode, tiled
-        if key not in self._segmenters:
-            self._segmenters[key] = make_segmenter(
-                mode,
-                self.predictor,
-                self.decoder,
-                tiled,
-                self.evaluate.points_per_side,
-                self.evaluate.batch_size,
-            )
-        return self._segmenters[key]
-
-    def obstacle(self, mode: str) -> str | None:
-        """Why a mode cannot be measured; None where it can."""
-        return NO_DECODER if mode in ("ais", "apg") and self.decoder is None else None
 
 
 def measure(
@@ -153,37 +116,18 @@ def _automatic(
     mode: str,
     parameters: Mapping[str, Any],
 ) -> Outcome:
-    segmenter = model.segmenter(mode, embedded.tiled)
-    segmenter.promise({parameter: [value] for parameter, value in parameters.items()})
-    start = time.perf_counter()
-    segmenter.initialize(embedded.image, embedded.for_micro_sam())
-    between = time.perf_counter()
-    segmentation = segmenter.generate(**parameters)
-    end = time.perf_counter()
-    metrics: Row = segmentation_metrics(segmentation, labels)
-    metrics |= mask_metrics([segmentation > 0], (labels > 0).astype("uint8"), [1])
-    return Outcome(segmentation, metrics, between - start, end - between)
+    found = automatic(model, embedded, mode, parameters)
+    metrics: Row = segmentation_metrics(found.segmentation, labels)
+    metrics |= mask_metrics([found.segmentation > 0], (labels > 0).astype("uint8"), [1])
+    return Outcome(found.segmentation, metrics, found.seconds_prompts, found.seconds_postprocessing)
 
 
-@torch.no_grad()
 def _without_prompt(model: Model, embedded: EmbeddedImage, labels: NDArray[np.uint32]) -> Outcome:
     """One mask of the image from no prompt, which is to be the union of all objects."""
-    predictor = model.predictor
-    union = np.zeros(embedded.shape, dtype="uint8")
-    start = time.perf_counter()
-    for tile in embedded.tiles:
-        tile.select(predictor)
-        low, _ = decode(predictor, None, None, multimask=False)
-        mask = (enlarge(predictor, low)[0, 0] > predictor.model.mask_threshold).cpu().numpy()
-        inside = tuple(
-            slice(inner.start - outer.start, inner.stop - outer.start)
-            for inner, outer in zip(tile.inner, tile.outer, strict=True)
-        )
-        union[tile.inner] = mask[inside]
-    seconds = time.perf_counter() - start
+    found = without_prompt(model, embedded)
     metrics: Row = dict.fromkeys(SEGMENTATION_METRICS, math.nan)
-    metrics |= mask_metrics([union > 0], (labels > 0).astype("uint8"), [1])
-    return Outcome(union, metrics, seconds, 0.0)
+    metrics |= mask_metrics([found.segmentation > 0], (labels > 0).astype("uint8"), [1])
+    return Outcome(found.segmentation, metrics, found.seconds_prompts, found.seconds_postprocessing)
 
 
 def nothing_measured() -> Row:

@@ -45,7 +45,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts for all objects of a part, in its pixels; at least points or boxes are there.
+    """Prompts for all objects of a part or of an image, in its pixels; at least points or boxes are there.
 
     points: (objects, points, 2) x, y; point_labels: (objects, points), 1 or 0; boxes: (objects, 4) x, y of
     either corner; logits: (objects, 1, 256, 256), the masks of the round before.
@@ -233,7 +233,7 @@ def rounds(
                 for part, each in zip(parts, prompts, strict=True)
             ]
             between = time.perf_counter()
-            segmentation = _assembled(parts, decoded, shape)
+            segmentation = _assembled([part.tile for part in parts], decoded, shape)
             end = time.perf_counter()
             found = PromptedSegmentation(decoded, segmentation, between - start, end - between)
         yield found
@@ -282,6 +282,57 @@ def decode_prompts(
     )
 
 
+def segment_prompts(
+    predictor: SamPredictor,
+    tiles: Sequence[Tile],
+    shape: tuple[int, int],
+    prompts: Prompts,
+    batch_size: int,
+) -> NDArray[np.uint32]:
+    """The segmentation (H, W) from prompts in pixels of the image, one for each object.
+
+    An object is decoded in the tile that has the center of its box, or its first point where it has no box.
+    What its prompt has outside of the tile and its halo is cut off.
+
+    Raises:
+        ValueError: when the model expects prompts in another frame than micro-sam's.
+    """
+    single_point = prompts.boxes is None and prompts.points is not None and prompts.points.shape[1] == 1
+    used, decoded = [], []
+    for tile in tiles:
+        own = _in_tile(tile, prompts, shape)
+        if own is not None:
+            used.append(tile)
+            decoded.append(decode_prompts(predictor, tile, own, batch_size, propose=single_point))
+    if not used:
+        return np.zeros(shape, dtype="uint32")
+    return _assembled(used, decoded, shape)
+
+
+def _in_tile(tile: Tile, prompts: Prompts, shape: tuple[int, int]) -> Prompts | None:
+    """The prompts of the objects that belong to a tile, in its pixels; None where there is none."""
+    (inner_rows, inner_columns), (rows, columns) = tile.inner, tile.outer
+    points, boxes, point_labels = prompts.points, prompts.boxes, prompts.point_labels
+    if boxes is not None:
+        anchors = (boxes[:, :2] + boxes[:, 2:]) / 2
+    else:
+        assert points is not None
+        anchors = points[:, 0]
+    x, y = np.minimum(anchors, np.array(shape[::-1]) - 1).T
+    own = (inner_columns.start <= x) & (x < inner_columns.stop)
+    own &= (inner_rows.start <= y) & (y < inner_rows.stop)
+    if not own.any():
+        return None
+    origin, size = np.array([columns.start, rows.start]), np.array([columns.stop, rows.stop])
+    if boxes is not None:
+        boxes = np.clip(boxes[own], np.tile(origin, 2), np.tile(size, 2)) - np.tile(origin, 2)
+    if points is not None and point_labels is not None:
+        outside = ((points[own] < origin) | (points[own] >= size)).any(axis=-1)
+        points = points[own] - origin
+        point_labels = np.where(outside, NO_POINT, point_labels[own])
+    return Prompts(points, point_labels, boxes)
+
+
 def _part(tile: Tile, labels: NDArray[np.uint32], centers: dict[int, tuple[int, int]]) -> Part | None:
     (rows, columns), outer = tile.inner, labels[tile.outer]
     ids = [
@@ -322,12 +373,12 @@ def _corrected(part: Part, prompts: Prompts, found: Decoded, mask_input: bool, b
 
 
 def _assembled(
-    parts: Sequence[Part], decoded: Sequence[Decoded], shape: tuple[int, int]
+    tiles: Sequence[Tile], decoded: Sequence[Decoded], shape: tuple[int, int]
 ) -> NDArray[np.uint32]:
     """One segmentation (H, W) of all masks as micro-sam makes it: larger ones first, connected components."""
     records = []
-    for part, found in zip(parts, decoded, strict=True):
-        rows, columns = part.tile.outer
+    for tile, found in zip(tiles, decoded, strict=True):
+        rows, columns = tile.outer
         for mask, (x, y, width, height) in zip(found.masks, found.boxes, strict=True):
             record = {"segmentation": mask, "area": int(mask.sum())}
             if mask.shape != shape:

@@ -20,7 +20,7 @@ from refsam.records.per_image import Row, read_rows, write_rows
 from refsam.science.engine.cache import DiskStore
 from refsam.science.evaluation.grid_search import grid_values, search
 from refsam.science.evaluation.images import LONGEST_SIDE, EmbeddedImage, embed, load_image, shared_embeddings
-from refsam.science.evaluation.measuring import Model, measure, nothing_measured
+from refsam.science.evaluation.measuring import measure, nothing_measured
 from refsam.science.evaluation.pictures import draw, draw_foreground
 from refsam.science.evaluation.record import (
     Key,
@@ -30,6 +30,7 @@ from refsam.science.evaluation.record import (
     unmeasured,
     write_prediction,
 )
+from refsam.science.evaluation.segmenting import Model
 from refsam.science.evaluation.statistics import summary
 from refsam.science.hardware import processor_name
 

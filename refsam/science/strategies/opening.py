@@ -4,18 +4,22 @@ from dataclasses import dataclass
 
 import micro_sam.util
 import torch
+from micro_sam.instance_segmentation import DecoderAdapter
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
-from refsam.configuration.schema import RefsamConfig
+from refsam.configuration.schema import Kind, RefsamConfig
 from refsam.configuration.strategies import STRATEGIES
 from refsam.records.paths import RunPaths
 from refsam.science.models import (
     SAM_PREFIX,
     StateDict,
+    initial_predictor,
     load_model,
     load_predictor,
     predictor_of,
+    read_checkpoint,
+    segmentation_decoder,
 )
 from refsam.science.safe_load import read_weights
 from refsam.science.strategies.injection import apply_strategy
@@ -57,6 +61,24 @@ def finished_predictor(config: RefsamConfig, paths: RunPaths, device: torch.devi
         return load_predictor(paths.best, config.model, device)[0]
     sam = finished_model(config, paths, device).sam
     return predictor_of(sam, config.model, micro_sam.util._compute_hash(paths.best))
+
+
+def predictor_and_decoder(
+    config: RefsamConfig, paths: RunPaths, device: torch.device | str
+) -> tuple[SamPredictor, DecoderAdapter | None]:
+    """What a run is evaluated with: of a baseline the initial model, of another run its best.pt.
+
+    The decoder is that of automatic segmentation; None where the model has none.
+
+    Raises:
+        BadInput: when weights that are needed are not there, or cannot be used.
+    """
+    if config.kind is Kind.baseline:
+        predictor, decoder_state, _ = initial_predictor(config.model, config.seed, device)
+    else:
+        predictor = finished_predictor(config, paths, device)
+        decoder_state = read_checkpoint(paths.best)[1]
+    return predictor, segmentation_decoder(predictor.model, config.model, decoder_state, device)
 
 
 def _of_sam(state: StateDict) -> StateDict:
