@@ -40,7 +40,7 @@ def open_pair(pair: Pair, dataset: DatasetConfig) -> ReadPair:
     """
     labels = _open_labels(pair, dataset)
     image = open_image(pair.image, dataset.image_key, dataset.channels, labels)
-    return ReadPair(image, labels.ids, _numbered(labels.ids, dataset))
+    return ReadPair(image, labels.ids, number_objects(labels.ids, dataset))
 
 
 def read_pair(pair: Pair, dataset: DatasetConfig) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
@@ -67,7 +67,7 @@ def read_pair_labels(pair: Pair, dataset: DatasetConfig) -> NDArray[np.uint32]:
     Raises:
         BadInput: when the labels cannot be read.
     """
-    return _numbered(_open_labels(pair, dataset).ids, dataset)
+    return number_objects(_open_labels(pair, dataset).ids, dataset)
 
 
 def _open_labels(pair: Pair, dataset: DatasetConfig) -> ReadLabels:
@@ -78,5 +78,6 @@ def _open_labels(pair: Pair, dataset: DatasetConfig) -> ReadLabels:
     return open_labels(pair.label, dataset.label_key)
 
 
-def _numbered(ids: NDArray[np.uint32 | np.uint64], dataset: DatasetConfig) -> NDArray[np.uint32]:
+def number_objects(ids: NDArray[np.uint32 | np.uint64], dataset: DatasetConfig) -> NDArray[np.uint32]:
+    """Ids (H, W) as objects from 1 on, in the order of the ids, as `dataset.labels_are` says."""
     return numbered_pieces(ids) if dataset.labels_are == COMPONENTS else numbered(ids)

@@ -54,6 +54,11 @@ class Found:
     tried: int
 
 
+def default_parameters(mode: str) -> Parameters:
+    """Those of micro-sam's generators for an automatic mode."""
+    return dict(_DEFAULTS[mode])
+
+
 def grid_values(evaluate: EvaluateConfig, mode: str) -> dict[str, list[Any]]:
     """The values of each parameter that are tried for a mode; one of each where nothing is searched.
 

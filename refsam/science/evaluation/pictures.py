@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 from bioimage_cpp.segmentation import label
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -12,11 +13,12 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from skimage.segmentation import find_boundaries
 
-from refsam.records.files import write_atomically
+from refsam.records.files import write_atomically, write_bytes
 
 MATCHED_AT = 0.5  # IoU, as for SA50, precision and recall
 PANEL = 4.5  # inches of a panel's longer side
 RESOLUTION = 120  # pixels per inch
+OVERLAY_SIDE = 2048  # pixels of an overlay's longer side, at most: more than a screen shows
 # Colours that also those tell apart who do not see red and green.
 TRUTH, PREDICTED, FOUND, MISSED, WRONG = "#ffd400", "#00c8ff", "#009e73", "#e69f00", "#d81b60"
 
@@ -73,6 +75,28 @@ def draw_foreground(
         ),
     ]
     _write(image, panels, path)
+
+
+def draw_overlay(image: NDArray[np.uint8], segmentation: NDArray[Any], path: Path) -> None:
+    """Write a PNG of the image with the outlines of the objects, of at most OVERLAY_SIDE pixels per side.
+
+    Args:
+        image: (H, W) or (H, W, channels) uint8.
+        segmentation: (H, W), 0 is background.
+    """
+    height, width = image.shape[:2]
+    scale = min(1.0, OVERLAY_SIDE / max(height, width))
+    if scale < 1.0:
+        # Reduced before it is drawn: a line of one pixel would be lost afterwards.
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        image = np.asarray(PIL.Image.fromarray(image).resize(size, PIL.Image.Resampling.BOX))
+        rows = ((np.arange(size[1]) + 0.5) / scale).astype(int).clip(max=height - 1)
+        columns = ((np.arange(size[0]) + 0.5) / scale).astype(int).clip(max=width - 1)
+        segmentation = segmentation[np.ix_(rows, columns)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoded = io.BytesIO()
+    PIL.Image.fromarray(_with_contours(image, [(segmentation, PREDICTED)])).save(encoded, format="png")
+    write_bytes(path, encoded.getvalue())
 
 
 def _write(image: NDArray[Any], panels: list[tuple[str, Contours]], path: Path) -> None:
