@@ -68,6 +68,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
         export,
         fit,
         looking,
+        predict,
         prepare,
         recommend,
         report,
@@ -92,6 +93,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     compare.add(commands)
     evaluate.add(commands)
     prepare.add(commands)
+    predict.add(commands)
     check_data.add(commands)
     fit.add(commands)
     export.add(commands)
