@@ -34,6 +34,9 @@ def add(commands: Commands) -> None:
         metavar="W",
         help="what a GPU of yours draws, instead of the figure of its data sheet",
     )
+    parser.add_argument(
+        "--paths", action="store_true", help="name the folders of this machine, which are left out otherwise"
+    )
     add_json(parser)
 
 
@@ -50,7 +53,15 @@ def _report(options: argparse.Namespace) -> int:
     results = write_results(chosen.output, chosen.frame, chosen.is_joined)[0]
     power = read_power(options.pue, options.gpu_watts)
     path = write_report(
-        Asked(chosen.frame, chosen.directories, chosen.sweeps, chosen.output, chosen.problems, power)
+        Asked(
+            chosen.frame,
+            chosen.directories,
+            chosen.sweeps,
+            chosen.output,
+            chosen.problems,
+            power,
+            paths=options.paths,
+        )
     )
     size = path.stat().st_size
     if options.json:

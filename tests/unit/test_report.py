@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from refsam.results.collect import collect, join
 from refsam.results.report import drawings
 from refsam.results.report.cost import costs, read_power
 from refsam.results.report.failures import failures
+from refsam.results.report.machine_paths import Shortened
 from refsam.results.report.origin import configuration, environments
 from refsam.results.report.overview import bests
 from refsam.results.report.pictures import MOST, pictures
@@ -117,7 +119,51 @@ def test_states_failures_and_the_ends_of_their_logs_are_there(recorded):
     anchors = [link.removeprefix("#") for link in page.attributes("href") if link.startswith("#")]
     assert set(anchors) <= set(page.attributes("id"))
     assert {"run-1", "run-2"} <= set(anchors)
-    assert str(folder.run(HOSTILE_RUN).attempt(2) / "job.out") in words
+    log = folder.run(HOSTILE_RUN).attempt(2) / "job.out"
+    assert f"…/{log.relative_to(folder.root.parent)}" in words
+
+
+def test_the_overview_says_data_set_model_and_what_varies(recorded):
+    words = visible(recorded[1])
+    assert "Data setnuclei Modelvit_b What variesstrategy (" in words  # a term and its description
+    assert "images (1, 5, 10)" in words
+    assert "full, images 5, 12 test images" in words  # the best run
+
+
+def test_folders_of_the_machine_are_named_only_where_that_is_asked_for(
+    recorded, tmp_path, capsys, without_figures
+):
+    folder, text = recorded
+    assert str(folder.root.parent) not in text
+    own = RunsFolder(tmp_path / "runs")
+    paths = write_run(own, "bad", dataset="nuclei")
+    message = "Nothing to read in /scratch/somebody/cells/a.tif, see https://example.org/a/b"
+    fail(paths, Reason.error, message, 'File "/opt/env/lib/x.py", line 1\n')
+    command = ["/somewhere/refsam/sweep.py", "-m", "data=/scratch/somebody", f"runs={own.root}"]
+    write_manifest(own, "study", ["bad"], commands=[command])
+    for options, left_out in (((), True), (("--paths",), False)):
+        said = visible(report_of(own, *options)[1])
+        for folder_of_machine in ("/scratch/somebody", "/opt/env/lib", str(tmp_path)):
+            assert (folder_of_machine not in said) == left_out
+        assert "https://example.org/a/b" in said
+    assert "data=/scratch/somebody" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/home/me/runs/a/job.out", "…/runs/a/job.out"),
+        ("/data/b/nuclei", "…/b/nuclei"),
+        ("/data/My Cells", "…/My Cells"),
+        ("images/*.tif", "images/*.tif"),
+        ("s/image, 1/2 and/or </b>", "s/image, 1/2 and/or </b>"),
+        ("(/tmp/a/b) model.weights=/x/y/z.pt", "(…/b) model.weights=…/z.pt"),
+        ("data:image/webp;base64,AA/BB/CC", "data:image/webp;base64,AA/BB/CC"),
+    ],
+)
+def test_of_a_path_the_part_stays_that_means_something_to_others(text, expected):
+    shortened = Shortened([Path("/home/me/runs")], ["/data/a/nuclei", "/data/b/nuclei"])
+    assert shortened.text(text) == expected
 
 
 def test_the_tables_the_figures_and_the_pictures_are_there(recorded):
@@ -312,7 +358,7 @@ def test_damaged_records_are_named_and_counted(tmp_path, capsys, without_figures
     status, text = report_of(folder)
     assert status == 1
     assert "1 run of 2 has damaged records" in visible(text)
-    assert f"{folder.run('bad').metrics} is damaged" in visible(text)
+    assert "…/runs/bad/results/metrics.json is damaged" in visible(text)
     assert "runs with damaged records: 1 of 2" in capsys.readouterr().err
 
 

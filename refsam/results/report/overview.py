@@ -7,10 +7,10 @@ import pandas as pd
 
 from refsam.configuration.settings import is_of_training
 from refsam.results.collect import BASELINE, INVALID, first_prompt
-from refsam.results.fields import fields
+from refsam.results.fields import fields, of_trained
 from refsam.results.sweeps import DAMAGED, UNREADABLE
-from refsam.results.tables.table import ordered_modes, run_words, varying_axes
-from refsam.results.tables.wide import axis_text
+from refsam.results.tables.table import AXES, axis_words, ordered_modes, run_words, varying_axes
+from refsam.results.tables.wide import axis_text, number_first
 
 # A sign beside each state, so that no meaning is in a colour alone.
 SIGNS = {
@@ -24,6 +24,7 @@ SIGNS = {
     INVALID: "–",
 }
 _METRICS = ("SA50", "mIoU")  # the first that was measured in a mode
+_MOST_VALUES = 10  # of an axis that are listed
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,15 @@ class StateCount:
     sign: str
     runs: int
     reasons: str
+
+
+@dataclass(frozen=True)
+class About:
+    """What the runs are: their data sets and models, and with its values what tells them apart."""
+
+    datasets: str
+    models: str
+    varied: list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,20 @@ def states(frame: pd.DataFrame) -> list[StateCount]:
         words = ", ".join(f"{str(name).replace('_', ' ')} {count}" for name, count in reasons.items())
         found.append(StateCount(state, sign, len(chosen), words if state == "failed" else ""))
     return found
+
+
+def about(frame: pd.DataFrame) -> About:
+    """What was asked for, from all runs of the sweeps."""
+    runs = frame[frame["run_id"].notna()]
+    varied = [(axis_words(axis), _listed(of_trained(runs, axis)[axis])) for axis in varying_axes(runs)]
+    shown = [(name, values) for name, values in varied if name not in (AXES["dataset"], AXES["model"])]
+    return About(_listed(runs["dataset"]), _listed(runs["model"]), shown)
+
+
+def _listed(values: "pd.Series[Any]") -> str:
+    found = sorted({axis_text(value) for value in values.dropna()}, key=number_first)
+    more = f" and {len(found) - _MOST_VALUES} more" if len(found) > _MOST_VALUES else ""
+    return ", ".join(found[:_MOST_VALUES]) + more
 
 
 def bests(frame: pd.DataFrame) -> list[Best]:

@@ -11,6 +11,7 @@ import jinja2
 import pandas as pd
 
 import refsam
+from refsam.configuration.settings import ROOT
 from refsam.records.files import write_text
 from refsam.records.paths import Directories, RunsFolder, SweepPaths
 from refsam.records.status import now
@@ -20,7 +21,8 @@ from refsam.results.report.comparisons import comparisons
 from refsam.results.report.cost import SOURCE, Power, costs
 from refsam.results.report.drawings import drawings
 from refsam.results.report.failures import failures
-from refsam.results.report.overview import bests, states
+from refsam.results.report.machine_paths import Shortened
+from refsam.results.report.overview import about, bests, states
 from refsam.results.report.pictures import pictures
 from refsam.results.report.rows import FIRST, table_rows
 from refsam.results.report.sources import asked_sweeps
@@ -38,6 +40,7 @@ class Asked:
         directories: of the runs.
         output: where the report goes.
         problems: sentences about damaged manifests and conflicting results.
+        paths: whether it names folders of this machine.
     """
 
     frame: pd.DataFrame
@@ -46,6 +49,7 @@ class Asked:
     output: SweepPaths
     problems: Sequence[str]
     power: Power
+    paths: bool = False
 
 
 def write_report(asked: Asked) -> Path:
@@ -74,7 +78,13 @@ def render(asked: Asked) -> str:
         "base-uri 'none'; form-action 'none'"
     )
     page = environment.get_template("page.html.jinja")
-    return page.render(**_facts(asked), policy=policy, style=style, script=script)
+    facts = _facts(asked) if asked.paths else _shortened(asked).facts(_facts(asked))
+    return page.render(**facts, policy=policy, style=style, script=script)
+
+
+def _shortened(asked: Asked) -> Shortened:
+    roots = asked.frame[ROOT].dropna() if ROOT in asked.frame else ()
+    return Shortened((folder.root for _, folder in asked.sweeps), map(str, roots))
 
 
 def _facts(asked: Asked) -> dict[str, Any]:
@@ -87,7 +97,9 @@ def _facts(asked: Asked) -> dict[str, Any]:
         "title": ", ".join(dict.fromkeys(sweep.name for sweep, _ in asked.sweeps)),
         "made_by": f"refsam {refsam.__version__}",
         "made_at": now(),
-        "csv": asked.output.results,
+        "csv": asked.output.results.name,
+        "paths": asked.paths,
+        "about": about(frame),
         "sweeps": asked_sweeps(asked.sweeps),
         "n_runs": len(runs),
         "states": states(frame),
