@@ -53,7 +53,7 @@ def measure(arguments: argparse.Namespace) -> None:
     from refsam.configuration.compose import compose
     from refsam.records.paths import RunPaths
     from refsam.science.data import training_loaders
-    from refsam.science.training import build_trainer
+    from refsam.science.training.build import build_trainer
 
     output = Path(arguments.output)
     config = compose(

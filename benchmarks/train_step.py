@@ -106,7 +106,7 @@ def take_step(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
     from refsam.science.engine import setup
     from refsam.science.engine.decoder import decoder_parts
     from refsam.science.randomness import seed_everything
-    from refsam.science.training import build_trainer
+    from refsam.science.training.build import build_trainer
 
     chosen = ("n_objects", "model")
     trained = ("engine", "object_chunk", "checkpoint_encoder", "attention", "n_sub_iterations")

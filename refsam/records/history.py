@@ -1,4 +1,4 @@
-"""history.csv as others read it: one row per epoch. Its writer is science.history."""
+"""history.csv as others read it: one row per epoch. Its writer is science.training.history."""
 
 import csv
 import io

@@ -13,7 +13,6 @@ from refsam.configuration.strategies import STRATEGIES
 from refsam.errors import BadInput, os_reason
 from refsam.records.files import write_atomically
 from refsam.records.paths import RunPaths
-from refsam.science.checkpoints import damage
 from refsam.science.hugging_face import (
     HuggingFaceSam,
     from_segment_anything,
@@ -23,6 +22,7 @@ from refsam.science.hugging_face import (
 from refsam.science.models import SAM_PREFIX
 from refsam.science.state_names import to_segment_anything
 from refsam.science.strategies.opening import Finished, finished_model
+from refsam.science.training.checkpoints import damage
 
 Writer = Callable[[RefsamConfig, RunPaths, Path], None]
 

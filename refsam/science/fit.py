@@ -31,8 +31,8 @@ from refsam.records.paths import RunPaths
 from refsam.science.data import Image, patch_loaders
 from refsam.science.hardware import GIB, choose_device, is_out_of_memory, peak_memory, resident_memory
 from refsam.science.randomness import be_deterministic, seed_everything
-from refsam.science.trainers import RecordedTraining
-from refsam.science.training import build_trainer
+from refsam.science.training.build import build_trainer
+from refsam.science.training.loop import RecordedTraining
 
 VERSIONS = ("torch", "micro_sam")
 DISC = 0.35  # radius by the distance of two discs

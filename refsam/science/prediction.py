@@ -22,13 +22,13 @@ from refsam.datasets.pairs import number_objects
 from refsam.datasets.reading import ReadImage, ReadLabels, open_image, to_8bit
 from refsam.errors import BadInput
 from refsam.records.paths import RunPaths
-from refsam.science.checkpoints import damage
 from refsam.science.evaluation.grid_search import default_parameters
 from refsam.science.evaluation.images import embed
 from refsam.science.evaluation.prompts import Prompts
 from refsam.science.evaluation.record import present_metrics
 from refsam.science.evaluation.segmenting import Model, automatic, from_labels, from_prompts, without_prompt
 from refsam.science.strategies.opening import predictor_and_decoder
+from refsam.science.training.checkpoints import damage
 
 SETTINGS = "settings"  # beside the parameters of a mode in metrics.json: what they were searched with
 

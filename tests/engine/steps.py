@@ -21,12 +21,12 @@ from benchmarks.gates import ReplayedGates
 from benchmarks.train_step import ReplayedPrompts, relative_differences
 from refsam.configuration.schema import ModelConfig, PeftConfig
 from refsam.science.engine.decoder import decoder_parts
-from refsam.science.engine.step import LowMemoryJointStep, LowMemoryStep
-from refsam.science.engine.summed import SummedJointStep
 from refsam.science.hugging_face import HuggingFaceSam, from_segment_anything, state_from_transformers
 from refsam.science.models import PROMPT_FRAME, build_unetr, load_model, trainable_sam
 from refsam.science.state_names import to_transformers
 from refsam.science.strategies.injection import apply_strategy
+from refsam.science.training.step import LowMemoryJointStep, LowMemoryStep
+from refsam.science.training.summed import SummedJointStep
 
 CONF = Path(__file__).parents[2] / "conf"
 PEFTS = {

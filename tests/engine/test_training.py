@@ -17,7 +17,7 @@ from refsam.records.paths import RunPaths
 from refsam.science.data import training_loaders
 from refsam.science.engine.setup import Savings, choose_savings, memory_gib, usable_memory
 from refsam.science.models import load_model
-from refsam.science.training import build_trainer, train
+from refsam.science.training.build import build_trainer, train
 
 CPU = torch.device("cpu")
 SMALL = (

@@ -13,10 +13,10 @@ from training_runs import Killed, kill_at, rows, run_training, small_config
 
 from refsam.configuration.schema import DatasetConfig, RefsamConfig
 from refsam.records.paths import RunPaths
-from refsam.science.checkpoints import previous_latest, read_latest, write_latest
 from refsam.science.data import training_loaders
 from refsam.science.models import build_unetr, initial_predictor, load_predictor
-from refsam.science.training import build_trainer
+from refsam.science.training.build import build_trainer
+from refsam.science.training.checkpoints import previous_latest, read_latest, write_latest
 
 
 @pytest.fixture(scope="module")

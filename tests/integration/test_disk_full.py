@@ -16,9 +16,10 @@ from refsam.orchestration.in_job.attempts import Outcome, begin_attempt, end_of_
 from refsam.records.attempts import read_attempt
 from refsam.records.paths import RunPaths
 from refsam.records.status import Reason, State, free_reserve, hold_reserve, read_status, write_status
-from refsam.science import run, trainers, training
-from refsam.science.checkpoints import read_latest
+from refsam.science import run
 from refsam.science.evaluation import single_pass
+from refsam.science.training import build, loop
+from refsam.science.training.checkpoints import read_latest
 
 PAGE = 4096
 
@@ -78,10 +79,10 @@ def whole(config: RefsamConfig, tmp_path_factory: pytest.TempPathFactory) -> Run
 @pytest.mark.parametrize(
     ("module", "function", "call", "room", "file"),
     [
-        (trainers, "write_best", 1, 0, "best.pt"),
-        (trainers, "write_latest", 2, 0, "latest.pt"),
-        (trainers, "write_latest", 2, 100_000, "latest.pt"),
-        (training, "write_json", 2, 0, "training.json"),
+        (loop, "write_best", 1, 0, "best.pt"),
+        (loop, "write_latest", 2, 0, "latest.pt"),
+        (loop, "write_latest", 2, 100_000, "latest.pt"),
+        (build, "write_json", 2, 0, "training.json"),
         (single_pass, "write_metrics", 1, 0, "metrics.json"),
     ],
     ids=["best", "latest, not a byte", "latest, a part of it", "summary", "metrics"],

@@ -15,13 +15,13 @@ from refsam.cli import main
 from refsam.configuration.frozen import freeze
 from refsam.configuration.schema import DatasetConfig, RefsamConfig
 from refsam.records.paths import RunPaths
-from refsam.science.checkpoints import write_best
 from refsam.science.hugging_face import published_shape
 from refsam.science.models import SAM_CONFIG, load_model, trainable_sam
 from refsam.science.strategies.adapter_files import write_adapter
 from refsam.science.strategies.injection import apply_strategy
 from refsam.science.strategies.opening import finished_model
 from refsam.science.strategies.state import Keeping
+from refsam.science.training.checkpoints import write_best
 
 
 def as_trained(config: RefsamConfig, root: Path) -> RunPaths:

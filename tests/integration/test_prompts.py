@@ -12,7 +12,7 @@ from refsam.configuration.schema import DatasetConfig
 from refsam.records.paths import RunPaths
 from refsam.science.data import training_loaders
 from refsam.science.models import SAM_CONFIG, load_predictor
-from refsam.science.training import build_trainer
+from refsam.science.training.build import build_trainer
 
 FAMILIES = {"micro_sam": TINY, "hf": ("model=hf_tiny", *TINY[1:])}
 ALL = {"point_coords", "point_labels", "boxes"}

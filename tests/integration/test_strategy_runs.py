@@ -14,10 +14,10 @@ from refsam.cli import main
 from refsam.configuration.frozen import freeze
 from refsam.configuration.schema import DatasetConfig, RefsamConfig
 from refsam.records.paths import RunPaths
-from refsam.science.losses import dice_focal_loss
 from refsam.science.models import build_model, load_model
 from refsam.science.strategies.opening import finished_model, finished_predictor
 from refsam.science.strategies.quantization import quantize_encoder
+from refsam.science.training.losses import dice_focal_loss
 
 FRAME = 1024  # pixels of the square in which prompts are given
 FOUR_BIT = ("peft=qdora", "peft.rank=2")

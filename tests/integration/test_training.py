@@ -13,7 +13,7 @@ from refsam.configuration.schema import DatasetConfig, Precision
 from refsam.errors import BadInput
 from refsam.science.hardware import choose_precision, resident_memory
 from refsam.science.models import load_model
-from refsam.science.trainers import Progress
+from refsam.science.training.loop import Progress
 
 
 def states(path: Path) -> dict[str, torch.Tensor]:
@@ -133,7 +133,7 @@ def test_a_peak_counted_some_pages_short_is_no_less_than_what_stood_before(
     def short(device: torch.device) -> float:
         return resident_memory(device) / 2
 
-    monkeypatch.setattr("refsam.science.training.peak_memory", short)
+    monkeypatch.setattr("refsam.science.training.build.peak_memory", short)
     _, summary = run_training(small_config(synthetic, "train.epochs=1"), tmp_path / "run")
     assert summary.peak_memory_gib == summary.base_memory_gib
 

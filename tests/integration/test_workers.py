@@ -18,7 +18,8 @@ from refsam.configuration.frozen import freeze
 from refsam.configuration.schema import DatasetConfig, RefsamConfig
 from refsam.records.paths import RunPaths
 from refsam.records.status import Reason, State, read_status
-from refsam.science import data, trainers
+from refsam.science import data
+from refsam.science.training import loop
 
 WORKERS = 2 + 1  # of training and of validation
 HUGGING_FACE = ("model=hf_tiny", *TINY[1:])
@@ -163,13 +164,13 @@ def test_loaders_work_again_after_their_workers_have_ended(
     synthetic: DatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[data.TorchLoader] = []
-    build = trainers.RecordedTraining.run
+    build = loop.RecordedTraining.run
 
-    def run(trainer: trainers.RecordedTraining, latest: object) -> None:
+    def run(trainer: loop.RecordedTraining, latest: object) -> None:
         kept.append(trainer.train_loader)
         build(trainer, latest)
 
-    monkeypatch.setattr(trainers.RecordedTraining, "run", run)
+    monkeypatch.setattr(loop.RecordedTraining, "run", run)
     run_training(small_config(synthetic, "train.workers=2"), tmp_path / "run")
     with data.ending_workers(kept):
         assert len(list(kept[0])) == 3

@@ -12,8 +12,8 @@ from refsam.configuration.compose import compose
 from refsam.configuration.schema import DatasetConfig, RefsamConfig
 from refsam.records.paths import RunPaths
 from refsam.science.data import training_loaders
-from refsam.science.trainers import Progress
-from refsam.science.training import TrainingSummary, train
+from refsam.science.training.build import TrainingSummary, train
+from refsam.science.training.loop import Progress
 
 TINY = (
     "model=vit_nano",

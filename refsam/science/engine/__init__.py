@@ -2,7 +2,6 @@
 
 Each saving is one file, has one flag, is exact, and works with all others:
 
-- `step`: backward after every sub-iteration, and chunks of objects within it (`train.object_chunk`);
 - `masks`: the two resizings of every mask as one linear map;
 - `attention`: the encoder's relative positions inside a fused attention kernel (`train.attention`);
 - `checkpointing`: the encoder's blocks computed again in the backward (`train.checkpoint_encoder`);
@@ -11,8 +10,9 @@ Each saving is one file, has one flag, is exact, and works with all others:
 - `cache`: a frozen encoder's embeddings kept (`train.embedding_cache`), of patches that come again
   (`train.patch_pool`).
 
-`summed` is no saving of that kind but another training: one optimizer step for both losses of the joint step
-(`train.joint`). Two more are beside this package: `refsam.science.optimizers`, and the samples' workers.
+Three more are in other modules: backward after every sub-iteration, and chunks of objects within it
+(`train.object_chunk`), in `refsam.science.training.step`; `refsam.science.training.optimizers`; and the
+samples' workers.
 
 `setup` chooses what is `auto` and puts them together. `train.engine=micro_sam` leaves all of it out.
 """

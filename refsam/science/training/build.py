@@ -13,19 +13,18 @@ from refsam.configuration.schema import Precision, RefsamConfig, TrainConfig
 from refsam.errors import BadInput
 from refsam.records.files import write_json
 from refsam.records.paths import RunPaths
-from refsam.science.checkpoints import previous_latest, read_latest
 from refsam.science.data import TorchLoader, ending_workers, worker_count
 from refsam.science.engine.cache import EmbeddingCache, MemoryStore, Store, shared_store
 from refsam.science.engine.setup import Savings, apply_savings, choose_savings, describe_savings
 from refsam.science.hardware import choose_device, choose_precision, peak_memory
 from refsam.science.models import build_unetr, load_model, trainable_sam
-from refsam.science.optimizers import StepInBackward, build_optimizer
 from refsam.science.randomness import derived_seed, seed_everything
 from refsam.science.strategies.injection import apply_strategy
 from refsam.science.strategies.parts import count_parameters
 from refsam.science.strategies.quantization import weights_bytes
 from refsam.science.strategies.state import Keeping, state_bytes, trained_state
-from refsam.science.trainers import (
+from refsam.science.training.checkpoints import previous_latest, read_latest
+from refsam.science.training.loop import (
     LowMemoryJointSamTrainer,
     LowMemorySamTrainer,
     Progress,
@@ -36,6 +35,7 @@ from refsam.science.trainers import (
     RecordedTraining,
     SummedJointSamTrainer,
 )
+from refsam.science.training.optimizers import StepInBackward, build_optimizer
 
 
 @dataclass(frozen=True)

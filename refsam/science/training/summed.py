@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from refsam.science.engine.step import LowMemoryJointStep
+from refsam.science.training.step import LowMemoryJointStep
 
 
 class SummedJointStep(LowMemoryJointStep):

@@ -18,18 +18,18 @@ from micro_sam.training.sam_trainer import SamLogger, SamTrainer
 
 from refsam import interruption
 from refsam.records.paths import RunPaths
-from refsam.science.checkpoints import write_best, write_latest
-from refsam.science.engine.step import LowMemoryJointStep, LowMemoryStep
-from refsam.science.engine.summed import SummedJointStep
 from refsam.science.hardware import resident_memory
-from refsam.science.history import EpochMeans, History
-from refsam.science.losses import dice_focal_loss
 from refsam.science.models import SAM_CONFIG
-from refsam.science.positions import Position, position, restore_random_states, running_statistics
-from refsam.science.prompting import ChosenPrompts
 from refsam.science.randomness import seed_everything
 from refsam.science.strategies.adapter_files import write_adapter
 from refsam.science.strategies.state import Keeping
+from refsam.science.training.checkpoints import write_best, write_latest
+from refsam.science.training.history import EpochMeans, History
+from refsam.science.training.losses import dice_focal_loss
+from refsam.science.training.prompts import ChosenPrompts
+from refsam.science.training.resume import Position, position, restore_random_states, running_statistics
+from refsam.science.training.step import LowMemoryJointStep, LowMemoryStep
+from refsam.science.training.summed import SummedJointStep
 
 OUT_OF_MEMORY = (MemoryError, torch.cuda.OutOfMemoryError)
 # Between two checkpoints in a long epoch, so that what cannot be told to stop costs no more than this.

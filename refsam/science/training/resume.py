@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from refsam.science.history import EpochMeans
+from refsam.science.training.history import EpochMeans
 
 
 @dataclass(frozen=True)
