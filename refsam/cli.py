@@ -1,6 +1,7 @@
 """The command `refsam`: what a person asks at a prompt about sweeps and data. Answers fast, imports late."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -9,6 +10,7 @@ import refsam
 from refsam.commands.options import (
     BAD_INPUT,
     COMPLETED,
+    COMPLETING,
     DAMAGED_RECORDS,
     EXIT_STATUSES,
     FAILED,
@@ -29,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _answer(given: list[str]) -> int:
     try:
         try:
+            if COMPLETING in os.environ:
+                import_module("refsam.completion").answer(_parser()[0])
             if given[:1] == ["sweep"]:  # Hydra has its own --help, -m and overrides
                 return _sweep(given[1:])
             with plain_output():
@@ -64,6 +68,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
         check_data,
         cite,
         compare,
+        completion,
         evaluate,
         export,
         fit,
@@ -99,6 +104,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     export.add(commands)
     cite.add(commands)
     track.add(commands)
+    completion.add(commands)
     commands.add_parser("sweep", help="run a sweep: the same as python -m refsam.sweep", add_help=False)
     return parser, list(commands.choices)
 

@@ -1,5 +1,9 @@
 """The command python -m refsam.sweep: only a door, so that Ctrl-C is answered while Hydra is imported."""
 
+import os
+from importlib import import_module
+
+from refsam.commands.options import COMPLETING
 from refsam.interruption import answering_ctrl_c
 
 
@@ -8,9 +12,9 @@ def main(arguments: list[str] | None = None) -> None:
     Ctrl-C.
     """
     with answering_ctrl_c("stopped; the same command goes on where it was"):
-        from refsam.application import main as answer
-
-        answer(arguments)
+        if COMPLETING in os.environ:
+            import_module("refsam.completion").answer_sweep()
+        import_module("refsam.application").main(arguments)
 
 
 if __name__ == "__main__":

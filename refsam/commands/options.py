@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 COMPLETED, BAD_INPUT, SLURM_SILENT, INTERRUPTED = 0, 2, 3, 130
 DAMAGED_RECORDS = FAILED = 1
+COMPLETING = "_ARGCOMPLETE"  # in the environment where a shell asks how a command line may go on
 EXIT_STATUSES = (
     "Exit status: 0 done; 1 records are damaged, or a run or a submission failed; 2 bad input; 3 Slurm does "
     "not answer and was needed; 130 stopped by Ctrl-C."

@@ -40,7 +40,8 @@ ENGINES = ("refsam", "micro_sam")
 EMBEDDING_CACHES = ("memory", "disk", "off")
 EMBEDDING_DTYPES = ("float32", "float16")
 ATTENTIONS = ("auto", "fused", "sdpa", "eager")
-SWITCHES = ("auto", "on", "off", True, False)  # YAML reads a bare on as true
+SWITCHES = ("auto", "on", "off")
+SWITCHED = (*SWITCHES, True, False)  # YAML reads a bare on as true
 # Of a model's own architecture, in pixels, channels and numbers of them.
 SIZES = (
     "image_size", "patch_size", "embed_dim", "depth", "num_heads", "prompt_embed_dim", "decoder_mlp_dim",
@@ -55,6 +56,7 @@ class _Rule:
     field: str
     holds: Callable[[Any], bool]
     allowed: str
+    choices: tuple[str, ...] = ()  # all values or the named ones, as they are typed
 
 
 def _whole(least: int) -> Callable[[Any], bool]:
@@ -67,6 +69,10 @@ def _optional(rule: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 def _one_of(choices: tuple[str, ...]) -> Callable[[Any], bool]:
     return lambda value: value in choices
+
+
+def _choice(field: str, choices: tuple[str, ...]) -> _Rule:
+    return _Rule(field, _one_of(choices), (" or " if len(choices) == 2 else ", ").join(choices), choices)
 
 
 def _is_time(value: str) -> bool:
@@ -114,7 +120,7 @@ _RULES = (
         _optional(lambda name: re.fullmatch(r"\w[\w.-]{0,99}", name) is not None),
         "100 letters, digits, _ . - at most, the first one no . or -",
     ),
-    _Rule("model.family", _one_of(FAMILIES), " or ".join(FAMILIES)),
+    _choice("model.family", FAMILIES),
     *(_Rule(f"model.custom.{name}", _whole(1), "a whole number from 1") for name in SIZES),
     _Rule("model.custom.window_size", _whole(0), "a whole number from 0 (0: all attention is global)"),
     _Rule("model.custom.position_scale", _above_zero, "a number above 0"),
@@ -124,7 +130,7 @@ _RULES = (
     _Rule("train.min_samples", _whole(1), "a whole number from 1"),
     _Rule("train.validation_samples", _whole(1), "a whole number from 1"),
     _Rule("train.lr", _above_zero, "a number above 0"),
-    _Rule("train.optimizer", _one_of(OPTIMIZERS), ", ".join(OPTIMIZERS)),
+    _choice("train.optimizer", OPTIMIZERS),
     _Rule("train.scheduler_factor", lambda value: 0 < value < 1, "a number between 0 and 1"),
     _Rule("train.scheduler_patience", _whole(0), "a whole number from 0"),
     _Rule("train.early_stopping", _optional(_whole(1)), "null, or a whole number from 1"),
@@ -140,30 +146,32 @@ _RULES = (
     _Rule("train.box_distortion", _from_zero, "a number from 0"),
     _Rule("train.workers", lambda value: value == AUTO or _whole(0)(value), "auto, or a whole number from 0"),
     _Rule("train.patch_pool", is_patch_pool, "auto, null, a whole number from 1, or a multiple as 4x"),
-    _Rule("train.embedding_cache", _one_of(EMBEDDING_CACHES), ", ".join(EMBEDDING_CACHES)),
+    _choice("train.embedding_cache", EMBEDDING_CACHES),
     _Rule(
         "train.embedding_disk_gib",
         _optional(_above_zero),
         "null, or a number of GiB above 0",
     ),
-    _Rule("train.embedding_dtype", _one_of(EMBEDDING_DTYPES), " or ".join(EMBEDDING_DTYPES)),
-    _Rule("train.engine", _one_of(ENGINES), " or ".join(ENGINES)),
+    _choice("train.embedding_dtype", EMBEDDING_DTYPES),
+    _choice("train.engine", ENGINES),
     _Rule("train.object_chunk", _positive_or_auto, "auto, or a whole number from 1"),
     _Rule(
         "train.checkpoint_encoder",
-        lambda value: value in SWITCHES or _whole(1)(value),
+        lambda value: value in SWITCHED or _whole(1)(value),
         "auto, on, off, or a whole number from 1",
+        SWITCHES,
     ),
-    _Rule("train.checkpoint_decoder", lambda value: value in SWITCHES, "auto, on or off"),
-    _Rule("train.loss", _one_of(LOSSES), " or ".join(LOSSES)),
-    _Rule("train.save", _one_of(SAVED), " or ".join(SAVED)),
-    _Rule("train.prompts", _one_of(PROMPTS), ", ".join(PROMPTS)),
-    _Rule("train.joint", _one_of(JOINTS), " or ".join(JOINTS)),
-    _Rule("train.attention", _one_of(ATTENTIONS), ", ".join(ATTENTIONS)),
+    _Rule("train.checkpoint_decoder", lambda value: value in SWITCHED, "auto, on or off", SWITCHES),
+    _choice("train.loss", LOSSES),
+    _choice("train.save", SAVED),
+    _choice("train.prompts", PROMPTS),
+    _choice("train.joint", JOINTS),
+    _choice("train.attention", ATTENTIONS),
     _Rule(
         "evaluate.modes",
         _some_of(MODES),
         f"a list of {', '.join(MODES)}",
+        MODES,
     ),
     _Rule(
         "evaluate.where",
@@ -171,7 +179,7 @@ _RULES = (
         "run, or the name of a resource",
     ),
     _Rule("evaluate.rounds", _whole(0), "a whole number from 0"),
-    _Rule("evaluate.grid", _one_of(GRIDS), ", ".join(GRIDS)),
+    _choice("evaluate.grid", GRIDS),
     _Rule("evaluate.pictures", _whole(0), "a whole number from 0"),
     _Rule("evaluate.points_per_side", _whole(1), "a whole number from 1"),
     _Rule(
@@ -193,28 +201,28 @@ _RULES = (
     ),
     _Rule("evaluate.batch_size", _whole(1), "a whole number from 1"),
     _Rule("evaluate.dilation", _whole(0), "a whole number of pixels from 0"),
-    _Rule("dataset.split", _one_of(SPLITS), " or ".join(SPLITS)),
+    _choice("dataset.split", SPLITS),
     _Rule(
         "dataset.split_seed",
         _optional(lambda value: _whole(0)(value) and value <= LARGEST_SEED),
         f"null (that of the run), or a whole number from 0 to {LARGEST_SEED}",
     ),
-    _Rule("dataset.format", _one_of(FORMATS), " or ".join(FORMATS)),
+    _choice("dataset.format", FORMATS),
     _Rule(
         "dataset.channels",
         _optional(_are_channels),
         "null, or a list of one to three channels, by number from 0 or as r, g, b (null: an empty one), such "
         "as [2], [0,2] or [r,g,b]",
     ),
-    _Rule("dataset.labels_are", _optional(_one_of(LABELS)), f"null, {' or '.join(LABELS)}"),
-    _Rule("dataset.on_problem", _one_of(REACTIONS), " or ".join(REACTIONS)),
-    _Rule("dataset.empty_images", _one_of(REACTIONS), " or ".join(REACTIONS)),
-    _Rule("dataset.crowds", _one_of(CROWDS), " or ".join(CROWDS)),
+    _Rule("dataset.labels_are", _optional(_one_of(LABELS)), f"null, {' or '.join(LABELS)}", LABELS),
+    _choice("dataset.on_problem", REACTIONS),
+    _choice("dataset.empty_images", REACTIONS),
+    _choice("dataset.crowds", CROWDS),
     _Rule("dataset.train_pool", _whole(1), "a whole number from 1"),
     _Rule("dataset.n_validation", _whole(1), "a whole number from 1"),
     _Rule("dataset.n_unused", _whole(0), "a whole number from 0"),
     _Rule("dataset.min_object_size", _whole(0), "a whole number of pixels from 0"),
-    _Rule("cluster.kind", _one_of(CLUSTERS), " or ".join(CLUSTERS)),
+    _choice("cluster.kind", CLUSTERS),
     _Rule(
         "cluster.parallel",
         lambda value: value == AUTO or re.fullmatch(r"0*[1-9][0-9]*", value) is not None,
@@ -229,7 +237,7 @@ _RULES = (
         lambda value: _whole(1)(value) and value <= 65535,  # Slurm's own limit
         "a whole number of seconds from 1 to 65535",
     ),
-    _Rule("resource.device", _one_of(DEVICES), " or ".join(DEVICES)),
+    _choice("resource.device", DEVICES),
     _Rule("resource.request.cores", _whole(1), "a whole number from 1"),
     _Rule("resource.request.memory_gb", _whole(1), "a whole number of GiB from 1"),
     _Rule("resource.request.gpus", _whole(0), "a whole number from 0"),
@@ -245,6 +253,11 @@ _RULES = (
 def allowed_values(field: str) -> str | None:
     """What a field (its dotted name) takes, in words; None where every value of its type is allowed."""
     return next((rule.allowed for rule in _RULES if rule.field == field), None)
+
+
+def choices(field: str) -> tuple[str, ...]:
+    """The values of a field (its dotted name) that have names; none where it takes any of its type."""
+    return next((rule.choices for rule in _RULES if rule.field == field), ())
 
 
 def check_values(config: RefsamConfig) -> None:

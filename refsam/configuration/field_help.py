@@ -19,7 +19,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from refsam.configuration import schema
-from refsam.configuration.checks import allowed_values
+from refsam.configuration.checks import allowed_values, choices
 from refsam.configuration.resources import folder
 from refsam.records.files import read_yaml
 
@@ -45,11 +45,14 @@ OPTIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A value of the configuration: its dotted name, what it is in a few words, and the schema's default."""
+    """A value of the configuration: its dotted name, what it is in a few words, the schema's default, and the
+    values that it takes where these can be listed.
+    """
 
     name: str
     words: str
     default: str | None
+    choices: tuple[str, ...]
 
 
 def all_fields() -> list[Field]:
@@ -65,23 +68,29 @@ def sweep_help(width: int | None, config_directories: Sequence[Path] = ()) -> st
         width: columns of the terminal; None: lines are not wrapped.
         config_directories: folders of a person's own, whose choices are listed with refsam's.
     """
-    sweeps = ", ".join(_choices(folder("sweeps")))
+    sweeps = ", ".join(choices_in(folder("sweeps")))
     about = ABOUT if width is None else textwrap.fill(ABOUT, width)
     parts = [about, "Examples:", textwrap.indent(EXAMPLES, " " * INDENT), "Options:"]
     parts += [_line(name, words.format(sweeps=sweeps), width) for name, words in OPTIONS.items()]
-    directories = [folder("conf"), *config_directories]
-    groups = sorted(path.name for path in folder("conf").iterdir() if path.is_dir())
     parts.append("Groups, and their choices:")
-    for group in groups:
-        choices = [choice for directory in directories for choice in _choices(directory / group)]
-        parts.append(_line(group, ", ".join(dict.fromkeys(choices)), width))
+    for group, found in group_choices([folder("conf"), *config_directories]).items():
+        parts.append(_line(group, ", ".join(found), width))
     parts.append("Fields, with their defaults:")
-    defaults = _defaults()
+    values = defaults()
     for field in all_fields():
-        value = defaults.get(field.name, field.default)
+        value = values.get(field.name, field.default)
         shown = field.name if value is None else f"{field.name}={value}"
         parts.append(_line(shown, field.words, width))
     return "\n".join(parts)
+
+
+def group_choices(directories: Sequence[Path]) -> dict[str, list[str]]:
+    """The choices of each of refsam's groups that are in any of these directories."""
+    groups = sorted(path.name for path in folder("conf").iterdir() if path.is_dir())
+    return {
+        group: list(dict.fromkeys(choice for each in directories for choice in choices_in(each / group)))
+        for group in groups
+    }
 
 
 def _fields(kind: type[Any], prefix: str) -> Iterator[Field]:
@@ -93,9 +102,11 @@ def _fields(kind: type[Any], prefix: str) -> Iterator[Field]:
         if nested is not None:
             yield from _fields(nested, f"{name}.")
         else:
-            words = comments.get(field.name) or allowed_values(name) or _members(hints[field.name])
+            members = _members(hints[field.name])
+            words = comments.get(field.name) or allowed_values(name) or ", ".join(members)
             is_open = field.default in (MISSING, None, dataclasses.MISSING)
-            yield Field(name, words or "", None if is_open else _text(field.default))
+            default = None if is_open else _text(field.default)
+            yield Field(name, words, default, choices(name) or members)
 
 
 def _dataclass(hint: Any) -> type[Any] | None:
@@ -106,9 +117,11 @@ def _dataclass(hint: Any) -> type[Any] | None:
     )
 
 
-def _members(hint: Any) -> str | None:
-    """The choices of an enumeration."""
-    return ", ".join(hint) if isinstance(hint, enum.EnumType) else None
+def _members(hint: Any) -> tuple[str, ...]:
+    """The choices of an enumeration or a boolean, as they are typed."""
+    if bool in (hint, *typing.get_args(hint)):
+        return ("true", "false")
+    return tuple(hint) if isinstance(hint, enum.EnumType) else ()
 
 
 def _comments(kind: type[Any]) -> dict[str, str]:
@@ -139,7 +152,7 @@ def _comments(kind: type[Any]) -> dict[str, str]:
     return found
 
 
-def _defaults() -> dict[str, str]:
+def defaults() -> dict[str, str]:
     """The values that a command has where nothing is given, in YAML, by dotted names."""
     values = dict(read_yaml(folder("conf") / "config.yaml"))
     for choice in values.pop("defaults"):
@@ -165,7 +178,7 @@ def _text(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _choices(directory: Path) -> list[str]:
+def choices_in(directory: Path) -> list[str]:
     return sorted(path.stem for path in directory.glob("*.yaml"))
 
 

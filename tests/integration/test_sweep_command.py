@@ -501,8 +501,3 @@ def test_what_answers_at_a_prompt_imports_no_torch(arguments):
     }
     assert "hydra" in imported
     assert imported.isdisjoint({"torch", "micro_sam", "torch_em", "segment_anything", "elf", "numba"})
-
-
-def test_shell_completion_knows_the_resources():
-    done = command("-m", "refsam.sweep", "-sc", "query=bash", COMP_LINE="refsam.sweep resource=gt")
-    assert "resource=gtx1080" in done.stdout
