@@ -79,6 +79,7 @@ class ResourceConfig:
     name: str = MISSING  # of the kind of machine, in tables and run ids
     device: str = MISSING  # cpu, cuda, or auto (whatever the machine has)
     device_memory_gb: int | None = None  # null: not known before the run
+    compute_capability: float | None = None  # of its GPU, such as 7.5; null: not known before the run
     request: RequestConfig = field(default_factory=RequestConfig)
     # What fits, by model architecture (vit_t, vit_b, …).
     settings: dict[str, SettingConfig] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from refsam.datasets.listing import COCO
 from refsam.errors import BadInput, SlurmSilent, os_reason
 from refsam.orchestration import machine
 from refsam.orchestration.planning.checkpoint_room import room_needed
+from refsam.orchestration.planning.kernels import kernels_problem
 from refsam.orchestration.planning.plan import Plan
 from refsam.orchestration.slurm import site
 from refsam.orchestration.slurm.requests import Run, by_jobs
@@ -81,6 +82,9 @@ def preflight_of(
     elif on_slurm:
         of_site, notes = _request_problems(runs, folder, cluster)
         problems += of_site
+        # A warning: the site's setup may bring a job another PyTorch than the one here.
+        without_kernels = (kernels_problem(each) for config in configs for each in used_resources(config))
+        notes += dict.fromkeys(problem for problem in without_kernels if problem is not None)
     return Preflight(tuple(dict.fromkeys(problems)), tuple(notes))
 
 
