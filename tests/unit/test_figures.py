@@ -224,6 +224,21 @@ def test_a_heat_map_has_a_panel_for_each_model_and_says_what_the_initial_one_rea
     assert len(first.texts) == 8
 
 
+@pytest.mark.parametrize("kind", ["heatmap", "pareto", "study"])
+def test_a_deviation_over_seeds_says_whether_it_holds_other_test_sets(folder, tmp_path, drawn, kind):
+    frame = study(folder, ["vit_b"], ["full"], 2)
+    for split_seed, said in (
+        (0, "over seeds"),
+        (frame["seed"], "over seeds, each with a test set of its own"),
+    ):
+        drawn.clear()
+        rows = frame.assign(split_seed=split_seed)
+        draw_all(rows, {}, tmp_path / "figures", (kind,), page=Page(kinds=("svg",)))
+        titles = " ".join([drawn[0].get_suptitle(), *(panel.get_title() for panel in drawn[0].axes)])
+        assert f"mean and standard deviation {said}" in titles
+        assert ("test set" in titles) == ("test set" in said)
+
+
 def test_each_data_set_and_resource_has_figures_of_its_own(folder, tmp_path):
     frame = study(folder, ["vit_b"], ["full"], 1)
     both = pd.concat([frame, frame.assign(resource="v100", run_id=frame["run_id"] + "-v100")])

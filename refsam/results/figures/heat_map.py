@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from refsam.results.collect import BASELINE, first_prompt
-from refsam.results.figures.page import Page, models_of, save, series, titled, trained, words
+from refsam.results.figures.page import Page, models_of, over_seeds, save, series, titled, trained, words
 from refsam.results.provenance import provenance
 from refsam.results.tables.wide import WideTable, cell_text, depends_on_mode, value_text, wide_table
 
@@ -93,9 +93,11 @@ def _draw(
             panel.set_ylabel(words(down))
     label = words(metric) if mode is None else f"{words(mode)} {words(metric)}"
     drawn.colorbar(shown, ax=list(panels.flat[: len(tables)]), label=label)
-    if chosen:
-        text = ", ".join(f"resource {v}" if k == "resource" else v for k, v in chosen.items())
-        drawn.suptitle(titled(text, page))
+    text = ", ".join(f"resource {v}" if k == "resource" else v for k, v in chosen.items())
+    cells = [name for name in dict.fromkeys((*axes, "shown_model")) if name in runs]
+    title = f"{text}\n{over_seeds(runs, cells)}".strip()
+    if title:
+        drawn.suptitle(titled(title, page))
     name = "_".join(["heatmap", metric.lower(), *([mode] if mode else []), down, across, *chosen.values()])
     run_ids = [run_id for table in tables for run_id in table.run_ids]
     return save(drawn, target, name, provenance(runs, run_ids), page)

@@ -16,6 +16,7 @@ from refsam.records.paths import file_name
 from refsam.results.fields import fields, part_of, telling_apart
 from refsam.results.provenance import one_line, write_sidecar
 from refsam.results.run_rows import BASELINE
+from refsam.results.tables.notes import split_follows_seed
 from refsam.results.tables.wide import KEPT_APART, number_first, refuse_mixtures
 
 if TYPE_CHECKING:
@@ -192,6 +193,18 @@ def _field_words(part: Mapping[str, Any]) -> str:
 def by_number(text: str) -> list[tuple[int, float, str]]:
     """Orders names by the numbers in them: `lr 1e-05` before `lr 0.001`."""
     return [number_first(word) for word in re.split(r"[ ,]+", text)]
+
+
+def over_seeds(rows: "pd.DataFrame", axes: Sequence[str]) -> str:
+    """A line of a title where points or cells are means over seeds: what their deviation holds; else nothing.
+
+    Args:
+        axes: whose values a point or a cell stands for.
+    """
+    if not rows.duplicated(list(axes)).any():
+        return ""
+    test_sets = ", each with a test set of its own" if split_follows_seed(rows) else ""
+    return f"mean and standard deviation over seeds{test_sets}"
 
 
 def titled(text: str, page: Page) -> str:

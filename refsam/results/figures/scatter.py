@@ -15,6 +15,7 @@ from refsam.results.figures.page import (
     colors,
     legend_below,
     models_of,
+    over_seeds,
     save,
     series,
     titled,
@@ -31,6 +32,7 @@ _LARGEST_SPAN = 20.0  # between the smallest and the largest value of a linear a
 _INCHES = {1: 2.6, 2: 3.2}  # without the legend
 _SIZE = 4.5  # of a marker, in points, and what more images add to it
 _MORE = 1.6
+_POINT = ["shown_model", "strategy", "n_images"]  # what a point stands for
 
 
 def memory_figure(frame: pd.DataFrame, target: Path, page: Page) -> list[Path]:
@@ -41,7 +43,7 @@ def memory_figure(frame: pd.DataFrame, target: Path, page: Page) -> list[Path]:
     runs = models_of(series(trained(frame).dropna(subset=values).drop_duplicates("run_id")))
     written: list[Path] = []
     for (dataset, resource), part in runs.groupby(["dataset", "resource"]):
-        points = _summaries(part, values, ["shown_model", "strategy", "n_images"])
+        points = _summaries(part, values, _POINT)
         with page.styled():
             drawn = page.figure(_INCHES[page.columns])
             panel = drawn.subplots()
@@ -66,7 +68,7 @@ def pareto_figure(frame: pd.DataFrame, target: Path, metric: str, mode: str | No
     rows = models_of(series(rows).assign(minutes=rows["seconds_total"] / 60))
     written: list[Path] = []
     for (dataset, resource), part in rows.groupby(["dataset", "resource"]):
-        points = _summaries(part, ["minutes", metric], ["shown_model", "strategy", "n_images"])
+        points = _summaries(part, ["minutes", metric], _POINT)
         with page.styled():
             drawn = page.figure(_INCHES[page.columns])
             panel = drawn.subplots()
@@ -76,7 +78,9 @@ def pareto_figure(frame: pd.DataFrame, target: Path, metric: str, mode: str | No
             front = _draw_front(panel, points, metric)
             panel.set_xlabel("training (minutes)")
             panel.set_ylabel(f"{words(str(mode))} {words(metric)}")
-            panel.set_title(titled(_title(points, str(dataset), str(resource)), page))
+            seeds = over_seeds(part, _POINT)
+            title = f"{_title(points, str(dataset), str(resource))}\n{seeds}".strip()
+            panel.set_title(titled(title, page))
             _legend(drawn, points, page, front)
             name = f"pareto_{metric.lower()}_{mode}_{dataset}_{resource}"
             written += save(drawn, target, name, provenance(part), page)

@@ -17,6 +17,7 @@ from refsam.results.figures.page import (
     by_number,
     legend_below,
     mode_looks,
+    over_seeds,
     save,
     series,
     strategy_lines,
@@ -25,7 +26,6 @@ from refsam.results.figures.page import (
     words,
 )
 from refsam.results.provenance import provenance
-from refsam.results.tables.notes import split_follows_seed
 from refsam.results.tables.table import ordered_modes
 
 if TYPE_CHECKING:
@@ -133,11 +133,8 @@ def _draw(rows: pd.DataFrame, metric: str, dataset: str, resource: str, page: Pa
     top = float(rows[metric].max())
     # From zero, so that heights compare; a metric up to the next tenth above the best value.
     panels[0, 0].set_ylim(0, min(1.0, math.ceil(10 * top + 0.1) / 10) if top <= 1 else 1.08 * top)
-    title = f"Finetuning on {dataset}, resource {resource}"
-    if rows.duplicated(["model", "weights", "strategy", "n_images", "mode"]).any():
-        title += "\nmean and standard deviation over seeds"
-        if split_follows_seed(rows):
-            title += ", each with a test set of its own"
+    seeds = over_seeds(rows, ("model", "weights", "strategy", "n_images", "mode"))
+    title = f"Finetuning on {dataset}, resource {resource}\n{seeds}".strip()
     drawn.suptitle(titled(title, page))
     entries: list[Artist] = [
         Line2D([], [], color=looks[mode][0], marker=looks[mode][1], linestyle="none", label=words(mode))
