@@ -19,7 +19,8 @@ def add(commands: Commands) -> None:
         "  micro_sam  a checkpoint for micro-sam's annotator and get_sam_model, with its decoder\n"
         "  hf         a folder for transformers.SamModel.from_pretrained\n"
         "  adapter    a folder for peft.PeftModel.from_pretrained, of what was trained only\n"
-        "  merged     a state dict for segment_anything's sam_model_registry",
+        "  merged     a state dict for segment_anything's sam_model_registry\n"
+        "and print the two lines of Python that load it.",
         "refsam export vit_b-dora-n5 --to hf --output my_model",
     )
     parser.add_argument("run_name", metavar="RUN", help="run id, or a part of it that no other run has")
@@ -34,6 +35,9 @@ def _export(options: argparse.Namespace) -> int:
 
     paths = find_run(options.run_name, open_folder(options))
     # By name: the command itself must not bring torch along.
-    written = import_module("refsam.science.export").export_run(paths, options.target, options.output)
-    print(written)
+    exported = import_module("refsam.science.export").export_run(paths, options.target, options.output)
+    print(exported.path)
+    print("In Python:")
+    for line in exported.lines:
+        print(f"    {line}")
     return COMPLETED

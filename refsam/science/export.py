@@ -1,12 +1,16 @@
 """A finished run's model in the formats of others: `refsam export RUN --to FORMAT`."""
 
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import SamConfig, SamModel
+from transformers.utils import logging as transformers_logging
 
+from refsam.configuration.families import HUGGING_FACE
 from refsam.configuration.frozen import load
 from refsam.configuration.schema import Kind, RefsamConfig
 from refsam.configuration.strategies import STRATEGIES
@@ -18,25 +22,33 @@ from refsam.science.hugging_face import (
     from_segment_anything,
     image_processor,
     published_shape,
+    to_transformers_model,
 )
 from refsam.science.models import SAM_PREFIX
 from refsam.science.state_names import to_segment_anything
+from refsam.science.strategies.injection import surgery_arguments
 from refsam.science.strategies.opening import Finished, finished_model
 from refsam.science.training.checkpoints import damage
 
-Writer = Callable[[RefsamConfig, RunPaths, Path], None]
+Lines = tuple[str, str]  # of Python, which load what was written
+Writer = Callable[[RefsamConfig, RunPaths, Path], Lines]
 
 
-def export_run(paths: RunPaths, target: str, output: Path | None) -> Path:
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and the two lines of Python that load it."""
+
+    path: Path
+    lines: Lines
+
+
+def export_run(paths: RunPaths, target: str, output: Path | None) -> Exported:
     """Write the model of a run in another format.
 
     Args:
         paths: of a run with a best.pt.
         target: of WRITERS.
         output: file or folder that is made; None for one in the run directory.
-
-    Returns:
-        What was written.
 
     Raises:
         BadInput: when the run has no such model, the format cannot hold it, or `output` is there already or
@@ -56,10 +68,25 @@ def export_run(paths: RunPaths, target: str, output: Path | None) -> Path:
         raise BadInput(f"--output: {written} is there already, allowed: a path where nothing is")
     try:
         written.parent.mkdir(parents=True, exist_ok=True)
-        write(config, paths, written)
+        with _quiet():
+            lines = write(config, paths, written.absolute())
     except OSError as error:
         raise BadInput(f"--output: {written} cannot be written ({os_reason(error)})") from error
-    return written
+    return Exported(written, lines)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings and bars of progress of other packages, about which nobody can do anything here."""
+    has_bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if has_bars:
+            transformers_logging.enable_progress_bar()
 
 
 def _finished(config: RefsamConfig, paths: RunPaths) -> Finished:
@@ -68,25 +95,51 @@ def _finished(config: RefsamConfig, paths: RunPaths) -> Finished:
     return finished_model(config, paths, "cpu")
 
 
-def _write_micro_sam(config: RefsamConfig, paths: RunPaths, output: Path) -> None:
+def _write_micro_sam(config: RefsamConfig, paths: RunPaths, output: Path) -> Lines:
     """A checkpoint that get_sam_model and the annotator open, with the decoder if it has one."""
+    _refuse_own_shape(config, "micro_sam")
     finished = _finished(config, paths)
-    plain = _segment_anything_state(config, finished, "micro_sam")
+    architecture, plain = _segment_anything_state(config, finished, "micro_sam")
     state = {f"{SAM_PREFIX}{name}": value for name, value in plain.items()}
     values: dict[str, dict[str, torch.Tensor]] = {"model_state": state}
     if finished.decoder_state is not None:
         values["decoder_state"] = dict(finished.decoder_state)
     write_atomically(output, lambda file: torch.save(values, file))
+    return _lines_of_micro_sam(config, finished, architecture, output)
 
 
-def _write_merged(config: RefsamConfig, paths: RunPaths, output: Path) -> None:
+def _lines_of_micro_sam(config: RefsamConfig, finished: Finished, architecture: str, output: Path) -> Lines:
+    module, function, found = "micro_sam.util", "get_sam_model", "predictor"
+    if finished.decoder_state is not None:
+        module, function = "micro_sam.instance_segmentation", "get_predictor_and_decoder"
+        found = "predictor, decoder"
+    given = f"{architecture!r}, checkpoint_path={str(output)!r}"
+    strategy = STRATEGIES[config.peft.name]
+    if strategy.mergeable:
+        return f"from {module} import {function}", f"{found} = {function}({given})"
+    arguments = surgery_arguments(config.peft, len(finished.sam.image_encoder.blocks))
+    words = ", ".join(f"{name!r}: {value!r}" for name, value in arguments.items())
+    return (
+        f"import {module}, micro_sam.models.peft_sam as peft_sam",
+        f"{found} = {module}.{function}({given}, "
+        f"peft_kwargs={{'peft_module': peft_sam.{strategy.kind}, {words}}})",
+    )
+
+
+def _write_merged(config: RefsamConfig, paths: RunPaths, output: Path) -> Lines:
     """segment_anything's own: a plain state dict, as sam_model_registry takes it."""
     _refuse_unmergeable(config, "merged")
-    state = _segment_anything_state(config, _finished(config, paths), "merged")
+    _refuse_own_shape(config, "merged")
+    architecture, state = _segment_anything_state(config, _finished(config, paths), "merged")
     write_atomically(output, lambda file: torch.save(state, file))
+    package = "mobile_sam" if architecture == "vit_t" else "segment_anything"
+    return (
+        f"from {package} import sam_model_registry",
+        f"sam = sam_model_registry[{architecture!r}](checkpoint={str(output)!r})",
+    )
 
 
-def _write_hugging_face(config: RefsamConfig, paths: RunPaths, output: Path) -> None:
+def _write_hugging_face(config: RefsamConfig, paths: RunPaths, output: Path) -> Lines:
     """A folder for transformers.SamModel.from_pretrained."""
     _refuse_unmergeable(config, "hf")
     if config.model.architecture == "vit_t":
@@ -95,16 +148,21 @@ def _write_hugging_face(config: RefsamConfig, paths: RunPaths, output: Path) -> 
             "micro_sam, merged, adapter"
         )
     sam = _finished(config, paths).sam
-    model = _of_transformers(sam) if isinstance(sam, HuggingFaceSam) else from_segment_anything(sam)
+    model = to_transformers_model(sam) if isinstance(sam, HuggingFaceSam) else from_segment_anything(sam)
 
     def save(folder: Path) -> None:
         model.save_pretrained(folder)
         image_processor(sam.image_encoder.img_size).save_pretrained(folder)
 
     _write_folder(output, save)
+    folder = repr(str(output))
+    return (
+        "from transformers import SamModel, SamProcessor",
+        f"model, processor = SamModel.from_pretrained({folder}), SamProcessor.from_pretrained({folder})",
+    )
 
 
-def _write_adapter(config: RefsamConfig, paths: RunPaths, output: Path) -> None:
+def _write_adapter(config: RefsamConfig, paths: RunPaths, output: Path) -> Lines:
     """A folder for peft.PeftModel.from_pretrained."""
     if not STRATEGIES[config.peft.name].adapter:
         allowed = ", ".join(name for name, strategy in STRATEGIES.items() if strategy.adapter)
@@ -113,6 +171,11 @@ def _write_adapter(config: RefsamConfig, paths: RunPaths, output: Path) -> None:
             f"those of {allowed}"
         )
     _write_folder(output, lambda folder: shutil.copytree(paths.adapter, folder))
+    return (
+        "import peft, refsam.science.strategies.opening as opening",
+        f"model = peft.PeftModel.from_pretrained(opening.initial_model({str(paths.root.absolute())!r}), "
+        f"{str(output)!r})",
+    )
 
 
 def _write_folder(output: Path, write: Callable[[Path], object]) -> None:
@@ -131,30 +194,32 @@ WRITERS: dict[str, tuple[Writer, str]] = {
 }
 
 
-def _segment_anything_state(config: RefsamConfig, finished: Finished, target: str) -> dict[str, torch.Tensor]:
-    """The state dict under the names of segment_anything, for the format `target`."""
+def _segment_anything_state(
+    config: RefsamConfig, finished: Finished, target: str
+) -> tuple[str, dict[str, torch.Tensor]]:
+    """The architecture and the state dict under the names of segment_anything, for the format `target`."""
     state: dict[str, torch.Tensor] = finished.sam.state_dict()
     if not isinstance(finished.sam, HuggingFaceSam):
-        return state
-    if published_shape(finished.sam.config) is None:
-        strategy = STRATEGIES[config.peft.name]
-        allowed = [
-            name
-            for name, is_possible in (("hf", strategy.mergeable), ("adapter", strategy.adapter))
-            if is_possible
-        ]
-        raise BadInput(
-            f"--to {target}: model={config.model.name} has a shape that segment_anything has not, allowed: "
-            f"{', '.join(allowed) or f'none for peft.name={config.peft.name}'}"
-        )
-    return to_segment_anything(state)
+        return config.model.architecture, state
+    architecture = published_shape(finished.sam.config)
+    if architecture is None:
+        raise _own_shape(config, target)
+    return architecture, to_segment_anything(state)
 
 
-def _of_transformers(sam: HuggingFaceSam) -> SamModel:
-    config = SamConfig.from_dict(sam.config.to_dict())
-    model = SamModel._from_config(config)
-    model.load_state_dict(sam.transformers_state())
-    return model
+def _refuse_own_shape(config: RefsamConfig, target: str) -> None:
+    """Refuse a shape that neither micro-sam's nor segment_anything's registry builds, before it is opened."""
+    if config.model.custom is not None and config.model.family != HUGGING_FACE:
+        raise _own_shape(config, target)
+
+
+def _own_shape(config: RefsamConfig, target: str) -> BadInput:
+    strategy = STRATEGIES[config.peft.name]
+    others = [name for name, can in (("hf", strategy.mergeable), ("adapter", strategy.adapter)) if can]
+    return BadInput(
+        f"--to {target}: model={config.model.name} has a shape that segment_anything and micro-sam do not "
+        f"build; allowed: {', '.join([*others, 'in Python refsam.load'])}"
+    )
 
 
 def _refuse_unmergeable(config: RefsamConfig, target: str) -> None:

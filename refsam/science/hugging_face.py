@@ -269,6 +269,13 @@ def from_segment_anything(sam: Sam) -> SamModel:
     return model
 
 
+def to_transformers_model(sam: HuggingFaceSam) -> SamModel:
+    """transformers' own model with the weights of `sam`."""
+    model = SamModel._from_config(SamConfig.from_dict(sam.config.to_dict()))
+    model.load_state_dict(sam.transformers_state())
+    return model.eval()
+
+
 def describe(sam: Sam) -> dict[str, Any]:
     """The SamConfig of a segment_anything model with a ViT, as plain values."""
     encoder, prompts, decoder = sam.image_encoder, sam.prompt_encoder, sam.mask_decoder

@@ -1,22 +1,23 @@
 """What refsam export writes, opened by the programs that it is for; and what it refuses."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
-import micro_sam.util
 import numpy as np
 import pytest
 import torch
-from micro_sam.models.peft_sam import AdaptFormer
 from training_runs import TINY, small_config
-from transformers import SamConfig, SamModel, SamProcessor, SamVisionConfig
+from transformers import SamConfig, SamVisionConfig
 
 from refsam.cli import main
 from refsam.configuration.frozen import freeze
 from refsam.configuration.schema import DatasetConfig, RefsamConfig
 from refsam.records.paths import RunPaths
 from refsam.science.hugging_face import published_shape
-from refsam.science.models import SAM_CONFIG, load_model, trainable_sam
+from refsam.science.models import SAM_CONFIG, build_unetr, load_model, segmentation_decoder, trainable_sam
 from refsam.science.strategies.adapter_files import write_adapter
 from refsam.science.strategies.injection import apply_strategy
 from refsam.science.strategies.opening import finished_model
@@ -44,9 +45,28 @@ def as_trained(config: RefsamConfig, root: Path) -> RunPaths:
     return paths
 
 
+def add_decoder(config: RefsamConfig, paths: RunPaths) -> None:
+    """A decoder of automatic segmentation beside the weights in best.pt."""
+    values = torch.load(paths.best, weights_only=True)
+    unetr = build_unetr(load_model(config.model, config.seed, "cpu").sam, config.model, None, 1, "cpu")
+    state = {key: value for key, value in unetr.state_dict().items() if not key.startswith("encoder.")}
+    write_best(paths, {**values, "decoder_state": state})
+
+
 def exported(paths: RunPaths, target: str, capsys: pytest.CaptureFixture[str]) -> Path:
+    return loaded(paths, target, capsys)[0]
+
+
+def loaded(paths: RunPaths, target: str, capsys: pytest.CaptureFixture[str]) -> tuple[Path, dict[str, Any]]:
+    """What was written, and the names that the two printed lines of Python give."""
+    capsys.readouterr()
     assert main(["export", paths.run_id, "--to", target, "--runs", str(paths.root.parent)]) == 0
-    return Path(capsys.readouterr().out.splitlines()[-1])
+    said = capsys.readouterr()
+    path, heading, *lines = said.out.splitlines()
+    assert (heading, len(lines), said.err) == ("In Python:", 2, "")
+    names: dict[str, Any] = {}
+    exec("\n".join(line.removeprefix("    ") for line in lines), names)
+    return Path(path), names
 
 
 @pytest.mark.parametrize("saved", ["all", "adapter"])
@@ -57,9 +77,8 @@ def test_micro_sam_opens_vit_t_with_an_adapter_that_it_does_not_know(
     model = ("model=vit_t", "model.weights=random")
     config = small_config(synthetic, "peft=dora", "peft.rank=2", f"train.save={saved}", model=model)
     paths = as_trained(config, tmp_path / "a-run")
-    path = exported(paths, "micro_sam", capsys)
-    predictor = micro_sam.util.get_sam_model(model_type="vit_t", checkpoint_path=path, device="cpu")
-    predictor.model.eval()
+    predictor = loaded(paths, "micro_sam", capsys)[1]["predictor"]
+    predictor.model.cpu().eval()
     expected = finished_model(config, paths, "cpu").sam
     image = torch.rand((1, 3, 1024, 1024), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -67,7 +86,24 @@ def test_micro_sam_opens_vit_t_with_an_adapter_that_it_does_not_know(
         torch.testing.assert_close(given, expected.eval().image_encoder(image), rtol=0, atol=1e-4)
         initial = load_model(config.model, config.seed, "cpu").sam.image_encoder(image)
     assert not torch.allclose(given, initial, atol=1e-2)
-    assert exported(paths, "merged", capsys).is_file()
+    merged = loaded(paths, "merged", capsys)[1]["sam"]
+    with torch.no_grad():
+        torch.testing.assert_close(merged.eval().image_encoder(image), given, rtol=0, atol=1e-4)
+
+
+def test_the_lines_for_micro_sam_load_the_decoder_where_there_is_one(
+    synthetic: DatasetConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small_config(synthetic, "peft=full", model=("model=vit_t", "model.weights=random"))
+    paths = as_trained(config, tmp_path / "a-run")
+    add_decoder(config, paths)
+    names = loaded(paths, "micro_sam", capsys)[1]
+    features = torch.rand((1, 256, 64, 64), generator=torch.Generator().manual_seed(1))
+    given = names["decoder"].cpu()(features, (1024, 1024), (64, 64))
+    state = torch.load(paths.best, weights_only=True)["decoder_state"]
+    expected = segmentation_decoder(names["predictor"].model.cpu(), config.model, state, "cpu")
+    assert expected is not None
+    torch.testing.assert_close(given, expected(features, (1024, 1024), (64, 64)), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("model", ["vit_b", "sam_vit_base"])
@@ -76,24 +112,22 @@ def test_micro_sam_opens_what_cannot_be_merged_with_its_own_arguments(
 ) -> None:
     config = small_config(synthetic, "peft=adaptformer", model=(f"model={model}", "model.weights=random"))
     paths = as_trained(config, tmp_path / "a-run")
-    path = exported(paths, "micro_sam", capsys)
-    arguments = {"peft_module": AdaptFormer, "alpha": "learnable_scalar", "projection_size": 64}
-    predictor = micro_sam.util.get_sam_model("vit_b", "cpu", path, peft_kwargs=arguments)
+    predictor = loaded(paths, "micro_sam", capsys)[1]["predictor"]
     state = predictor.model.state_dict()
     kept = torch.load(paths.best, weights_only=True)["model_state"]
     trained = {name.removeprefix("sam."): value for name, value in kept.items()}
     adapted = {name: value for name, value in trained.items() if "down_proj" in name}
     assert len(adapted) == 2 * 12
     for name, value in adapted.items():
-        assert torch.equal(state[name.replace("image_encoder.layers", "image_encoder.blocks")], value)
+        assert torch.equal(state[name.replace("image_encoder.layers", "image_encoder.blocks")].cpu(), value)
 
 
 def test_the_folder_for_transformers_has_what_prepares_images(
     synthetic: DatasetConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = small_config(synthetic, "peft=dora", "peft.rank=2", model=("model=hf_tiny", *TINY[1:]))
-    folder = exported(as_trained(config, tmp_path / "a-run"), "hf", capsys)
-    processor, model = SamProcessor.from_pretrained(folder), SamModel.from_pretrained(folder)
+    _, names = loaded(as_trained(config, tmp_path / "a-run"), "hf", capsys)
+    processor, model = names["processor"], names["model"]
     image = np.zeros((40, 60, 3), np.uint8)
     prepared = processor(image, input_boxes=[[[5.0, 5.0, 20.0, 20.0]]], return_tensors="pt")
     assert prepared["pixel_values"].shape == (1, 3, 64, 64)
@@ -115,26 +149,31 @@ def test_any_model_of_the_hub_goes_to_segment_anything_if_its_shape_does() -> No
 @pytest.mark.parametrize(
     ("overrides", "allowed"),
     [
-        (("peft=dora", "peft.rank=2"), "hf, adapter"),
-        (("peft=full",), "hf"),
-        (("peft=adaptformer", "peft.projection=2"), "none for peft.name=adaptformer"),
+        (("peft=dora", "peft.rank=2"), "hf, adapter, in Python refsam.load"),
+        (("peft=full",), "hf, in Python refsam.load"),
+        (("peft=adaptformer", "peft.projection=2"), "in Python refsam.load"),
     ],
 )
+@pytest.mark.parametrize("model", ["hf_tiny", "vit_nano"])
 def test_a_shape_of_its_own_is_refused_by_the_name_of_the_format_with_what_is_possible(
     overrides: tuple[str, ...],
     allowed: str,
+    model: str,
     synthetic: DatasetConfig,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    as_trained(small_config(synthetic, *overrides, model=("model=hf_tiny", *TINY[1:])), tmp_path / "a-run")
+    config = small_config(synthetic, *overrides, model=(f"model={model}", *TINY[1:]))
+    paths = as_trained(config, tmp_path / "a-run")
     for target in ("micro_sam", "merged"):
-        if target == "merged" and "none" in allowed:
+        if target == "merged" and "adaptformer" in overrides[0]:
             continue  # refused for what it adds, before its shape matters
         assert main(["export", "a-run", "--to", target, "--runs", str(tmp_path)]) == 2
         said = capsys.readouterr().err
-        assert f"--to {target}: model=hf_tiny has a shape that segment_anything has not" in said
+        assert f"--to {target}: model={model} has a shape that segment_anything and micro-sam do not" in said
         assert said.endswith(f"allowed: {allowed}\n")
+        assert said.count("\n") == 1
+        assert not list(paths.exports.glob("*"))
 
 
 def test_an_export_that_cannot_be_written_is_one_sentence_and_leaves_nothing(
@@ -142,7 +181,7 @@ def test_an_export_that_cannot_be_written_is_one_sentence_and_leaves_nothing(
 ) -> None:
     as_trained(small_config(synthetic, "peft=dora", "peft.rank=2"), tmp_path / "a-run")
     (tmp_path / "file").touch()
-    for target in ("micro_sam", "merged", "hf", "adapter"):
+    for target in ("hf", "adapter"):
         command = ["export", "a-run", "--to", target, "--runs", str(tmp_path), "--output"]
         assert main([*command, str(tmp_path / "file" / "model")]) == 2
         said = capsys.readouterr().err
@@ -169,7 +208,18 @@ def test_a_damaged_best_is_one_sentence(
     config = small_config(synthetic, "peft=full")
     paths = as_trained(config, tmp_path / "a-run")
     os.truncate(paths.best, paths.best.stat().st_size // 2)
-    assert main(["export", "a-run", "--to", "merged", "--runs", str(tmp_path)]) == 2
+    assert main(["export", "a-run", "--to", "hf", "--runs", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert "best.pt of run a-run is damaged" in said
     assert said.count("\n") == 1
+
+
+def test_the_command_says_nothing_but_the_path_and_the_lines(
+    synthetic: DatasetConfig, tmp_path: Path
+) -> None:
+    """In a process of its own, in which PyTorch and the others are imported for the first time."""
+    paths = as_trained(small_config(synthetic, "peft=full"), tmp_path / "a-run")
+    command = [sys.executable, "-m", "refsam.cli", "export", "a-run", "--to", "hf", "--runs", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[:2] == [str(paths.exports / "a-run-hf"), "In Python:"]

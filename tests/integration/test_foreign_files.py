@@ -87,7 +87,7 @@ def test_neither_evaluation_nor_export_executes_a_checkpoint(
     paths.metrics.unlink()
     run.execute(paths.root)
     assert read_status(paths).state is State.completed
-    command = ["export", paths.run_id, "--runs", str(paths.root.parent), "--to", "micro_sam"]
+    command = ["export", paths.run_id, "--runs", str(paths.root.parent), "--to", "hf"]
     assert main(command) == 0, capsys.readouterr().err
     assert not marker.exists()
 

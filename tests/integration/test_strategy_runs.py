@@ -14,9 +14,8 @@ from refsam.cli import main
 from refsam.configuration.frozen import freeze
 from refsam.configuration.schema import DatasetConfig, RefsamConfig
 from refsam.records.paths import RunPaths
-from refsam.science.models import build_model, load_model
-from refsam.science.strategies.opening import finished_model, finished_predictor
-from refsam.science.strategies.quantization import quantize_encoder
+from refsam.science.models import build_model
+from refsam.science.strategies.opening import finished_model, finished_predictor, initial_model
 from refsam.science.training.losses import dice_focal_loss
 
 FRAME = 1024  # pixels of the square in which prompts are given
@@ -115,20 +114,9 @@ def test_a_run_is_exported_for_every_program_with_the_same_masks(
 
     def export(target: str) -> Path:
         assert main(["export", "a-run", "--to", target, "--runs", str(tmp_path)]) == 0
-        return Path(capsys.readouterr().out.splitlines()[-1])
+        return Path(written_by(capsys))
 
-    sam = build_model(config.model)
-    sam.load_state_dict(torch.load(export("merged"), weights_only=True))
-    torch.testing.assert_close(masks(sam), expected, rtol=0, atol=1e-4)
-
-    checkpoint = torch.load(export("micro_sam"), weights_only=True)
-    sam = build_model(config.model)
-    sam.load_state_dict({name.removeprefix("sam."): v for name, v in checkpoint["model_state"].items()})
-    torch.testing.assert_close(masks(sam), expected, rtol=0, atol=1e-4)
-    assert checkpoint["decoder_state"]
-
-    base = load_model(config.model, config.seed, "cpu").sam
-    opened = peft.PeftModel.from_pretrained(base, export("adapter")).base_model.model
+    opened = peft.PeftModel.from_pretrained(initial_model(paths.root), export("adapter")).base_model.model
     torch.testing.assert_close(masks(opened.eval()), expected, rtol=0, atol=1e-4)
 
     model = SamModel.from_pretrained(export("hf"))
@@ -145,20 +133,23 @@ def test_a_run_of_a_hugging_face_model_is_exported_for_transformers_and_peft(
     expected = finished(config, paths)
     command = ["export", "a-run", "--runs", str(tmp_path), "--to"]
     assert main([*command, "hf"]) == 0
-    whole = SamModel.from_pretrained(capsys.readouterr().out.splitlines()[-1])
+    whole = SamModel.from_pretrained(written_by(capsys))
     whole.prompt_encoder.input_image_size = FRAME
     torch.testing.assert_close(masks_of_transformers(whole), expected, rtol=0, atol=1e-4)
 
     assert main([*command, "adapter"]) == 0
-    base = load_model(config.model, config.seed, "cpu").sam
-    fresh = SamModel(base.config)
-    fresh.load_state_dict(base.transformers_state())
+    fresh = initial_model(paths.root)
     fresh.prompt_encoder.input_image_size = FRAME
-    adapter = peft.PeftModel.from_pretrained(fresh, capsys.readouterr().out.splitlines()[-1])
+    adapter = peft.PeftModel.from_pretrained(fresh, written_by(capsys))
     torch.testing.assert_close(masks_of_transformers(adapter.base_model.model), expected, rtol=0, atol=1e-4)
 
     assert main([*command, "merged"]) == 2
-    assert "has a shape that segment_anything has not, allowed: hf, adapter" in capsys.readouterr().err
+    assert "do not build; allowed: hf, adapter, in Python refsam.load" in capsys.readouterr().err
+
+
+def written_by(capsys: pytest.CaptureFixture[str]) -> str:
+    """The path that refsam export prints, before the lines that load it."""
+    return capsys.readouterr().out.splitlines()[-4]
 
 
 def masks_of_transformers(model: SamModel) -> torch.Tensor:
@@ -175,10 +166,8 @@ def test_the_adapter_of_a_run_in_4_bits_opens_on_a_base_in_4_bits(
 ) -> None:
     config = small_config(synthetic, *FOUR_BIT, "train.decoder=false")
     paths, _ = run_training(config, tmp_path / "run")
-    base = load_model(config.model, config.seed, "cpu").sam
-    quantize_encoder(base, config.peft)
-    base.is_loaded_in_4bit = True
-    opened = peft.PeftModel.from_pretrained(base, paths.adapter).base_model.model
+    freeze(paths.config, config)
+    opened = peft.PeftModel.from_pretrained(initial_model(paths.root), paths.adapter).base_model.model
     torch.testing.assert_close(masks(opened.eval()), finished(config, paths), rtol=0, atol=1e-4)
 
 
@@ -188,6 +177,7 @@ def test_the_adapter_of_a_run_in_4_bits_opens_on_a_base_in_4_bits(
         (CASES["not mergeable"], "merged", ["peft.name=adaptformer", "micro_sam"]),
         (CASES["not mergeable"], "adapter", ["peft.name=adaptformer", "lora"]),
         (("kind=baseline",), "merged", ["baseline"]),
+        ((), "merged", ["vit_nano", "segment_anything and micro-sam do not build", "hf"]),
         (("model.architecture=vit_t",), "hf", ["vit_t", "TinyViT", "merged"]),
     ],
 )

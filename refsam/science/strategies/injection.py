@@ -75,19 +75,28 @@ def _operate(model: nn.Module, peft: PeftConfig, strategy: Strategy) -> None:
     """micro-sam's surgery; it freezes the encoder and knows nothing of the other parts."""
     assert strategy.kind is not None
     depth = len(part(model, "image_encoder").blocks)  # type: ignore[arg-type]
+    micro_sam_peft.PEFT_Sam(
+        model, peft_module=getattr(micro_sam_peft, strategy.kind), **surgery_arguments(peft, depth)
+    )
+
+
+def surgery_arguments(peft: PeftConfig, depth: int) -> dict[str, Any]:
+    """What micro-sam's PEFT_Sam takes beside the model and the module.
+
+    Args:
+        depth: blocks of the image encoder.
+    """
     given = {
         "update_matrices": list(peft.update_matrices) or None,
         "dropout": peft.dropout,
         "alpha": peft.alpha if peft.alpha == LEARNABLE or peft.alpha is None else float(peft.alpha),
         "projection_size": peft.projection,
     }
-    micro_sam_peft.PEFT_Sam(
-        model,
-        rank=peft.rank,
-        peft_module=getattr(micro_sam_peft, strategy.kind),
-        attention_layers_to_update=adapted_blocks(depth, peft.share),
+    return {
+        "rank": peft.rank,
+        "attention_layers_to_update": adapted_blocks(depth, peft.share),
         **{name: value for name, value in given.items() if value is not None},
-    )
+    }
 
 
 def _inject(model: nn.Module, peft: PeftConfig, strategy: Strategy) -> None:

@@ -1,13 +1,17 @@
 """What a finished run has trained, opened from its best.pt, whichever weights that holds."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import micro_sam.util
 import torch
 from micro_sam.instance_segmentation import DecoderAdapter
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
+from torch import nn
 
+from refsam.configuration.families import HUGGING_FACE
+from refsam.configuration.frozen import load
 from refsam.configuration.schema import Kind, RefsamConfig
 from refsam.configuration.strategies import STRATEGIES
 from refsam.records.paths import RunPaths
@@ -24,6 +28,7 @@ from refsam.science.models import (
 from refsam.science.safe_load import read_weights
 from refsam.science.strategies.injection import apply_strategy
 from refsam.science.strategies.merging import plain_state
+from refsam.science.strategies.quantization import quantize_encoder
 from refsam.science.strategies.state import HOLDS, TRAINED, load_trained
 
 
@@ -61,6 +66,29 @@ def finished_predictor(config: RefsamConfig, paths: RunPaths, device: torch.devi
         return load_predictor(paths.best, config.model, device)[0]
     sam = finished_model(config, paths, device).sam
     return predictor_of(sam, config.model, micro_sam.util._compute_hash(paths.best))
+
+
+def initial_model(run: Path | str) -> nn.Module:
+    """The model that a run has started from, on which peft opens the run's adapter.
+
+    It is in 4 bits if the run's was; of a model of family hf it is transformers' own.
+
+    Args:
+        run: its folder.
+
+    Raises:
+        BadInput: when the weights are not there.
+    """
+    config = load(RunPaths(Path(run)).config)
+    sam = load_model(config.model, config.seed, "cpu").sam
+    if STRATEGIES[config.peft.name].quantized:
+        quantize_encoder(sam, config.peft)
+        sam.is_loaded_in_4bit = True  # what peft asks
+    if config.model.family == HUGGING_FACE:
+        from refsam.science.hugging_face import to_transformers_model
+
+        return to_transformers_model(sam)
+    return sam
 
 
 def predictor_and_decoder(
