@@ -6,7 +6,7 @@ Shows what it is given; reads no files and starts nothing.
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -22,7 +22,7 @@ from refsam.records.status import State, Status
 from refsam.terminal import fitting, plain, standard_console, table_width
 
 PROGRESS_SECONDS = 30  # between two plain lines about a run that goes on
-LINES_AROUND_TABLE = 7  # header, rules, the overall line and the prompt
+LINES_AROUND_TABLE = 8  # header, rules, two lines below and the prompt
 PROGRESS = ("epoch", "loss", "best (epoch)", "elapsed", "left")
 # What a narrow terminal goes without, in this order.
 DISPENSABLE = ("elapsed", "best (epoch)", "loss", "left", "epoch")
@@ -39,9 +39,10 @@ class Place(StrEnum):
     ended = "ended"  # nothing more will happen to it here
 
 
+BEST = "best validation metric so far, lower is better"  # of micro-sam's training
 STYLES = {
-    "waiting": "dim",
     "planned": "dim",
+    "pending": "dim",
     "starting": "cyan",
     "completed": "green",
     "failed": "red",
@@ -67,6 +68,7 @@ class Overall:
     running: int
     failed: int
     waiting: int
+    pending: int  # of those that wait, in Slurm's queue
     elsewhere: int
     elapsed: float
     left: float | None
@@ -143,8 +145,8 @@ class PlainLines:
         self._rows = rows
         now = time.monotonic()
         for index, row in enumerate(rows):
-            state = shown_state(row)
-            before, at = self._shown.get(index, ("waiting", now))
+            state = _state_and_reason(row)
+            before, at = self._shown.get(index, (_not_begun(row), now))
             progressed = row.place is Place.here and now - at >= PROGRESS_SECONDS
             if state != before or progressed:
                 self._shown[index] = (state, now)
@@ -162,15 +164,13 @@ def make_display(console: Console | None = None) -> Display:
 
 
 def shown_state(row: Row) -> str:
-    """The word for a row's state: `waiting`, `starting`, `training`, `completed`, `failed`, …"""
+    """The word for a row's state, that `refsam status` has: `planned`, `pending`, `starting`, `running`, …"""
     if row.place is Place.waiting:
-        return "waiting"
+        return State.pending.value if row.status.state is State.pending else State.planned.value
     if row.place is Place.elsewhere:
         return "running elsewhere"
     if row.place is Place.here and row.status.state in (State.planned, State.pending):
         return "starting"
-    if row.status.state is State.running:
-        return row.status.phase or "running"
     return row.status.state.value
 
 
@@ -192,6 +192,7 @@ def overall(rows: Sequence[Row], elapsed: float, parallel: int, now: datetime) -
         running=len(running),
         failed=failed,
         waiting=waiting,
+        pending=sum(row.place is Place.waiting and row.status.state is State.pending for row in rows),
         elsewhere=elsewhere,
         elapsed=elapsed,
         left=_expected_left(rows, running, waiting, parallel, now),
@@ -231,7 +232,8 @@ def table(rows: Sequence[Row], sums: Overall, now: datetime, room: int, width: i
     """
     progress = [dict(zip(PROGRESS, _progress(row, now), strict=True)) for row in rows]
     titles, lines = _fitting(rows, progress, width)
-    grid = Table(expand=False, caption=Text(overall_line(sums)), caption_justify="left")
+    caption = overall_line(sums) + (f"\n{PROGRESS[2]}: {BEST}" if PROGRESS[2] in titles else "")
+    grid = Table(expand=False, caption=Text(caption), caption_justify="left")
     grid.add_column("run", overflow="fold")
     grid.add_column("state", overflow="fold")
     for title in titles:
@@ -264,19 +266,26 @@ def _fitting(rows: Sequence[Row], progress: Sequence[Mapping[str, str]], width: 
 
 
 def overall_line(sums: Overall) -> str:
-    """`done 3, running 2, failed 0, waiting 4; elapsed 1:02:03, left about 0:40:00`."""
-    counts = f"done {sums.done}, running {sums.running}, failed {sums.failed}, waiting {sums.waiting}"
+    """`3 completed, 2 running, 0 failed, 4 planned; elapsed 1:02:03, left about 0:40:00`."""
+    counts = f"{sums.done} completed, {sums.running} running, {sums.failed} failed"
+    waiting = {State.planned: sums.waiting - sums.pending, State.pending: sums.pending}
+    counts += "".join(f", {number} {state}" for state, number in waiting.items() if number)
     if sums.elsewhere:
-        counts += f", running elsewhere {sums.elsewhere}"
+        counts += f", {sums.elsewhere} running elsewhere"
     times = f"elapsed {duration(sums.elapsed)}"
     if sums.left is not None and (sums.running or sums.waiting):
         times += f", left about {duration(sums.left)}"
     return f"{counts}; {times}"
 
 
+def _not_begun(row: Row) -> str:
+    """The state that a row has had before anything was shown of it."""
+    return shown_state(replace(row, place=Place.waiting))
+
+
 def plain_line(row: Row, now: datetime) -> str:
-    """One line of text about a run: `label: training, epoch 3/100, loss 0.1234, …`."""
-    names = ("epoch", "loss", "best", "elapsed", "left")
+    """One line of text about a run: `label: running (training), epoch 3/100, loss 0.1234, …`."""
+    names = ("epoch", "loss", "best validation metric (lower is better)", "elapsed", "left")
     facts = [f"{name} {value}" for name, value in zip(names, _progress(row, now), strict=True) if value]
     return ", ".join([f"{row.label}: {_state_and_reason(row)}", *facts])
 
@@ -310,7 +319,9 @@ def _print_failures(console: Console, rows: Sequence[Row]) -> None:
 
 def _state_and_reason(row: Row) -> str:
     state = shown_state(row)
-    return f"{state} ({row.status.reason.value})" if state == "failed" and row.status.reason else state
+    if state == State.failed and row.status.reason:
+        return f"{state} ({row.status.reason.value})"
+    return f"{state} ({row.status.phase})" if state == State.running and row.status.phase else state
 
 
 def _progress(row: Row, now: datetime) -> tuple[str, str, str, str, str]:

@@ -189,7 +189,7 @@ def test_q_ends_the_watching_and_nothing_else(folder):
     command = ["-m", "refsam.cli", "watch", "--runs", str(folder.root)]
     environment = {**os.environ, "TERM": "xterm"}
     shell = pexpect.spawn(sys.executable, command, env=environment, timeout=PATIENCE, dimensions=(12, 80))
-    shell.expect("training +3/10")
+    shell.expect("training\\) +3/10")
     shell.expect("q or Ctrl-C ends the watching")
     shell.send("q")
     shell.expect(pexpect.EOF)
@@ -213,7 +213,7 @@ def test_in_a_pipe_watching_is_a_line_for_every_change_until_the_end(folder, cap
     watch.watch(look, Console())
     assert capsys.readouterr().out.splitlines() == [
         "a-0: pending",
-        "a-0: training",
+        "a-0: running (training)",
         "a-0: failed (timeout): the time was up",
         "Sweep study: 1 run, 1 failed",
     ]

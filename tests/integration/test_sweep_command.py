@@ -56,7 +56,7 @@ def test_what_is_swept_is_a_column_of_the_plan(capsys):
     assert sweep(*asked, "train.lr=1e-5,1e-3", "evaluate.crop=null,[64,64]") == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(" v100")]
     assert [row[1:-3] for row in rows] == [
-        *(["initial", "0", "null"], ["initial", "0", "[64,", "64]"]),
+        *(["baseline", "0", "null"], ["baseline", "0", "[64,", "64]"]),
         *(["full", "1", "5", "null", "1e-05"], ["full", "1", "5", "[64,", "64]", "1e-05"]),
         *(["full", "1", "5", "null", "0.001"], ["full", "1", "5", "[64,", "64]", "0.001"]),
     ]
@@ -77,7 +77,7 @@ def test_the_initial_model_is_evaluated_on_the_resource_that_comes_first(capsys)
         assert sweep(*asked) == 0
         before, found, after = capsys.readouterr().out.partition(f"1 × {second.upper()}")
         assert found
-        assert (" initial " in before, " initial " in after) == (True, False)
+        assert (" baseline " in before, " baseline " in after) == (True, False)
 
 
 def test_the_config_group_and_the_number_ask_for_the_same_runs(capsys):

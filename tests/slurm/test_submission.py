@@ -628,7 +628,7 @@ def test_who_waits_sees_every_run_end_and_what_did_not_fit_is_submitted_then(fol
     ] * 3
     assert [len(starts(folder, run.run_id)) for run in runs] == [1, 1, 1, 1]
     assert "label of run2: completed" in shown.getvalue()
-    assert "done 3, running 0, failed 1, waiting 0" in shown.getvalue()
+    assert "3 completed, 0 running, 1 failed" in shown.getvalue()
 
 
 def test_a_run_that_a_local_process_works_on_is_left_to_it(folder):

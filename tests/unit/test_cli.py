@@ -54,7 +54,7 @@ def test_collect_writes_the_results_and_prints_the_table(folder, capsys):
     assert call("collect", "demo", folder=folder) == 0
     output = capsys.readouterr().out
     assert "0.333" in output
-    assert "failed, timeout" in output
+    assert "failed (timeout)" in output
     assert f"2 rows in {sweep.results}" in output
     assert sweep.results.read_text().count("\n") == 3
 

@@ -165,7 +165,7 @@ def test_a_failed_run_has_a_row_that_says_why(folder):
     assert (row["status"], row["reason"], row["message"]) == ("failed", "out_of_memory", message)
     assert row[list(METRICS)].isna().all()
     assert pd.isna(row["mode"])
-    assert f"lora: failed, out of memory: {message} (bad)" in printed(frame)
+    assert f"lora: failed (out_of_memory): {message} (bad)" in printed(frame)
 
 
 def test_a_run_that_was_never_submitted_is_described_by_its_overrides(folder):

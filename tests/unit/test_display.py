@@ -72,15 +72,15 @@ def test_a_terminal_gets_the_table_and_a_file_gets_lines():
 @pytest.mark.parametrize(
     ("row", "word"),
     [
-        (TRAINING, "training"),
+        (TRAINING, "running"),
         (FAILED, "failed"),
         (COMPLETED, "completed"),
-        (WAITING, "waiting"),
+        (WAITING, "planned"),
         (ELSEWHERE, "running elsewhere"),
         (Row("a", Place.here, Status(State.pending)), "starting"),
         (Row("a", Place.here, Status(State.running)), "running"),
         # What an earlier attempt ended with is not the state of a run that is waiting for the next one.
-        (Row("a", Place.waiting, Status(State.failed, Reason.lost)), "waiting"),
+        (Row("a", Place.waiting, Status(State.failed, Reason.lost)), "planned"),
     ],
 )
 def test_states_have_one_word_each(row, word):
@@ -95,8 +95,8 @@ def test_the_table_has_a_row_for_each_run_with_its_progress():
     (failed,) = [line for line in lines if "vit_b" in line]
     assert "failed (out_of_memory)" in failed
     assert "0:01:05" in failed
-    (counts,) = [line for line in lines if line.startswith("done 1")]
-    assert "done 1, running 1, failed 1, waiting 1, running elsewhere 1; elapsed 0:01:05" in counts
+    (counts,) = [line for line in lines if line.startswith("1 completed")]
+    assert "1 completed, 1 running, 1 failed, 1 planned, 1 running elsewhere; elapsed 0:01:05" in counts
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_the_table_has_a_row_for_each_run_with_its_progress():
 def test_a_narrow_terminal_goes_without_columns_and_cuts_none(width, kept, lost):
     text = render([TRAINING, FAILED], width=width)
     assert "…" not in text
-    for fact in ("vit_t 2", "training", "failed", "(out_of_memory)", *kept):
+    for fact in ("vit_t 2", "(training)", "failed", "(out_of_memory)", *kept):
         assert fact in text
     for fact in lost:
         assert fact not in text
@@ -133,7 +133,7 @@ def test_a_long_table_shows_what_is_going_on_and_counts_the_rest():
     assert "vit_t 2 images" in text
     assert "vit_b" in text
     assert "and 98 more" in text
-    assert "done 50, running 1, failed 1, waiting 50" in text
+    assert "50 completed, 1 running, 1 failed, 50 planned" in text
 
 
 def test_time_left_counts_running_and_waiting_runs():
@@ -162,12 +162,12 @@ def test_plain_lines_tell_each_change_once_and_progress_now_and_then(monkeypatch
             lines.show([TRAINING], 1)
         lines.show([COMPLETED], 1)
     told = written(console).splitlines()
-    assert [line.split(",")[0] for line in told[:2]] == ["vit_t 2 images: training"] * 2  # at 1.0 and 31.5
-    assert (
-        "epoch 3/100, loss 0.5123, best 0.2500 (2)" in told[0]
-    )  # in one line, however narrow the terminal is
+    training = "vit_t 2 images: running (training)"
+    assert [line.split(",")[0] for line in told[:2]] == [training, training]  # at 1.0 and 31.5
+    best = "best validation metric (lower is better) 0.2500 (2)"
+    assert f"epoch 3/100, loss 0.5123, {best}" in told[0]  # in one line, however narrow the terminal is
     assert told[2] == "done: completed, elapsed 0:20:00"
-    assert told[3].startswith("done 1, running 0, failed 0, waiting 0; elapsed 0:00:40")
+    assert told[3].startswith("1 completed, 0 running, 0 failed; elapsed 0:00:40")
     assert len(told) == 4
 
 

@@ -70,7 +70,7 @@ def test_boxes_above_points_and_models_side_by_side(study, tmp_path, drawn):
         "vit_nano\nrandom weights",
     ]
     assert [panel.get_ylabel() for panel in panels[:, 0]] == ["Box\nSA50", "Point\nSA50"]
-    assert [label.get_text() for label in panels[1, 0].get_xticklabels()] == ["initial", "1", "2", "5", "10"]
+    assert [label.get_text() for label in panels[1, 0].get_xticklabels()] == ["baseline", "1", "2", "5", "10"]
     title = drawn[0].get_suptitle()
     assert "nuclei" in title
     assert "local" in title

@@ -217,8 +217,8 @@ def test_a_heat_map_has_a_panel_for_each_model_and_says_what_the_initial_one_rea
     ]
     first, second, _ = drawn[0].axes
     assert [panel.get_title() for panel in (first, second)] == [
-        "vit_b\ninitial model 0.154",
-        "vit_l\ninitial model 0.154",
+        "vit_b\nbaseline 0.154",
+        "vit_l\nbaseline 0.154",
     ]
     assert first.texts[0].get_text() == "0.165\n± 0.004"
     assert len(first.texts) == 8
@@ -277,7 +277,7 @@ def test_the_published_study_is_drawn_with_its_axes_and_encodings(folder, tmp_pa
             "vit_b_lm\npretrained weights",
         ]
         labels = [label.get_text() for label in page.axes[0].get_xticklabels()]
-        assert labels == ["initial", "1", "2", "5", "10"]
+        assert labels == ["baseline", "1", "2", "5", "10"]
     lines = {bars.get_label().split(", ")[-1]: bars.lines[0] for bars in drawn[-1].axes[0].containers}
     styles = {name: line.get_linestyle() for name, line in lines.items()}
     assert styles == {"full finetuning": "-", "LoRA": ":"}

@@ -143,7 +143,7 @@ def test_a_run_tells_its_progress_with_what_has_passed_since(folder):
     (run,) = state.runs
     assert 3590 < run.left < 3600
     row = lines(state)[2].text.split()
-    assert row[:5] == ["a", "training", "3/100", "0.2500", "(2)"]
+    assert row[:5] == ["a", "running", "(training)", "3/100", "0.2500"]
     assert row[-2:] == ["7_3", "some_node"]
     assert "at most for those that run" in lines(state)[-1].text
 
@@ -154,6 +154,15 @@ def test_no_line_is_wider_than_the_terminal(folder, width):
     shown = text(folder, width, room=20)
     assert max(map(len, shown)) <= width
     assert any("complet" in line for line in shown)
+
+
+def test_a_best_metric_is_named_and_said_to_be_better_when_lower(folder, capsys):
+    add_run(folder, "a-1", training())
+    words = "best validation metric so far, lower is better"
+    assert f"best: {words} (its epoch)" in text(folder)
+    add_sweep(folder, "study", "a-1")
+    assert call("show", "a-1", "--full", folder=folder) in (0, 1)
+    assert f"best_metric: 0.25 ({words})" in capsys.readouterr().out
 
 
 def test_status_on_a_narrow_terminal_cuts_nothing_but_messages_and_names_what_it_leaves_out(folder):

@@ -21,6 +21,7 @@ from refsam.records.metrics import read_metrics
 from refsam.records.paths import RunsFolder
 from refsam.results.advice.candidates import CPU, CUDA, Limits, Quality, within
 from refsam.results.advice.known_candidates import known_candidates
+from refsam.results.advice.text import duration
 from refsam.results.advice.verdict import judge
 from refsam.results.published import PUBLISHED
 
@@ -397,3 +398,8 @@ def test_a_folder_of_runs_that_is_not_there_is_refused_where_it_was_named(capsys
     assert cli.main(["recommend", "--memory", "8", "--gpu", "--runs", "nowhere"]) == 2
     assert "--runs 'nowhere' is not a folder" in capsys.readouterr().err
     assert cli.main(["recommend", "--memory", "8", "--gpu"]) == command.COMPLETED
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(2, "under a minute"), (90, "1.5 min"), (7200, "2.0 h")])
+def test_a_duration_is_never_no_time_at_all(seconds: float, expected: str) -> None:
+    assert duration(seconds) == expected

@@ -111,7 +111,7 @@ def test_states_failures_and_the_ends_of_their_logs_are_there(recorded):
     folder, text = recorded
     words = visible(text)
     assert "5 completed" in words
-    assert "2 failed (out of memory 1, timeout 1)" in words
+    assert "2 failed (out_of_memory 1, timeout 1)" in words
     assert "last line" in words
     assert "It has no log." in words
     assert "train.object_chunk=2" in words
@@ -179,7 +179,7 @@ def test_the_tables_the_figures_and_the_pictures_are_there(recorded):
     assert "<svg" in svg
     assert "<metadata>" not in svg
     photographs = [source for source in sources if source.startswith("data:image/webp;base64,")]
-    assert len(photographs) == 3  # the initial model, full and lora
+    assert len(photographs) == 3  # the baseline, full and lora
     assert len(page.attributes("alt")) == len(sources)
     assert all(page.attributes("alt"))
     assert "6 other pictures are in the run directories" in visible(text)

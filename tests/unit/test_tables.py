@@ -104,7 +104,7 @@ def has_siunitx() -> bool:
 def test_cells_are_means_over_seeds_and_the_best_of_a_row_is_marked(seeds):
     table = wide_table(seeds, ("strategy",), ("n_images",), ("SA50",))
     assert table.rows == [("baseline",), ("full",), ("a_b & 50%",)]
-    assert table.headings == ["initial", "1 image", "5 images"]
+    assert table.headings == ["baseline", "1 image", "5 images"]
     one, five = table.cells[1][1:]
     assert (one.mean, one.deviation, one.n) == (pytest.approx(0.51), pytest.approx(0.01), 3)
     assert not one.best

@@ -9,7 +9,7 @@ import yaml
 from rich.console import Console
 
 from refsam.errors import os_problem
-from refsam.orchestration.display import duration, plain_text
+from refsam.orchestration.display import BEST, duration, plain_text
 from refsam.orchestration.operating.sweep_state import RunState
 from refsam.orchestration.operating.sweep_view import run_json, state_words
 from refsam.records.files import read_json, read_yaml
@@ -97,9 +97,7 @@ def _training_words(status: dict[str, Any], training: dict[str, Any]) -> str:
     epoch = training.get("best_epoch", status["best_epoch"])
     metric = training.get("best_metric", status["best_metric"])
     if epoch is None and status["epoch"] is None:
-        return (
-            "nothing trained yet" if status["state"] != State.completed else "initial model, nothing to train"
-        )
+        return "nothing trained yet" if status["state"] != State.completed else "baseline, nothing to train"
     words = [] if status["epoch"] is None else [f"epoch {status['epoch']} of {status['epochs'] or '?'}"]
     if epoch is not None:
         best = "" if metric is None else f", validation metric {metric:.4f} (lower is better)"
@@ -134,7 +132,8 @@ def print_details(found: Details, console: Console | None = None) -> None:
     line(f"  state: {found.state}")
     for name in (*_FACTS, *_MORE_FACTS, *_TIMES):
         if values["status"][name] is not None:
-            line(f"  {name}: {values['status'][name]}")
+            which = f" ({BEST})" if name == "best_metric" else ""
+            line(f"  {name}: {values['status'][name]}{which}")
     for title, content in (
         ("attempts", {entry.pop("attempt"): entry for entry in map(dict, values["attempts"])}),
         ("metrics", values["metrics"]),

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from refsam.configuration.settings import Setting, differing, labels
-from refsam.orchestration.display import STYLES, duration, plain_text
+from refsam.orchestration.display import BEST, STYLES, duration, plain_text
 from refsam.orchestration.operating.sweep_state import RunState, SweepState, count, longest_left
 from refsam.orchestration.slurm.requests import Request, request_text
 from refsam.records.status import State
@@ -57,6 +57,8 @@ def lines(state: SweepState, width: int | None = None, room: int | None = None) 
             shown.append(Line(_cut(_joined(rows[run.run_id], widths), cut), style))
     if left_out:
         shown.append(Line(_cut(f"and {len(left_out)} more", cut), "dim"))
+    if "best" in widths and room is None:
+        shown.append(Line(f"best: {BEST} (its epoch)", "dim"))
     if len(widths) < len(full) and room is None:
         narrow = [name for name in full if name not in widths]
         shown.append(Line(left_out_words(narrow, "--wide shows all"), "dim"))
@@ -114,14 +116,15 @@ def run_json(run: RunState, fields: Setting | None = None) -> dict[str, Any]:
 
 
 def state_words(run: RunState) -> str:
-    """`pending`, `starting`, `training`, `completed`, `failed (out_of_memory)`, …"""
+    """`pending`, `starting`, `running (training)`, `completed`, `failed (out_of_memory)`, …"""
     status = run.status
     if run.fault is not None:
         return str(run.fault)
     if status.state is State.pending and status.job_id is None:
         return "starting"  # a process of some machine loads what computes the run
     if status.state is State.running:
-        return status.phase or ("starting" if status.started_at is None else "running")
+        begun = "starting" if status.started_at is None else str(State.running)
+        return f"{State.running} ({status.phase})" if status.phase else begun
     return f"failed ({status.reason})" if status.reason else str(status.state)
 
 

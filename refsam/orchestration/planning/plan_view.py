@@ -20,13 +20,13 @@ from refsam.orchestration.slurm.requests import Jobs, by_jobs, request_text
 from refsam.terminal import UNLIMITED
 
 _WORDS = {
-    Standing.new: "to run",
+    Standing.new: "planned",
     Standing.resume: "to continue",
     Standing.evaluate: "to evaluate",
     Standing.pending: "pending",
     Standing.running: "running",
-    Standing.done: "done",
-    Standing.unreadable: "left alone",
+    Standing.done: "completed",
+    Standing.unreadable: "unreadable",
 }
 
 
@@ -75,7 +75,7 @@ def print_expected(expected: Sequence[GroupEstimate], console: Console) -> None:
 
 
 def summary(plan: Plan) -> str:
-    """`Sweep NAME: 9 runs (8 finetunings, 1 baseline), 2 kinds of request; 3 done, 6 to run; 1 left out.`"""
+    """`Sweep NAME: 9 runs (8 finetunings, 1 baseline), 1 kind of request; 3 completed, 6 planned.`"""
     baselines = sum(run.config.kind == Kind.baseline for run in plan.runs)
     finetunings = len(plan.runs) - baselines
     counts = [
@@ -101,7 +101,7 @@ def _cells(run: PlannedRun) -> dict[str, str]:
         "weights": _weights(config.model.weights),
         "dataset": config.dataset.name,
         "seed": str(config.seed),
-        "strategy": strategy_label(asdict(config.peft)) if trained else "initial",
+        "strategy": strategy_label(asdict(config.peft)) if trained else Kind.baseline.value,
         "images": str(config.n_images) if trained else "0",
         "objects": str(config.n_objects) if trained else "",
         **{short_name(name): value_text(value) for name, value in _fields(run).items()},

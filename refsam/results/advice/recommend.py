@@ -184,8 +184,8 @@ def _against_initial(own: OwnResults, winner: Candidate, images: ImageValues, me
     difference = _difference(same[0], winner.setting, images, own.mode)
     sure = difference is not None and difference.excludes_zero
     if winner.quality.mean > initial and sure:
-        return [f"The initial model has {initial:.3f}."]
-    return [f"The initial model has {initial:.3f}: that finetuning improves it is not shown."]
+        return [f"The baseline has {initial:.3f}."]
+    return [f"The baseline has {initial:.3f}: that finetuning improves it is not shown."]
 
 
 def _difference(

@@ -69,7 +69,7 @@ class Setting:
             return ""
         if axis in _COUNTED:
             return f"{value} {_COUNTED[axis][value != 1]}"
-        return "initial model" if value == BASELINE and axis == "strategy" else str(value)
+        return str(value)
 
     def without(self, run_ids: Iterable[str]) -> "Setting":
         """The same setting less some runs."""

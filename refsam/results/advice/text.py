@@ -51,7 +51,7 @@ def _of(title: str, candidate: Candidate, advice: Advice) -> list[str]:
     if candidate.memory is not None:
         said.append(f"  memory     {candidate.memory.gib:.1f} GB are enough ({candidate.memory.words})")
     if candidate.time is not None:
-        said.append(f"  training   {_duration(candidate.time.seconds)} ({candidate.time.words})")
+        said.append(f"  training   {duration(candidate.time.seconds)} ({candidate.time.words})")
     else:
         said.append("  training   time not known on this kind of machine")
     if candidate.setting is not None:
@@ -69,7 +69,10 @@ def _quality(quality: Quality) -> str:
     return said if quality.n_runs > 1 else f"{said}; 1 seed"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """`11.5 min` or `2.3 h`."""
+    if seconds < 60:
+        return "under a minute"
     if seconds < SECONDS_PER_HOUR:
         return f"{seconds / 60:.1f} min"
     return f"{seconds / SECONDS_PER_HOUR:.1f} h"

@@ -149,7 +149,7 @@ def _lines(text: str) -> list[str]:
 
 def _initial(initial: pd.DataFrame, model: str, metric: str) -> str:
     values = initial.loc[initial["shown_model"] == model, metric].astype("float64")
-    return "" if values.empty else f"initial model {value_text(float(values.mean()), metric)}"
+    return "" if values.empty else f"{BASELINE} {value_text(float(values.mean()), metric)}"
 
 
 def _without_unit(text: str) -> str:

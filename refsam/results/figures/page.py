@@ -40,7 +40,6 @@ LINES: tuple[LineStyle, ...] = (
 # As in the resource study: full finetuning solid, LoRA dotted.
 STRATEGY_LINES: dict[str, LineStyle] = {"full": LINES[0], "lora": LINES[1], "freeze_encoder": LINES[2]}
 NAMES = {
-    "baseline": "initial model",
     "full": "full finetuning",
     "lora": "LoRA",
     "freeze_encoder": "frozen encoder",

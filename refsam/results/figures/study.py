@@ -183,11 +183,11 @@ def _draw_mode(
         )
     if len(baseline) and not (set(rows["strategy"]) - {BASELINE}):
         above: dict[str, Any] = {"zorder": 10, "clip_on": False}
-        panel.plot([0], [baseline.mean()], marker, color=color, label="initial model", **above)
+        panel.plot([0], [baseline.mean()], marker, color=color, label=BASELINE, **above)
 
 
 def _dress(panel: "Axes", counts: list[int]) -> None:
-    panel.set_xticks(range(len(counts) + 1), ["initial", *map(str, counts)])
+    panel.set_xticks(range(len(counts) + 1), [BASELINE, *map(str, counts)])
     panel.set_xlim(-0.3, len(counts) + 0.3)
     panel.grid(axis="x", visible=False)
 

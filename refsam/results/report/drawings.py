@@ -21,7 +21,7 @@ KINDS = {
     "study": (
         "Quality over training images",
         "A line chart of {metric} over the number of training images: a colour and a marker for each mode, a "
-        "line style for each strategy, starting at the initial model.",
+        "line style for each strategy, starting at the baseline, the initial model.",
     ),
     "pareto": (
         "Quality over training time",

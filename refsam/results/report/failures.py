@@ -78,10 +78,10 @@ def failures(frame: pd.DataFrame, runs: Mapping[str, RunPaths]) -> Failures:
                 run_id=row["run_id"],
                 what=run_words({str(key): value for key, value in row.items()}, axes),
                 reason=_words(row["reason"]) or "not known",
-                message=printable(_words(row["message"], keep=True)),
-                job_id=_words(row["job_id"], keep=True),
-                host=_words(row["host"], keep=True),
-                ended_at=_words(row["ended_at"], keep=True),
+                message=printable(_words(row["message"])),
+                job_id=_words(row["job_id"]),
+                host=_words(row["host"]),
+                ended_at=_words(row["ended_at"]),
                 attempts=[
                     _attempt_line(count, each)
                     for count, each in enumerate(read_attempts(paths, last), start=1)
@@ -116,8 +116,6 @@ def _attempt_line(number: int, attempt: Attempt) -> AttemptLine:
     )
 
 
-def _words(value: Any, keep: bool = False) -> str:
-    """A value of the table as text; names as words unless they are to be kept."""
-    if value is None or pd.isna(value):
-        return ""
-    return str(value) if keep else str(value).replace("_", " ")
+def _words(value: Any) -> str:
+    """A value of the table as text; nothing for a missing one."""
+    return "" if value is None or pd.isna(value) else str(value)

@@ -67,7 +67,7 @@ def states(frame: pd.DataFrame) -> list[StateCount]:
         if chosen.empty:
             continue
         reasons = chosen["reason"].dropna().value_counts()
-        words = ", ".join(f"{str(name).replace('_', ' ')} {count}" for name, count in reasons.items())
+        words = ", ".join(f"{name} {count}" for name, count in reasons.items())
         found.append(StateCount(state, sign, len(chosen), words if state == "failed" else ""))
     return found
 

@@ -70,7 +70,7 @@ def pictures(frame: pd.DataFrame, runs: Mapping[str, RunPaths]) -> Pictures:
             path = runs[row["run_id"]].results / "pictures" / f"{mode}-{shared}.png"
             if path not in files[row["run_id"]]:
                 continue
-            what = "initial model" if row["strategy"] == BASELINE else run_words(row, axes)
+            what = BASELINE if row["strategy"] == BASELINE else run_words(row, axes)
             image, words = shared, ""
             try:
                 image, words = _measured(runs[row["run_id"]], mode, shared)

@@ -106,10 +106,10 @@ def _dispensable(modes: list[str]) -> list[str]:
 
 
 def _explanation(row: "pd.Series[Any]", axes: list[str]) -> str:
-    """What a run is, and its state: `lora, images 5: failed, out of memory: <message> (<run id>)`."""
+    """What a run is, and its state: `lora, images 5: failed (out_of_memory): <message> (<run id>)`."""
     state = str(row["status"])
     if _text(row["reason"]):
-        state += f", {row['reason'].replace('_', ' ')}"
+        state += f" ({row['reason']})"
     message = f": {row['message']}" if _text(row["message"]) else ""
     run_id = f" ({row['run_id']})" if _text(row["run_id"]) else ""
     return f"{run_words(row, axes)}: {state}{message}{run_id}"

@@ -345,7 +345,7 @@ def number_first(value: Any) -> tuple[int, float, str]:
 
 def _column_text(axis: str, value: Any) -> str:
     if axis == "n_images":
-        return "initial" if value == 0 else f"{value} image{'' if value == 1 else 's'}"
+        return BASELINE if value == 0 else f"{value} image{'' if value == 1 else 's'}"
     return axis_text(value)
 
 
