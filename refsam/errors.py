@@ -21,6 +21,13 @@ class Unreadable(ValueError):
     """A file is there and cannot be read now. The message names the file and says why."""
 
 
+class WrittenByNewer(Unreadable):
+    """A file that only a newer refsam can read, so that this one leaves it and its run alone."""
+
+    def __init__(self, path: object, why: str) -> None:
+        super().__init__(f"{path} was written by a newer version of refsam ({why}); update refsam")
+
+
 class DamagedManifest(ValueError):
     """A sweep's manifest cannot be read. The message names the file. The commands exit with status 1."""
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from refsam.configuration.run_names import check_name
 from refsam.configuration.schema import RefsamConfig
-from refsam.errors import BadInput, nearest
-from refsam.records.files import read_yaml, write_yaml
+from refsam.errors import BadInput, WrittenByNewer, nearest
+from refsam.records.files import is_sealed, read_yaml, write_yaml
 
 Config = TypeVar("Config")
 
@@ -101,11 +101,15 @@ def _plain(value: Any) -> Any:
 def load(path: Path) -> RefsamConfig:
     """The configuration frozen in `path`.
 
-    Raises OSError, and ValueError when it is damaged, or was changed afterwards.
+    Raises OSError, WrittenByNewer, and ValueError when it is damaged, or was changed afterwards.
     """
     values = read_yaml(path)
     try:
         config = to_config(values)
+    except ConfigKeyError as error:
+        if is_sealed(path):  # and nobody has changed it
+            raise WrittenByNewer(path, f"it has the field {error.full_key}") from error
+        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
     except (OmegaConfBaseException, TypeError, ValueError) as error:  # also of no mapping at all
         raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
     check_name(path, to_values(config))

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import yaml
 
-from refsam.errors import Unreadable, os_reason
+from refsam.errors import Unreadable, WrittenByNewer, os_reason
 
 # Those in C are ten times faster, and not in every build of PyYAML.
 _SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -121,6 +121,11 @@ def _read_sealed(path: Path) -> str:
     return text
 
 
+def is_sealed(path: Path) -> bool:
+    """Whether a YAML file has a checksum. Raises as `read_text` does."""
+    return _SEAL.match(read_text(path)) is not None
+
+
 def read_text(path: Path) -> str:
     """The text of a file in UTF-8.
 
@@ -202,6 +207,14 @@ def _is_plain(text: str) -> bool:
 @lru_cache(maxsize=256)
 def _parsed(text: str) -> Any:
     return yaml.load(text, Loader=_SAFE_LOADER)  # noqa: S506
+
+
+def check_format(written: Any, known: int, path: Path) -> None:
+    """Raise WrittenByNewer for a number of a format above `known`, and ValueError for what is no format."""
+    if isinstance(written, bool) or not isinstance(written, int):
+        raise ValueError(f"{path} is damaged: format must be an integer, got {written!r}")
+    if written > known:
+        raise WrittenByNewer(path, f"format {written}, this one reads up to {known}")
 
 
 def _umask() -> int:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from refsam.records.files import read_json, write_json
+from refsam.records.files import check_format, read_json, write_json
 from refsam.records.typed import Count, checked
 
 FORMAT = 2
@@ -67,13 +67,14 @@ def read_metrics(path: Path) -> list[MetricsRow]:
 
     Raises:
         FileNotFoundError: when nothing was measured yet.
-        ValueError: when the file is damaged, or of a newer format.
+        WrittenByNewer: when the file is of a newer format.
+        ValueError: when it is damaged.
     """
     return rows_of(read_json(path), path)
 
 
 def rows_of(values: Any, path: Path) -> list[MetricsRow]:
-    """The rows in the content of metrics.json; `path` is for the sentence when it is damaged (ValueError)."""
+    """The rows in the content of metrics.json, read from `path`. Raises as `read_metrics` does."""
     if not isinstance(values, dict):
         raise ValueError(f"{path} is damaged: it is not a mapping")
     if "format" not in values:
@@ -81,10 +82,7 @@ def rows_of(values: Any, path: Path) -> list[MetricsRow]:
             raise ValueError(f"{path} is damaged: it is not a mapping from modes to their metrics")
         first = [{"mode": mode, "round": 0, "mask_input": False, **row} for mode, row in values.items()]
         return [_row(row, number, path) for number, row in enumerate(first)]
-    if values["format"] != FORMAT:
-        raise ValueError(
-            f"{path} has the format {values['format']}, and this refsam reads up to {FORMAT}; update refsam"
-        )
+    check_format(values["format"], FORMAT, path)
     rows = values.get("rows")
     if not isinstance(rows, list):
         raise ValueError(f"{path} is damaged: its rows are not a list of what was measured")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refsam.errors import BadInput, DamagedManifest, nearest
-from refsam.records.files import read_json
+from refsam.errors import BadInput, DamagedManifest, WrittenByNewer, nearest
+from refsam.records.files import check_format, read_json
 from refsam.records.paths import RunsFolder, SweepPaths, default_runs
 from refsam.records.recovery import look_up
 from refsam.records.status import State
@@ -83,11 +83,7 @@ def read_manifest(sweep: SweepPaths) -> Manifest:
     except ValueError as error:
         raise DamagedManifest(str(error)) from error
     try:
-        written_as = values["format"]
-        if written_as > MANIFEST_FORMAT:
-            raise BadInput(
-                f"{sweep.manifest} has the format {written_as}, this refsam reads up to {MANIFEST_FORMAT}"
-            )
+        check_format(values["format"], MANIFEST_FORMAT, sweep.manifest)
         commands = values.get("commands") or [values.get("command") or []]
         runs = {_run_name(run["run_id"]): dict(run["overrides"]) for run in values["runs"]}
         times = checked(values, {"created": str | None, "updated": str | None}, sweep.manifest)
@@ -98,6 +94,8 @@ def read_manifest(sweep: SweepPaths) -> Manifest:
             times.get("created") or None,
             times.get("updated") or None,
         )
+    except WrittenByNewer as error:
+        raise BadInput(str(error)) from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         words = str(error) if str(sweep.manifest) in str(error) else f"{sweep.manifest} is damaged: {error!r}"
         raise DamagedManifest(words) from error

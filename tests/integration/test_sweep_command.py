@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from refsam import cli
-from refsam.records.files import write_json
+from refsam.records.files import read_yaml, write_json, write_yaml
 from refsam.records.paths import RunsFolder
+from refsam.records.status import State, Status, read_status, write_status
 from refsam.results.sweeps import read_manifest
 from refsam.sweep import main
 
@@ -446,18 +447,81 @@ def test_a_damaged_manifest_is_named_and_left_as_it_is(content, capsys, syntheti
 
 
 @pytest.mark.parametrize("content", ["a: [", "runs: 3\nnothing: true\n"])
-def test_a_damaged_configuration_of_a_run_is_named(content, capsys, synthetic, tmp_path):
-    asked = ["cluster=local", "model=vit_nano", "dataset=synthetic", f"dataset.root={synthetic.root}"]
-    assert sweep("-m", *asked, "baseline=false", "dry_run=true") == 0
+def test_a_run_to_do_with_a_damaged_configuration_is_left_out(content, capsys, synthetic, tmp_path):
+    asked = [
+        *("-m", "cluster=slurm", "cluster.script_only=true", "resource=medium_8g", "model=vit_nano"),
+        *(
+            "peft=full",
+            "n_objects=5",
+            "dataset=synthetic",
+            f"dataset.root={synthetic.root}",
+            "baseline=false",
+        ),
+    ]
+    assert sweep(*asked, "dry_run=true") == 0
     digest = re.search(r" full .* ([0-9a-f]{10}) ", capsys.readouterr().out)[1]
-    config = RunsFolder(tmp_path / "runs").run(f"vit_nano-full-n5-local-synthetic-s0-{digest}").config
+    folder = RunsFolder(tmp_path / "runs")
+    config = folder.run(f"vit_nano-full-n5-medium_8g-synthetic-s0-{digest}").config
     config.parent.mkdir(parents=True)
     config.write_text(content)
-    assert sweep("-m", *asked) == 2
+    # Alone it is refused, and nothing is written.
+    assert sweep(*asked) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"refsam: {config} is damaged")
+    assert error.endswith("; remove the directory of the run, and the same command begins it anew\n")
     assert error.count("\n") == 1
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == [config.parent.name]
+    assert list(folder.root.iterdir()) == [config.parent]
+    # The others go on without it.
+    assert sweep(*asked, "n_images=5,2") == 1
+    output, error = capsys.readouterr()
+    assert "2 runs (2 finetunings, 0 baselines), 1 kind of request; 1 to run, 1 left alone." in output
+    (said,) = (line for line in output.splitlines() if "is damaged" in line)
+    assert said.startswith(f"Left alone: {config} is damaged")
+    assert error == "refsam: 1 of the runs have no result; the lines above say why\n"
+    assert len(list(folder.root.glob("vit_nano-full-n2-*/config.yaml"))) == 1
+    assert len(list(folder.sweeps.glob("*/scripts/**/*.sh"))) == 1
+    assert config.read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("name", "why", "exit_status"),
+    [
+        ("results/metrics.json", "format 3, this one reads up to 2", 1),
+        ("config.yaml", "it has the field train.later", 2),
+        ("manifest.json", "format 2, this one reads up to 1", 2),
+    ],
+)
+def test_what_a_newer_refsam_has_written_is_left_as_it_is(
+    name, why, exit_status, capsys, synthetic, tmp_path
+):
+    asked = [
+        *("-m", "cluster=slurm", "cluster.script_only=true", "resource=medium_8g", "model=vit_nano"),
+        *("peft=full", "n_objects=5", "dataset=synthetic", f"dataset.root={synthetic.root}"),
+        *("baseline=false", "name=one"),
+    ]
+    assert sweep(*asked) == 0
+    folder = RunsFolder(tmp_path / "runs")
+    (config,) = folder.root.glob("*/config.yaml")
+    run = folder.run(config.parent.name)
+    if name == "results/metrics.json":
+        write_status(run, Status(State.completed, attempt=1))
+        run.results.mkdir()
+        write_json(run.metrics, {"format": 3, "rows": {"box": "what later versions have"}})
+    elif name == "config.yaml":
+        values = read_yaml(run.config)
+        write_yaml(run.config, {**values, "train": values["train"] | {"later": 1}}, sealed=True)
+    else:
+        write_json(folder.sweep("one").manifest, {"format": 2, "runs": []})
+    written = folder.sweep("one").manifest if name == "manifest.json" else run.root / name
+    content = written.read_bytes()
+    status = read_status(run)
+    capsys.readouterr()
+    assert sweep(*asked) == exit_status
+    output, error = capsys.readouterr()
+    assert f"{written} was written by a newer version of refsam ({why}); update refsam\n" in output + error
+    assert "remove" not in output + error
+    assert written.read_bytes() == content
+    assert read_status(run) == status
 
 
 def test_a_data_set_that_is_of_no_use_leaves_the_others_alone(capsys, synthetic, tmp_path):

@@ -236,7 +236,8 @@ def test_a_record_of_a_newer_refsam_is_named(folder):
     complete(paths)
     write_json(paths.metrics, {"format": 3, "rows": []})
     (sentence,) = damaged(collect(write_sweep(folder, ["run"]), folder))
-    assert sentence == f"{paths.metrics} has the format 3, and this refsam reads up to 2; update refsam"
+    newer = "was written by a newer version of refsam (format 3, this one reads up to 2); update refsam"
+    assert sentence == f"{paths.metrics} {newer}"
 
 
 def test_a_record_that_cannot_be_read_is_named(folder):
@@ -285,7 +286,7 @@ def test_a_damaged_manifest_is_an_error_that_names_it(folder, content):
 def test_a_manifest_of_a_newer_refsam_is_refused(folder):
     sweep = write_sweep(folder, [])
     write_json(sweep.manifest, {"format": 2})
-    with pytest.raises(BadInput, match="format 2"):
+    with pytest.raises(BadInput, match=r"newer version of refsam \(format 2, this one reads up to 1\)"):
         collect(sweep, folder)
 
 

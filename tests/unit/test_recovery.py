@@ -420,7 +420,7 @@ def test_a_run_whose_directory_was_removed_does_not_keep_the_others(folder, path
         ([], "list indices"),
         ({"format": 1, "runs": ["a"], "skipped": []}, "string indices"),
         ({"format": 1, "runs": 5, "skipped": []}, "not iterable"),
-        ({"format": "one", "runs": [], "skipped": []}, "not supported"),
+        ({"format": "one", "runs": [], "skipped": []}, "format must be an integer"),
         ({"format": 1, "runs": [{"run_id": "../../x", "overrides": {}}], "skipped": []}, "not the name of a"),
         ({"format": 1, "runs": [{"run_id": 7, "overrides": {}}], "skipped": []}, "not the name of a folder"),
         ({"format": 1, "runs": [], "skipped": [], "created": 5}, "created must be a text or null, got 5"),

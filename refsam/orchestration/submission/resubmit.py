@@ -119,5 +119,5 @@ def frozen(paths: RunPaths) -> RefsamConfig:
         config = from_values(RefsamConfig, values)
         check_name(paths.config, values)
         return config
-    except (AttributeError, FileNotFoundError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, BadInput, FileNotFoundError, KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{paths.config} cannot be used: {error}") from error

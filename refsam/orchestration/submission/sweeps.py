@@ -8,7 +8,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -22,23 +22,23 @@ import refsam
 from refsam.configuration.frozen import freeze, load
 from refsam.configuration.measurements import extended
 from refsam.configuration.schema import AUTO, ClusterConfig, RefsamConfig
-from refsam.errors import BadInput, DamagedManifest, RunFailed
+from refsam.errors import BadInput, DamagedManifest, RunFailed, Unreadable, WrittenByNewer
 from refsam.orchestration import machine
 from refsam.orchestration.planning.estimate import estimate
 from refsam.orchestration.planning.plan import Plan, PlannedRun, Standing
 from refsam.orchestration.planning.plan_view import print_expected, print_plan, summary
 from refsam.orchestration.planning.preflight import machine_problem, preflight
 from refsam.orchestration.slurm.requests import Run, by_jobs
-from refsam.records.files import read_json, write_json
+from refsam.records.files import check_format, read_json, write_json
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths, default_runs
 from refsam.records.recovery import mend, read_record
 from refsam.records.status import LOCK_SECONDS, State, Status, now, run_lock, write_status
 from refsam.records.training import read_training
+from refsam.results.sweeps import MANIFEST_FORMAT
 
 if TYPE_CHECKING:
     from refsam.orchestration.submission.local import PlannedRun as QueuedRun
 
-MANIFEST_FORMAT = 1
 WRITERS = 16  # files at a time
 # Slurm's commands may be installed where no cluster is.
 SLURM_CONFIGURATIONS = (
@@ -52,8 +52,10 @@ def submit(plan: Plan, console: Console, in_process: bool = False) -> dict[str, 
     """Do what a plan asks for and return the final status of each run by its id.
 
     A dry run prints the plan and returns the statuses as they are. Raises BadInput before anything is written
-    when something that the runs need is missing or this machine is not the resource asked for.
+    when something that the runs need is missing, this machine is not the resource asked for, or the frozen
+    configuration of every run to do is damaged.
     """
+    asked, (plan, frozen) = plan, _with_frozen(plan)
     config = plan.runs[0].config
     on_slurm = not in_process and where(config) == "slurm"
     if config.cluster.script_only and not on_slurm:
@@ -67,6 +69,8 @@ def submit(plan: Plan, console: Console, in_process: bool = False) -> dict[str, 
         found = found.extended(_script_problems(plan))
     elif (problem := machine_problem(plan)) is not None:
         found = found.extended([problem])
+    if asked.open and not plan.open:
+        found = found.extended([run.note for run in plan.runs if run.standing is Standing.unreadable])
     expected = estimate(by_jobs(plan.todo, plan.folder), plan.folder, on_slurm)
     if config.dry_run:
         print_plan(plan, console, expected, found)
@@ -77,7 +81,7 @@ def submit(plan: Plan, console: Console, in_process: bool = False) -> dict[str, 
     for note in found.notes:
         say(console, note)
     found.check()
-    prepare_folders(plan)
+    prepare_folders(plan, frozen)
     console.print(summary(plan), soft_wrap=True)
     print_expected(expected, console)
     todo = plan.todo
@@ -215,24 +219,29 @@ def where(config: RefsamConfig) -> str:
     return "slurm" if shutil.which("sbatch") and configured else "local"
 
 
-def prepare_folders(plan: Plan) -> None:
+def prepare_folders(plan: Plan, frozen: Mapping[str, RefsamConfig]) -> None:
     """Write the manifest of the sweep, and a directory with the frozen configuration for every run to do.
 
-    Raises BadInput and DamagedManifest, before anything is written, for records that cannot be read.
+    Raises DamagedManifest and BadInput, before anything is written, for one that cannot be read.
+
+    Args:
+        frozen: the configurations that run directories have already, by run ids.
     """
     sweep = plan.folder.sweep(plan.name)
     manifest = _manifest(plan, _known_manifest(sweep))
     paths = [plan.folder.run(run.run_id) for run in plan.todo]
     # Most of the time goes into waiting for the disk.
     with ThreadPoolExecutor(WRITERS) as pool:
-        frozen = list(pool.map(_frozen, paths))
-        list(pool.map(_prepare_folder, paths, plan.todo, frozen))
+        list(pool.map(_prepare_folder, paths, plan.todo, [frozen.get(run.run_id) for run in plan.todo]))
     sweep.root.mkdir(parents=True, exist_ok=True)
     write_json(sweep.manifest, manifest)
 
 
 def _known_manifest(sweep: SweepPaths) -> dict[str, Any]:
-    """What the sweep has been so far; nothing for a new one."""
+    """What the sweep has been so far; nothing for a new one.
+
+    Raises DamagedManifest, and BadInput for a manifest that a newer refsam has written.
+    """
     remedy = "remove it, and the same command writes it anew"
     try:
         known = read_json(sweep.manifest)
@@ -242,20 +251,45 @@ def _known_manifest(sweep: SweepPaths) -> dict[str, Any]:
         raise DamagedManifest(f"{error}; {remedy}") from error
     if not isinstance(known, dict) or not all("run_id" in run for run in known.get("runs", ())):
         raise DamagedManifest(f"{sweep.manifest} is damaged: it is no manifest; {remedy}")
+    try:
+        check_format(known.get("format", MANIFEST_FORMAT), MANIFEST_FORMAT, sweep.manifest)
+    except WrittenByNewer as error:
+        raise BadInput(str(error)) from error
+    except ValueError as error:
+        raise DamagedManifest(f"{error}; {remedy}") from error
     return known
 
 
-def _frozen(paths: RunPaths) -> RefsamConfig | None:
-    """The configuration that a run directory has already."""
-    if not paths.config.exists():
-        return None
+def _with_frozen(plan: Plan) -> tuple[Plan, dict[str, RefsamConfig]]:
+    """What the directories of the runs to do have as their configurations, by run ids.
+
+    Returns:
+        Beside them the plan, in which a run whose configuration cannot be used is left alone.
+    """
+    todo = [run.run_id for run in plan.todo]
+    with ThreadPoolExecutor(WRITERS) as pool:
+        found = dict(zip(todo, pool.map(_frozen, map(plan.folder.run, todo)), strict=True))
+    runs = tuple(
+        replace(run, standing=Standing.unreadable, note=said) if isinstance(said, str) else run
+        for run in plan.runs
+        for said in [found.get(run.run_id)]
+    )
+    configs = {run: config for run, config in found.items() if isinstance(config, RefsamConfig)}
+    return replace(plan, runs=runs), configs
+
+
+def _frozen(paths: RunPaths) -> RefsamConfig | str | None:
+    """The configuration that a run directory has already, or why it cannot be used and what to do."""
     try:
         return load(paths.config)
-    except (ValueError, OmegaConfBaseException) as error:
-        raise BadInput(
-            f"{paths.config} is damaged ({str(error).splitlines()[0]}); remove the directory of the run, and "
-            "the same command begins it anew"
-        ) from error
+    except FileNotFoundError:
+        return None
+    except Unreadable as error:
+        return str(error)
+    except (ValueError, BadInput, OmegaConfBaseException) as error:
+        words = str(error).splitlines()[0]
+        named = words if str(paths.config) in words else f"{paths.config} is damaged ({words})"
+        return f"{named}; remove the directory of the run, and the same command begins it anew"
 
 
 def _arguments(plan: Plan) -> str:
