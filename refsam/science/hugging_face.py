@@ -133,7 +133,7 @@ class PromptEncoder(SamPromptEncoder):
         rows, columns = self.image_embedding_size
         return 4 * rows, 4 * columns
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, points: Points | None, boxes: torch.Tensor | None, masks: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Sparse (objects, prompts, channels) and dense (objects, channels, rows, columns) embeddings.
@@ -145,8 +145,7 @@ class PromptEncoder(SamPromptEncoder):
         """
         coordinates, labels = points or (None, None)
         sparse, dense = super().forward(
-            # transformers' annotation is of the pair; it takes coordinates and labels apart.
-            None if coordinates is None else coordinates.unsqueeze(1),  # type: ignore[arg-type]
+            None if coordinates is None else coordinates.unsqueeze(1),
             None if labels is None else labels.unsqueeze(1),
             None if boxes is None else boxes.reshape(-1, 1, 4),
             masks,
@@ -169,7 +168,7 @@ class PromptEncoder(SamPromptEncoder):
 class MaskDecoder(SamMaskDecoder):
     """Called as segment_anything's MaskDecoder."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         image_embeddings: torch.Tensor,
         image_pe: torch.Tensor,
@@ -201,7 +200,7 @@ class MaskDecoder(SamMaskDecoder):
 class FusedVisionAttention(SamVisionAttention):
     """The engine's attention without scores in memory, with transformers' parameters."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, hidden_states: torch.Tensor, output_attentions: bool | None = None
     ) -> tuple[torch.Tensor, None]:
         return fused_attention(self, hidden_states, self.num_attention_heads), None
@@ -223,7 +222,7 @@ def open_model(source: str | Path, prompt_frame: int) -> HuggingFaceSam:
     model: SamModel
     loaded: dict[str, Any]
     try:
-        model, loaded = SamModel.from_pretrained(  # type: ignore[misc]
+        model, loaded = SamModel.from_pretrained(
             source, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
     except UnpicklingError as error:
