@@ -1,6 +1,7 @@
 """The resolved configuration as it stands in a run directory, and back."""
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -8,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from refsam.configuration.run_names import check_name
@@ -24,9 +25,16 @@ def to_config(values: Any) -> RefsamConfig:
 
     Raises omegaconf's errors for unknown keys, wrong types and missing values.
     """
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RefsamConfig), values))
+    config = OmegaConf.to_object(OmegaConf.merge(_schema(), values))
     assert isinstance(config, RefsamConfig)
     return config
+
+
+@functools.cache
+def _schema() -> DictConfig:
+    """The schema as OmegaConf has it, made once; merge copies what it merges into."""
+    schema: DictConfig = OmegaConf.structured(RefsamConfig)
+    return schema
 
 
 def from_values(kind: type[Config], values: dict[str, Any], path: str = "") -> Config:

@@ -308,6 +308,8 @@ def register() -> None:
     from hydra.core.config_store import ConfigStore  # what only reads records needs no Hydra
 
     store = ConfigStore.instance()
+    if "schema.yaml" in store.repo:  # making the node takes a tenth of a composition
+        return
     store.store(name="schema", node=RefsamConfig, provider="refsam")
     # Hydra copies all its sources for every look-up, and this store with them, which takes a second of
     # --help. It is only read: what it hands out is copied on the way.
