@@ -1,17 +1,20 @@
 """Fixtures that several test files share: data sets on the disk, and their configuration."""
 
+import copy
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from refsam.configuration.schema import DatasetConfig
+from refsam.configuration import compose as composition
+from refsam.configuration.schema import DatasetConfig, RefsamConfig
 from refsam.datasets.prepare import prepare
 
 TESTS = Path(__file__).parent
@@ -28,6 +31,28 @@ def dataset_config(name: str, root: Path, **values: object) -> DatasetConfig:
     config = OmegaConf.to_object(merged)
     assert isinstance(config, DatasetConfig)
     return config
+
+
+def composed_once(compose: Callable[..., RefsamConfig]) -> Callable[..., RefsamConfig]:
+    """`compose`, which asks Hydra once per process for the same overrides in the same surroundings.
+
+    A composition takes a quarter of a second, and most tests ask for one that another test has had. Each
+    caller has a copy of its own.
+    """
+    made: dict[Any, RefsamConfig] = {}
+
+    def remembered(overrides: Sequence[str], config_name: str = "config") -> RefsamConfig:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+        key = (tuple(overrides), config_name, Path.cwd(), frozenset(environment.items()))
+        if key not in made:
+            made[key] = compose(overrides, config_name)
+        return copy.deepcopy(made[key])
+
+    return remembered
+
+
+# Before any module takes the function under its name.
+composition.compose = composed_once(composition.compose)
 
 
 @pytest.fixture(scope="session")
