@@ -1,8 +1,10 @@
-# Two commands on a fresh machine with Python 3.11 or later: make demo, make test.
+# On a fresh machine with Python 3.11 or later: make demo, make test.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Byte code is made afterwards, by every core, where pip would use one.
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
+COMPILE := $(BIN)/python -m compileall -qq --workers 0 $(VENV)/lib || true  # some packages bring files of Python 2
 # Everything the demo makes stays below the checkout.
 export REFSAM_DATA ?= $(CURDIR)/.demo/data
 
@@ -33,15 +35,19 @@ slurm-down:
 install: $(VENV)/installed
 install-dev: $(VENV)/installed-dev
 
-$(VENV)/installed: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "refsam needs Python 3.11 or later")'
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --constraint constraints.txt --editable .
+$(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable .
+	$(COMPILE)
 	touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $@
+$(VENV)/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[dev]'
+	$(COMPILE)
+	touch $(VENV)/installed $@
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "refsam needs Python 3.11 or later")'
+	$(PYTHON) -m venv $(VENV)
 
 clean:
 	rm -rf $(VENV) .demo build dist
