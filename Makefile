@@ -1,4 +1,4 @@
-# On a fresh machine with Python 3.11 or later: make demo, make test.
+# On a fresh machine with Python 3.11 or later: make demo, make test, make test-fast.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ COMPILE := $(BIN)/python -m compileall -qq --workers 0 $(VENV)/lib || true  # so
 # Everything the demo makes stays below the checkout.
 export REFSAM_DATA ?= $(CURDIR)/.demo/data
 
-.PHONY: demo test check install install-dev slurm-up slurm-down clean
+.PHONY: demo test test-fast check install install-dev slurm-up slurm-down clean
 
 demo: install  ## the sample data, a small sweep on it, its table, figure and report
 	$(BIN)/refsam prepare dataset=nuclei
@@ -19,6 +19,9 @@ demo: install  ## the sample data, a small sweep on it, its table, figure and re
 
 test: install-dev check  ## linters, types, import contracts, all tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
+test-fast: install-dev  ## what is tested without Slurm, a browser or whole runs, less the tests marked slow
+	$(BIN)/python -m pytest tests/unit tests/engine -m "not slow" --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 check: install-dev
 	$(BIN)/ruff check .

@@ -35,6 +35,7 @@ SIZES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("input_size", "original_size"), SIZES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_linear_map_is_both_resizings(
@@ -279,6 +280,7 @@ print(faults() - before)
 """
 
 
+@pytest.mark.slow
 def test_a_large_tensor_takes_the_memory_of_a_larger_one_before() -> None:
     """A tensor of 48 MiB has 12288 pages, each of which the system clears when it is new."""
 

@@ -154,6 +154,7 @@ def test_the_summed_step_encodes_once() -> None:
     assert len(calls) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peft", ["full", "frozen encoder", "dora"])
 def test_vit_t_agrees_and_keeps_its_batch_statistics(peft: str) -> None:
     case = Case(architecture="vit_t", peft=peft, n_objects=2, n_sub_iterations=2, dtype=torch.float32)
@@ -172,6 +173,7 @@ def test_mixed_precision_agrees_to_its_digits(precision: str) -> None:
     assert step.losses == pytest.approx(reference(case).losses, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "batches"), [("bfloat16", 1), ("float16", 6)])
 def test_mixed_precision_is_as_near_to_float32_as_micro_sams(precision: str, batches: int) -> None:
     """In float16 over several batches: on one, either step's error may be ten times the other's.

@@ -555,6 +555,7 @@ def test_files_are_merged_with_new_numbers_and_equal_categories() -> None:
     assert [category["name"] for category in merged["categories"]] == ["fish", "crab", "eel"]
 
 
+@pytest.mark.slow
 def test_the_nuclei_with_annotations_are_the_nuclei(
     dataset: Make, nuclei: DatasetConfig, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 
 from refsam.configuration.checks import check_values, combination_problem
-from refsam.configuration.compose import Composer, hydra_session, typed, without_hydra
+from refsam.configuration.compose import Composer, compose, hydra_session, typed, without_hydra
 from refsam.configuration.frozen import freeze, from_values, load, to_config, to_values
 from refsam.configuration.schema import RefsamConfig
 from refsam.records.files import read_yaml, write_yaml
@@ -38,6 +38,7 @@ def full(hydra, overrides):
     return to_values(to_config(hydra(overrides)))
 
 
+@pytest.mark.slow
 def test_every_run_of_a_product_is_what_hydra_composes(hydra, composer):
     for overrides in itertools.product(*AXES):
         composed = to_values(typed(composer.values([*overrides, *FIXED])))
@@ -96,3 +97,12 @@ def test_a_configuration_that_was_frozen_before_a_field_was_there_means_what_it_
         assert (train.checkpoint_encoder, train.checkpoint_decoder) == ("off", "off")
         check_values(config)
         assert combination_problem(config, 49, None) is None
+
+
+def test_what_one_test_composes_is_not_changed_by_another_one(monkeypatch, tmp_path):
+    """The tests' compositions are made once for all of them."""
+    first = compose(["peft=full"])
+    first.evaluate.modes.clear()
+    assert compose(["peft=full"]).evaluate.modes
+    monkeypatch.setenv("REFSAM_RUNS", str(tmp_path))
+    assert compose(["peft=full"]).runs == str(tmp_path) != first.runs

@@ -99,6 +99,7 @@ def test_box_is_above_and_the_other_modes_share_the_panels_below(tmp_path, drawn
     assert len({color for color, _ in looks}) == len({marker for _, marker in looks}) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "models", [("vit_nano", "vit_b"), ("vit_nano",), ("vit_t_em_organelles", "vit_b_medical_imaging")]
 )

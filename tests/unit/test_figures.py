@@ -92,6 +92,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     return figures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1, 2])
 @pytest.mark.parametrize(
     ("models", "strategies", "seeds"),

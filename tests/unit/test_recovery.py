@@ -363,6 +363,7 @@ def open_to_all():
         yield Path(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 @pytest.mark.parametrize("what", ["root", "status", "lock", "config", "attempts", "results"])
 def test_a_run_that_another_user_keeps_closed_is_one_row(open_to_all, what):
