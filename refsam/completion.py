@@ -68,7 +68,7 @@ class _Finder(CompletionFinder):
                 action.completer = completer
         if not parser.active_actions:
             # argparse takes one group of overrides only, and would have none after an option.
-            parser.active_actions = [action for action in parser._actions if action.nargs == "*"]
+            parser.active_actions = [action for action in parser._actions if action.nargs in ("*", "+")]
         return super().collect_completions(active_parsers, parsed_args, cword_prefix)
 
 
@@ -134,10 +134,12 @@ COMPLETERS: dict[str | None, Any] = {
     "SWEEP": _sweeps,
     "RUN": _runs,
     "SWEEP|RUN": _sweeps_and_runs,
+    "RUN|SWEEP": _sweeps_and_runs,
     "KEY=VALUE": _overrides,
     "config_name": _named_sweeps,
     "FOLDER": DirectoriesCompleter(),
     "FILE": FilesCompleter(),
+    "IMAGE": FilesCompleter(),
     "PATH": FilesCompleter(),
     "REASON,…": _listed([str(reason) for reason in Reason]),
     "format": _listed(FORMATS),

@@ -9,6 +9,8 @@ from pathlib import Path
 import pexpect
 import pytest
 
+from refsam import cli
+from refsam.completion import COMPLETERS
 from refsam.configuration import checks
 from refsam.configuration.field_help import all_fields
 from refsam.configuration.override_words import continued
@@ -107,6 +109,16 @@ def test_every_value_that_is_completed_is_allowed():
         assert all(rule.holds(choice) or rule.holds([choice]) for choice in rule.choices), rule.field
 
 
+def test_every_word_that_a_command_takes_is_completed():
+    (commands,) = (each for each in cli._parser()[0]._actions if isinstance(each.choices, dict))
+    words = [(name, each) for name, command in commands.choices.items() for each in command._actions]
+    positional = [(name, each) for name, each in words if not each.option_strings]
+    assert len(positional) > 20
+    assert [(name, each.metavar) for name, each in positional if not each.choices] == [
+        (name, each.metavar) for name, each in positional if each.metavar in COMPLETERS
+    ]
+
+
 @pytest.mark.parametrize(
     ("line", "whole"),
     [
@@ -118,6 +130,8 @@ def test_every_value_that_is_completed_is_allowed():
         ("refsam show vit", [RUN]),
         ("refsam cancel ", ["pilot", "study", RUN]),
         ("refsam list --runs elsewhere ", [""]),
+        ("refsam predict s", ["study"]),
+        ("refsam predict study --output runs ru", ["runs/"]),
         ("refsam evaluate study --json evaluate.mod", ["evaluate.modes="]),
         ("refsam evaluate study train.l", [""]),
         ("refsam prepare dataset=nuclei_", ["dataset=nuclei_coco"]),
