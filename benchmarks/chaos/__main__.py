@@ -14,7 +14,6 @@ import argparse
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -56,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
             cluster.up()
         world = World(cluster, work, options.runs)
         world.prepare(_seconds_of_run(options.runs, options.minutes))
-        stack.callback(subprocess.run, ["umount", "--lazy", str(world.disk)], check=True)
+        stack.callback(world.end)
         faults = run_chaos(world, options.minutes, options.seed)
         print(table(world, faults))
         if world.violations:
@@ -81,7 +80,8 @@ def run_chaos(world: World, minutes: float, seed: int) -> Counter[str]:
     for command in world.sweeps():
         world.submit_others(next(others))
         world.enter(command)
-    world.submit_others(next(others))
+    for name in others:
+        world.submit_others(name)
     faults = disturb(world, minutes, seed)
     print("Healing", flush=True)
     heal(world)

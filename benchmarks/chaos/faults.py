@@ -221,6 +221,18 @@ def _run_away(world: World, pick: float) -> Iterator[object]:
 
 
 @contextmanager
+def _run_unreadable(world: World, pick: float) -> Iterator[object]:
+    """What lies in a run directory can be neither read nor written, not even by root: it leads to itself."""
+    with _record(world, pick) as paths:
+        hidden = world.disk / f"hidden-{paths.run_id}"
+        paths.root.rename(hidden)
+        paths.root.symlink_to(paths.root)
+        yield paths.run_id
+        paths.root.unlink()
+        hidden.rename(paths.root)
+
+
+@contextmanager
 def _read_only(world: World, pick: float) -> Iterator[object]:
     """A run directory cannot be written; what is open stays open."""
     with _record(world, pick) as paths:
@@ -254,5 +266,6 @@ FAULTS: dict[str, Fault] = {
     "status.json away": _status_away,
     "config.yaml broken": _configuration_broken,
     "run directory away": _run_away,
+    "run directory unreadable": _run_unreadable,
     "run directory read-only": _read_only,
 }

@@ -1,6 +1,7 @@
 """Where the chaos happens: a cluster, a disk with the runs on it, what is typed there, and others' jobs."""
 
 import os
+import pwd
 import random
 import subprocess
 import sys
@@ -31,11 +32,14 @@ SLURM_SECONDS = 15.0  # for a command of Slurm, which its daemons may not answer
 POLL_SECONDS = 1.0
 TRACEBACK = "Traceback (most recent call last)"
 KNOWN_STATUSES = (0, 1, 2, 3)
-# Jobs of others: on nodes that are left alone, and on hold where the runs are.
+# Jobs of others: on nodes that are left alone, and on hold where the runs are; one of another user of the
+# machine, who is there as long as the chaos.
 HELD = "held"
+USER = "refsam-chaos"
 OTHERS = {
     "array-of-another": ("--partition=gpu",),
     "refsam-of-another": ("--partition=gpu",),
+    "array-of-another-user": ("--partition=gpu", f"--uid={USER}"),
     HELD: ("--partition=medium", "--hold"),
 }
 OTHERS_TASKS = 4
@@ -98,11 +102,26 @@ class World:
         return {**os.environ, **self.cluster.environment, **own}
 
     def prepare(self, seconds_of_run: float) -> None:
-        """Make the folders and the disk."""
+        """Make the folders, the disk, and the other user, who has to come to the spool and to a journal."""
         for path in (self.disk, self.log, self.work / "journals", self.work / "data"):
             path.mkdir(parents=True)
+        if USER not in {entry.pw_name for entry in pwd.getpwall()}:  # a chaos that was killed has left it
+            subprocess.run(["useradd", "--system", "--no-create-home", USER], check=True)
+        for path in (self.work, self.cluster.root):
+            path.chmod(0o711)
+        self.journal_of_others.touch()
+        self.journal_of_others.chmod(0o666)
         (self.work / "journals" / "pause").write_text(str(seconds_of_run / STEPS), encoding="utf-8")
         subprocess.run(["mount", "-t", "tmpfs", "-o", DISK, "tmpfs", str(self.disk)], check=True)
+
+    def end(self) -> None:
+        """Take the disk and the other user away."""
+        subprocess.run(["umount", "--lazy", str(self.disk)], check=True)
+        subprocess.run(["userdel", "--force", USER], check=True)
+
+    @property
+    def journal_of_others(self) -> Path:
+        return self.work / "others"
 
     def run_ids(self) -> list[str]:
         return [run["run_id"] for run in read_json(self.folder.sweep(SWEEP).manifest)["runs"]]
@@ -237,17 +256,16 @@ class World:
 
     def submit_others(self, name: str) -> None:
         """An array of somebody else, which lasts until everything is healed."""
-        script = OTHERS_JOB.format(journal=self.work / "others", go=self.work / "go")
+        script = OTHERS_JOB.format(journal=self.journal_of_others, go=self.work / "go")
         command = ["sbatch", f"--job-name={name}", f"--array=0-{OTHERS_TASKS - 1}", *OTHERS[name]]
-        command += ["--output=/dev/null", "--mem=50"]
+        command += ["--output=/dev/null", "--mem=50", "--chdir=/"]
         subprocess.run(
             command, input=script, text=True, env=self.environment, check=True, stdout=subprocess.DEVNULL
         )
 
     def others(self) -> list[str]:
         """What the jobs of others have written: `begin` or `end`, and which."""
-        path = self.work / "others"
-        return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return self.journal_of_others.read_text(encoding="utf-8").splitlines()
 
 
 def _numbers(numbers: range) -> str:

@@ -9,6 +9,7 @@ from benchmarks.chaos.invariants import check_runs, check_settled
 from benchmarks.chaos.stand_in import STEPS, score
 from benchmarks.chaos.world import SWEEP, World
 from refsam.records.files import write_json
+from refsam.records.recovery import look_up
 from refsam.records.status import State, Status, write_status
 from refsam.test_cluster.cluster import Cluster
 
@@ -114,3 +115,10 @@ def test_a_command_that_breaks_or_never_ends_is_a_violation(world, monkeypatch, 
     world.log.mkdir()
     world.enter(["status", SWEEP])
     assert [invariant for invariant, _ in world.violations] == invariants
+
+
+def test_a_run_directory_that_cannot_be_read_is_unreadable_for_root_too_until_it_is_healed(world):
+    paths = world.folder.run(RUN)
+    with FAULTS["run directory unreadable"](world, 0.5):
+        assert look_up(paths).status.state is State.unreadable
+    assert look_up(paths).status.state is State.completed
