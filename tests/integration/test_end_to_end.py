@@ -91,7 +91,7 @@ def test_a_sweep_ends_in_the_table_and_its_repetition_costs_nothing(folder):
     before = contents(folder)
     second = sweep(folder, "name=tiny", "peft=full,lora", "n_images=1")
     assert second.returncode == 0, second.stdout + second.stderr
-    assert "3 done" in second.stdout
+    assert "3 completed" in second.stdout
     assert {path: time for path, time in contents(folder).items() if path.name != ".lock"} == {
         path: time for path, time in before.items() if path.name != ".lock"
     }
