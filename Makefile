@@ -17,11 +17,12 @@ demo: install  ## the sample data, a small sweep on it, its table, figure and re
 	$(BIN)/refsam plot demo --runs .demo/runs
 	$(BIN)/refsam report demo --runs .demo/runs
 
+# A worker runs whole files. Three workers on two cores, because tests on Slurm mostly wait.
 test: install-dev check  ## linters, types, import contracts, all tests
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-fast: install-dev  ## what is tested without Slurm, a browser or whole runs, less the tests marked slow
-	$(BIN)/python -m pytest tests/unit tests/engine -m "not slow" --numprocesses 2 --dist loadscope --no-loadscope-reorder
+	$(BIN)/python -m pytest tests/unit tests/engine -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: install-dev
 	$(BIN)/ruff check .

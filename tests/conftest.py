@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
-from xdist.remote import Producer
-from xdist.scheduler import LoadScopeScheduling
 
 from refsam.configuration import compose as composition
 from refsam.configuration.schema import DatasetConfig, RefsamConfig
@@ -20,7 +18,6 @@ from refsam.datasets.prepare import prepare
 TESTS = Path(__file__).parent
 CONF = TESTS.parent / "conf"
 sys.path.insert(0, str(TESTS))  # test files of several folders import the modules that lie here
-# Longest first, so that no worker is left alone with them at the end.
 FOLDERS = ("slurm", "integration", "engine", "browser", "unit")
 
 
@@ -104,21 +101,15 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the tests by their folders."""
-    items.sort(key=lambda item: FOLDERS.index(item.path.relative_to(TESTS).parts[0]))
+    """Take a file of each folder in turn: tests on Slurm wait, and leave the cores to those that compute.
 
-
-class InARow(LoadScopeScheduling):
-    """Which tests one worker of pytest-xdist runs in a row: those of a file, and all that speak with Slurm.
-
-    The marks for groups that xdist has for this do nothing with pytest 9.2.
+    The short files of unit, of which there are most, come last: no worker is left alone with a long one.
     """
-
-    def _split_scope(self, nodeid: str) -> str:
-        path = nodeid.partition("::")[0]
-        return "slurm" if "slurm" in Path(path).parts else path
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-    """The scheduler of the workers, whatever --dist says."""
-    return InARow(config, log)
+    files: dict[str, list[Path]] = {folder: [] for folder in FOLDERS}
+    turn: dict[Path, tuple[int, int]] = {}
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0]
+        if item.path not in turn:
+            turn[item.path] = (len(files[folder]), FOLDERS.index(folder))
+            files[folder].append(item.path)
+    items.sort(key=lambda item: turn[item.path])

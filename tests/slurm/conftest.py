@@ -30,21 +30,21 @@ def slurm_machine() -> None:
 
 
 @pytest.fixture(scope="session")
-def running_cluster(slurm_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A running cluster, which sbatch and all other commands of this session speak with."""
+def started_cluster(slurm_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """The cluster of this process: each worker of pytest-xdist has its own, until its last test."""
     cluster = Cluster(tmp_path_factory.mktemp("slurm"))
     cluster.up()
-    before = {name: os.environ.get(name) for name in cluster.environment}
-    os.environ.update(cluster.environment)
-    try:
-        yield cluster
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-        cluster.down()
+    yield cluster
+    cluster.down()
+
+
+@pytest.fixture(scope="module")
+def running_cluster(started_cluster: Cluster) -> Iterator[Cluster]:
+    """A running cluster, which sbatch and all other commands speak with in the tests of this file alone."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in started_cluster.environment.items():
+            patched.setenv(name, value)
+        yield started_cluster
 
 
 @pytest.fixture
