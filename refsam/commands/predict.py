@@ -1,6 +1,7 @@
 """`refsam predict`: new images segmented by a run's model."""
 
 import argparse
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -49,7 +50,20 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--metric", choices=METRICS, help="by which the best run of a sweep is taken (SA50)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (the GPU where there is one)")
+    parser.add_argument(
+        "--on", metavar="RESOURCE", help="as an array of Slurm jobs on this resource, such as v100"
+    )
+    parser.add_argument(
+        "--part", metavar="K/N", type=_part, help="only every Nth image from the Kth, as a job of an array"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be segmented, and by what")
+
+
+def _part(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)
+    if found is None or int(found[1]) > int(found[2]):
+        raise BadInput(f"--part: {text!r} was given, and allowed is K/N with K from 1 to N, such as 1/4")
+    return int(found[1]), int(found[2])
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -64,15 +78,40 @@ def _predict(options: argparse.Namespace) -> int:
     images = list_images(options.images, without=folder.root)
     prompts = _prompts(options.prompts, images, folder)
     print(chosen.words)
+    if options.part is not None:
+        first, step = options.part
+        images = images[first - 1 :: step]
+    there = set(folder.names())
+    known = sum(each.name in there for each in images)
     if options.dry_run:
-        there = set(folder.names())
-        known = sum(each.name in there for each in images)
         print(f"{len(images)} images would be segmented into {folder.root}, {known} of them are there")
         return COMPLETED
+    if options.on is not None:
+        if known == len(images):
+            print(f"all {known} images are there: {folder.root}")
+            return COMPLETED
+        return _submit(options, chosen.paths.root, len(images) - known)
     # By name: the command itself must not bring torch along.
     science = import_module("refsam.science.predict")
     predictor = science.open_predictor(chosen.paths, folder, options.mode, prompts, options.device)
     return _segment(science, predictor, images)
+
+
+def _submit(options: argparse.Namespace, run: Path, n_images: int) -> int:
+    """Give the images to Slurm, as an array of jobs that execute this command on their parts of them."""
+    from refsam.orchestration.submission.prediction_jobs import submit_predictions
+
+    def absolute(given: str | Path) -> str:
+        return str(Path(given).expanduser().absolute())
+
+    output = Path(absolute(options.output))
+    arguments = [absolute(run), *map(absolute, options.images), "--output", str(output)]
+    if options.mode is not None:
+        arguments += ["--mode", options.mode]
+    if options.prompts is not None:
+        arguments += ["--prompts", absolute(options.prompts)]
+    submit_predictions([*arguments, "--device", options.device], n_images, options.on, output, print)
+    return COMPLETED
 
 
 def _prompts(

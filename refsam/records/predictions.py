@@ -38,6 +38,11 @@ class PredictionsFolder:
         """The rows of all images."""
         return self.root / "objects.csv"
 
+    @property
+    def lock(self) -> Path:
+        """Held while that is written."""
+        return self.root / ".lock"
+
     def files(self, name: str) -> tuple[Path, ...]:
         """What is there of an image that is complete, beside its record."""
         return self.labels(name), self.overlay(name), self.objects(name)

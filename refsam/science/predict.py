@@ -1,5 +1,6 @@
 """New images segmented by a run's model, and written: labels, overlay, table of objects, record."""
 
+import fcntl
 import io
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -188,10 +189,16 @@ def is_default(predictor: Predictor) -> bool:
 
 
 def join_tables(folder: PredictionsFolder) -> None:
-    """Write objects.csv: the rows of all images of the folder that are complete."""
-    tables = [pd.read_csv(folder.objects(name), dtype={"image": str}) for name in folder.names()]
-    if tables:
-        write_text(folder.all_objects, pd.concat(tables, ignore_index=True).to_csv(index=False))
+    """Write objects.csv: the rows of all images of the folder that are complete.
+
+    One process at a time: of the tasks of an array the last one finds the images of all.
+    """
+    folder.root.mkdir(parents=True, exist_ok=True)
+    with folder.lock.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        tables = [pd.read_csv(folder.objects(name), dtype={"image": str}) for name in folder.names()]
+        if tables:
+            write_text(folder.all_objects, pd.concat(tables, ignore_index=True).to_csv(index=False))
 
 
 def objects_table(labels: NDArray[np.uint32], image: NDArray[Any], metadata: ImageMetadata) -> pd.DataFrame:

@@ -189,6 +189,24 @@ def test_an_output_that_is_a_file_is_refused(
     assert capsys.readouterr().err == "refsam: --output: new/notes.txt is a file, and a folder is needed\n"
 
 
+def test_the_parts_of_an_array_are_all_images_and_none_twice(
+    folder: RunsFolder, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["predict", "study", "new", "--output", "new/out", "--runs", str(folder.root), "--dry-run"]
+    counts = []
+    for part in ("1/2", "2/2"):
+        assert cli.main([*command, "--part", part]) == 0
+        counts.append(int(capsys.readouterr().out.splitlines()[1].split()[0]))
+    assert counts == [2, 1]
+    for part in ("0/2", "3/2", "1", "a/b"):
+        assert cli.main([*command, "--part", part]) == 2
+        said = capsys.readouterr().err
+        assert (
+            said
+            == f"refsam: --part: {part!r} was given, and allowed is K/N with K from 1 to N, such as 1/4\n"
+        )
+
+
 @pytest.mark.parametrize(
     "text",
     [
