@@ -55,7 +55,8 @@ class RefsamLauncher(Launcher):
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the jobs; one value for each, in their order: the best validation metric (lower is better).
+        """Run the jobs; one value for each, in their order: the best validation metric (lower is better), of
+        folds their mean.
 
         The status stays UNKNOWN for a run that Slurm has and nobody waits for. A combination that cannot run
         is FAILED with BadInput.
@@ -73,10 +74,9 @@ class RefsamLauncher(Launcher):
         if not statuses:
             return []  # a dry run
         returns = []
-        for overrides, run_id in zip(job_overrides, plan.jobs, strict=True):
-            status = None if run_id is None else statuses[run_id]
-            metric = None if run_id is None else objective(plan.folder.run(run_id), statuses[run_id])
-            returns.append(_job_return(list(overrides), status, metric))
+        for overrides, run_ids in zip(job_overrides, plan.jobs, strict=True):
+            metrics = [objective(plan.folder.run(run), statuses[run]) for run in run_ids]
+            returns.append(_job_return(list(overrides), [statuses[run] for run in run_ids], metrics))
         return returns
 
     def _launch_others(self, job_overrides: Sequence[Sequence[str]], first: int) -> Sequence[JobReturn]:
@@ -100,16 +100,22 @@ def _is_refsam(config: DictConfig | None) -> bool:
     return OmegaConf.get_type(config, "resource") is ResourceConfig
 
 
-def _job_return(overrides: list[str], status: "Status | None", metric: float | None) -> JobReturn:
+def _job_return(
+    overrides: list[str], statuses: "Sequence[Status]", metrics: Sequence[float | None]
+) -> JobReturn:
+    """Of a run, or of all folds of one; of none where the combination cannot run."""
     result = JobReturn(overrides=overrides)
-    if status is None:
+    ended = [status for status in statuses if status.state.value in ("failed", "unreadable")]
+    if not statuses:
         result.status = JobStatus.FAILED
         result.return_value = BadInput("the combination cannot run; dry_run=true says why")
-    elif status.state.value == "completed":
-        result.status, result.return_value = JobStatus.COMPLETED, metric
-    elif status.state.value in ("failed", "unreadable"):
+    elif ended:
         result.status = JobStatus.FAILED
-        result.return_value = RunFailed(status.message or "not completed")
+        result.return_value = RunFailed(ended[0].message or "not completed")
+    elif all(status.state.value == "completed" for status in statuses):
+        known = [metric for metric in metrics if metric is not None]
+        result.status = JobStatus.COMPLETED
+        result.return_value = sum(known) / len(known) if len(known) == len(metrics) else None
     return result
 
 

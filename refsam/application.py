@@ -47,6 +47,11 @@ def run_one(config: DictConfig) -> None:
     if not any(override.startswith("baseline=") for override in overrides):
         overrides.append("baseline=false")
     plan = plan_jobs(loader, master, [overrides])
+    if (folds := len(plan.jobs[0])) > 1:
+        raise BadInput(
+            f"evaluate.folds: {folds} was given, which are as many runs, and without -m one run is "
+            "executed; allowed is -m, or evaluate.fold=1 for one of them"
+        )
     statuses = submit(plan, standard_console(), in_process=True)
     if failed(statuses):
         raise RunFailed("the run has no result; the lines above say why")

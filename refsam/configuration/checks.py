@@ -19,7 +19,7 @@ from refsam.configuration.measurements import GRIDS, MODES, is_grid
 from refsam.configuration.patch_pool import encoder_is_frozen, is_patch_pool
 from refsam.configuration.prompts import PROMPTS
 from refsam.configuration.schema import AUTO, Kind, Precision, RefsamConfig
-from refsam.configuration.split import split_images
+from refsam.configuration.split import SEEDED, split_sizes
 from refsam.configuration.strategies import is_quantized, strategy_problem
 from refsam.datasets.numbering import COMPONENTS, INSTANCES
 from refsam.datasets.reading import COLOURS
@@ -199,6 +199,8 @@ _RULES = (
         _optional(lambda crop: len(crop) == 2 and all(map(_whole(1), crop))),
         "null, or two whole numbers of pixels, as [256,256]",
     ),
+    _Rule("evaluate.folds", _optional(_whole(2)), "null, or a whole number from 2"),
+    _Rule("evaluate.fold", _optional(_whole(1)), "null, or a whole number from 1"),
     _Rule("evaluate.batch_size", _whole(1), "a whole number from 1"),
     _Rule("evaluate.dilation", _whole(0), "a whole number of pixels from 0"),
     _choice("dataset.split", SPLITS),
@@ -290,36 +292,55 @@ def combination_problem(
     """Why a resolved run cannot be trained although each value is fine; None where it can.
 
     Args:
-        config: with a resolved strategy and number of objects.
+        config: with a resolved strategy and number of objects; with folds but none chosen: of all of them.
         total_images: images of the data set.
         names: of them, where they are known; without, a published split is not checked.
     """
     dataset = config.dataset
-    if problem := model_problem(config.model):
+    if problem := model_problem(config.model) or _fold_problem(config, total_images):
         return problem
     if names is None and dataset.test is not None:
         return None if config.kind == Kind.baseline else _training_problem(config)
     try:
-        split = split_images(
-            names or [str(index) for index in range(total_images)],
-            "ordered",
-            config.seed,
-            dataset.train_pool,
-            dataset.n_validation,
-            dataset.n_unused,
-            dataset.test,
-        )
+        names = names or [str(index) for index in range(total_images)]
+        train, validation, test = split_sizes(dataset, names, config.evaluate.folds)
     except ValueError as error:
         return f"dataset={dataset.name}: {error}"
     if config.kind == Kind.baseline:
         return None
-    if config.n_images > len(split.pool):
+    if config.n_images > train:
         return (
             f"n_images: {config.n_images} was given, but of the {total_images} images of "
-            f"dataset={dataset.name} {len(split.pool)} are for training ({len(split.validation)} for "
-            f"validation, {len(split.test)} for test)"
+            f"dataset={dataset.name} {train} are for training"
+            f"{'' if config.evaluate.folds is None else ' in a fold'} ({validation} for validation, {test} "
+            "for test)"
         )
     return _training_problem(config)
+
+
+def _fold_problem(config: RefsamConfig, total_images: int) -> str | None:
+    """Why the data set cannot be cross-validated as it was asked for."""
+    dataset, folds, fold = config.dataset, config.evaluate.folds, config.evaluate.fold
+    if folds is None:
+        return (
+            None
+            if fold is None
+            else f"evaluate.fold: {fold} was given without evaluate.folds, allowed is null"
+        )
+    for field, value, usual in (("test", dataset.test, None), ("split", dataset.split, SEEDED)):
+        if value != usual:
+            return (
+                f"evaluate.folds={folds} does not go with dataset.{field}={value}, which says what tests of "
+                f"dataset={dataset.name}, allowed: evaluate.folds=null"
+            )
+    if folds > total_images:
+        return (
+            f"evaluate.folds: {folds} was given, and dataset={dataset.name} has {total_images} images, of "
+            "which each fold tests one at least"
+        )
+    if fold is not None and fold > folds:
+        return f"evaluate.fold: {fold} was given, allowed is null, or a whole number from 1 to {folds}"
+    return None
 
 
 def _training_problem(config: RefsamConfig) -> str | None:

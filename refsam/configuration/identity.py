@@ -78,6 +78,8 @@ def identity(config: RefsamConfig, data_fingerprint: str, weights_hash: str | No
         del values["dataset"]["crowds"]
     if values["dataset"].get("split_seed") in (None, config.seed):  # there was one seed for both
         values["dataset"].pop("split_seed", None)
+    if config.evaluate.folds is None:  # as before there was a choice
+        del values["evaluate"]["folds"], values["evaluate"]["fold"]
     values["dataset"]["fingerprint"] = data_fingerprint
     if config.model.family == MICRO_SAM:
         del values["model"]["family"], values["model"]["hub_id"]
@@ -110,6 +112,8 @@ def result_values(config: RefsamConfig) -> dict[str, Any]:
         del values["train"]["joint"]  # there is one optimizer step
     if config.dataset.split != SEEDED:
         del values["dataset"]["split_seed"]  # nothing is shuffled
+    if config.evaluate.folds is not None:
+        del values["dataset"]["train_pool"], values["dataset"]["n_unused"]  # all that a fold leaves can train
     if config.dataset.labels_are == INSTANCES:
         values["dataset"]["labels_are"] = None  # which stands for it
     values["resource"] = values["resource"]["name"]

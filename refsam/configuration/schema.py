@@ -247,6 +247,8 @@ class EvaluateConfig:
     pictures: int = 0  # test images whose segmentation is drawn, in each mode with its first prompt
     max_images: int | None = None  # of the test images, in the split's order
     crop: list[int] | None = None  # (H, W) pixels from the middle of each test image; null: the whole image
+    folds: int | None = None  # of k-fold cross-validation, each a run of its own; null: one split
+    fold: int | None = None  # which of the folds tests, from 1; null: all of them
     batch_size: int = MISSING  # prompts that are decoded at a time
     dilation: int = MISSING  # pixels around an object from which no prompt is taken, as in micro-sam
     save_predictions: bool = MISSING  # whether all segmentations are kept, as TIFF files

@@ -1,4 +1,5 @@
-"""Settings: what decides the result of a run, its seed left out. Only runs of one setting may be averaged.
+"""Settings: what decides the result of a run, its seed and its fold left out. Only runs of one setting may be
+averaged: over seeds as they are, over the folds of a seed as results/folds.py joins them.
 
 What is no field of a setting stands in one place, with the reason: the lists of configuration/identity.py.
 """
@@ -36,7 +37,7 @@ SECTIONS = (
 
 ROOT, FINGERPRINT, SPLIT_SEED = "dataset.root", "dataset.fingerprint", "dataset.split_seed"
 _FILES = "dataset.files"  # what is known of the images of a run from before fingerprints were recorded
-# Tables have columns of their own for these; seeds are what means are over.
+# Tables have columns of their own for these; seeds are what means are over, and folds are joined before.
 AXES = {
     "dataset": "dataset.name",
     "model": "model.name",
@@ -46,6 +47,7 @@ AXES = {
     "n_images": "n_images",
     "n_objects": "n_objects",
     "seed": "seed",
+    "fold": "evaluate.fold",
 }
 _NO_FIELDS = (*AXES.values(), "kind")
 # A choice of a group brings values of its own, which tell it apart from no other choice.
@@ -60,7 +62,8 @@ _EFFECTIVE_SPLIT_SEED = "split_seed"  # that a null stands for
 
 
 def setting_values(config: RefsamConfig) -> Setting:
-    """The values that decide a run's result, by dotted names, in the schema's order; less its seed.
+    """The values that decide a run's result, by dotted names, in the schema's order; less its seed and its
+    fold.
 
     Beside what makes a run another one (identity), they are what makes its measurement another one (the
     grids of automatic modes) or another machine of the same name (the GPU that is asked for), and where a
@@ -70,7 +73,7 @@ def setting_values(config: RefsamConfig) -> Setting:
         config: resolved, as it is frozen in a run directory.
     """
     values = result_values(config)
-    del values["seed"]
+    del values["seed"], values["evaluate"]["fold"]
     if config.kind == Kind.finetuning:
         values["resource"] = {"name": values["resource"], "gpu": config.resource.request.gpu}
     evaluate, dataset = values["evaluate"], values["dataset"]

@@ -3,11 +3,11 @@ science.
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from refsam.configuration.schema import RefsamConfig
+from refsam.configuration.schema import DatasetConfig, RefsamConfig
 from refsam.datasets.names import normalized
 
 SEEDED = "seeded"
@@ -33,9 +33,12 @@ def split_of(config: RefsamConfig, names: Sequence[str]) -> Split:
     """The split of a run's data set. Raises as `split_images` does.
 
     Args:
+        config: of a fold, where there are folds.
         names: of all its images, sorted.
     """
-    dataset = config.dataset
+    dataset, evaluate = config.dataset, config.evaluate
+    if evaluate.folds is not None and evaluate.fold is not None:
+        return split_folds(names, split_seed(config), dataset.n_validation, evaluate.fold, evaluate.folds)
     return split_images(
         names,
         dataset.split,
@@ -45,6 +48,63 @@ def split_of(config: RefsamConfig, names: Sequence[str]) -> Split:
         dataset.n_unused,
         dataset.test,
     )
+
+
+def of_folds(config: RefsamConfig) -> list[RefsamConfig]:
+    """The configurations of all folds, where there are folds and none is chosen; else the one that it is."""
+    evaluate = config.evaluate
+    if evaluate.folds is None or evaluate.fold is not None:
+        return [config]
+    folds = range(1, evaluate.folds + 1)
+    return [replace(config, evaluate=replace(evaluate, fold=fold)) for fold in folds]
+
+
+def split_sizes(dataset: DatasetConfig, names: Sequence[str], folds: int | None) -> tuple[int, int, int]:
+    """How many images train at most, validate and test, whatever the seed; of folds in the first one, which
+    trains on no more than any other. Raises as `split_images` does.
+    """
+    if folds is not None:
+        split = split_folds(names, 0, dataset.n_validation, 1, folds)
+    else:
+        given = dataset.train_pool, dataset.n_validation, dataset.n_unused, dataset.test
+        split = split_images(names, "ordered", 0, *given)
+    return len(split.pool), len(split.validation), len(split.test)
+
+
+def n_test_images(config: RefsamConfig, names: Sequence[str]) -> int:
+    """How many images test, in all folds where there are folds. Raises as `split_images` does."""
+    folds, most = config.evaluate.folds, config.evaluate.max_images or len(names)
+    if folds is None:
+        return min(len(split_of(config, names).test), most)
+    size, larger = divmod(len(names), folds)
+    return larger * min(size + 1, most) + (folds - larger) * min(size, most)
+
+
+def split_folds(names: Sequence[str], seed: int, n_validation: int, fold: int, folds: int) -> Split:
+    """Split `names` (sorted, unique) for one fold of k-fold cross-validation (Stone 1974; Hastie, Tibshirani
+    and Friedman 2009, section 7.10): each image tests in exactly one fold, and none trains or validates in
+    the fold that it tests in.
+
+    The images are dealt to the folds in the order of `split_images` with `seeded`, so the sizes of the test
+    sets differ by one at most. The other folds follow in turn, the next one first: its first images validate,
+    so that not all folds depend on the same one, and all that are left are the pool.
+
+    Args:
+        fold: which one tests, from 1.
+        folds: how many there are.
+
+    Raises:
+        ValueError: when no image is left to train on.
+    """
+    order = _seeded(range(len(names)), names, seed)
+    rest = [index for turn in range(1, folds) for index in order[(fold - 1 + turn) % folds :: folds]]
+    pool, validation = rest[n_validation:], rest[:n_validation]
+    if not pool:
+        raise ValueError(
+            f"{len(names)} images in {folds} folds cannot be split into training, {n_validation} for "
+            "validation and test"
+        )
+    return Split(tuple(pool), tuple(validation), tuple(order[fold - 1 :: folds]))
 
 
 def split_images(
@@ -83,7 +143,12 @@ def split_images(
         )
     order = sorted(set(range(total)) - set(published))
     if mode == SEEDED:
-        order.sort(key=lambda index: hashlib.sha256(f"{seed}:{names[index]}".encode()).digest())
+        order = _seeded(order, names, seed)
     validation_stop = pool + n_validation
     rest = order[validation_stop + n_unused :]
     return Split(tuple(order[:pool]), tuple(order[pool:validation_stop]), tuple(published or rest))
+
+
+def _seeded(indices: Iterable[int], names: Sequence[str], seed: int) -> list[int]:
+    """Indices into `names` in the order of a hash of seed and name."""
+    return sorted(indices, key=lambda index: hashlib.sha256(f"{seed}:{names[index]}".encode()).digest())

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING
 
-from refsam.configuration.split import split_images
+from refsam.configuration.split import split_sizes
 from refsam.datasets.index import ImageFacts, binary_masks, shape_text
 from refsam.datasets.listing import COCO, Pair
 
@@ -31,6 +31,7 @@ class Overview:
         root: its folder.
         n_images: images with labels.
         split: how many train at most, validate and test; None where it cannot be split.
+        folds: of k-fold cross-validation, whose first one the split is; None without.
         suffixes: of the image files.
         sizes: height × width in pixels.
         channels: what is made of the files' channels.
@@ -57,6 +58,7 @@ class Overview:
     objects_per_image: tuple[int, float, int]
     object_pixels: tuple[int, float, int]
     warnings: tuple[str, ...]
+    folds: int | None = None
 
 
 def overview(dataset: DatasetConfig, pairs: Sequence[Pair], facts: Mapping[str, ImageFacts]) -> Overview:
@@ -91,6 +93,11 @@ def overview(dataset: DatasetConfig, pairs: Sequence[Pair], facts: Mapping[str, 
     )
 
 
+def in_folds(found: Overview, dataset: DatasetConfig, names: Sequence[str], folds: int) -> Overview:
+    """The same data set, split into folds."""
+    return replace(found, split=_split(dataset, names, folds), folds=folds)
+
+
 def rows(found: Overview) -> list[tuple[str, str]]:
     """The lines of its table: what, and its words. Warnings are not among them."""
     least, middle, most = found.objects_per_image
@@ -123,28 +130,25 @@ def short_lines(found: Overview, with_root: bool = False) -> list[str]:
     ]
 
 
-def _split(dataset: DatasetConfig, names: Sequence[str]) -> tuple[int, int, int] | None:
+def _split(
+    dataset: DatasetConfig, names: Sequence[str], folds: int | None = None
+) -> tuple[int, int, int] | None:
     try:
-        # How many there are does not depend on the seed.
-        split = split_images(
-            names,
-            dataset.split,
-            0,
-            dataset.train_pool,
-            dataset.n_validation,
-            dataset.n_unused,
-            dataset.test,
-        )
+        return split_sizes(dataset, names, folds)
     except ValueError:
         return None
-    return len(split.pool), len(split.validation), len(split.test)
 
 
 def _split_words(found: Overview) -> str | None:
     if found.split is None:
         return None
     train, validation, test = found.split
-    return f"{train:,} to train, {validation:,} to validate, {test:,} to test"
+    if found.folds is None:
+        return f"{train:,} to train, {validation:,} to validate, {test:,} to test"
+    # Where the images cannot be dealt evenly, the last folds test one less.
+    uneven = found.n_images % found.folds != 0
+    trains, tests = (f"{train:,} or {train + 1:,}", f"{test - 1:,} or {test:,}") if uneven else (train, test)
+    return f"{found.folds:,} folds, each {trains} to train, {validation:,} to validate, {tests} to test"
 
 
 def _channels(dataset: DatasetConfig, channels: int, in_file: int) -> str:

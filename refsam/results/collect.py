@@ -66,9 +66,9 @@ def collect(sweep: SweepPaths, runs: RunsFolder, unchanged: AbstractSet[str] = f
     (results.index). A run without metrics (planned, pending, failed, …) has one row with an empty mode; a
     combination that the sweep left out has one with the status `invalid`. A baseline has the strategy
     `baseline` and n_images 0. `n_images` counts training images, `n_test_images` those behind a metric.
-    `round` 0 is the first prompt. Where a record cannot be read, the status is `damaged` and the message
-    names the file. Times in seconds, memory in GiB, metrics in [0, 1]; `SA50_low` and `SA50_high` bound the
-    95 % confidence interval over test images.
+    `fold` is which of `folds` a run tests. `round` 0 is the first prompt. Where a record cannot be read, the
+    status is `damaged` and the message names the file. Times in seconds, memory in GiB, metrics in [0, 1];
+    `SA50_low` and `SA50_high` bound the 95 % confidence interval over test images.
 
     Args:
         unchanged: runs that the caller has just found unchanged (`settled_runs`).

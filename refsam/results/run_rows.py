@@ -32,7 +32,7 @@ SAVINGS = (
 COSTS = ("elapsed_seconds", "queue_seconds", "gpu_hours", "max_rss_gib")  # of Slurm's jobs, summed
 INTEGERS = (
     *("n_images", "n_objects", "seed", "round", "n_test_images", "best_epoch", *PARAMETERS),
-    *("object_chunk", "checkpoint_every", "attempts", "split_seed"),
+    *("object_chunk", "checkpoint_every", "attempts", "split_seed", "fold", "folds"),
 )
 FLOATS = (
     *(*METRICS, *INTERVALS, "seconds_per_image", *SECONDS),
@@ -41,7 +41,7 @@ FLOATS = (
 IDENTITY = ("resource", "model", "weights", "strategy", "n_images", "n_objects", "seed", "dataset")
 SETTING = "setting"  # of rows in the index: the fields of the run's setting, as JSON
 COLUMNS = (
-    *("run_id", "sweep", "kind", *IDENTITY, "split_seed"),
+    *("run_id", "sweep", "kind", *IDENTITY, "split_seed", "fold", "folds"),
     *("mode", "round", "mask_input", *METRICS, "n_test_images", "seconds_per_image", *SECONDS, *INTERVALS),
     *(*TRAINING, *SAVINGS, "arithmetic", "device", "hardware", "evaluation_hardware", *COSTS),
     *("torch_version", "micro_sam_version", "refsam_version", "commit", "host", "job_id", "ended_at"),
@@ -160,6 +160,8 @@ def _from_overrides(overrides: dict[str, Any]) -> Row:
         "n_objects": "n_objects",
         "seed": "seed",
         "dataset": "dataset",
+        "evaluate.fold": "fold",
+        "evaluate.folds": "folds",
     }
     row: Row = {column: overrides[key] for key, column in names.items() if key in overrides}
     row[SETTING] = _setting(asked_values(overrides))
@@ -189,6 +191,7 @@ def _from_config(config: dict[str, Any]) -> Row:
         "seed": int(config["seed"]),
         "dataset": config["dataset"]["name"],
         "split_seed": _split_seed(config),
+        **{name: (config.get("evaluate") or {}).get(name) for name in ("fold", "folds")},
         SETTING: _setting(recorded_values(config)),
     }
 

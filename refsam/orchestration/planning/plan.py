@@ -28,11 +28,11 @@ from refsam.configuration.schema import (
     ResourceConfig,
 )
 from refsam.configuration.settings import Setting, differing, labels, setting_values
-from refsam.configuration.split import LEAST_TEST_IMAGES, split_of
+from refsam.configuration.split import LEAST_TEST_IMAGES, n_test_images, of_folds, split_sizes
 from refsam.datasets import hub_cache
 from refsam.datasets.index import ImageFacts, check_images, fingerprint, inspect
 from refsam.datasets.listing import DataMissing, complete_pairs, count_images
-from refsam.datasets.overview import Overview, overview
+from refsam.datasets.overview import Overview, in_folds, overview
 from refsam.datasets.weights_file import architecture_problem, weights_problem
 from refsam.errors import BadInput, Unreadable, os_reason
 from refsam.orchestration.planning.fetched import no_weights, weights_not_fetched
@@ -92,7 +92,7 @@ class Plan:
     command: tuple[str, ...]
     runs: tuple[PlannedRun, ...]
     skipped: tuple[Skipped, ...]
-    jobs: tuple[str | None, ...]  # the run id of each job that was asked for, in order; None: left out
+    jobs: tuple[tuple[str, ...], ...]  # the runs of each job that was asked for, in order; none: left out
     missing: tuple[str, ...]  # what has to be fetched before anything can be submitted, one sentence each
     problems: tuple[str, ...]  # why the state of runs in Slurm may be old, one sentence each
     notes: tuple[str, ...]  # what looks wrong and may be right, one sentence each
@@ -139,27 +139,26 @@ class Planner:
         if not jobs:
             raise BadInput("the sweep is empty: give at least one value for every key that is swept over")
         varied = _varied(jobs)
-        asked: list[_Asked | None] = []
+        asked: list[list[_Asked]] = []  # of each job: one, or all of its folds
         skipped: list[Skipped] = []
         first: RefsamConfig | None = None
         for job in jobs:
             overrides = {key: value for key, value in _pairs(job) if key in varied}
             config, problem = self._resolve(job)
             first = first or config
-            asked.append((config, overrides) if problem is None else None)
+            asked.append([] if problem is not None else list(_folds(config, overrides)))
             if problem is not None:
                 skipped.append(Skipped(overrides, problem))
         assert first is not None
-        valid = [item for item in asked if item is not None]
+        valid = [item for of_job in asked for item in of_job]
         _refuse(valid, skipped, first)
         folder = RunsFolder(_folder(first.runs))
         runs: dict[str, _Asked] = {}
         for baseline in _baselines(valid):
             add(runs, self._run_id(baseline[0]), baseline)
-        of_jobs = [None if item is None else self._run_id(item[0]) for item in asked]
-        for name_of_run, item in zip(of_jobs, asked, strict=True):
-            if name_of_run is not None and item is not None:
-                add(runs, name_of_run, item)
+        of_jobs = [tuple(self._run_id(config) for config, _ in of_job) for of_job in asked]
+        for name_of_run, item in zip((run for ids in of_jobs for run in ids), valid, strict=True):
+            add(runs, name_of_run, item)
         check_recorded(runs, folder)
         known, answer = statuses(folder, list(runs), self.query)
         configs = {run: self._with_contents(config) for run, (config, _) in runs.items()}
@@ -184,9 +183,13 @@ class Planner:
             jobs=tuple(of_jobs),
             missing=tuple(dict.fromkeys(self._missing(config for config, _ in valid))),
             problems=answer.problems,
-            notes=(*other_settings(sweep, folder, settings), *self._few_test_images(configs.values())),
+            notes=(
+                *other_settings(sweep, folder, settings),
+                *self._few_test_images(configs.values()),
+                *self._idle_images(configs.values()),
+            ),
             folder=folder,
-            datasets=tuple(self._overviews(config.dataset for config, _ in valid)),
+            datasets=tuple(self._overviews(config for config, _ in valid)),
         )
 
     def _resolve(self, job: Sequence[str]) -> tuple[RefsamConfig, str | None]:
@@ -266,10 +269,16 @@ class Planner:
                 self._image_problems[key] = str(error)
         return self._image_problems[key]
 
-    def _overviews(self, datasets: Iterable[DatasetConfig]) -> Iterator[Overview]:
-        for dataset in {repr(each): each for each in datasets}.values():
-            if (found := self._data_of(dataset).overview) is not None:
-                yield found
+    def _overviews(self, configs: Iterable[RefsamConfig]) -> Iterator[Overview]:
+        used = {repr((each.dataset, each.evaluate.folds)): each for each in configs}
+        for config in used.values():
+            data, folds = self._data_of(config.dataset), config.evaluate.folds
+            if data.overview is not None and data.names is not None:
+                yield (
+                    data.overview
+                    if folds is None
+                    else in_folds(data.overview, config.dataset, data.names, folds)
+                )
 
     def _weights_hash(self, config: RefsamConfig) -> str | None:
         if config.model.weights in ("pretrained", "random"):
@@ -313,8 +322,7 @@ class Planner:
             data = self._data_of(replace(dataset, fingerprint=None))
             if data.names is None:
                 continue
-            split = split_of(config, data.names)
-            count = min(len(split.test), config.evaluate.max_images or len(split.test))
+            count = n_test_images(config, data.names)
             counts[dataset.name] = min(count, counts.get(dataset.name, count))
         for name, count in counts.items():
             if count < LEAST_TEST_IMAGES:
@@ -322,6 +330,22 @@ class Planner:
                 yield (
                     f"dataset={name}: only {images}; from fewer than {LEAST_TEST_IMAGES} no difference "
                     "between settings is judged"
+                )
+
+    def _idle_images(self, configs: Iterable[RefsamConfig]) -> Iterator[str]:
+        """A sentence for each data set in folds of which no run trains on all images that a fold leaves."""
+        most: dict[str, tuple[RefsamConfig, int]] = {}
+        for config in configs:
+            if config.evaluate.folds is not None and config.kind == Kind.finetuning:
+                key = repr((replace(config.dataset, split_seed=None), config.evaluate.folds))
+                most[key] = config, max(config.n_images, most.get(key, (config, 0))[1])
+        for config, trained in most.values():
+            names = self._data_of(replace(config.dataset, fingerprint=None)).names
+            left = 0 if names is None else split_sizes(config.dataset, names, config.evaluate.folds)[0]
+            if trained < left:
+                yield (
+                    f"dataset={config.dataset.name}: each of the {config.evaluate.folds} folds leaves {left} "
+                    f"images to train on, and n_images={trained} takes {trained} of them"
                 )
 
     def _with_contents(self, config: RefsamConfig) -> RefsamConfig:
@@ -356,6 +380,15 @@ class _Data:
     @property
     def names(self) -> tuple[str, ...] | None:
         return None if self.facts is None else tuple(self.facts)
+
+
+def _folds(config: RefsamConfig, overrides: dict[str, str]) -> Iterator[_Asked]:
+    """What a job asks for: a run, or one for each fold."""
+    if config.evaluate.folds is None or config.evaluate.fold is not None:
+        yield config, overrides
+        return
+    for each in of_folds(config):
+        yield each, {**overrides, "evaluate.fold": str(each.evaluate.fold)}
 
 
 def _baselines(valid: Iterable[_Asked]) -> Iterator[_Asked]:

@@ -94,7 +94,7 @@ def summary(plan: Plan) -> str:
 
 def _cells(run: PlannedRun) -> dict[str, str]:
     config = run.config
-    trained = config.kind == Kind.finetuning
+    trained, fold = config.kind == Kind.finetuning, config.evaluate.fold
     return {
         "resource": config.resource.name,
         "model": config.model.name,
@@ -104,6 +104,7 @@ def _cells(run: PlannedRun) -> dict[str, str]:
         "strategy": strategy_label(asdict(config.peft)) if trained else Kind.baseline.value,
         "images": str(config.n_images) if trained else "0",
         "objects": str(config.n_objects) if trained else "",
+        **({} if fold is None else {"fold": f"{fold} of {config.evaluate.folds}"}),
         **{short_name(name): value_text(value) for name, value in _fields(run).items()},
     }
 

@@ -160,9 +160,9 @@ def series(frame: "pd.DataFrame", axes: Sequence[str] = ()) -> "pd.DataFrame":
         axes: that the figure shows itself.
 
     Raises:
-        BadInput: where runs differ in nothing, not even in the seed.
+        BadInput: where runs differ in nothing, not even in the seed, and where folds are not joined.
     """
-    refuse_mixtures(frame, {*KEPT_APART, *fields(frame)})
+    refuse_mixtures(frame, {*KEPT_APART, *fields(frame)} - {"fold"} | set(axes))
     names = [name for name in telling_apart(frame) if name not in axes]
     of: dict[str, list[str]] = {"dataset": [], "model": [], "strategy": []}
     for name in names:

@@ -23,6 +23,7 @@ AXES = {
     "n_images": "images",
     "n_objects": "objects",
     "seed": "seed",
+    "fold": "fold",
 }
 _WORDS = ("dataset", "model", "weights", "resource", "strategy")  # axes whose values speak for themselves
 _METRICS = ("SA50", "mSA")
@@ -160,7 +161,7 @@ def _runs(frame: pd.DataFrame) -> list[pd.DataFrame]:
     """The rows of each run, sorted by what it is. Each combination that was left out is one, too."""
     keys = frame["run_id"].where(frame["run_id"].notna(), frame.index.astype(str))
     keyed = frame.assign(is_trained=frame["strategy"] != BASELINE, key=keys)
-    order = ["dataset", "model", "weights", "is_trained", *list(AXES)[3:-1], *fields(frame), "seed"]
+    order = ["dataset", "model", "weights", "is_trained", *list(AXES)[3:-2], *fields(frame), "seed", "fold"]
     keyed = keyed.sort_values(order, kind="stable", na_position="last")
     return [run for _, run in keyed.groupby("key", sort=False)]
 

@@ -19,15 +19,15 @@ from refsam.results.tables.notes import notes
 
 # Beside these, each field of the configuration that differs between the runs is one (results.fields).
 AXES = (
-    *(*IDENTITY, "mode", "round", "mask_input", "hardware", "arithmetic", "engine", "sweep", "split_seed"),
-    "run_id",
+    *(*IDENTITY, "fold", "mode", "round", "mask_input", "hardware", "arithmetic", "engine", "sweep"),
+    *("split_seed", "run_id"),
 )
 QUANTITIES = (*FLOATS, "best_epoch", *PARAMETERS)
 # What has to be the same within a cell beside the fields, or it would mix what must not be mixed: seeds are
-# what it is over.
+# what it is over, and the folds of each are joined before (results/folds.py).
 KEPT_APART = (
     *("dataset", "model", "weights", "resource", "strategy", "n_images", "n_objects"),
-    *("mode", "round", "mask_input"),
+    *("mode", "round", "mask_input", "fold"),
 )
 _SMALLER_IS_BETTER = (
     *("seconds", "peak_memory", *PARAMETERS, *COSTS, "best_epoch"),
