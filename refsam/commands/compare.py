@@ -1,6 +1,7 @@
 """`refsam compare`: differences to one setting of a sweep, and how sure they are."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,29 +70,38 @@ def _compare(options: argparse.Namespace) -> int:
     page = page_of(options)
     where = assignments(options.where)
     given = assignments([options.baseline]) if "=" in options.baseline else None
+    if "fold" in where:
+        raise BadInput("--where: fold was given, but folds are compared together, over the images of all")
     chosen = selected(argparse.Namespace(**vars(options), sweeps=[options.sweep], all=False))
+    import pandas as pd
+
     from refsam.results.advice.compare import check_metric, compare
     from refsam.results.advice.compare_table import print_comparisons, records, write_comparisons
     from refsam.results.advice.find_setting import setting_of_run, setting_with
     from refsam.results.advice.settings import settings_of
     from refsam.results.collect import first_prompt
+    from refsam.results.folds import join_folds
     from refsam.results.tables.wide import choose
 
     check_metric(options.metric)
-    frame = choose(chosen.frame, {axis: value for axis, value in where.items() if axis in _OF_MEASUREMENTS})
+    rows = choose(chosen.frame, {axis: value for axis, value in where.items() if axis in _OF_MEASUREMENTS})
     if "round" not in where:
-        frame = first_prompt(frame)
-    others = choose(frame, {axis: value for axis, value in where.items() if axis not in _OF_MEASUREMENTS})
+        rows = first_prompt(rows)
+    others = choose(rows, {axis: value for axis, value in where.items() if axis not in _OF_MEASUREMENTS})
+    joined = join_folds(chosen.frame, rows)
+    frame, others = joined.frame, join_folds(chosen.frame, others).frame
     settings = settings_of(frame)
     if not settings:
+        print("".join(f"{sentence}.\n" for sentence in joined.sentences), end="")
         print(f"No run of sweep {options.sweep} is completed yet, so there is nothing to compare.")
         return name_problems(chosen)
     baseline = (
-        setting_of_run(options.baseline, settings, chosen.frame)
+        setting_of_run(options.baseline, settings, pd.concat([joined.frame, joined.incomplete]))
         if given is None
         else setting_with(given, settings, options.baseline)
     )
     found = compare(baseline, frame, others, chosen.directories, options.metric)
+    found = replace(found, left_out=[*found.left_out, *joined.sentences])
     name = _file_name(options.baseline, baseline, options.metric)
     files = write_comparisons(found, frame, chosen.output.tables / name)
     if options.plot:

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -159,6 +160,9 @@ def _command(advice: "Advice", folder: "RunsFolder", directories: "Directories",
     to = [f"runs={value_text(str(folder.root.absolute()))}"] if named else []
     config = None if winner.setting is None else read_config(directories[winner.setting.run_ids[0]])
     if config is not None:
+        if config.evaluate.fold is not None:  # all folds
+            config = replace(config, evaluate=replace(config.evaluate, fold=None))
+            program = [*_PROGRAM, "-m"]
         return [*program, *overrides_for(config, place), *to]
     values = winner.values
     return [

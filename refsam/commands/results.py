@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,37 +124,54 @@ def _collect(options: argparse.Namespace) -> int:
     elif options.json:
         print(frame.to_json(orient="records", indent=2, double_precision=15))
     else:
-        from refsam.results.tables.table import print_table
-
-        print_table(frame, wide=options.wide)
+        _print_table(chosen, options.wide)
     if not options.json:
         print(f"{len(frame)} rows in {paths[0]} and {paths[1].name}")
     return name_problems(chosen)
 
 
+def _print_table(chosen: Selection, wide: bool) -> None:
+    import pandas as pd
+
+    from refsam.results.folds import join_folds
+    from refsam.results.tables.table import print_table
+
+    joined = join_folds(chosen.frame)
+    # Of folds of which some are missing, each stands in a line of its own.
+    lines = pd.concat([joined.frame, joined.incomplete]) if len(joined.incomplete) else joined.frame
+    print_table(lines, wide=wide)
+    for sentence in joined.sentences:
+        print(f"{sentence}.")
+
+
 def _write_table(options: argparse.Namespace, chosen: Selection) -> None:
+    from refsam.results.folds import join_folds
     from refsam.results.provenance import provenance
     from refsam.results.tables.formats import as_markdown, write_table
     from refsam.results.tables.wide import choose, wide_table
 
     where = assignments(options.where)
+    named = [*(options.rows or ()), *(options.columns or ()), *where]
+    joined = join_folds(chosen.frame, choose(chosen.frame, where), named)
+    frame = joined.results()
     table: WideTable
     if options.study:
         from refsam.results.tables.studies import STUDIES as MADE
 
-        table = MADE[options.study](choose(chosen.frame, where))
+        table = MADE[options.study](frame)
         name = options.name or f"{options.study}_study"
     else:
         rows, columns = options.rows or ("model", "strategy"), options.columns or ("n_images",)
         metrics = options.metric or ("SA50",)
-        table = wide_table(chosen.frame, rows, columns, metrics, where)
+        table = wide_table(frame, rows, columns, metrics, where)
         made_of = "-".join([*metrics, *rows, "by", *columns, *where.values()])
         name = options.name or file_name(made_of)
     if Path(name).name != name:
         raise BadInput(f"--name {name!r} is not the name of a file; it goes into {chosen.output.tables}")
     if not table.rows:
         print("No run of this sweep has these values yet, so the table is empty.", file=sys.stderr)
-    origin = provenance(chosen.frame, table.run_ids)
+    table = replace(table, notes=(*table.notes, *(f"{sentence}." for sentence in joined.sentences)))
+    origin = provenance(frame, table.run_ids)
     written = write_table(table, chosen.output.tables / name, tuple(options.format), origin)
     if options.json:
         import json
@@ -171,15 +189,17 @@ def _plot(options: argparse.Namespace) -> int:
     page = page_of(options)
     chosen = selected(options)
     from refsam.results.figures.draw import draw_all
+    from refsam.results.folds import join_folds
     from refsam.results.tables.wide import axis_of, check_metric, choose
 
     check_metric(options.metric)
+    where = assignments(options.where)
     axes = axis_of(options.x, chosen.frame), axis_of(options.y, chosen.frame)
+    joined = join_folds(chosen.frame, choose(chosen.frame, where), [*axes, *where])
     if options.mode is not None:
         choose(chosen.frame, {"mode": options.mode})
-    frame = choose(chosen.frame, assignments(options.where))
     paths = draw_all(
-        frame,
+        joined.results(),
         chosen.directories,
         chosen.output.figures,
         kinds,
@@ -191,6 +211,8 @@ def _plot(options: argparse.Namespace) -> int:
     )
     for path in paths:
         print(path)
+    for sentence in joined.sentences:
+        print(f"{sentence}.")
     if not paths:
         names = ", ".join(chosen.names)
         print(f"No run of sweep {names} has results of this kind yet, so there is nothing to draw.")
@@ -199,15 +221,19 @@ def _plot(options: argparse.Namespace) -> int:
 
 def _strategies(options: argparse.Namespace) -> int:
     chosen = selected(options)
+    from refsam.results.folds import join_folds
     from refsam.results.provenance import provenance
-    from refsam.results.tables.notes import seed_notes
+    from refsam.results.tables.notes import fold_notes, seed_notes
     from refsam.results.tables.strategies import markdown, over_seeds, print_strategies, write_strategies
     from refsam.results.tables.wide import choose
 
-    frame = choose(chosen.frame, assignments(options.where))
+    where = assignments(options.where)
+    joined = join_folds(chosen.frame, choose(chosen.frame, where), list(where))
+    frame = joined.results()
     table = over_seeds(frame, options.mode)
     several = bool((table["n_seeds"] > 1).any())
-    said = seed_notes(frame[frame["mode"].isin(table["mode"])], several)  # a column has the test images
+    shown = frame[frame["mode"].isin(table["mode"])]  # a column has the test images
+    said = [*fold_notes(shown), *seed_notes(shown, several), *(f"{each}." for each in joined.sentences)]
     path = write_strategies(chosen.output, table, provenance(frame))
     if options.json:
         print(table.to_json(orient="records", indent=2, double_precision=15))

@@ -14,15 +14,19 @@ from refsam.records.status import now
 def provenance(frame: pd.DataFrame, run_ids: Sequence[str] | None = None) -> dict[str, Any]:
     """Sweeps, run ids, commits, versions and the time, of all runs with results or of some of them."""
     runs = frame[frame["run_id"].isin(run_ids)] if run_ids is not None else frame[frame["mode"].notna()]
-    names = {name for text in runs["sweep"].dropna() for name in str(text).split(", ")}
     return {
         "made_by": f"refsam {refsam.__version__}",
         "made_at": now(),
-        "sweeps": sorted(names),
-        "run_ids": list(dict.fromkeys(runs["run_id"].dropna())),
-        "commits": sorted(set(runs["commit"].dropna())),
-        "refsam_versions": sorted(set(runs["refsam_version"].dropna())),
+        "sweeps": sorted(_each(runs["sweep"])),
+        "run_ids": _each(runs["run_id"]),
+        "commits": sorted(_each(runs["commit"])),
+        "refsam_versions": sorted(_each(runs["refsam_version"])),
     }
+
+
+def _each(texts: "pd.Series[str]") -> list[str]:
+    """Each of some values once; what several sweeps asked for, and joined folds, have several in one text."""
+    return list(dict.fromkeys(each for text in texts.dropna() for each in str(text).split(", ")))
 
 
 def write_sidecar(path: Path, origin: dict[str, Any], files: Sequence[Path]) -> Path:

@@ -230,7 +230,7 @@ def test_a_deviation_over_seeds_says_whether_it_holds_other_test_sets(folder, tm
     frame = study(folder, ["vit_b"], ["full"], 2)
     for split_seed, said in (
         (0, "over seeds"),
-        (frame["seed"], "over seeds, each with a test set of its own"),
+        (frame["seed"], "over seeds, each with a split of its own"),
     ):
         drawn.clear()
         rows = frame.assign(split_seed=split_seed)

@@ -28,7 +28,7 @@ from refsam.configuration.schema import (
     ResourceConfig,
 )
 from refsam.configuration.settings import Setting, differing, labels, setting_values
-from refsam.configuration.split import LEAST_TEST_IMAGES, n_test_images, of_folds, split_sizes
+from refsam.configuration.split import LEAST_TEST_IMAGES, SEEDED, n_test_images, of_folds, split_sizes
 from refsam.datasets import hub_cache
 from refsam.datasets.index import ImageFacts, check_images, fingerprint, inspect
 from refsam.datasets.listing import DataMissing, complete_pairs, count_images
@@ -317,6 +317,7 @@ class Planner:
     def _few_test_images(self, configs: Iterable[RefsamConfig]) -> Iterator[str]:
         """A sentence for each data set of which too few images test for any difference to be told."""
         counts: dict[str, int] = {}
+        totals: dict[str, int] = {}  # of data sets that can be split into folds
         for config in configs:
             dataset = config.dataset
             data = self._data_of(replace(dataset, fingerprint=None))
@@ -324,12 +325,19 @@ class Planner:
                 continue
             count = n_test_images(config, data.names)
             counts[dataset.name] = min(count, counts.get(dataset.name, count))
+            evaluate = config.evaluate
+            if (dataset.split, dataset.test) == (SEEDED, None) and not (
+                evaluate.folds or evaluate.max_images
+            ):
+                totals[dataset.name] = len(data.names)
         for name, count in counts.items():
             if count < LEAST_TEST_IMAGES:
                 images = "1 image tests" if count == 1 else f"{count} images test"
+                total = totals.get(name, 0)
+                way_out = f"; evaluate.folds=5 tests all {total}" if total >= LEAST_TEST_IMAGES else ""
                 yield (
                     f"dataset={name}: only {images}; from fewer than {LEAST_TEST_IMAGES} no difference "
-                    "between settings is judged"
+                    f"between settings is judged{way_out}"
                 )
 
     def _idle_images(self, configs: Iterable[RefsamConfig]) -> Iterator[str]:

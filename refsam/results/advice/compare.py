@@ -15,6 +15,7 @@ from refsam.records.paths import Directories
 from refsam.records.per_image import read_values
 from refsam.results.advice.settings import Setting, settings_of
 from refsam.results.figures.page import MODES
+from refsam.results.folds import runs_of
 from refsam.results.tables.notes import split_follows_seed
 
 _SEED = 0  # of the resampling: the same records give the same intervals
@@ -100,7 +101,8 @@ def compare(
     """Every setting of `others` against the baseline, in each mode that both have.
 
     Args:
-        frame: rows of the sweep (refsam.results.collect.collect) in the modes and rounds that are compared.
+        frame: rows of the sweep (refsam.results.collect.collect) in the modes and rounds that are compared,
+            with folds joined (refsam.results.folds).
         others: those of them whose settings are compared.
         directories: of the runs.
         metric: one of refsam.records.metrics.METRICS.
@@ -168,15 +170,19 @@ class ImageValues:
         return self._known[run]
 
     def _read(self, run: str) -> dict[Measurement, dict[str, float]]:
-        path = self._directories[run].per_image
-        try:
-            values = read_values(path, self._metric)
-        except FileNotFoundError:
-            self.problems.append(f"{path} is missing, so run {run} cannot be compared")
-            return {}
-        except ValueError as error:
-            self.problems.append(str(error))
-            return {}
+        """Of a run, or of all folds: each image is tested in one of them."""
+        values: dict[Measurement, dict[str, float]] = {}
+        for each in runs_of(run):
+            path = self._directories[each].per_image
+            try:
+                for measured, of_run in read_values(path, self._metric).items():
+                    values.setdefault(measured, {}).update(of_run)
+            except FileNotFoundError:
+                self.problems.append(f"{path} is missing, so run {each} cannot be compared")
+                return {}
+            except ValueError as error:
+                self.problems.append(str(error))
+                return {}
         kept = {}
         for measured in self._measured.get(run, []):
             images = values.get(measured, {})

@@ -14,6 +14,7 @@ from refsam.records.bootstrap import FEW, FEW_WORDS, RESAMPLES
 from refsam.records.files import write_text
 from refsam.results.advice.compare import Comparison, Comparisons
 from refsam.results.advice.settings import AXES, RUN, varying
+from refsam.results.folds import SHARED_TRAINING, runs_of
 from refsam.results.provenance import provenance, write_sidecar
 from refsam.results.tables.fitted import Column, Shown, are_words, print_columns
 from refsam.results.tables.formats import as_markdown
@@ -136,6 +137,8 @@ def notes(found: Comparisons) -> list[str]:
     ]
     if found.other_test_sets and several:
         said.append(OTHER_TEST_SETS)
+    if any(len(runs_of(run)) > 1 for row in found.rows for run in row.setting.runs.values()):
+        said.append(SHARED_TRAINING)
     if number:
         said.append(
             "p: Wilcoxon's signed-rank test over images, adjusted by Holm for the "

@@ -55,9 +55,15 @@ def setting_of_run(part: str, settings: list[Setting], frame: pd.DataFrame) -> S
         )
     for setting in settings:
         for seed, run in setting.runs.items():
-            if run == matches[0]:
+            if run == matches[0]:  # or all folds, of which one was named
                 return replace(setting, runs={seed: run})
-    status = frame.loc[frame["run_id"] == matches[0], "status"].iloc[0]
+    row = frame[frame["run_id"] == matches[0]].iloc[0]
+    if not pd.isna(row["fold"]):
+        raise BadInput(
+            f"--baseline: run {matches[0]} is fold {row['fold']} of {row['folds']}, which are not complete, "
+            "so there is nothing that others can be compared with"
+        )
+    status = row["status"]
     raise BadInput(
         f"--baseline: run {matches[0]} is {status} and has nothing that others can be compared with"
     )

@@ -14,6 +14,7 @@ from refsam.results.advice.candidates import CPU, CUDA, Candidate, Limits, Memor
 from refsam.results.advice.known_candidates import BATCH, PATCH, fit_memory, table_memory
 from refsam.results.advice.settings import Setting, read_config, settings_of
 from refsam.results.collect import first_prompt
+from refsam.results.folds import runs_of
 from refsam.results.tables.table import ordered_modes
 
 
@@ -50,7 +51,7 @@ def own_results(
     """The own settings with this metric; None where no run of the data set is completed.
 
     Args:
-        frame: as refsam.results.collect.join returns it.
+        frame: as refsam.results.collect.join returns it, with folds joined (refsam.results.folds).
         fits: of the runs folder and those that refsam ships.
         dataset: None: the one that there are results of.
         mode: None: the first that there is of box, point, others.
@@ -86,7 +87,7 @@ def own_results(
         candidates=[
             _candidate(
                 setting,
-                rows.iloc[[place for run in setting.run_ids for place in places[run]]],
+                rows.iloc[[place for run in setting.runs.values() for place in places[run]]],
                 directories,
                 limits,
                 fits,
@@ -187,7 +188,10 @@ def _time(runs: pd.DataFrame, saves_more: bool) -> Time | None:
     if times.empty:
         return None
     seconds, hardware = float(times["seconds_total"].iloc[-1]), times["hardware"].iloc[-1]
-    which = "measured" if len(times) == 1 else f"the longest of {len(times)} trainings,"
+    what = "trainings" if len(runs_of(times["run_id"].iloc[-1])) == 1 else "means over folds"
+    which = f"the longest of {len(times)} {what}," if len(times) > 1 else "measured"
+    if len(times) == 1 and what != "trainings":
+        which = f"the mean of {len(runs_of(times['run_id'].iloc[0]))} folds,"
     words = f"{which} on {hardware}; without the evaluation"
     if saves_more:
         words += "; with less memory more is computed twice, which takes longer"

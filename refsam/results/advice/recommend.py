@@ -15,6 +15,7 @@ from refsam.results.advice.known_candidates import known_candidates
 from refsam.results.advice.own_candidates import OwnResults, own_results, quality_of
 from refsam.results.advice.settings import Setting
 from refsam.results.advice.verdict import Verdict, judge
+from refsam.results.folds import SHARED_TRAINING, join_folds
 from refsam.results.published import SOURCE
 from refsam.results.tables.notes import OTHER_TEST_SETS, split_follows_seed
 
@@ -63,13 +64,30 @@ def recommend(
     """The setting of the best measured quality within the limits; of what is known where nothing is measured.
 
     Args:
-        frame: own results, as refsam.results.collect.join returns them; None where there are none.
+        frame: own results, as refsam.results.collect.join returns them; None where there are none. Settings
+            of which folds are missing are left out, and named.
         directories: of their runs.
         fits: of the runs folder, and those that refsam ships.
 
     Raises:
         BadInput: for a mode that own results are not of, and for several data sets of which none is chosen.
     """
+    if frame is None:
+        return _recommend(None, directories, limits, fits, metric, dataset, mode)
+    joined = join_folds(frame)
+    advice = _recommend(joined.frame, directories, limits, fits, metric, dataset, mode)
+    return replace(advice, notes=[*advice.notes, *(f"{sentence}." for sentence in joined.sentences)])
+
+
+def _recommend(
+    frame: pd.DataFrame | None,
+    directories: Directories,
+    limits: Limits,
+    fits: Sequence[Fit],
+    metric: str,
+    dataset: str | None,
+    mode: str | None,
+) -> Advice:
     own = None if frame is None else own_results(frame, directories, limits, fits, metric, dataset, mode)
     if own is not None and (fitting := _one_of_each(within(own.candidates, limits))):
         return _by_quality(own, fitting, directories, limits, metric)
@@ -129,6 +147,9 @@ def _by_quality(
         )
     if any(each is not None and _runs(each) < 2 for each in (winner, runner_up)):
         notes.append("One seed: how much another training would differ is not known.")
+    compared = [each.setting for each in (winner, runner_up) if each is not None and each.setting is not None]
+    if any(len(each.run_ids) > len(each.runs) for each in compared):
+        notes.append(SHARED_TRAINING)
     if split_follows_seed(own.frame):
         notes.append(OTHER_TEST_SETS)
     notes += _against_initial(own, winner, images, metric)
@@ -153,7 +174,7 @@ def _by_quality(
 
 
 def _rests_on(own: OwnResults, fitting: Sequence[Candidate], metric: str) -> str:
-    runs = sum(_runs(candidate) for candidate in own.candidates)
+    runs = sum(len(each.setting.run_ids) for each in own.candidates if each.setting is not None)
     sweeps = sorted({name for text in own.frame["sweep"].dropna() for name in str(text).split(", ")})
     kept = f"{len(fitting)} {'is' if len(fitting) == 1 else 'are'} known to keep the limits."
     return (
@@ -179,7 +200,7 @@ def _against_initial(own: OwnResults, winner: Candidate, images: ImageValues, me
     ]
     if not same or winner.quality is None:
         return []
-    runs = own.frame[own.frame["run_id"].isin(same[0].run_ids)]
+    runs = own.frame[own.frame["run_id"].isin(list(same[0].runs.values()))]
     initial = quality_of(runs, metric).mean
     difference = _difference(same[0], winner.setting, images, own.mode)
     sure = difference is not None and difference.excludes_zero
@@ -198,8 +219,8 @@ def _difference(
 
 
 def _with_interval(candidate: Candidate, images: ImageValues, mode: str) -> Candidate:
-    """The candidate with the interval over test images, each averaged over its seeds."""
-    if candidate.setting is None or candidate.quality is None or candidate.quality.n_runs < 2:
+    """The candidate with the interval over test images, of all folds, each averaged over its seeds."""
+    if candidate.setting is None or candidate.quality is None or len(candidate.setting.run_ids) < 2:
         return candidate  # a run has its interval in its own record
     values = list(averaged(images.of(candidate.setting).get(Measurement(mode), {})).values())
     low, high = bootstrap_interval(values, _SEED) or (None, None)

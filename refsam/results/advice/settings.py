@@ -13,6 +13,7 @@ from refsam.errors import BadInput
 from refsam.records.files import read_yaml_sections
 from refsam.records.paths import RunPaths
 from refsam.results.fields import part_of, telling_apart
+from refsam.results.folds import runs_of
 from refsam.results.run_rows import BASELINE
 from refsam.results.tables.wide import key_of, ordered_values
 
@@ -29,7 +30,8 @@ class Setting:
 
     Attributes:
         values: of AXES; None where an axis says nothing about it.
-        runs: the run of each seed. A run whose seed is not known has the seed -1.
+        runs: the run of each seed, of joined folds their ids as one text. A run whose seed is not known has
+            the seed -1.
         fields: of the configuration that differ between the settings of its table, such as `train.lr`; those
             that say nothing about it are left out.
     """
@@ -40,7 +42,7 @@ class Setting:
 
     @property
     def run_ids(self) -> list[str]:
-        return list(self.runs.values())
+        return [each for run in self.runs.values() for each in runs_of(run)]
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -74,7 +76,8 @@ class Setting:
     def without(self, run_ids: Iterable[str]) -> "Setting":
         """The same setting less some runs."""
         left_out = set(run_ids)
-        return replace(self, runs={seed: run for seed, run in self.runs.items() if run not in left_out})
+        kept = {seed: run for seed, run in self.runs.items() if left_out.isdisjoint(runs_of(run))}
+        return replace(self, runs=kept)
 
 
 def settings_of(frame: pd.DataFrame) -> list[Setting]:
@@ -82,7 +85,7 @@ def settings_of(frame: pd.DataFrame) -> list[Setting]:
     trained from it.
 
     Args:
-        frame: as refsam.results.collect.collect returns it.
+        frame: as refsam.results.collect.collect returns it, with folds joined (refsam.results.folds).
     """
     runs = frame[(frame["status"] == "completed") & frame["mode"].notna()].drop_duplicates("run_id")
     baseline = runs["strategy"] == BASELINE

@@ -32,6 +32,7 @@ def draw_all(
     Each kind is one figure for each data set and resource, except the heat map, whose axes they can be.
 
     Args:
+        frame: with folds joined (refsam.results.folds), unless the fold is an axis of the heat map.
         directories: of the runs, for their histories.
         mode: of the figures that show one; None: the first that the frame has, box before others.
         axes: of the heat map, the horizontal and the vertical one.

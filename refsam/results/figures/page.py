@@ -202,7 +202,7 @@ def over_seeds(rows: "pd.DataFrame", axes: Sequence[str]) -> str:
     """
     if not rows.duplicated(list(axes)).any():
         return ""
-    test_sets = ", each with a test set of its own" if split_follows_seed(rows) else ""
+    test_sets = ", each with a split of its own" if split_follows_seed(rows) else ""
     return f"mean and standard deviation over seeds{test_sets}"
 
 

@@ -21,6 +21,7 @@ from refsam.results.figures.page import (
     trained,
     words,
 )
+from refsam.results.folds import runs_of
 from refsam.results.provenance import provenance
 
 _PANEL_INCHES = 1.7
@@ -31,21 +32,22 @@ Curve = list[tuple[int, float]]
 def training_figure(
     frame: pd.DataFrame, directories: Directories, target: Path, page: Page, problems: list[str]
 ) -> list[Path]:
-    """Validation metric over epochs, a panel per model and strategy, a line per number of images and seed.
+    """Validation metric over epochs, a panel per model and strategy, a line per number of images, seed and
+    fold.
 
     Args:
         problems: where a sentence about each damaged history.csv is appended; its run is left out.
     """
     runs = trained(frame).drop_duplicates("run_id")
-    curves: dict[str, Curve] = {}
-    for run_id in runs["run_id"].dropna():
+    curves: dict[str, list[Curve]] = {}  # of each row, one for each fold
+    for row, run_id in [(ids, run) for ids in runs["run_id"].dropna() for run in runs_of(ids)]:
         try:
             curve = _curve(directories[run_id].history)
         except ValueError as error:
             problems.append(str(error))
             continue
         if curve:
-            curves[run_id] = curve
+            curves.setdefault(row, []).append(curve)
     runs = models_of(series(runs[runs["run_id"].isin(list(curves))]))
     written: list[Path] = []
     for (dataset, resource), part in runs.groupby(["dataset", "resource"]):
@@ -55,7 +57,7 @@ def training_figure(
 
 
 def _draw(
-    runs: pd.DataFrame, curves: dict[str, Curve], dataset: str, resource: str, target: Path, page: Page
+    runs: pd.DataFrame, curves: dict[str, list[Curve]], dataset: str, resource: str, target: Path, page: Page
 ) -> list[Path]:
     groups = list(runs.groupby(["shown_model", "strategy"]))
     panels_of = sorted(groups, key=lambda group: [by_number(str(each)) for each in group[0]])
@@ -69,9 +71,10 @@ def _draw(
         panel.set_visible(False)
     handles: dict[int, Any] = {}
     for panel, (name, part) in zip(panels.flat, panels_of, strict=False):
-        for run_id, count in zip(part["run_id"], part["n_images"], strict=True):
+        shown = zip(part["run_id"], part["n_images"], strict=True)
+        for curve, count in [(curve, count) for row, count in shown for curve in curves[row]]:
             place = counts.index(int(count))
-            epochs, values = zip(*curves[run_id], strict=True)
+            epochs, values = zip(*curve, strict=True)
             (line,) = panel.plot(
                 epochs,
                 values,

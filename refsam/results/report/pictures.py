@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from refsam.records.paths import RunPaths
 from refsam.records.per_image import read_rows
 from refsam.results.collect import BASELINE, first_prompt
+from refsam.results.folds import runs_of
 from refsam.results.report.sources import printable
 from refsam.results.tables.table import ordered_modes, run_words, varying_axes
 
@@ -51,13 +52,17 @@ class Pictures:
 
 
 def pictures(frame: pd.DataFrame, runs: Mapping[str, RunPaths]) -> Pictures:
-    """For each mode, the same test image as every method segments it: the best run of each.
+    """For each mode, the same test image as every method segments it: the best run of each, of joined folds
+    the one that tests the image.
 
     Where methods and modes are more than MOST, the modes come first: the best methods are kept.
     """
     axes = varying_axes(frame)
     measured = first_prompt(frame[frame["mode"].notna() & frame["run_id"].notna()])
-    files = {run: sorted((runs[run].results / "pictures").glob("*.png")) for run in set(measured["run_id"])}
+    files = {
+        row: sorted(path for run in runs_of(row) for path in (runs[run].results / "pictures").glob("*.png"))
+        for row in set(measured["run_id"])
+    }
     total = sum(map(len, files.values()))
     modes = ordered_modes(measured)
     best = [row for row in _best_runs(measured) if files[row["run_id"]]]
@@ -67,13 +72,13 @@ def pictures(frame: pd.DataFrame, runs: Mapping[str, RunPaths]) -> Pictures:
     for mode in modes:
         shared = _shared_image(mode, [files[row["run_id"]] for row in shown])
         for row in shown:
-            path = runs[row["run_id"]].results / "pictures" / f"{mode}-{shared}.png"
-            if path not in files[row["run_id"]]:
+            of_row = (each for each in files[row["run_id"]] if each.name == f"{mode}-{shared}.png")
+            if (path := next(of_row, None)) is None:
                 continue
             what = BASELINE if row["strategy"] == BASELINE else run_words(row, axes)
             image, words = shared, ""
             try:
-                image, words = _measured(runs[row["run_id"]], mode, shared)
+                image, words = _measured(RunPaths(path.parents[2]), mode, shared)
             except ValueError as error:  # the picture tells enough
                 problems.append(str(error))
             try:

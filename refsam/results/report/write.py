@@ -3,7 +3,7 @@
 import base64
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from refsam.records.files import write_text
 from refsam.records.paths import Directories, RunsFolder, SweepPaths
 from refsam.records.status import now
 from refsam.results.collect import damaged
+from refsam.results.folds import join_folds
 from refsam.results.report import origin
 from refsam.results.report.comparisons import comparisons
 from refsam.results.report.cost import SOURCE, Power, costs
@@ -90,6 +91,9 @@ def _shortened(asked: Asked) -> Shortened:
 def _facts(asked: Asked) -> dict[str, Any]:
     """What the template shows, section by section."""
     frame = asked.frame
+    joined = join_folds(frame)
+    shown = joined.frame
+    tables = comparisons(shown)
     runs = asked.directories
     failed = failures(frame, runs)
     models = frame.dropna(subset=["run_id", "model"]).drop_duplicates("run_id")
@@ -103,18 +107,18 @@ def _facts(asked: Asked) -> dict[str, Any]:
         "sweeps": asked_sweeps(asked.sweeps),
         "n_runs": len(runs),
         "states": states(frame),
-        "bests": bests(frame),
+        "bests": bests(shown),
         "is_measured": bool(frame["mode"].notna().any()),
         "is_completed": bool((frame["status"] == "completed").any()),
         "damaged": damaged(frame),
         "problems": list(asked.problems),
         "failures": failed,
-        "drawings": drawings(frame, runs),
-        "comparisons": comparisons(frame),
+        "drawings": drawings(shown, runs),
+        "comparisons": replace(tables, notes=[*tables.notes, *(f"{each}." for each in joined.sentences)]),
         "constant": constant_axes(frame, varying_axes(frame)),
         "rows": table_rows(frame, {each.run_id: each.anchor for each in failed.shown}),
         "first_rows": FIRST,
-        "pictures": pictures(frame, runs),
+        "pictures": pictures(shown, runs),
         "cost": costs(frame, runs, asked.power),
         "cost_source": SOURCE,
         "configuration": origin.configuration(runs.values()),

@@ -10,9 +10,7 @@ TOO_FEW = (
     f"Fewer than {LEAST_TEST_IMAGES} test images have no interval and no test: they say too little about how "
     "images vary."
 )
-OTHER_TEST_SETS = (
-    "± holds another test set, too: with dataset.split_seed=null each seed splits the images anew."
-)
+OTHER_TEST_SETS = "± holds another split, too: with dataset.split_seed=null each seed splits the images anew."
 
 
 def notes(frame: pd.DataFrame, several_seeds: bool) -> tuple[str, ...]:
@@ -22,7 +20,16 @@ def notes(frame: pd.DataFrame, several_seeds: bool) -> tuple[str, ...]:
         several_seeds: whether any of its cells is a mean.
     """
     said = [f"Test images: {text}."] if (text := test_images(frame)) else []
-    return (*said, *seed_notes(frame, several_seeds))
+    return (*said, *fold_notes(frame), *seed_notes(frame, several_seeds))
+
+
+def fold_notes(frame: pd.DataFrame) -> tuple[str, ...]:
+    """Of these sentences what a value is that folds are joined to (refsam.results.folds)."""
+    folds = sorted({int(number) for number in frame.loc[frame["fold"].isna(), "folds"].dropna()})
+    if not folds:
+        return ()
+    numbers = " or ".join(map(str, folds))
+    return (f"Cross-validation: means over the test images of all {numbers} folds, each tested once.",)
 
 
 def seed_notes(frame: pd.DataFrame, several_seeds: bool) -> tuple[str, ...]:
