@@ -49,7 +49,7 @@ from refsam.results.tables.wide import wide_table
 GIVEN = ("peft=lora", "n_objects=5", "n_images=2", "model=vit_nano", "model.weights=random", "resource=v100")
 AUTOMATIC = ("evaluate=prompts_and_automatic",)
 # Runs have these in common, or are told apart by a column that all tables have.
-AXES = ("resource.name", "n_images", "n_objects", "kind", "seed")
+AXES = ("resource.name", "n_images", "n_objects", "kind", "seed", "evaluate.fold")
 SECTIONS = ("train", "evaluate", "dataset", "model", "peft", "resource")
 FIELDS = [
     name
