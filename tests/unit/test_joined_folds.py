@@ -154,7 +154,7 @@ def test_an_incomplete_set_of_folds_is_left_out_and_said_by_every_command(state,
     assert ask(folder, capsys, "report", "study")[0] == 0
     assert said in folder.sweep("study").report.read_text()
     status, out, _ = ask(folder, capsys, "collect", "study")
-    lines = [line for line in out.splitlines() if "│ lora" in line]
+    lines = [line for line in out.splitlines() if line.startswith("lora ")]
     assert len(lines) == (2 if state is None else 3)  # each fold that there is
     assert said in out
 
@@ -215,7 +215,7 @@ def test_results_csv_has_a_row_for_each_fold_and_figures_one_point_for_all(tmp_p
     folder = study(tmp_path, {"full": 0.0, "lora": 0.1})
     status, out, _ = ask(folder, capsys, "collect", "study")
     assert status == 0
-    assert len([line for line in out.splitlines() if "│ lora" in line]) == 1
+    assert len([line for line in out.splitlines() if line.startswith("lora ")]) == 1
     rows = pd.read_csv(folder.sweep("study").results)
     assert sorted(rows[rows["mode"] == "box"]["fold"]) == [1, 1, 2, 2, 3, 3]
     assert set(rows["folds"]) == {3}
