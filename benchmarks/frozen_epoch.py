@@ -53,7 +53,8 @@ def measure(arguments: argparse.Namespace) -> None:
     from refsam.configuration.compose import compose
     from refsam.records.paths import RunPaths
     from refsam.science.data import training_loaders
-    from refsam.science.training.build import build_trainer
+    from refsam.science.training import loop
+    from refsam.science.training.build import build_training
 
     output = Path(arguments.output)
     config = compose(
@@ -77,33 +78,34 @@ def measure(arguments: argparse.Namespace) -> None:
     loaders = training_loaders(config)
     next(iter(loaders[0]))  # what the first sample imports belongs to no epoch
     marks: list[tuple[int, float, float, float, int]] = []
-    trainer = build_trainer(
+    paths = RunPaths(output)
+    training = build_training(
         config,
-        RunPaths(output),
+        paths,
         loaders,
         lambda progress: marks.append((progress.iteration, *clocks(), encoder.seconds, encoder.calls)),
     )
-    encoder = TimedCalls(trainer.model.sam.image_encoder)
-    for folder in (trainer.paths.checkpoints, trainer.paths.tensorboard, trainer.paths.results):
+    encoder = TimedCalls(training.learner.model.sam.image_encoder)
+    for folder in (paths.checkpoints, paths.tensorboard, paths.results):
         folder.mkdir(parents=True, exist_ok=True)
     started_epochs = []
-    begin, validate = trainer._train_epoch_impl, trainer._validate_impl
+    begin, validate = training.recorder.begin_epoch, loop.validate
     validations = []
 
-    def begin_epoch(*given: Any) -> float:
+    def begin_epoch(*given: Any) -> Any:
         started_epochs.append((*clocks(), encoder.seconds, encoder.calls))
-        return float(begin(*given))
+        return begin(*given)
 
-    def timed_validation(*given: Any) -> float:
+    def timed_validation(*given: Any) -> Any:
         started = time.process_time()
-        metric = float(validate(*given))
+        validation = validate(*given)
         validations.append(time.process_time() - started)
-        return metric
+        return validation
 
-    trainer._train_epoch_impl, trainer._validate_impl = begin_epoch, timed_validation
+    training.recorder.begin_epoch, loop.validate = begin_epoch, timed_validation
     torch.manual_seed(0)
     with PeakMemory() as memory:
-        trainer.run(None)
+        loop.train(training.learner, training.step, loaders, training.recorder, config.seed)
     rows = []
     for epoch, (started, started_cpu, encoded, calls) in enumerate(started_epochs, 1):
         # The last report of a step of this epoch: what is saved afterwards reports the same iteration again.
@@ -115,8 +117,8 @@ def measure(arguments: argparse.Namespace) -> None:
                 "engine": arguments.engine,
                 "threads": torch.get_num_threads(),
                 "memory_gib": arguments.memory_gib,
-                "object_chunk": trainer.savings["object_chunk"],
-                "checkpoint_decoder": trainer.savings["checkpoint_decoder"],
+                "object_chunk": training.savings["object_chunk"],
+                "checkpoint_decoder": training.savings["checkpoint_decoder"],
                 "epoch": epoch,
                 "samples": arguments.samples,
                 "seconds_per_sample": round((last[1] - started) / arguments.samples, 2),

@@ -106,7 +106,7 @@ def take_step(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
     from refsam.science.engine import setup
     from refsam.science.engine.decoder import decoder_parts
     from refsam.science.randomness import seed_everything
-    from refsam.science.training.build import build_trainer
+    from refsam.science.training.build import build_training
 
     chosen = ("n_objects", "model")
     trained = ("engine", "object_chunk", "checkpoint_encoder", "attention", "n_sub_iterations")
@@ -126,55 +126,50 @@ def take_step(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
     seed_everything(config.seed, "model")  # of what a strategy adds to it
     loaders = training_loaders(config)
     x, y = crowded(loaders[0], arguments.n_objects)
-    trainer = build_trainer(config, RunPaths(output / "run"), loaders, lambda progress: None)
+    training = build_training(config, RunPaths(output / "run"), loaders, lambda progress: None)
+    learner, step = training.learner, training.step
     if double:
         x = x.double()
-        to_double(trainer)
+        to_double(learner)
     kept = torch.load(arguments.replay, weights_only=True) if arguments.replay else {}
-    trainer.prompt_generator = prompts = ReplayedPrompts(trainer.prompt_generator, kept.get("prompts"))
+    training.prompts.generator = prompts = ReplayedPrompts(training.prompts.generator, kept.get("prompts"))
     gates = None
     if arguments.replay_gates:
-        gates = ReplayedGates([*decoder_parts(trainer.unetr)], kept.get("gates"))
+        gates = ReplayedGates([*decoder_parts(learner.unetr)], kept.get("gates"))
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-    trainer.model.train()
-    halves = [lambda: trainer._interactive_train_iteration(x, y[:, :1])[0]]
-    parameters = dict(trainer.model.named_parameters())
+    learner.switch(training=True)
+    halves = [lambda: step.interactive(x, y, 0)[0].loss]
+    parameters = dict(learner.model.named_parameters())
     if arguments.decoder:
-        trainer.unetr.train()
-        halves.append(lambda: trainer._instance_iteration(x, y[:, 1:]))
+        halves.append(lambda: step.segmentation(x, y))
         parameters |= {
-            name: value for name, value in trainer.unetr.named_parameters() if not name.startswith("encoder")
+            name: value for name, value in learner.unetr.named_parameters() if not name.startswith("encoder")
         }
     losses, gradients = [], {}
-    mixed = arguments.precision not in ("float32", DOUBLE)
     with PeakMemory() as memory:
         started, started_cpu = time.perf_counter(), time.process_time()
         for name, half in zip(HALVES, halves, strict=False):
-            with torch.autocast("cpu", getattr(torch, arguments.precision), mixed):
-                loss = half()
-            if loss.requires_grad:
-                loss.backward()
-            losses.append(loss.item())
+            losses.append(half().item())
             gradients |= {
                 f"{name}: {parameter}": value.grad
                 for parameter, value in parameters.items()
                 if value.grad is not None
             }
-            trainer.optimizer.zero_grad()
+            learner.optimizer.zero_grad()
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - started_cpu
     norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
     choices = {"prompts": prompts.kept, "gates": gates.kept if gates else []}
     torch.save({"gradients": gradients, **choices}, output / "step.pt")
-    trainable, total = trainer.parameter_counts
-    used = {name: trainer.savings[name] for name in ("object_chunk", "attention")}
+    trainable, total = training.parameter_counts
+    used = {name: training.savings[name] for name in ("object_chunk", "attention")}
     row = used | {
-        "checkpoint_encoder": trainer.savings["checkpoint_every"],
+        "checkpoint_encoder": training.savings["checkpoint_every"],
         "threads": torch.get_num_threads(),
         "trainable_parameters": trainable,
         "total_parameters": total,
-        "weights_mib": round(trainer.weights_bytes / MIB, 1),
+        "weights_mib": round(training.weights_bytes / MIB, 1),
         "seconds": round(seconds, 2),
         "cpu_seconds": round(cpu_seconds, 2),
         "base_mib": round(memory.base),
@@ -187,15 +182,15 @@ def take_step(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
     return row
 
 
-def to_double(trainer: Any) -> None:
+def to_double(learner: Any) -> None:
     """All that a joint step computes with in float64, but the positions of prompts, float32's in Sam."""
-    sam = trainer.model.sam
-    trainer.model.double()
+    sam = learner.model.sam
+    learner.model.double()
     # Of what the library divides by, these are not among the parameters.
     for name in ("pixel_mean", "pixel_std"):
         setattr(sam, name, getattr(sam, name).double())
     sam.prompt_encoder.pe_layer.float()
-    trainer.unetr.double()
+    learner.unetr.double()
 
 
 def crowded(patches: Any, n_objects: int) -> Any:

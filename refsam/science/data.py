@@ -76,8 +76,8 @@ def training_loaders(config: RefsamConfig) -> tuple[TorchLoader, TorchLoader]:
     is on.
 
     An epoch of training has as many samples as patches fit into the images, and at least `train.min_samples`,
-    drawn from a pool of patches (`train.patch_pool`) or new in every epoch. The trainer sets
-    `loader.sampler.epoch` when an epoch starts. Validation has the same patches in every epoch.
+    drawn from a pool of patches (`train.patch_pool`) or new in every epoch (`begin_epoch`). Validation has
+    the same patches in every epoch.
 
     Raises:
         BadInput: when `n_images` is more than the split has for training, or a file cannot be used.
@@ -157,8 +157,7 @@ class SeededSampler(Sampler[int]):
     With a `pool` of n the keys are 0 to n-1, in an order that is shuffled anew each time that all of them
     have come; an epoch goes on in it where the one before has ended. Without, no key comes twice.
 
-    The trainer sets `epoch` (from 0) before it goes through the loader, and `first`: how many keys of the
-    epoch it has had before it was interrupted.
+    `begin_epoch` sets `epoch` (from 0), and `first`: how many keys of the epoch came before an interruption.
     """
 
     def __init__(self, length: int, seed: int, pool: int | None = None) -> None:
@@ -268,8 +267,15 @@ def _loader(config: RefsamConfig, samples: SeededSamples, sampler: SeededSampler
         # Without a generator of its own, each pass through the loader would draw from the global one.
         generator=torch.Generator().manual_seed(config.seed),
     )
-    loader.shuffle = sampler is not None  # asked for by torch-em's trainer
+    loader.shuffle = sampler is not None  # asked for by torch-em's trainers
     return loader
+
+
+def begin_epoch(loader: TorchLoader, epoch: int, first_batch: int) -> None:
+    """Let the next pass through the loader of training patches be `epoch`, from batch `first_batch` on."""
+    sampler = loader.sampler
+    assert isinstance(sampler, SeededSampler)
+    sampler.epoch, sampler.first = epoch, first_batch * (loader.batch_size or 1)
 
 
 def _leave_signals_to_the_run(worker: int) -> None:

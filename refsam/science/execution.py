@@ -40,7 +40,7 @@ from refsam.science.hardware import choose_device, is_out_of_memory
 from refsam.science.randomness import be_deterministic, let_kernels_be_fast, seed_everything
 from refsam.science.strategies.opening import predictor_and_decoder
 from refsam.science.training.build import train
-from refsam.science.training.loop import Progress
+from refsam.science.training.recorder import Progress
 
 SECONDS_BETWEEN_WRITES = 1.0
 MESSAGE_LENGTH = 300

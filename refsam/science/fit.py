@@ -12,10 +12,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,8 +29,7 @@ from refsam.records.paths import RunPaths
 from refsam.science.data import Image, patch_loaders
 from refsam.science.hardware import GIB, choose_device, is_out_of_memory, peak_memory, resident_memory
 from refsam.science.randomness import be_deterministic, seed_everything
-from refsam.science.training.build import build_trainer
-from refsam.science.training.loop import RecordedTraining
+from refsam.science.training.build import Training, build_training
 
 VERSIONS = ("torch", "micro_sam")
 DISC = 0.35  # radius by the distance of two discs
@@ -49,20 +46,20 @@ def measure(config: RefsamConfig) -> dict[str, Any]:
         for path in (paths.checkpoints, paths.tensorboard, paths.results):
             path.mkdir(parents=True)
         image = discs(config.n_objects, tuple(config.train.patch_shape))
-        trainer = build_trainer(config, paths, patch_loaders(config, [image], [image]), lambda progress: None)
-        trainer._initialize(None, None, epochs=2)
-        base = resident_memory(trainer.device)
-        _make_optimizer_state(trainer)
-        if trainer.device.type == "cuda":
-            _warm_up(trainer)  # on a CPU it would take as long as the step, and tell little
-        trainer._epoch, trainer._iteration = 1, EVEN_ITERATION
-        trainer.max_iteration = EVEN_ITERATION + 1
-        seconds = _step(trainer)
+        loaders = patch_loaders(config, [image], [image])
+        training = build_training(config, paths, loaders, lambda progress: None)
+        training.learner.switch(training=True)
+        device = training.learner.arithmetic.device
+        base = resident_memory(device)
+        _make_optimizer_state(training.learner.optimizer)
+        if device.type == "cuda":
+            _warm_up(training)  # on a CPU it would take as long as the step, and tell little
+        seconds = _step(training)
     return {
         "seconds": seconds,
-        "peak_gib": _peak(trainer.device),
+        "peak_gib": _peak(device),
         "base_gib": base,
-        "precision": trainer.mixed_precision_dtype if trainer.mixed_precision else "float32",
+        "precision": training.learner.arithmetic.precision.value,
         "n_objects": config.n_objects,
     }
 
@@ -79,33 +76,47 @@ def discs(number: int, shape: tuple[int, ...]) -> Image:
     return noise + np.uint8(120) * (labels > 0).astype(np.uint8), labels
 
 
-def _make_optimizer_state(trainer: RecordedTraining) -> None:
+def _make_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
     """What the optimizer keeps from its first step on, made by a step without gradients."""
-    for group in trainer.optimizer.param_groups:
+    for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
-    trainer.optimizer.step()
-    trainer.optimizer.zero_grad()
+    optimizer.step()
+    optimizer.zero_grad()
 
 
-def _warm_up(trainer: RecordedTraining) -> None:
-    """A small step, of one object and one sub-iteration: a GPU chooses its kernels and loads them."""
-    whole = trainer.n_objects_per_batch, trainer.n_sub_iteration
-    trainer.n_objects_per_batch, trainer.n_sub_iteration = 1, 1
-    _step(trainer)
-    trainer.n_objects_per_batch, trainer.n_sub_iteration = whole
+def _warm_up(training: Training) -> None:
+    """A small step, of one object: a GPU chooses its kernels and loads them."""
+    x, y = _patch(training)
+    first = y[:, :1][y[:, :1] > 0].min()
+    _take(training, x, torch.cat([y[:, :1] * (y[:, :1] == first), y[:, 1:]], dim=1))
 
 
-def _step(trainer: RecordedTraining) -> float:
-    """An epoch, which is one step here; its seconds, loading of the patch included."""
-    epoch: Callable[[Any], Any] = (
-        trainer._train_epoch_mixed if trainer.mixed_precision else trainer._train_epoch
-    )
+def _step(training: Training) -> float:
+    """Seconds of a step, loading of the patch included."""
     started = time.perf_counter()
-    epoch(SimpleNamespace(update=lambda count: None))
-    if trainer.device.type == "cuda":
-        torch.cuda.synchronize(trainer.device)
+    _take(training, *_patch(training))
+    device = training.learner.arithmetic.device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter() - started
+
+
+def _patch(training: Training) -> tuple[torch.Tensor, torch.Tensor]:
+    x, y = next(iter(training.loaders[0]))
+    return x, y
+
+
+def _take(training: Training, x: torch.Tensor, y: torch.Tensor) -> None:
+    """The step of loop.train, without its records."""
+    learner, step = training.learner, training.step
+    learner.optimizer.zero_grad()
+    step.interactive(x, y, EVEN_ITERATION)
+    learner.arithmetic.step(learner.optimizer)
+    if step.segmentation is not None:
+        learner.optimizer.zero_grad()
+        step.segmentation(x, y)
+        learner.arithmetic.step(learner.optimizer)
 
 
 def _peak(device: torch.device) -> float:

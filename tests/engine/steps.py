@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from micro_sam.prompt_generators import IterativePromptGenerator
 from micro_sam.training.joint_sam_trainer import JointSamTrainer
 from micro_sam.training.sam_trainer import SamTrainer
 from micro_sam.training.util import ConvertToSamInputs
@@ -19,15 +21,27 @@ from torch_em.model import UNETR
 
 from benchmarks.gates import ReplayedGates
 from benchmarks.train_step import ReplayedPrompts, relative_differences
-from refsam.configuration.schema import ModelConfig, PeftConfig
+from refsam.configuration.prompts import MIXED
+from refsam.configuration.schema import ModelConfig, PeftConfig, Precision
 from refsam.science.engine.decoder import decoder_parts
+from refsam.science.engine.prompts import BooleanPrompts
 from refsam.science.hugging_face import HuggingFaceSam, from_segment_anything, state_from_transformers
 from refsam.science.models import PROMPT_FRAME, build_unetr, load_model, trainable_sam
+from refsam.science.randomness import seed_everything
 from refsam.science.state_names import to_transformers
 from refsam.science.strategies.injection import apply_strategy
-from refsam.science.training.step import LowMemoryJointStep, LowMemoryStep
-from refsam.science.training.summed import SummedJointStep
+from refsam.science.training import loop
+from refsam.science.training.arithmetic import Arithmetic
+from refsam.science.training.encoder import Encoder
+from refsam.science.training.learner import Learner
+from refsam.science.training.losses import StepLosses, dice_loss, instance_loss
+from refsam.science.training.micro_sam_step import micro_sam_step
+from refsam.science.training.prompts import Prompts
+from refsam.science.training.step import Interactive, Segmentation, refsam_step
+from refsam.science.training.step import Step as StepFunctions
+from refsam.science.training.summed import summed_step
 
+SEED = 7
 CONF = Path(__file__).parents[2] / "conf"
 PEFTS = {
     "full": PeftConfig(name="full"),
@@ -38,18 +52,6 @@ PEFTS = {
 Gradients = dict[str, torch.Tensor]
 # Below this share of the largest gradient is nothing but rounding; micro-sam takes float32 in some places.
 NOISE = {torch.float32: 1e-4, torch.float64: 1e-8}
-
-
-class LowMemorySamTrainer(LowMemoryStep, SamTrainer):
-    """Our step of interactive segmentation."""
-
-
-class LowMemoryJointSamTrainer(LowMemoryJointStep, JointSamTrainer):
-    """Our step with the automatic-segmentation decoder."""
-
-
-class SummedJointSamTrainer(SummedJointStep, JointSamTrainer):
-    """Our joint step with one optimizer step."""
 
 
 class RecordingOptimizer(torch.optim.SGD):
@@ -77,6 +79,33 @@ class RecordingLogger:
 
     def log_validation(self, step, metric, loss, x, y, samples, *losses) -> None:
         self.losses = [float(value) for value in (metric, loss, *losses)]
+
+
+class Ended(Exception):
+    """The steps that were asked for are done."""
+
+
+class LossRecorder:
+    """Stands for the Recorder of a training: keeps the losses of each step, and ends it after `steps`."""
+
+    finished = False
+
+    def __init__(self, iteration: int, steps: int) -> None:
+        self.iteration = iteration
+        self.steps_left = steps
+        self.losses: list[list[float]] = []
+
+    def start(self) -> None: ...
+
+    def begin_epoch(self, loader: object) -> None: ...
+
+    def half_done(self, losses: StepLosses) -> None: ...
+
+    def step(self, losses: StepLosses, *shown: torch.Tensor) -> None:
+        self.losses.append([float(value) for value in losses if value is not None])
+        self.iteration += 1
+        if len(self.losses) == self.steps_left:
+            raise Ended
 
 
 @dataclass(frozen=True)
@@ -184,20 +213,19 @@ def take_step(
     object_chunk: int | None = None,
     validate: bool = False,
     choices: "Choices | None" = None,
+    adapted: bool = False,
 ) -> Step:
-    """One step, or validation, of our trainer with chunks of `object_chunk` objects; micro-sam's for None.
+    """One step, or validation, of ours with chunks of `object_chunk` objects; of micro-sam's for None.
 
     Args:
         choices: of another step of a case `with_choices`, to be taken again.
+        adapted: whether micro-sam's step is called by our loop, as train.engine=micro_sam does.
     """
     sam = model_of(case)
     for save in case.savings:
         save(sam)
     model = trainable_sam(sam)
     named = dict(model.named_parameters())
-    ours = object_chunk is not None
-    arguments: dict[str, Any] = {"object_chunk": object_chunk} if ours else {}
-    trainer_class = LowMemorySamTrainer if ours else SamTrainer
     unetr, replayed = None, None
     if case.decoder:
         unetr = build_unetr(sam, model_config(case.architecture), None, 1, "cpu")
@@ -206,11 +234,7 @@ def take_step(
         if case.with_choices:
             replayed = ReplayedGates([*decoder_parts(unetr)], choices and choices.gates)
         named |= {name: value for name, value in unetr.named_parameters() if not name.startswith("encoder")}
-        loss = DiceBasedDistanceLoss(mask_distances_in_bg=True)
-        arguments |= {"unetr": unetr.to(case.dtype), "instance_loss": loss, "instance_metric": loss}
-        trainer_class = LowMemoryJointSamTrainer if ours else JointSamTrainer
-        if case.summed:
-            trainer_class = SummedJointSamTrainer
+        unetr.to(case.dtype)
     model.to(case.dtype)
     # UNETR has these constants in the precision of its input, a Sam has them in float32.
     sam.pixel_mean = torch.tensor([123.675, 116.28, 103.53], dtype=case.dtype).view(-1, 1, 1)
@@ -223,7 +247,75 @@ def take_step(
     optimizer = RecordingOptimizer({name: value for name, value in named.items() if value.requires_grad})
     x, y = discs(case)
     batches = [(x, y if case.decoder else y[:, :1])]
-    trainer = trainer_class(
+    ours = object_chunk is not None or adapted
+    generator = IterativePromptGenerator() if object_chunk is None else BooleanPrompts()
+    prompts = ReplayedPrompts(generator, choices and choices.prompts)
+    if ours:
+        arithmetic = Arithmetic(Precision(case.mixed or "float32"), torch.device("cpu"))
+        learner = Learner(model, unetr, optimizer, None, arithmetic)
+        functions = step_functions(case, learner, object_chunk, prompts if case.with_choices else generator)
+        losses = of_our_loop(case, learner, functions, batches, validate)
+    else:
+        losses = of_micro_sam(
+            case, model, unetr, optimizer, batches, validate, prompts if case.with_choices else generator
+        )
+    # Later draws are the same only where all earlier ones were.
+    draws = [random.random(), float(np.random.rand())]
+    kept = Choices(prompts.kept, None if replayed is None else replayed.kept)
+    return Step(optimizer.recorded, losses + draws, model, unetr, kept)
+
+
+def step_functions(
+    case: Case, learner: Learner, object_chunk: int | None, generator: Callable[..., Any]
+) -> StepFunctions:
+    """Our step with chunks of `object_chunk` objects; the adapter of micro-sam's for None."""
+    prompts = Prompts(
+        MIXED,
+        learner.model.transform,
+        box_distortion=0.025,
+        n_objects=case.n_objects,
+        mask_prob=0.5,
+        generator=generator,
+    )
+    if object_chunk is None:
+        return micro_sam_step(learner, prompts, dice_loss, case.n_sub_iterations)
+    encoder, arithmetic = Encoder(learner.model), learner.arithmetic
+    interactive = Interactive(
+        learner.model, encoder, prompts, dice_loss, arithmetic, case.n_sub_iterations, object_chunk
+    )
+    if learner.unetr is None:
+        return refsam_step(interactive, None)
+    make = summed_step if case.summed else refsam_step
+    return make(interactive, Segmentation(learner.unetr, encoder, instance_loss(), arithmetic))
+
+
+def of_our_loop(
+    case: Case, learner: Learner, functions: StepFunctions, batches: list[Any], validate: bool
+) -> list[float]:
+    """The losses of one step of loop.train, or of loop.validate with its metric before them."""
+    if validate:
+        validation = loop.validate(learner, functions, batches, SEED)
+        return [validation.metric, *validation.losses.values()]
+    recorder = LossRecorder(case.iteration, steps=1)
+    seed_a_step()
+    with pytest.raises(Ended):
+        loop.train(learner, functions, (batches, batches), recorder, SEED)
+    return recorder.losses[0]
+
+
+def of_micro_sam(
+    case: Case,
+    model: torch.nn.Module,
+    unetr: UNETR | None,
+    optimizer: RecordingOptimizer,
+    batches: list[Any],
+    validate: bool,
+    generator: Callable[..., Any],
+) -> list[float]:
+    """The losses of one step, or of a validation, of micro-sam's own trainer in its own loop."""
+    loss = DiceBasedDistanceLoss(mask_distances_in_bg=True)
+    joint = {"unetr": unetr, "instance_loss": loss, "instance_metric": loss}
+    trainer = (SamTrainer if unetr is None else JointSamTrainer)(
         name="step",
         train_loader=batches,
         val_loader=batches,
@@ -237,25 +329,25 @@ def take_step(
         mixed_precision_dtype=case.mixed,
         logger=None,
         compile_model=False,
-        **arguments,
+        prompt_generator=generator,
+        **({} if unetr is None else joint),
     )
     trainer.logger = RecordingLogger()
-    prompts = ReplayedPrompts(trainer.prompt_generator, choices and choices.prompts)
-    if case.with_choices:
-        trainer.prompt_generator = prompts
     trainer.max_iteration = trainer._iteration = case.iteration
-    random.seed(7)
-    np.random.seed(7)
-    torch.manual_seed(7)
     if validate:
+        seed_everything(SEED, "validation")  # as loop.validate does
         trainer._validate()
     else:
+        seed_a_step()
         epoch = trainer._train_epoch_mixed if case.mixed else trainer._train_epoch
         epoch(progress=None)
-    # Later draws are the same only where all earlier ones were.
-    draws = [random.random(), float(np.random.rand())]
-    kept = Choices(prompts.kept, None if replayed is None else replayed.kept)
-    return Step(optimizer.recorded, trainer.logger.losses + draws, model, unetr, kept)
+    return trainer.logger.losses
+
+
+def seed_a_step() -> None:
+    random.seed(SEED)
+    np.random.seed(SEED)
+    torch.manual_seed(SEED)
 
 
 @cache

@@ -1,23 +1,25 @@
 """Tiny models of every kind that strategies are put into, trained for some steps on one image."""
 
-import random
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
+import pytest
 import torch
-from micro_sam.training.util import ConvertToSamInputs
 from mobile_sam.modeling import TinyViT
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
-from steps import Case, LowMemorySamTrainer, discs, model_config
+from steps import Case, Ended, LossRecorder, discs, model_config, seed_a_step, step_functions
 from torch import nn
 from transformers import SamModel
 
 from refsam.configuration.compose import compose
-from refsam.configuration.schema import PeftConfig
+from refsam.configuration.schema import PeftConfig, Precision
 from refsam.configuration.strategies import STRATEGIES
+from refsam.science.engine.prompts import BooleanPrompts
 from refsam.science.hugging_face import HuggingFaceSam, from_segment_anything
 from refsam.science.models import PROMPT_FRAME, load_model, trainable_sam
+from refsam.science.training import loop
+from refsam.science.training.arithmetic import Arithmetic
+from refsam.science.training.learner import Learner
 
 MODELS = ("vit", "tiny_vit", "hugging_face")
 # What the table says of them: their family and architecture.
@@ -31,16 +33,6 @@ PAIRS = [
 # Of conf/peft, what is too large for layers of 16 channels.
 SMALL: dict[str, Any] = {"rank": 2, "projection": 2}
 STEPS = 8
-
-
-class Losses:
-    """Keeps the loss of every step."""
-
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def log_train(self, step, loss, *values) -> None:
-        self.values.append(float(loss))
 
 
 @dataclass(frozen=True)
@@ -115,35 +107,18 @@ def train_some_steps(sam: Sam, steps: int = STEPS, learning_rate: float = 1e-3) 
     model = trainable_sam(sam)
     x, y = discs(Case(shape=(64, 64), dtype=torch.float32))
     batches = [(x, y[:, :1])] * steps
-    trainer = LowMemorySamTrainer(
-        name="steps",
-        train_loader=batches,
-        val_loader=batches,
-        model=model,
-        optimizer=torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=learning_rate),
-        device="cpu",
-        convert_inputs=ConvertToSamInputs(transform=model.transform, box_distortion_factor=0.025),
-        n_objects_per_batch=4,
-        n_sub_iteration=1,
-        mixed_precision=False,
-        logger=None,
-        compile_model=False,
-        object_chunk=4,
-    )
-    trainer.logger = losses = Losses()
-    trainer.max_iteration = steps
-    random.seed(7)
-    np.random.seed(7)
-    torch.manual_seed(7)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
+    arithmetic = Arithmetic(Precision.float32, torch.device("cpu"))
+    learner = Learner(model, None, optimizer, None, arithmetic)
+    case = Case(n_objects=4, n_sub_iterations=1)
+    functions = step_functions(case, learner, object_chunk=4, generator=BooleanPrompts())
+    seed_a_step()
     before = {name: value.detach().clone() for name, value in sam.named_parameters()}
     before |= {name: value.detach().clone() for name, value in sam.named_buffers()}
-    trainer._train_epoch(progress=_Progress())
-    return Trained(sam, before, losses.values)
-
-
-class _Progress:
-    def update(self, number: int) -> None:
-        """Shows nothing."""
+    recorder = LossRecorder(iteration=0, steps=steps)
+    with pytest.raises(Ended):
+        loop.train(learner, functions, (batches, batches), recorder, seed=7)
+    return Trained(sam, before, [losses[0] for losses in recorder.losses])
 
 
 def masks(sam: nn.Module) -> torch.Tensor:

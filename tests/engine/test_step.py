@@ -59,6 +59,21 @@ def test_gradients_are_those_of_micro_sam(peft: str, iteration: int, decoder: bo
     assert step.losses == pytest.approx(reference(case).losses, rel=1e-7)
 
 
+@pytest.mark.parametrize("peft", PEFTS)
+@pytest.mark.parametrize("iteration", [0, 1], ids=["point", "box"])
+@pytest.mark.parametrize("decoder", [False, True], ids=["interactive", "joint"])
+@pytest.mark.parametrize("mixed", [None, "bfloat16"])
+def test_micro_sams_step_in_our_loop_is_that_in_its_own(
+    peft: str, iteration: int, decoder: bool, mixed: str | None
+) -> None:
+    case = Case(peft=peft, iteration=iteration, decoder=decoder, mixed=mixed, dtype=torch.float32)
+    step, expected = take_step(case, adapted=True), reference(case)
+    assert step.losses == expected.losses
+    for ours, theirs in zip(step.gradients, expected.gradients, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], gradient) for name, gradient in theirs.items())
+
+
 @pytest.mark.parametrize("object_chunk", [1, 2, 7], ids=["one", "last one smaller", "more than all"])
 @pytest.mark.parametrize("iteration", [0, 1], ids=["point", "box"])
 def test_chunks_of_objects_do_not_change_the_gradients(object_chunk: int, iteration: int) -> None:

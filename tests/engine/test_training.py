@@ -17,7 +17,7 @@ from refsam.records.paths import RunPaths
 from refsam.science.data import training_loaders
 from refsam.science.engine.setup import Savings, choose_savings, memory_gib, usable_memory
 from refsam.science.models import load_model
-from refsam.science.training.build import build_trainer, train
+from refsam.science.training.build import build_training, train
 
 CPU = torch.device("cpu")
 SMALL = (
@@ -133,9 +133,11 @@ def test_stepping_in_the_backward_leaves_no_gradients_of_the_encoder(
     config = compose([*SMALL, "train.optimizer_in_backward=true"])
     config.dataset = synthetic
     loaders = training_loaders(config)
-    trainer = build_trainer(config, RunPaths(tmp_path), loaders, lambda progress: None)
-    trainer._interactive_train_iteration(*((x, y[:, :1]) for x, y in loaders[0]).__next__())
-    with_gradient = {name for name, value in trainer.model.named_parameters() if value.grad is not None}
+    training = build_training(config, RunPaths(tmp_path), loaders, lambda progress: None)
+    training.step.interactive(*next(iter(loaders[0])), 0)
+    with_gradient = {
+        name for name, value in training.learner.model.named_parameters() if value.grad is not None
+    }
     assert any("mask_decoder" in name for name in with_gradient)
     assert not any("image_encoder" in name for name in with_gradient)
 

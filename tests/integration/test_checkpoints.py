@@ -15,7 +15,7 @@ from refsam.configuration.schema import DatasetConfig, RefsamConfig
 from refsam.records.paths import RunPaths
 from refsam.science.data import training_loaders
 from refsam.science.models import build_unetr, initial_predictor, load_predictor
-from refsam.science.training.build import build_trainer
+from refsam.science.training.build import build_training
 from refsam.science.training.checkpoints import previous_latest, read_latest, write_latest
 
 
@@ -129,9 +129,8 @@ def test_checkpoints_hold_tensors_and_plain_values_only(
 def test_the_best_checkpoint_has_the_decoder_that_was_trained(config: RefsamConfig, tmp_path: Path) -> None:
     paths = RunPaths(tmp_path)
     paths.checkpoints.mkdir()
-    trainer = build_trainer(config, paths, training_loaders(config), lambda progress: None)
-    trainer._initialize(None, None, epochs=1)
-    trainer.save_checkpoint("best", 1.0, 1.0)
+    training = build_training(config, paths, training_loaders(config), lambda progress: None)
+    training.recorder.write_best(1.0)
     predictor, decoder_state = load_predictor(paths.best, config.model, "cpu")
     unetr = build_unetr(predictor.model, config.model, decoder_state, 1, "cpu").eval()
     predictor.set_image(np.full((64, 64, 3), 90, dtype=np.uint8))
@@ -139,7 +138,7 @@ def test_the_best_checkpoint_has_the_decoder_that_was_trained(config: RefsamConf
     with torch.no_grad():
         sizes = predictor.input_size, predictor.original_size
         from_embedding = DecoderAdapter(unetr)(predictor.features, *sizes)
-        expected = trainer.unetr.eval()(image)
+        expected = training.learner.unetr.eval()(image)
     torch.testing.assert_close(from_embedding, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -147,13 +146,12 @@ def test_micro_sam_opens_the_best_checkpoint_of_a_vit_t(synthetic: DatasetConfig
     config = small_config(synthetic, model=("model=vit_t", "model.weights=random"))
     paths = RunPaths(tmp_path)
     paths.checkpoints.mkdir()
-    trainer = build_trainer(config, paths, training_loaders(config), lambda progress: None)
-    trainer._initialize(None, None, epochs=1)
+    training = build_training(config, paths, training_loaders(config), lambda progress: None)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():  # in place of a training step, which takes a minute
-        for parameter in trainer.model.parameters():
+        for parameter in training.learner.model.parameters():
             parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
-    trainer.save_checkpoint("best", 1.0, 1.0)
+    training.recorder.write_best(1.0)
 
     theirs, state = micro_sam.util.get_sam_model(
         model_type="vit_t", checkpoint_path=paths.best, device="cpu", return_state=True
@@ -168,5 +166,5 @@ def test_micro_sam_opens_the_best_checkpoint_of_a_vit_t(synthetic: DatasetConfig
         masks.append(predictor.predict(box=np.array([10, 10, 40, 40]), return_logits=True)[0])
     np.testing.assert_array_equal(masks[0], masks[1])
     assert np.abs(masks[0] - masks[2]).max() > 1e-3
-    trained = trainer.model.state_dict()
+    trained = training.learner.model.state_dict()
     assert all(torch.equal(value, trained[f"sam.{name}"]) for name, value in ours.model.state_dict().items())

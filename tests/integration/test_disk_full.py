@@ -18,7 +18,7 @@ from refsam.records.paths import RunPaths
 from refsam.records.status import Reason, State, free_reserve, hold_reserve, read_status, write_status
 from refsam.science import run
 from refsam.science.evaluation import single_pass
-from refsam.science.training import build, loop
+from refsam.science.training import build, checkpoints
 from refsam.science.training.checkpoints import read_latest
 
 PAGE = 4096
@@ -79,9 +79,9 @@ def whole(config: RefsamConfig, tmp_path_factory: pytest.TempPathFactory) -> Run
 @pytest.mark.parametrize(
     ("module", "function", "call", "room", "file"),
     [
-        (loop, "write_best", 1, 0, "best.pt"),
-        (loop, "write_latest", 2, 0, "latest.pt"),
-        (loop, "write_latest", 2, 100_000, "latest.pt"),
+        (checkpoints, "write_best", 1, 0, "best.pt"),
+        (checkpoints, "write_latest", 2, 0, "latest.pt"),
+        (checkpoints, "write_latest", 2, 100_000, "latest.pt"),
         (build, "write_json", 2, 0, "training.json"),
         (single_pass, "write_metrics", 1, 0, "metrics.json"),
     ],

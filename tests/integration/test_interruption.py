@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from micro_sam.training.joint_sam_trainer import JointSamTrainer
 from training_runs import rows, run_training, small_config
 
 from refsam import interruption
 from refsam.configuration.schema import DatasetConfig
 from refsam.records.paths import RunPaths
-from refsam.science.training import loop
+from refsam.science.training import checkpoints, losses, recorder
 from refsam.science.training.checkpoints import read_latest
+from refsam.science.training.history import EpochMeans
 from refsam.science.training.resume import position, random_states, restore_random_states, running_statistics
+from refsam.science.training.step import Interactive, Segmentation
 
 # torch.optim hides the module behind the class of the same name.
 ADAM = sys.modules[torch.optim.Adam.__module__]
@@ -69,29 +72,26 @@ def assert_same(one: RunPaths, other: RunPaths) -> None:
 
 def moments(engine: str, decoder: str) -> list[Moment]:
     """One for each kind of moment; two trainings of the same run never pass the same one."""
-    joint = decoder == "true"
-    owner = {
-        ("refsam", True): loop.LowMemoryJointSamTrainer,
-        ("refsam", False): loop.LowMemorySamTrainer,
-        ("micro_sam", True): loop.RecordedJointSamTrainer,
-    }[engine, joint]
+    theirs = engine == "micro_sam"
+    loss = (JointSamTrainer, "_compute_loss") if theirs else (losses, "dice_loss")
+    segmentation = (JointSamTrainer, "_instance_iteration") if theirs else (Segmentation, "measure")
     found = [
-        Moment(owner, "_compute_loss", 1),  # in the very first step
-        Moment(owner, "_compute_loss", 4),  # in a later step
+        Moment(*loss, 1),  # in the very first step
+        Moment(*loss, 4),  # in a later step
         Moment(ADAM, "adam", 2),  # while parameters change
-        Moment(owner, "_interactive_val_iteration", 2, signal.SIGUSR2),
-        Moment(loop, "write_best", 1),  # of the first epoch, which always is the best so far
-        Moment(owner, "_report", 1),  # when a step is done
-        Moment(loop, "write_latest", 1, signal.SIGINT),
-        Moment(owner, "_compute_loss", 2),
+        Moment(Interactive, "validate", 2, signal.SIGUSR2),
+        Moment(checkpoints, "write_best", 1),  # of the first epoch, which always is the best so far
+        Moment(recorder.Recorder, "_report", 1),  # when a step is done
+        Moment(checkpoints, "write_latest", 1, signal.SIGINT),
+        Moment(*loss, 2),
     ]
-    if joint:
+    if decoder == "true":
         found += [
-            Moment(owner, "_instance_iteration", 1),  # between the two steps of the optimizer
-            Moment(owner, "_instance_iteration", 1),  # once more at the same place
-            Moment(owner, "_instance_iteration", 3),
+            Moment(*segmentation, 1),  # between the two steps of the optimizer
+            Moment(*segmentation, 1),  # once more at the same place
+            Moment(*segmentation, 3),
         ]
-    return found[-4:] if engine == "micro_sam" else found  # what differs is between the two steps
+    return found[-4:] if theirs else found  # what differs is between the two steps
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,8 @@ def test_no_more_than_the_step_at_hand_is_computed_again(synthetic: DatasetConfi
     config = small_config(synthetic, "train.epochs=1", "train.min_samples=6")
     steps: list[int] = []
 
-    def stop_at(iteration: int) -> Callable[[loop.Progress], None]:
-        def report(progress: loop.Progress) -> None:
+    def stop_at(iteration: int) -> Callable[[recorder.Progress], None]:
+        def report(progress: recorder.Progress) -> None:
             if not steps or progress.iteration > steps[-1]:
                 steps.append(progress.iteration)
             if progress.iteration == iteration and interruption.received() is None:
@@ -152,7 +152,7 @@ def test_no_more_than_the_step_at_hand_is_computed_again(synthetic: DatasetConfi
 def test_a_long_epoch_is_saved_on_the_way(
     synthetic: DatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(recorder, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     config = small_config(synthetic, "train.epochs=1")
     saved: list[int] = []
     run_training(config, tmp_path / "run", lambda progress: saved.append(progress.saved))
@@ -163,7 +163,7 @@ def test_statistics_of_batch_normalization_go_back_to_the_position() -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
     statistics = running_statistics([model, model[1]])
     assert len(statistics) == 3  # mean, variance and number of batches, each once
-    means = loop.EpochMeans()
+    means = EpochMeans()
     here = position(1, means, None, torch.device("cpu"), statistics, None)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model(torch.rand(2, 1, 8, 8))

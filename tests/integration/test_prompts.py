@@ -12,7 +12,8 @@ from refsam.configuration.schema import DatasetConfig
 from refsam.records.paths import RunPaths
 from refsam.science.data import training_loaders
 from refsam.science.models import SAM_CONFIG, load_predictor
-from refsam.science.training.build import build_trainer
+from refsam.science.training import losses
+from refsam.science.training.build import build_training
 
 FAMILIES = {"micro_sam": TINY, "hf": ("model=hf_tiny", *TINY[1:])}
 ALL = {"point_coords", "point_labels", "boxes"}
@@ -28,33 +29,32 @@ FIRST = {
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("prompts", PROMPTS)
 def test_the_model_is_given_the_prompts_that_were_chosen(
-    prompts: str, family: str, synthetic: DatasetConfig, tmp_path: Path
+    prompts: str, family: str, synthetic: DatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small_config(
         synthetic, f"train.prompts={prompts}", "train.decoder=false", model=FAMILIES[family]
     )
     paths = RunPaths(tmp_path)
-    trainer = build_trainer(config, paths, training_loaders(config), lambda progress: None)
     given: list[set[str]] = []
     targets: list[torch.Tensor] = []
 
     def listen(module: object, args: object, kwargs: dict[str, Any]) -> None:
         given.append(ALL & set(kwargs["batched_inputs"][0]))
 
-    compute = trainer._compute_loss
+    compute = losses.dice_loss
 
     def compute_and_keep(outputs: Any, y_one_hot: torch.Tensor) -> Any:
         targets.append(y_one_hot)
         return compute(outputs, y_one_hot)
 
-    trainer.model.register_forward_pre_hook(listen, with_kwargs=True)
-    trainer._compute_loss = compute_and_keep
+    monkeypatch.setattr(losses, "dice_loss", compute_and_keep)
+    training = build_training(config, paths, training_loaders(config), lambda progress: None)
+    training.learner.model.register_forward_pre_hook(listen, with_kwargs=True)
     rounds = 1 if prompts == NONE else config.train.n_sub_iterations
-    for step, (x, y) in enumerate(list(trainer.train_loader)[:2]):
-        trainer._iteration = step
+    for step, (x, y) in enumerate(list(training.loaders[0])[:2]):
         given.clear()
         targets.clear()
-        trainer._interactive_train_iteration(x, y)
+        training.step.interactive(x, y, step)
         assert len(given) == rounds
         assert given[0] == FIRST[prompts][step]
         if prompts == NONE:

@@ -13,7 +13,7 @@ from refsam.configuration.schema import DatasetConfig, Precision
 from refsam.errors import BadInput
 from refsam.science.hardware import choose_precision, resident_memory
 from refsam.science.models import load_model
-from refsam.science.training.loop import Progress
+from refsam.science.training.recorder import Progress
 
 
 def states(path: Path) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -164,13 +165,13 @@ def test_loaders_work_again_after_their_workers_have_ended(
     synthetic: DatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[data.TorchLoader] = []
-    build = loop.RecordedTraining.run
+    train = loop.train
 
-    def run(trainer: loop.RecordedTraining, latest: object) -> None:
-        kept.append(trainer.train_loader)
-        build(trainer, latest)
+    def keep_and_train(learner: Any, step: Any, loaders: tuple[Any, Any], *others: Any) -> None:
+        kept.append(loaders[0])
+        train(learner, step, loaders, *others)
 
-    monkeypatch.setattr(loop.RecordedTraining, "run", run)
+    monkeypatch.setattr(loop, "train", keep_and_train)
     run_training(small_config(synthetic, "train.workers=2"), tmp_path / "run")
     with data.ending_workers(kept):
         assert len(list(kept[0])) == 3

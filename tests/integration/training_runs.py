@@ -13,7 +13,7 @@ from refsam.configuration.schema import DatasetConfig, RefsamConfig
 from refsam.records.paths import RunPaths
 from refsam.science.data import training_loaders
 from refsam.science.training.build import TrainingSummary, train
-from refsam.science.training.loop import Progress
+from refsam.science.training.recorder import Progress
 
 TINY = (
     "model=vit_nano",

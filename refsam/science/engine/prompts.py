@@ -9,7 +9,8 @@ three quarters of that, and costs nothing.
 from typing import Any
 
 import torch
-from micro_sam.prompt_generators import IterativePromptGenerator
+
+from refsam.science.micro_sam import IterativePromptGenerator
 
 
 class BooleanPrompts(IterativePromptGenerator):

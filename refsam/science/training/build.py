@@ -5,8 +5,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from micro_sam.training.util import ConvertToSamInputs
-from torch_em.loss import DiceBasedDistanceLoss
 
 from refsam.configuration.patch_pool import encoder_is_frozen, pool_size, with_patch_pool
 from refsam.configuration.schema import Precision, RefsamConfig, TrainConfig
@@ -15,27 +13,28 @@ from refsam.records.files import write_json
 from refsam.records.paths import RunPaths
 from refsam.science.data import TorchLoader, ending_workers, worker_count
 from refsam.science.engine.cache import EmbeddingCache, MemoryStore, Store, shared_store
+from refsam.science.engine.prompts import BooleanPrompts
 from refsam.science.engine.setup import Savings, apply_savings, choose_savings, describe_savings
-from refsam.science.hardware import choose_device, choose_precision, peak_memory
+from refsam.science.hardware import choose_device, choose_precision, peak_memory, resident_memory
+from refsam.science.micro_sam import UNETR, IterativePromptGenerator, TrainableSAM
 from refsam.science.models import build_unetr, load_model, trainable_sam
 from refsam.science.randomness import derived_seed, seed_everything
 from refsam.science.strategies.injection import apply_strategy
 from refsam.science.strategies.parts import count_parameters
 from refsam.science.strategies.quantization import weights_bytes
 from refsam.science.strategies.state import Keeping, state_bytes, trained_state
+from refsam.science.training import loop
+from refsam.science.training.arithmetic import Arithmetic
 from refsam.science.training.checkpoints import previous_latest, read_latest
-from refsam.science.training.loop import (
-    LowMemoryJointSamTrainer,
-    LowMemorySamTrainer,
-    Progress,
-    RecordedJointSamLogger,
-    RecordedJointSamTrainer,
-    RecordedSamLogger,
-    RecordedSamTrainer,
-    RecordedTraining,
-    SummedJointSamTrainer,
-)
+from refsam.science.training.encoder import Encoder
+from refsam.science.training.learner import Learner
+from refsam.science.training.losses import instance_loss, mask_loss_of
+from refsam.science.training.micro_sam_step import micro_sam_step
 from refsam.science.training.optimizers import StepInBackward, build_optimizer
+from refsam.science.training.prompts import Prompts
+from refsam.science.training.recorder import Limits, Progress, Recorder
+from refsam.science.training.step import Interactive, Segmentation, Step, refsam_step
+from refsam.science.training.summed import summed_step
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,31 @@ class TrainingSummary:
     precision: str
     early_stopped: bool
     savings: dict[str, Any]  # as in results/savings.json
+
+
+@dataclass
+class Training:
+    """A run's training before its first step, and what its records say of it.
+
+    Attributes:
+        learner: the models and their optimizer.
+        step: gradients of the losses.
+        prompts: what the model is asked with.
+        loaders: of training and validation.
+        recorder: of its run directory.
+        parameter_counts: trained ones, and all.
+        weights_bytes: of the model in memory, quantized weights as they lie there.
+        savings: as in results/savings.json.
+    """
+
+    learner: Learner
+    step: Step
+    prompts: Prompts
+    loaders: tuple[TorchLoader, TorchLoader]
+    recorder: Recorder
+    parameter_counts: tuple[int, int]
+    weights_bytes: int
+    savings: dict[str, Any]
 
 
 def train(
@@ -83,148 +107,173 @@ def train(
     for folder in (paths.checkpoints, paths.tensorboard, paths.results):
         folder.mkdir(parents=True, exist_ok=True)
     seed_everything(config.seed, "model")
-    trainer = build_trainer(config, paths, loaders, report)
+    training = build_training(config, paths, loaders, report)
     # Before the first step: what an attempt that runs out of memory tells the next one.
-    write_json(paths.savings, trainer.savings)
+    write_json(paths.savings, training.savings)
+    device = training.learner.arithmetic.device
     with ending_workers(loaders):
-        trainer.run(read_latest(paths))
-    summary = _summarize(trainer)
+        latest = read_latest(paths)
+        if latest is not None:
+            training.recorder.load(latest)
+        base_memory_gib = resident_memory(device)
+        if not training.recorder.finished:
+            loop.train(training.learner, training.step, loaders, training.recorder, config.seed)
+    summary = _summarize(training, base_memory_gib)
     write_json(paths.training, asdict(summary))
     previous_latest(paths).unlink(missing_ok=True)
     return summary
 
 
-def build_trainer(
+def build_training(
     config: RefsamConfig,
     paths: RunPaths,
     loaders: tuple[TorchLoader, TorchLoader],
     report: Callable[[Progress], None],
-) -> RecordedTraining:
-    """The trainer of a run, before its first step."""
+) -> Training:
+    """The training of a run, before its first step."""
     settings = config.train
     device = choose_device(config)
+    precision = choose_precision(settings.precision, device)
     loaded = load_model(config.model, config.seed, device)
     model = trainable_sam(apply_strategy(loaded.sam, config.peft)).to(device)
-    parameters = list(model.parameters())
-    arguments: dict[str, Any] = {}
     unetr = None
     if settings.decoder:
         seed = derived_seed(config.seed, "decoder")
         unetr = build_unetr(loaded.sam, config.model, loaded.decoder_state, seed, device)
-        parameters += [value for name, value in unetr.named_parameters() if not name.startswith("encoder")]
-        instance_loss = DiceBasedDistanceLoss(mask_distances_in_bg=True)
-        arguments = {"unetr": unetr, "instance_loss": instance_loss, "instance_metric": instance_loss}
     savings = None
-    precision = choose_precision(settings.precision, device)
     if settings.engine == "refsam":
         savings = choose_savings(config, loaded.sam, device, unetr)
         apply_savings(loaded.sam, savings, unetr)
-        arguments["object_chunk"] = savings.object_chunk
-        if encoder_is_frozen(config.peft):
-            arguments["embeddings"] = _embeddings(
-                config, paths, loaded.sam.image_encoder, savings, device, precision
-            )
-            arguments["pooled"] = with_patch_pool(config).train.patch_pool is not None
-    optimizer = build_optimizer(settings, parameters, device)
-    if settings.optimizer_in_backward:
-        if precision == Precision.float16:
-            raise BadInput(
-                f"train.optimizer_in_backward=true: on {device} the precision is float16, whose scaling "
-                "needs all gradients at once, allowed: train.precision=float32 or bfloat16"
-            )
-        StepInBackward(optimizer, loaded.sam.image_encoder.parameters())
-    trainer: RecordedTraining = _trainer_class(settings)(
-        paths=paths,
-        seed=config.seed,
-        epochs=settings.epochs,
-        max_steps=settings.max_steps,
-        report=report,
-        keeping=Keeping(config.peft, adapter_only=settings.save == "adapter"),
-        loss=settings.loss,
-        prompts=settings.prompts,
-        train_loader=loaders[0],
-        val_loader=loaders[1],
-        model=model,
-        optimizer=optimizer,
-        lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau(
-            optimizer, mode="min", factor=settings.scheduler_factor, patience=settings.scheduler_patience
-        ),
-        device=device,
-        logger=RecordedJointSamLogger if settings.decoder else RecordedSamLogger,
-        convert_inputs=ConvertToSamInputs(
-            transform=model.transform, box_distortion_factor=settings.box_distortion
-        ),
-        n_objects_per_batch=config.n_objects,
-        n_sub_iteration=settings.n_sub_iterations,
-        mask_prob=settings.mask_prob,
-        early_stopping=settings.early_stopping,
-        compile_model=False,
-        **_precision_arguments(precision),
-        **arguments,
+    parameters = _parameters(model, unetr)
+    learner = _learner(settings, model, unetr, parameters, Arithmetic(precision, device))
+    prompts = _prompts(config, model)
+    if savings is None:
+        loss = mask_loss_of(settings.loss)
+        step = micro_sam_step(learner, prompts, loss, prompts.rounds(settings.n_sub_iterations))
+    else:
+        step = _refsam_step(config, paths, learner, prompts, savings)
+    limits = _limits(settings, len(loaders[0]))
+    keeping = Keeping(config.peft, adapter_only=settings.save == "adapter")
+    return Training(
+        learner=learner,
+        step=step,
+        prompts=prompts,
+        loaders=loaders,
+        recorder=Recorder(paths, learner, keeping, limits, config.seed, report),
+        parameter_counts=count_parameters(parameters),
+        weights_bytes=weights_bytes(model),
+        savings={
+            **describe_savings(config, savings),
+            "patch_pool": pool_size(config, limits.steps_per_epoch * settings.batch_size),
+            "precision": precision.value,
+            "hardware_precision": choose_precision(Precision.auto, device).value,
+            "workers": worker_count(config),
+        },
     )
-    trainer.parameter_counts = count_parameters(parameters)
-    trainer.weights_bytes = weights_bytes(model)
-    trainer.savings = {
-        **describe_savings(config, savings),
-        "patch_pool": pool_size(config, trainer.steps_per_epoch * settings.batch_size),
-        "precision": precision.value,
-        "hardware_precision": choose_precision(Precision.auto, device).value,
-        "workers": worker_count(config),
-    }
-    return trainer
 
 
-def _embeddings(
-    config: RefsamConfig,
-    paths: RunPaths,
-    encoder: torch.nn.Module,
-    savings: Savings,
-    device: torch.device,
-    precision: Precision,
-) -> EmbeddingCache:
+def _parameters(model: TrainableSAM, unetr: UNETR | None) -> list[torch.nn.Parameter]:
+    """Of both models, those of the encoder that they share once."""
+    parameters = list(model.parameters())
+    if unetr is not None:
+        parameters += [value for name, value in unetr.named_parameters() if not name.startswith("encoder")]
+    return parameters
+
+
+def _learner(
+    settings: TrainConfig,
+    model: TrainableSAM,
+    unetr: UNETR | None,
+    parameters: list[torch.nn.Parameter],
+    arithmetic: Arithmetic,
+) -> Learner:
+    optimizer = build_optimizer(settings, parameters, arithmetic.device)
+    if settings.optimizer_in_backward:
+        if arithmetic.precision == Precision.float16:
+            raise BadInput(
+                f"train.optimizer_in_backward=true: on {arithmetic.device} the precision is float16, whose "
+                "scaling needs all gradients at once, allowed: train.precision=float32 or bfloat16"
+            )
+        StepInBackward(optimizer, model.sam.image_encoder.parameters())
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, mode="min", factor=settings.scheduler_factor, patience=settings.scheduler_patience
+    )
+    return Learner(model, unetr, optimizer, schedule, arithmetic)
+
+
+def _prompts(config: RefsamConfig, model: TrainableSAM) -> Prompts:
     settings = config.train
+    return Prompts(
+        settings.prompts,
+        model.transform,
+        box_distortion=settings.box_distortion,
+        n_objects=config.n_objects,
+        mask_prob=settings.mask_prob,
+        generator=BooleanPrompts() if settings.engine == "refsam" else IterativePromptGenerator(),
+    )
+
+
+def _refsam_step(
+    config: RefsamConfig, paths: RunPaths, learner: Learner, prompts: Prompts, savings: Savings
+) -> Step:
+    settings, arithmetic = config.train, learner.arithmetic
+    encoder = Encoder(learner.model)
+    if encoder_is_frozen(config.peft):
+        embeddings = _embeddings(config, paths, learner, savings)
+        encoder = Encoder(learner.model, embeddings, with_patch_pool(config).train.patch_pool is not None)
+    interactive = Interactive(
+        model=learner.model,
+        encoder=encoder,
+        prompts=prompts,
+        loss=mask_loss_of(settings.loss),
+        arithmetic=arithmetic,
+        n_sub_iterations=prompts.rounds(settings.n_sub_iterations),
+        object_chunk=savings.object_chunk,
+    )
+    if learner.unetr is None:
+        return refsam_step(interactive, None)
+    segmentation = Segmentation(learner.unetr, encoder, instance_loss(), arithmetic)
+    make = summed_step if settings.joint == "summed" else refsam_step
+    return make(interactive, segmentation)
+
+
+def _limits(settings: TrainConfig, steps_per_epoch: int) -> Limits:
+    steps = settings.epochs * steps_per_epoch
+    if settings.max_steps is not None:
+        steps = min(steps, settings.max_steps)
+    return Limits(steps_per_epoch, steps, settings.early_stopping)
+
+
+def _embeddings(config: RefsamConfig, paths: RunPaths, learner: Learner, savings: Savings) -> EmbeddingCache:
+    settings, arithmetic = config.train, learner.arithmetic
     dtype = torch.float16 if settings.embedding_dtype == "float16" else torch.float32
     store: Store = MemoryStore(savings.cache_gib)
     if settings.embedding_cache == "disk":
-        arithmetic = f"{precision.value} kept as {settings.embedding_dtype}, patches"
-        store = shared_store(config, paths, encoder, device, arithmetic)
-    return EmbeddingCache(store, device, dtype)
+        words = f"{arithmetic.precision.value} kept as {settings.embedding_dtype}, patches"
+        store = shared_store(config, paths, learner.model.sam.image_encoder, arithmetic.device, words)
+    return EmbeddingCache(store, arithmetic.device, dtype)
 
 
-def _trainer_class(settings: TrainConfig) -> type[RecordedTraining]:
-    if not settings.decoder:
-        return LowMemorySamTrainer if settings.engine == "refsam" else RecordedSamTrainer
-    if settings.engine != "refsam":
-        return RecordedJointSamTrainer
-    return SummedJointSamTrainer if settings.joint == "summed" else LowMemoryJointSamTrainer
-
-
-def _precision_arguments(precision: Precision) -> dict[str, Any]:
-    if precision == Precision.float32:
-        return {"mixed_precision": False}
-    return {"mixed_precision": True, "mixed_precision_dtype": precision.value}
-
-
-def _summarize(trainer: RecordedTraining) -> TrainingSummary:
-    trainable, total = trainer.parameter_counts
-    mixed = trainer.mixed_precision
-    decoder = trainer._decoder_state().get("decoder_state", {})
+def _summarize(training: Training, base_memory_gib: float) -> TrainingSummary:
+    recorder, learner = training.recorder, training.learner
+    trainable, total = training.parameter_counts
+    decoder = learner.decoder_state().get("decoder_state", {})
     return TrainingSummary(
-        best_epoch=trainer._best_epoch,
-        best_metric=trainer.best_metric,
-        epochs=trainer.epochs_finished,
-        iterations=trainer.iteration,
-        seconds_total=trainer.train_time,
-        seconds_to_best=trainer.history.train_time(trainer._best_epoch),
-        seconds_per_step=trainer.step_seconds / trainer.iteration,
+        best_epoch=recorder.best_epoch,
+        best_metric=recorder.best_metric,
+        epochs=recorder.epoch,
+        iterations=recorder.iteration,
+        seconds_total=recorder.train_time,
+        seconds_to_best=recorder.history.train_time(recorder.best_epoch),
+        seconds_per_step=recorder.step_seconds / recorder.iteration,
         # The kernel counts the peak and what is held now by two counters, some pages apart.
-        peak_memory_gib=max(peak_memory(trainer.device), trainer.base_memory_gib),
-        base_memory_gib=trainer.base_memory_gib,
+        peak_memory_gib=max(peak_memory(learner.arithmetic.device), base_memory_gib),
+        base_memory_gib=base_memory_gib,
         trainable_parameters=trainable,
         total_parameters=total,
-        saved_bytes=state_bytes({**trained_state(trainer.model), **decoder}),
-        weights_bytes=trainer.weights_bytes,
-        precision=trainer.mixed_precision_dtype if mixed else Precision.float32.value,
-        early_stopped=trainer.stopped_early,
-        savings=trainer.savings,
+        saved_bytes=state_bytes({**trained_state(learner.model), **decoder}),
+        weights_bytes=training.weights_bytes,
+        precision=learner.arithmetic.precision.value,
+        early_stopped=recorder.stopped_early,
+        savings=training.savings,
     )

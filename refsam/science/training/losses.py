@@ -7,21 +7,86 @@ Both are means over objects, so that a step can be cut into chunks of objects. O
 the best one counts, as in Segment Anything.
 """
 
-from typing import Any
+from collections.abc import Callable
+from functools import reduce
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import mse_loss
 from torchvision.ops import sigmoid_focal_loss
+
+from refsam.science.micro_sam import DiceBasedDistanceLoss, DiceLoss
 
 FOCAL_WEIGHT = 20.0
 # Of the focal loss (Lin et al. 2017, arXiv:1708.02002).
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 EPSILON = 1e-7
 
-Losses = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Outputs = list[dict[str, torch.Tensor]]
+MaskLosses = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+# Of the model's outputs (one per image: `masks` (objects, masks, H, W) logits, `iou_predictions` (objects,
+# masks)) and targets (images, objects, 1, H, W) of 0 and 1: loss, mask loss and IoU loss.
+MaskLoss = Callable[[Outputs, torch.Tensor], MaskLosses]
 
 
-def dice_focal_loss(outputs: list[dict[str, Any]], targets: torch.Tensor) -> Losses:
+class StepLosses(NamedTuple):
+    """The losses of one batch, means over images and objects, without graph.
+
+    Attributes:
+        loss: of the interactive segmentation: mask loss + IoU loss.
+        mask_loss: of the masks.
+        iou_loss: squared error of the predicted IoU.
+        model_iou: mean predicted IoU, which is no loss.
+        instance_loss: of the segmentation decoder, where there is one.
+    """
+
+    loss: torch.Tensor
+    mask_loss: torch.Tensor
+    iou_loss: torch.Tensor
+    model_iou: torch.Tensor
+    instance_loss: torch.Tensor | None = None
+
+
+def mask_loss_of(name: str) -> MaskLoss:
+    """The function of a value of train.loss."""
+    return {"dice": dice_loss, "dice_focal": dice_focal_loss}[name]
+
+
+def instance_loss() -> DiceBasedDistanceLoss:
+    """micro-sam's loss of the segmentation decoder: of foreground, center and boundary distances."""
+    return DiceBasedDistanceLoss(mask_distances_in_bg=True)
+
+
+def dice_loss(outputs: Outputs, targets: torch.Tensor) -> MaskLosses:
+    """micro-sam's loss, mask loss and IoU loss (SamTrainer of micro-sam 1.8), with its order of sums.
+
+    Args:
+        outputs: one per image: `masks` (objects, masks, H, W) logits, and `iou_predictions` (objects, masks).
+        targets: (images, objects, 1, H, W) of 0 and 1.
+    """
+    dice = DiceLoss(reduce_channel=None)
+    mask_losses, iou_losses = [], []
+    for output, target in zip(outputs, targets, strict=True):
+        probabilities = output["masks"].sigmoid()
+        masks = [probabilities[:, index : index + 1] for index in range(probabilities.shape[1])]
+        # DiceLoss has one value per channel: objects are the channels here.
+        of_masks = torch.stack([dice(mask.swapaxes(0, 1), target.swapaxes(0, 1)) for mask in masks])
+        mask_losses.append(of_masks.min(dim=0).values.mean())
+        with torch.no_grad():
+            true_iou = torch.stack([_iou(mask > 0.5, target) for mask in masks]).swapaxes(0, 1)
+        iou_losses.append(mse_loss(true_iou, output["iou_predictions"]))
+    mask_loss, iou_loss = (reduce(torch.add, values) / len(values) for values in (mask_losses, iou_losses))
+    return mask_loss + iou_loss, mask_loss, iou_loss
+
+
+def _iou(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """(objects,) IoU of masks (objects, 1, H, W)."""
+    overlap = predicted.logical_and(target).sum(dim=(1, 2, 3))
+    union = predicted.logical_or(target).sum(dim=(1, 2, 3))
+    return overlap / (union + EPSILON)
+
+
+def dice_focal_loss(outputs: Outputs, targets: torch.Tensor) -> MaskLosses:
     """Loss, mask loss and IoU loss, each a mean over images and objects.
 
     Args:

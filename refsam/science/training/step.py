@@ -1,4 +1,4 @@
-"""The interactive step with one graph alive at a time: of one chunk of objects in one sub-iteration.
+"""The gradients of a step, with one graph alive at a time: of one chunk of objects in one sub-iteration.
 
 micro-sam sums the losses of all sub-iterations and calls backward once, so all their graphs are alive
 together. But the prompts of the next sub-iteration are made without gradients: each loss can be sent backward
@@ -9,141 +9,137 @@ It saves all graphs but one of mask decoder and masks. It costs one backward cal
 the sums are the same, in another order.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from micro_sam.training.joint_sam_trainer import JointSamTrainer
-from micro_sam.training.sam_trainer import SamTrainer
-from segment_anything.utils.transforms import ResizeLongestSide
 
-from refsam.science.engine.cache import EmbeddingCache, MemoryStore
-from refsam.science.engine.prompts import BooleanPrompts
+from refsam.science.micro_sam import UNETR, DiceBasedDistanceLoss, TrainableSAM
+from refsam.science.training.arithmetic import Arithmetic
+from refsam.science.training.encoder import Encoder
+from refsam.science.training.losses import MaskLoss, Outputs, StepLosses
+from refsam.science.training.prompts import BatchedInputs, Choice, Prompts, select_objects
 
-BatchedInputs = list[dict[str, Any]]
-# What of a batched input has one row per object.
-PER_OBJECT = ("point_coords", "point_labels", "boxes", "mask_inputs")
+Targets = torch.Tensor  # (batch, objects, 1, H, W) bool or float of 0 and 1
 
 
-class LowMemoryStep(SamTrainer):
-    """Mixin in front of SamTrainer; LowMemoryJointStep is the one in front of JointSamTrainer.
+@dataclass(frozen=True)
+class Step:
+    """The functions that a step of the training calls. Their losses have no graph.
 
-    Prompts, losses and random draws are micro-sam's own, in micro-sam's order. The gradients are there when
-    the interactive iteration returns, and its loss has no graph any more.
+    x is (batch, 3, H, W), images of values 0 to 255; y is (batch, 1 or 4, H, W): ids of objects and, for the
+    segmentation decoder, foreground, center and boundary distances.
 
-    Args:
-        object_chunk: how many objects of an image are decoded at a time.
-        embeddings: of a frozen encoder; None keeps those of the latest batch.
-        pooled: whether the patches of the training come again.
-        kwargs: those of the trainer.
+    Attributes:
+        interactive: of x, y and the number of the step: gradients of the interactive loss; its losses, and
+            the targets.
+        segmentation: of x and y: gradients of the segmentation decoder's loss, which is returned. None where
+            the optimizer steps once: without the decoder, and where `interactive` has its gradients too.
+        validate: of x, y and the number of the batch: all losses, without gradients, and the targets.
     """
 
-    def __init__(
-        self,
-        *,
-        object_chunk: int,
-        embeddings: EmbeddingCache | None = None,
-        pooled: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.object_chunk = object_chunk
-        self.embeddings = embeddings or EmbeddingCache(MemoryStore(0.0), self.device)
-        self.pooled = pooled
-        self.prompt_generator = BooleanPrompts()
+    interactive: Callable[[torch.Tensor, torch.Tensor, int], tuple[StepLosses, Targets]]
+    segmentation: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None
+    validate: Callable[[torch.Tensor, torch.Tensor, int], tuple[StepLosses, Targets]]
 
-    def _preprocess_batch(
-        self, batched_inputs: BatchedInputs, y: torch.Tensor, sampled_ids: list[Any]
-    ) -> tuple[BatchedInputs, torch.Tensor]:
-        """micro-sam's, with the targets in one byte: (batch, objects, 1, H, W) bool."""
-        batched_inputs, y_one_hot = super()._preprocess_batch(batched_inputs, y, sampled_ids)
-        return batched_inputs, y_one_hot.bool()
 
-    def _interactive_train_iteration(self, x: torch.Tensor, y: torch.Tensor) -> tuple[Any, ...]:
-        # TensorBoard would show a mask of 0 and 1 in one byte as nearly black.
-        *values, y_one_hot = super()._interactive_train_iteration(x, y)
-        return *values, y_one_hot.float()
+class Encoded(NamedTuple):
+    """A batch with its first prompts.
 
-    def _compute_iterative_loss(
-        self, batched_inputs: BatchedInputs, y_one_hot: torch.Tensor, num_subiter: int, multimask_output: bool
-    ) -> tuple[torch.Tensor, ...]:
-        """The gradients of all sub-iterations; without graph: loss, mask loss, IoU loss, mean predicted IoU.
+    Attributes:
+        inputs: micro-sam's batched inputs, one per image.
+        targets: (batch, objects, 1, H, W) bool.
+        embeddings: (batch, channels, rows, columns).
+        leaf: the same without graph, which collects the gradient.
+    """
+
+    inputs: BatchedInputs
+    targets: torch.Tensor
+    embeddings: torch.Tensor
+    leaf: torch.Tensor
+
+
+@dataclass
+class Interactive:
+    """The interactive segmentation: iterative prompting of a Segment Anything model.
+
+    Attributes:
+        model: which is trained.
+        encoder: its encoder.
+        prompts: what it is asked with.
+        loss: of predicted masks and IoU.
+        arithmetic: of forward and backward.
+        n_sub_iterations: rounds of prompts in a step.
+        object_chunk: how many objects of an image are decoded at a time.
+    """
+
+    model: TrainableSAM
+    encoder: Encoder
+    prompts: Prompts
+    loss: MaskLoss
+    arithmetic: Arithmetic
+    n_sub_iterations: int
+    object_chunk: int
+
+    def gradients(self, x: torch.Tensor, y: torch.Tensor, iteration: int) -> tuple[StepLosses, Targets]:
+        """Step.interactive, of micro-sam's loss: the mean over all sub-iterations."""
+        choice = self.prompts.of_training(iteration)
+        with self.arithmetic.forward():
+            batch = self.encode(x, y, choice)
+            losses = self.iterate(batch, multimask_output=choice[-1])
+            self.encoder_backward(batch)
+        return losses, batch.targets
+
+    def encode(self, x: torch.Tensor, y: torch.Tensor, choice: Choice) -> Encoded:
+        """The images' embeddings and first prompts."""
+        inputs, targets = self.prompts.first(x, y[:, :1], choice, self.arithmetic.device)
+        embeddings = self.encoder.encode(inputs)
+        leaf = embeddings.detach().requires_grad_(embeddings.requires_grad)
+        return Encoded(inputs, targets, embeddings, leaf)
+
+    def iterate(self, batch: Encoded, multimask_output: bool) -> StepLosses:
+        """The gradients of all sub-iterations, those of the encoder in batch.leaf.
 
         Args:
-            batched_inputs: micro-sam's, one per image: the image and the first prompts.
-            y_one_hot: (batch, objects, 1, H, W) bool.
-            num_subiter: number of sub-iterations.
+            batch: whose inputs are given the prompts of every sub-iteration, in place.
             multimask_output: whether the first sub-iteration predicts three masks for each object.
         """
-        embeddings, batched_inputs = self._image_embeddings(batched_inputs)
-        leaf = embeddings.detach().requires_grad_(embeddings.requires_grad)
-        batched_inputs, use_mask_inputs = self._use_mask_inputs(batched_inputs, y_one_hot)
-        totals = torch.zeros(4, device=y_one_hot.device, dtype=torch.float64)
-        for index in range(num_subiter):
-            values, masks, logits = self._sub_iteration(
-                batched_inputs, leaf, y_one_hot, multimask_output and index == 0, 1 / num_subiter
-            )
+        rounds = self.n_sub_iterations
+        totals = torch.zeros(4, device=batch.targets.device, dtype=torch.float64)
+        for index in range(rounds):
+            values, masks, logits = self._sub_iteration(batch, multimask_output and index == 0, 1 / rounds)
             totals += values
-            if index < num_subiter - 1:
+            if index < rounds - 1:
                 with torch.no_grad():
-                    batched_inputs = self._update_prompts(
-                        batched_inputs, y_one_hot, masks, logits, use_mask_inputs
-                    )
-        self._encoder_backward(embeddings, leaf)
-        loss, mask_loss, iou_loss, model_iou = _in_precision_of(embeddings, totals / num_subiter)
-        return loss, mask_loss, iou_loss, model_iou
+                    self.prompts.correct(batch.inputs, batch.targets, masks, logits)
+        return StepLosses(*_in_precision_of(batch.embeddings, totals / rounds))
 
-    def _encoder_backward(self, embeddings: torch.Tensor, leaf: torch.Tensor) -> None:
-        """Send the gradient that the detached `leaf` has collected through the encoder, if it is trained."""
-        if embeddings.requires_grad:
+    def encoder_backward(self, batch: Encoded) -> None:
+        """Send the gradient that the leaf has collected through the encoder, if that is trained."""
+        if batch.embeddings.requires_grad:
             # The gradient is already scaled, where there is a scaler.
-            with _full_precision(embeddings):
-                embeddings.backward(leaf.grad)
+            with self.arithmetic.full_precision():
+                batch.embeddings.backward(batch.leaf.grad)
 
-    def _image_embeddings(self, batched_inputs: BatchedInputs) -> tuple[torch.Tensor, BatchedInputs]:
-        """(batch, channels, rows, columns), and the inputs with the size of the images that the encoder saw.
-
-        A frozen encoder keeps no graph, and sees a patch that it has seen before only if that was not kept.
-        """
-        if self.encoder_is_trained:
-            embeddings, batched_inputs = self.model.image_embeddings_oft(batched_inputs)
-            return embeddings, batched_inputs
-        embeddings = self._frozen_embeddings(torch.stack([given["image"] for given in batched_inputs]))
-        for given in batched_inputs:
-            given["input_size"] = self._input_size(given["image"])
-        return embeddings, batched_inputs
-
-    def _frozen_embeddings(self, images: torch.Tensor) -> torch.Tensor:
-        def encode(unknown: torch.Tensor) -> torch.Tensor:
-            embeddings, _ = self.model.image_embeddings_oft([{"image": image} for image in unknown])
-            return embeddings
-
-        return self.embeddings.embed(images, encode, keep=self.pooled or not self.model.training)
-
-    def _input_size(self, image: torch.Tensor) -> tuple[int, int]:
-        """Rows and columns of the encoder's input that an image (3, H, W) fills."""
-        return ResizeLongestSide.get_preprocess_shape(
-            *image.shape[-2:], self.model.sam.image_encoder.img_size
-        )
-
-    @property
-    def encoder_is_trained(self) -> bool:
-        return any(parameter.requires_grad for parameter in self.model.sam.image_encoder.parameters())
+    def validate(self, x: torch.Tensor, y: torch.Tensor, index: int) -> tuple[StepLosses, Targets]:
+        """The losses of one prediction, from the prompts of batch number `index` of the validation."""
+        choice = self.prompts.of_validation(index)
+        with self.arithmetic.forward():
+            batch = self.encode(x, y, choice)
+            totals = torch.zeros(4, device=batch.targets.device, dtype=torch.float64)
+            for objects, weight in self._chunks(batch):
+                outputs, losses = self._predict(batch, objects, multimask_output=choice[-1])
+                totals += weight * torch.stack([*losses, _predicted_ious(outputs).mean()])
+        return StepLosses(*_in_precision_of(batch.embeddings, totals)), batch.targets
 
     def _sub_iteration(
-        self,
-        batched_inputs: BatchedInputs,
-        embeddings: torch.Tensor,
-        y_one_hot: torch.Tensor,
-        multimask_output: bool,
-        share: float,
+        self, batch: Encoded, multimask_output: bool, share: float
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """One sub-iteration forward and backward, chunk by chunk.
 
         Args:
-            batched_inputs: one per image, with the prompts of this sub-iteration.
-            embeddings: (batch, channels, rows, columns), a leaf that collects the gradient.
-            y_one_hot: (batch, objects, 1, H, W) bool.
+            batch: with the prompts of this sub-iteration.
             multimask_output: whether there are three masks for each object.
             share: of this sub-iteration in the loss of the step.
 
@@ -152,109 +148,110 @@ class LowMemoryStep(SamTrainer):
             (batch, objects, 1, H, W) bool, the masks with the best predicted IoU;
             (batch, objects, 1, h, w) float, their logits in the decoder's resolution.
         """
-        n_objects = y_one_hot.shape[1]
-        totals = torch.zeros(4, device=y_one_hot.device, dtype=torch.float64)
+        totals = torch.zeros(4, device=batch.targets.device, dtype=torch.float64)
         masks, logits = [], []
-        for objects in _chunks(n_objects, self.object_chunk):
-            outputs = self._decode(batched_inputs, embeddings, objects, multimask_output)
-            targets = y_one_hot[:, objects].float()
-            losses = self._compute_loss(outputs, targets)
-            # A chunk's loss is the mean over its own objects.
-            weight = targets.shape[1] / n_objects
-            self._backward(losses[0] * (weight * share))
+        for objects, weight in self._chunks(batch):
+            outputs, losses = self._predict(batch, objects, multimask_output)
+            self.arithmetic.backward(losses[0] * (weight * share))
             with torch.no_grad():
-                ious = torch.stack([output["iou_predictions"] for output in outputs])
+                ious = _predicted_ious(outputs)
                 totals += weight * torch.stack([*losses, ious.mean()])
-                chunk_masks, chunk_logits = self._get_best_masks(outputs, ious)
-            masks.append(chunk_masks.bool())
+                chunk_masks, chunk_logits = best_masks(outputs, ious)
+            masks.append(chunk_masks)
             logits.append(chunk_logits)
         return totals, torch.cat(masks, dim=1), torch.cat(logits, dim=1)
 
-    def _decode(
-        self, batched_inputs: BatchedInputs, embeddings: torch.Tensor, objects: slice, multimask_output: bool
-    ) -> list[dict[str, torch.Tensor]]:
-        """micro-sam's output of each image for some of its objects."""
-        outputs: list[dict[str, torch.Tensor]] = self.model(
-            batched_inputs=[_select(given, objects) for given in batched_inputs],
-            image_embeddings=embeddings,
+    def _chunks(self, batch: Encoded) -> Iterator[tuple[slice, float]]:
+        """Objects that are decoded together, and their share: a chunk's loss is the mean over its own."""
+        count, size = batch.targets.shape[1], self.object_chunk
+        for first in range(0, count, size):
+            last = min(first + size, count)
+            yield slice(first, last), (last - first) / count
+
+    def _predict(
+        self, batch: Encoded, objects: slice, multimask_output: bool
+    ) -> tuple[Outputs, tuple[torch.Tensor, ...]]:
+        """micro-sam's output of each image for some of its objects, and their losses."""
+        outputs: Outputs = self.model(
+            batched_inputs=[select_objects(given, objects) for given in batch.inputs],
+            image_embeddings=batch.leaf,
             multimask_output=multimask_output,
         )
+        return outputs, self.loss(outputs, batch.targets[:, objects].float())
+
+
+@dataclass
+class Segmentation:
+    """The segmentation decoder; it shares the embedding of a frozen encoder.
+
+    Attributes:
+        unetr: the encoder with the decoder.
+        encoder: the same encoder.
+        loss: of predicted and true foreground, center and boundary distances.
+        arithmetic: of forward and backward.
+    """
+
+    unetr: UNETR
+    encoder: Encoder
+    loss: DiceBasedDistanceLoss
+    arithmetic: Arithmetic
+
+    def gradients(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Step.segmentation."""
+        loss = self.measure(x, y)
+        self.arithmetic.backward(loss)
+        return loss.detach()
+
+    def measure(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The loss of a batch."""
+        device = self.arithmetic.device
+        with self.arithmetic.forward():
+            if self.encoder.is_trained or self.unetr.use_skip_connection:
+                outputs = self.unetr(x.to(device))
+            else:
+                outputs = self.decode(x, self.encoder.frozen(x))
+            return self.loss(outputs, y[:, 1:].to(device))
+
+    def decode(self, x: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+        """(batch, 3, H, W) distances in the images x, from their embeddings."""
+        features = (embeddings, None, None)
+        outputs: torch.Tensor = self.unetr.decode(features, self.encoder.input_size(x), tuple(x.shape[2:]))
         return outputs
 
-    def _backward(self, loss: torch.Tensor) -> None:
-        with _full_precision(loss):
-            (self.scaler.scale(loss) if self.mixed_precision else loss).backward()
 
-    def _backprop(self, loss: torch.Tensor) -> None:
-        # The interactive loss has been sent backward, the one of the segmentation decoder has not.
-        if loss.requires_grad:
-            loss.backward()
-        self.optimizer.step()
+def refsam_step(interactive: Interactive, segmentation: Segmentation | None) -> Step:
+    """Two losses one after the other, each with its own optimizer step, as micro-sam trains them."""
 
-    def _backprop_mixed(self, loss: torch.Tensor) -> None:
-        if loss.requires_grad:
-            self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+    def validate(x: torch.Tensor, y: torch.Tensor, index: int) -> tuple[StepLosses, Targets]:
+        losses, targets = interactive.validate(x, y, index)
+        if segmentation is not None:
+            losses = losses._replace(instance_loss=segmentation.measure(x, y))
+        return losses, targets
 
-    def _interactive_val_iteration(
-        self, x: torch.Tensor, y: torch.Tensor, val_iteration: int
-    ) -> tuple[Any, ...]:
-        """micro-sam's validation of one batch, chunk by chunk."""
-        n_positive, n_negative, boxes, multimask_output = self._get_prompt_and_multimasking_choices_for_val(
-            val_iteration
-        )
-        batched_inputs, ids = self.convert_inputs(
-            x, y, n_positive, n_negative, boxes, self.n_objects_per_batch
-        )
-        batched_inputs, y_one_hot = self._preprocess_batch(batched_inputs, y, ids)
-        embeddings, batched_inputs = self._image_embeddings(batched_inputs)
-        n_objects = y_one_hot.shape[1]
-        totals = torch.zeros(4, device=y_one_hot.device, dtype=torch.float64)
-        for objects in _chunks(n_objects, self.object_chunk):
-            outputs = self._decode(batched_inputs, embeddings, objects, multimask_output)
-            targets = y_one_hot[:, objects].float()
-            model_iou = torch.stack([output["iou_predictions"] for output in outputs]).mean()
-            values = torch.stack([*self._compute_loss(outputs, targets), model_iou])
-            totals += targets.shape[1] / n_objects * values
-        loss, mask_loss, iou_loss, model_iou = _in_precision_of(embeddings, totals)
-        return loss, mask_loss, iou_loss, model_iou, y_one_hot.float(), mask_loss
+    return Step(interactive.gradients, None if segmentation is None else segmentation.gradients, validate)
 
 
-class LowMemoryJointStep(LowMemoryStep, JointSamTrainer):
-    """Mixin in front of JointSamTrainer: a frozen encoder's embedding serves the segmentation decoder too."""
+def best_masks(outputs: Outputs, ious: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the masks that were predicted for each object, the one with the best predicted IoU.
 
-    def _instance_iteration(self, x: torch.Tensor, y: torch.Tensor, metric_for_val: bool = False) -> Any:
-        """Loss of the segmentation decoder, and its metric for validation.
+    Args:
+        outputs: one per image.
+        ious: (batch, objects, masks), predicted.
 
-        Args:
-            x: (batch, 3, H, W) images.
-            y: (batch, 3, H, W) foreground, center and boundary distances.
-            metric_for_val: whether the metric is asked for.
-        """
-        if self.encoder_is_trained or self.unetr.use_skip_connection:
-            return super()._instance_iteration(x, y, metric_for_val)
-        features = (self._frozen_embeddings(x), None, None)
-        outputs = self.unetr.decode(features, self._input_size(x), tuple(x.shape[2:]))
-        y = y.to(self.device)
-        loss = self.instance_loss(outputs, y)
-        return (loss, self.instance_metric(outputs, y)) if metric_for_val else loss
+    Returns:
+        (batch, objects, 1, H, W) bool; (batch, objects, 1, h, w) float, logits in the decoder's resolution.
+    """
+    best = torch.zeros_like(ious).scatter(2, ious.argmax(dim=2, keepdim=True), value=1).bool()
+    masks, logits = (torch.stack([output[name] for output in outputs]) for name in ("masks", "low_res_masks"))
+    return masks[best].view(*masks.shape[:2], 1, *masks.shape[-2:]) > 0.0, logits[best].view(
+        *logits.shape[:2], 1, *logits.shape[-2:]
+    )
 
 
-def _chunks(count: int, size: int) -> Iterator[slice]:
-    return (slice(first, min(first + size, count)) for first in range(0, count, size))
+def _predicted_ious(outputs: Outputs) -> torch.Tensor:
+    return torch.stack([output["iou_predictions"] for output in outputs])
 
 
 def _in_precision_of(tensor: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Values in the type of a tensor of the model, but not in less than float32."""
     return values.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _select(batched_input: dict[str, Any], objects: slice) -> dict[str, Any]:
-    """The input of one image with the prompts of some of its objects."""
-    return {key: value[objects] if key in PER_OBJECT else value for key, value in batched_input.items()}
-
-
-def _full_precision(tensor: torch.Tensor) -> torch.autocast:
-    """micro-sam's backward runs outside of autocast, ours is called inside of it."""
-    return torch.autocast(tensor.device.type, enabled=False)

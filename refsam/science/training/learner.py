@@ -1,0 +1,78 @@
+"""What is trained, and what trains it: the models, their optimizer, its schedule and its precision."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from refsam.science.micro_sam import UNETR, TrainableSAM
+from refsam.science.training.arithmetic import Arithmetic
+
+ENCODER = "encoder."  # of the segmentation decoder's network: the encoder of the model
+
+
+@dataclass(frozen=True)
+class Learner:
+    """All that changes in a training.
+
+    Attributes:
+        model: Segment Anything.
+        unetr: its encoder with the segmentation decoder, if that is trained too.
+        optimizer: of both.
+        schedule: of the learning rate.
+        arithmetic: of forward, backward and the optimizer's step.
+    """
+
+    model: TrainableSAM
+    unetr: UNETR | None
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.ReduceLROnPlateau
+    arithmetic: Arithmetic
+
+    @property
+    def models(self) -> list[nn.Module]:
+        return [self.model] if self.unetr is None else [self.model, self.unetr]
+
+    def switch(self, *, training: bool) -> None:
+        """Take the models to training or to evaluation mode."""
+        for model in self.models:
+            model.train(training)
+
+    @property
+    def learning_rate(self) -> float:
+        rate: float = self.optimizer.param_groups[0]["lr"]
+        return rate
+
+    def decoder_state(self) -> dict[str, Any]:
+        """Of both checkpoints: the segmentation decoder's weights, where there is one."""
+        if self.unetr is None:
+            return {}
+        state = self.unetr.state_dict()
+        return {"decoder_state": {key: state[key] for key in state if not key.startswith(ENCODER)}}
+
+    def optimization_state(self) -> dict[str, Any]:
+        """Of latest.pt: what the next step depends on beside the weights."""
+        state = {
+            "optimizer_state": self.optimizer.state_dict(),
+            "scheduler_state": self.schedule.state_dict(),
+        }
+        if self.arithmetic.scaler.is_enabled():
+            state["scaler_state"] = self.arithmetic.scaler.state_dict()
+        return state
+
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        """Take over all states of a latest.pt.
+
+        Raises:
+            RuntimeError: when they belong to another model.
+        """
+        self.model.load_state_dict(checkpoint["model_state"])
+        if self.unetr is not None:
+            own = self.unetr.state_dict()
+            encoder = {key: own[key] for key in own if key.startswith(ENCODER)}
+            self.unetr.load_state_dict({**encoder, **checkpoint["decoder_state"]})
+        self.optimizer.load_state_dict(checkpoint["optimizer_state"])
+        self.schedule.load_state_dict(checkpoint["scheduler_state"])
+        if self.arithmetic.scaler.is_enabled():
+            self.arithmetic.scaler.load_state_dict(checkpoint["scaler_state"])
