@@ -82,6 +82,19 @@ def add_study(folder: RunsFolder) -> None:
     add_sweep(folder, "study", *sorted(runs, reverse=True), "never-submitted-dddd")
 
 
+def test_a_request_that_lacks_something_is_not_known(folder):
+    """As a person's edit leaves it, or another version of refsam; what has a default may be missing."""
+    add_run(folder, "a", Status(), {"cores": 8, "gpu": None})
+    without = {name: value for name, value in REQUEST.items() if name != "partition"}
+    add_run(folder, "b", Status(), {**without, "of_a_later_version": 1})
+    add_sweep(folder, "study", "a", "b")
+    shown = [line for line in text(folder) if "1 run, 1 planned" in line and "Sweep" not in line]
+    assert shown == [
+        "request not known: 1 run, 1 planned",
+        "1 × V100, 8 cores, 32 GiB, 2-00:00:00: 1 run, 1 planned",
+    ]
+
+
 def call(*arguments: str, folder: RunsFolder) -> int:
     return cli.main([*arguments, "--runs", str(folder.root)])
 

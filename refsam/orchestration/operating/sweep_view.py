@@ -1,14 +1,16 @@
 """The state of a sweep as a person reads it, and as a program does. Shows what it is given."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from types import SimpleNamespace
-from typing import Any, cast
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
+from omegaconf import MISSING
+
+from refsam.configuration.schema import RequestConfig
 from refsam.configuration.settings import Setting, differing, labels
 from refsam.orchestration.display import BEST, STYLES, duration, plain_text
 from refsam.orchestration.operating.sweep_state import RunState, SweepState, count, longest_left
-from refsam.orchestration.slurm.requests import Request, request_text
+from refsam.orchestration.slurm.requests import request_text
 from refsam.records.status import State
 from refsam.terminal import GAP, fitting, left_out_words, table_width
 
@@ -48,8 +50,7 @@ def lines(state: SweepState, width: int | None = None, room: int | None = None) 
     groups = state.groups()
     left_out = _left_out(state.runs, None if room is None else room - len(groups) - 3)
     for group in groups:
-        words = "request not known" if group.request is None else _request(group.request)
-        shown.append(Line(_cut(f"{words}: {_counts(group.runs)}", cut), "bold cyan"))
+        shown.append(Line(_cut(f"{_request(group.request)}: {_counts(group.runs)}", cut), "bold cyan"))
         for run in group.runs:
             if run.run_id in left_out:
                 continue
@@ -194,5 +195,7 @@ def _counts(runs: Sequence[RunState]) -> str:
     return ", ".join(["1 run" if len(runs) == 1 else f"{len(runs)} runs", *parts])
 
 
-def _request(request: dict[str, Any]) -> str:
-    return request_text(cast(Request, SimpleNamespace(**request)))
+def _request(request: dict[str, Any] | None) -> str:
+    """What a frozen configuration asks for; it may be a person's edit, or of another version of refsam."""
+    known = {field.name: (request or {}).get(field.name, field.default) for field in fields(RequestConfig)}
+    return "request not known" if MISSING in known.values() else request_text(RequestConfig(**known))

@@ -62,18 +62,7 @@ def by_jobs(runs: Sequence[SomeRun], folder: RunsFolder) -> list[tuple[Jobs, lis
     return list(groups.values())
 
 
-class Request(Protocol):
-    """What is told of a request."""
-
-    partition: str | None
-    gpu: str | None
-    gpus: int
-    cores: int
-    memory_gb: int
-    time: str
-
-
-def request_text(request: Request) -> str:
+def request_text(request: "RequestConfig") -> str:
     """`partition gpu, 1 × V100, 8 cores, 32 GiB, 2-00:00:00`."""
     parts = [] if request.partition is None else [f"partition {request.partition}"]
     parts.append("no GPU" if not request.gpus else f"{request.gpus} × {request.gpu or 'GPU'}")
