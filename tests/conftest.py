@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from refsam import interruption
 from refsam.configuration import compose as composition
 from refsam.configuration.schema import DatasetConfig, RefsamConfig
 from refsam.datasets.prepare import prepare
@@ -50,6 +51,12 @@ def composed_once(compose: Callable[..., RefsamConfig]) -> Callable[..., RefsamC
 
 # Before any module takes the function under its name.
 composition.compose = composed_once(composition.compose)
+
+
+@pytest.fixture(autouse=True)
+def nothing_has_asked_to_stop() -> None:
+    """What an earlier test sent to this process is over; a process of a run has one life."""
+    interruption._listener.forget()
 
 
 @pytest.fixture(scope="session")
