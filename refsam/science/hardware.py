@@ -18,6 +18,7 @@ from refsam.errors import BadInput
 
 GIB = 2**30
 CPU_INFORMATION = Path("/proc/cpuinfo")
+OWN_STATUS = Path("/proc/self/status")
 # Without these, bfloat16 is emulated: a 2048³ matrix product at 0.34 instead of 128 GFLOP/s in float32.
 BFLOAT16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}
 # What is said where memory is short, in a plain RuntimeError or a kind of it: by torch's allocators of main
@@ -118,8 +119,13 @@ def peak_memory(device: torch.device) -> float:
     """The most memory that this process has held, in GiB, on the GPU or in main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / GIB
-    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kibibytes * 1024 / GIB
+    # On Linux ru_maxrss begins with what the process was before exec, a fork of its parent.
+    status = OWN_STATUS.read_text(encoding="utf-8") if OWN_STATUS.exists() else ""
+    found = re.search(r"^VmHWM:\s*([0-9]+) kB$", status, re.MULTILINE)
+    if found is not None:
+        return int(found[1]) * 1024 / GIB
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
 
 
 def describe(device: torch.device) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -191,3 +193,14 @@ def test_precision_on_a_cpu_follows_its_instructions(
     monkeypatch.setattr("refsam.science.hardware.CPU_INFORMATION", information)
     assert choose_precision(Precision.auto, torch.device("cpu")) == expected
     assert choose_precision(Precision.float16, torch.device("cpu")) == Precision.float16
+
+
+def test_the_peak_memory_is_that_of_the_process_and_not_of_who_started_it() -> None:
+    measure = "from refsam.science.hardware import peak_memory; print(peak_memory(torch.device('cpu')))"
+    child = f"import torch; {measure}"
+    parent = (
+        "import subprocess, sys; held = b'x' * (2 * 2**30); "
+        f"subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True)
+    assert 0.1 < float(done.stdout) < 1.5
