@@ -143,4 +143,4 @@ def test_a_sweep_in_folds_tests_each_image_once_and_ends_in_one_number(folder):
     )
     (row,) = compared["comparisons"]
     assert (row["n_test_images"], row["n_left_out"]) == (6, 0)
-    assert "6 done" in ask(folder, *command)
+    assert "6 completed" in ask(folder, *command)

@@ -1,7 +1,6 @@
 """The commands where a terminal, an encoding, a home or a folder is not what one is used to."""
 
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -49,8 +48,8 @@ def test_a_narrow_terminal_cuts_nothing_of_the_plan(width):
     assert "…" not in text
     assert text.count("vit_") >= 6
     assert text.count("ful") == 4
-    assert text.count("ini") == 2
-    assert len(re.findall("to *run|to +\r", text)) >= 6
+    assert text.count("bas") == 3  # two rows, and the number of baselines
+    assert text.count("plan") == 7
 
 
 @pytest.mark.parametrize("columns", ["0", "1", "40", "many"])

@@ -474,7 +474,7 @@ def test_a_run_to_do_with_a_damaged_configuration_is_left_out(content, capsys, s
     # The others go on without it.
     assert sweep(*asked, "n_images=5,2") == 1
     output, error = capsys.readouterr()
-    assert "2 runs (2 finetunings, 0 baselines), 1 kind of request; 1 to run, 1 left alone." in output
+    assert "2 runs (2 finetunings, 0 baselines), 1 kind of request; 1 planned, 1 unreadable." in output
     (said,) = (line for line in output.splitlines() if "is damaged" in line)
     assert said.startswith(f"Left alone: {config} is damaged")
     assert error == "refsam: 1 of the runs have no result; the lines above say why\n"
