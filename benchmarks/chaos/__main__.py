@@ -24,7 +24,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from benchmarks.chaos.faults import FAULTS, MISSED, sequence
-from benchmarks.chaos.invariants import INVARIANTS, check_others, check_runs, check_settled, is_finished
+from benchmarks.chaos.invariants import (
+    INVARIANTS,
+    check_others,
+    check_runs,
+    check_settled,
+    is_finished,
+    still_damaged,
+)
 from benchmarks.chaos.world import NODES, OTHERS, PARALLEL, POLL_SECONDS, SWEEP, Task, World, typing
 from refsam.test_cluster.cluster import Cluster
 from refsam.test_cluster.jobs import thaw
@@ -165,7 +172,8 @@ def finish(world: World) -> None:
         printed = world.refsam("status", SWEEP, "--json")
         if number == 0:
             check_settled(world, printed)
-        if all(is_finished(world, run_id) for run_id in world.run_ids()):
+        damaged = still_damaged(printed)
+        if not damaged and all(is_finished(world, run_id) for run_id in world.run_ids()):
             return
         print(f"Round {number + 1}: the sweep again", flush=True)
         if number % 2:
@@ -173,6 +181,8 @@ def finish(world: World) -> None:
                 world.enter(command)
         else:
             world.refsam("continue", SWEEP)
+    for words in damaged:
+        world.violated("reason", f"nothing mends {words}")
 
 
 def settle(world: World) -> bool:
