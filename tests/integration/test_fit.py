@@ -12,6 +12,7 @@ from refsam.records.fits import FitsFolder, Outcome
 
 TINY = (
     "resource=local",
+    "resource.request.memory_gb=3",  # which is free beside other tests, too
     "model=vit_nano",
     "model.custom.image_size=64",
     "model.custom.embed_dim=24",
