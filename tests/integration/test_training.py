@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from training_runs import Killed, kill_at, rows, run_training, small_config
 
 from refsam.configuration.schema import DatasetConfig, Precision
 from refsam.errors import BadInput
+from refsam.records.paths import RunPaths
 from refsam.science.hardware import choose_precision, resident_memory
 from refsam.science.models import load_model
 from refsam.science.training.recorder import Progress
@@ -204,3 +206,20 @@ def test_the_peak_memory_is_that_of_the_process_and_not_of_who_started_it() -> N
     )
     done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True)
     assert 0.1 < float(done.stdout) < 1.5
+
+
+@pytest.mark.parametrize(
+    ("message", "saved"),
+    [("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", 4), ("a bug", 3)],
+)
+def test_a_library_s_word_for_short_memory_saves_the_steps_of_the_epoch(
+    synthetic: DatasetConfig, tmp_path: Path, message: str, saved: int
+) -> None:
+    def report(progress: Progress) -> None:
+        if progress.iteration == 4:
+            raise RuntimeError(message)
+
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        run_training(small_config(synthetic, "train.epochs=3"), tmp_path / "run", report)
+    latest = torch.load(RunPaths(tmp_path / "run").latest, weights_only=True)
+    assert latest["iteration"] == saved

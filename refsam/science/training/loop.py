@@ -7,12 +7,11 @@ import torch
 
 from refsam import interruption
 from refsam.science.data import TorchLoader
+from refsam.science.hardware import is_out_of_memory
 from refsam.science.randomness import seed_everything
 from refsam.science.training.learner import Learner
 from refsam.science.training.recorder import Diverged, Recorder, Validation
 from refsam.science.training.step import Step
-
-OUT_OF_MEMORY = (MemoryError, torch.cuda.OutOfMemoryError)
 
 
 def train(
@@ -70,7 +69,7 @@ def train(
             learner.schedule.step(validation.metric)
             recorder.finish_epoch(validation)  # best.pt, history.csv, latest.pt
     except BaseException as error:
-        if interruption.received() is not None or isinstance(error, OUT_OF_MEMORY):
+        if interruption.received() is not None or is_out_of_memory(error):
             recorder.save_position()
         raise
 
