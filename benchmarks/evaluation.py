@@ -34,7 +34,7 @@ from micro_sam.instance_segmentation import (
 from benchmarks.rows import write_csv
 from refsam.configuration.compose import compose
 from refsam.configuration.schema import Kind, RefsamConfig
-from refsam.datasets.listing import Pair
+from refsam.datasets.pair import Pair
 from refsam.records.paths import RunPaths
 from refsam.science.data import test_images, validation_images
 from refsam.science.evaluation import evaluate

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from refsam.configuration.compose import compose
 from refsam.datasets.prepare import prepare
-from refsam.records.files import read_json
 from refsam.records.paths import RunsFolder
 from refsam.records.status import State, read_status
+from refsam.system.files import read_json
 from refsam.test_cluster.cluster import Cluster
 
 ROOT = Path(__file__).resolve().parents[1]

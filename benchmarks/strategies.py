@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from benchmarks.rows import write_csv
 from benchmarks.train_step import REFSAM, run_step
 from refsam.configuration.schema import ModelConfig, PeftConfig
-from refsam.configuration.strategies import STRATEGIES, strategy_problem
+from refsam.models.strategies import STRATEGIES, strategy_problem
 
 CONF = Path(__file__).parents[1] / "conf"
 COUNTED = ("vit_b", "vit_t")

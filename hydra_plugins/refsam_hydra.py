@@ -24,9 +24,9 @@ from omegaconf import DictConfig, OmegaConf
 from refsam.configuration.resources import folder
 from refsam.configuration.schema import ClusterConfig, RequestConfig, ResourceConfig
 from refsam.configuration.text_values import quote_text
-from refsam.datasets.listing import DataMissing
+from refsam.datasets.pair import DataMissing
 from refsam.errors import BadInput, RunFailed
-from refsam.terminal import standard_console
+from refsam.system.terminal import standard_console
 
 if TYPE_CHECKING:
     from refsam.records.status import Status

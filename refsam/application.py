@@ -19,7 +19,7 @@ from refsam.configuration.resources import folder
 from refsam.configuration.schema import register
 from refsam.configuration.text_values import quote_text
 from refsam.errors import BadInput, DamagedManifest, RunFailed, os_problem
-from refsam.terminal import (
+from refsam.system.terminal import (
     any_encoding,
     flush_standard_output,
     leave_standard_output,
@@ -123,7 +123,7 @@ def _answer(application: Callable[[], None], errors: list[Exception], wants_trac
 
 def _print_help(arguments: list[str]) -> None:
     """In place of Hydra's, which prints the whole configuration as YAML and no word about any field."""
-    from refsam.configuration.field_help import sweep_help
+    from refsam.commands.field_help import sweep_help
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config-dir", "-cd", type=Path)

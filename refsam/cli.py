@@ -4,7 +4,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 
 import refsam
 from refsam.commands.options import (
@@ -18,7 +17,7 @@ from refsam.commands.options import (
     SLURM_SILENT,
 )
 from refsam.errors import BadInput, DamagedManifest, RunFailed, SlurmSilent, nearest, os_problem
-from refsam.terminal import any_encoding, flush_standard_output, leave_standard_output, plain_output
+from refsam.system.terminal import any_encoding, flush_standard_output, leave_standard_output, plain_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,13 +31,15 @@ def _answer(given: list[str]) -> int:
     try:
         try:
             if COMPLETING in os.environ:
-                import_module("refsam.completion").answer(_parser()[0])
+                from refsam import completion
+
+                completion.answer(_parser()[0])
             if given[:1] == ["sweep"]:  # Hydra has its own --help, -m and overrides
                 return _sweep(given[1:])
             with plain_output():
                 options = _options(given)
-                status: int = options.run(options)
-                return status
+                code: int = options.run(options)
+                return code
         finally:
             flush_standard_output()
     except BadInput as error:
@@ -64,21 +65,21 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     """The parser, and the names of the commands."""
     # Imported here, where Ctrl-C is answered.
     from refsam.commands import (
-        acting,
         check_data,
         cite,
         compare,
         completion,
+        control,
         evaluate,
         export,
         fit,
-        looking,
         predict,
         prepare,
         recommend,
         report,
-        results,
-        runs,
+        show,
+        status,
+        tables,
         track,
     )
 
@@ -89,10 +90,10 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     )
     parser.add_argument("--version", action="version", version=f"refsam {refsam.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    looking.add(commands)
-    runs.add(commands)
-    acting.add(commands)
-    results.add(commands)
+    status.add(commands)
+    show.add(commands)
+    control.add(commands)
+    tables.add(commands)
     report.add(commands)
     recommend.add(commands)
     compare.add(commands)
@@ -124,7 +125,9 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
 
 
 def _sweep(arguments: list[str]) -> int:
-    import_module("refsam.sweep").main(arguments)
+    from refsam import sweep
+
+    sweep.main(arguments)
     return COMPLETED
 
 

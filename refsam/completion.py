@@ -15,7 +15,7 @@ from argcomplete.completers import DirectoriesCompleter, FilesCompleter, Suppres
 from argcomplete.finders import CompletionFinder
 
 from refsam.commands.completion import MODULE
-from refsam.commands.results import FORMATS, KINDS
+from refsam.commands.tables import FORMATS, KINDS
 from refsam.records.paths import RunsFolder, default_runs
 from refsam.records.status import Reason
 from refsam.results.sweeps import sweep_names
@@ -99,7 +99,7 @@ def _overrides(
         return {f"{key}={path}": "" for path in DirectoriesCompleter()(prefix=value)}
     if equals and key == "model.weights":
         return {f"{key}={path}": "" for path in FilesCompleter()(prefix=value)}
-    from refsam.configuration.override_words import continued  # the schema, which takes a tenth of a second
+    from refsam.commands.override_words import continued  # the schema, which takes a tenth of a second
 
     found = continued(prefix, _own_directories(parsed_args))
     if parser.prog.endswith(" evaluate"):  # `refsam evaluate` changes nothing else
@@ -108,7 +108,7 @@ def _overrides(
 
 
 def _named_sweeps(*, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
-    from refsam.configuration.field_help import choices_in
+    from refsam.commands.field_help import choices_in
     from refsam.configuration.resources import folder
 
     return [name for each in (folder("sweeps"), *_own_directories(parsed_args)) for name in choices_in(each)]

@@ -1,10 +1,9 @@
 """The command python -m refsam.sweep: only a door, so that Ctrl-C is answered while Hydra is imported."""
 
 import os
-from importlib import import_module
 
 from refsam.commands.options import COMPLETING
-from refsam.interruption import answering_ctrl_c
+from refsam.system.signals import answering_ctrl_c
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -13,8 +12,12 @@ def main(arguments: list[str] | None = None) -> None:
     """
     with answering_ctrl_c("stopped; the same command goes on where it was"):
         if COMPLETING in os.environ:
-            import_module("refsam.completion").answer_sweep()
-        import_module("refsam.application").main(arguments)
+            from refsam import completion
+
+            completion.answer_sweep()
+        from refsam import application
+
+        application.main(arguments)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from refsam import interruption
 from refsam.configuration import compose as composition
 from refsam.configuration.schema import DatasetConfig, RefsamConfig
 from refsam.datasets.prepare import prepare
+from refsam.system import signals
 
 TESTS = Path(__file__).parent
 CONF = TESTS.parent / "conf"
@@ -56,7 +56,7 @@ composition.compose = composed_once(composition.compose)
 @pytest.fixture(autouse=True)
 def nothing_has_asked_to_stop() -> None:
     """What an earlier test sent to this process is over; a process of a run has one life."""
-    interruption._listener.forget()
+    signals._listener.forget()
 
 
 @pytest.fixture(scope="session")

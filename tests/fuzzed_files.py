@@ -37,21 +37,21 @@ from weights_files import safetensors, torch_zip
 
 from refsam.configuration import frozen
 from refsam.configuration.compose import compose
-from refsam.configuration.families import MICRO_SAM
 from refsam.configuration.schema import DatasetConfig, ModelConfig
 from refsam.datasets.coco_writing import labels_to_coco
 from refsam.datasets.listing import list_pairs
 from refsam.datasets.pairs import read_pair_labels
 from refsam.datasets.reading import read_image, read_labels
-from refsam.datasets.weights_file import architecture_problem, weights_problem
 from refsam.errors import BadInput
-from refsam.records.files import read_json, read_yaml
+from refsam.models.families import MICRO_SAM
+from refsam.models.weights_file import architecture_problem, weights_problem
 from refsam.records.history import read_history
 from refsam.records.metrics import read_metrics
 from refsam.records.paths import RunPaths, SweepPaths
 from refsam.records.per_image import COLUMNS, read_rows, read_values
 from refsam.records.status import read_status
 from refsam.results.sweeps import read_manifest
+from refsam.system.files import read_json, read_yaml
 
 BOUND = 2**30
 ORIENTATION = 274  # EXIF's tag

@@ -9,12 +9,12 @@ import pandas as pd
 from PIL import Image
 
 from refsam.records.attempts import Attempt, write_attempt
-from refsam.records.files import write_json, write_text, write_yaml
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
 from refsam.records.per_image import COLUMNS as PER_IMAGE
 from refsam.records.per_image import read_rows, write_rows
 from refsam.records.status import Reason, State, Status, write_status
 from refsam.results.collect import COLUMNS, INTEGERS, METRICS
+from refsam.system.files import write_json, write_text, write_yaml
 
 HOSTILE = (
     "<script>document.title='broken'</script><img src=x onerror=alert(1)>\"'&amp;</title>{{ 7*7 }} Größe"

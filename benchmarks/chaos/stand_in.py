@@ -12,9 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from refsam import interruption
-from refsam.records import place
-from refsam.records.files import read_json, read_yaml, write_json, write_text
 from refsam.records.metrics import METRICS, write_metrics
 from refsam.records.paths import RunPaths
 from refsam.records.status import (
@@ -27,6 +24,8 @@ from refsam.records.status import (
     run_lock,
     write_status,
 )
+from refsam.system import own_job, signals
+from refsam.system.files import read_json, read_yaml, write_json, write_text
 
 STEPS = 40
 LOCK_SECONDS = 10.0  # for whoever corrects the record at this moment
@@ -56,7 +55,7 @@ class Journal:
         return cls(run.parents[2] / "journals" / run.name)
 
     def add(self, kind: str, count: int = 0) -> None:
-        line = f"{time.time():.2f} {kind} {count} {place.host()}:{os.getpid()}:{place.job_id()}\n"
+        line = f"{time.time():.2f} {kind} {count} {own_job.host()}:{os.getpid()}:{own_job.job_id()}\n"
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line)
 
@@ -81,7 +80,7 @@ class Journal:
 def execute(root: Path) -> None:
     """Count to STEPS from where the run has come to, with a record kept as refsam.science.run keeps it."""
     paths, journal = RunPaths(root), Journal.of(root)
-    with interruption.listening(), run_lock(paths, LOCK_SECONDS), journal.alone():
+    with signals.listening(), run_lock(paths, LOCK_SECONDS), journal.alone():
         status = _begin(paths)
         try:
             hold_reserve(paths)
@@ -112,8 +111,8 @@ def _begin(paths: RunPaths) -> Status:
         reason=None,
         message=None,
         attempt=before.attempt if before.state is State.pending else before.attempt + 1,
-        job_id=place.job_id(),
-        host=place.host(),
+        job_id=own_job.job_id(),
+        host=own_job.host(),
         pid=os.getpid(),
         phase="training",
         started_at=now(),
@@ -153,8 +152,8 @@ def measured(paths: RunPaths) -> float | None:
 
 
 def _why(error: BaseException) -> tuple[Reason, str]:
-    asked = interruption.received()
-    if asked in interruption.SIGNALS[2:]:
+    asked = signals.received()
+    if asked in signals.SIGNALS[2:]:
         return Reason.timeout, "The time limit came."
     if asked is not None:
         return Reason.cancelled, "The run was stopped; the same command continues it."

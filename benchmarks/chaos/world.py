@@ -17,8 +17,8 @@ import psutil
 
 from benchmarks.chaos.command import STAND_IN
 from benchmarks.chaos.stand_in import STEPS, Journal
-from refsam.records.files import read_json
 from refsam.records.paths import RunsFolder
+from refsam.system.files import read_json
 from refsam.test_cluster.cluster import Cluster
 from refsam.test_cluster.settings import CGROUPS
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from refsam.commands.options import COMPLETED, Commands, add_command
 from refsam.commands.overrides import add_overrides, configurations
-from refsam.terminal import standard_console
+from refsam.system.terminal import standard_console
 
 if TYPE_CHECKING:
     from refsam.configuration.schema import DatasetConfig
@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
 
 
 def _check_data(options: argparse.Namespace) -> int:
-    from refsam.configuration.checks import check_values
+    from refsam.orchestration.planning.checks import check_values
 
     configs = configurations(options)
     for config in configs:
@@ -45,8 +45,9 @@ def _print_table(dataset: "DatasetConfig", patch_shape: Sequence[int]) -> None:
     from rich.text import Text
 
     from refsam.datasets.index import check_images, default_cache, inspect
-    from refsam.datasets.listing import COCO, complete_pairs
+    from refsam.datasets.listing import complete_pairs
     from refsam.datasets.overview import overview, rows
+    from refsam.datasets.pair import COCO
 
     pairs = complete_pairs(dataset)
     facts = inspect(pairs, dataset, default_cache())

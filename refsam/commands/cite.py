@@ -31,9 +31,9 @@ def _cite(options: argparse.Namespace) -> int:
         if options.output.is_dir():
             raise BadInput(f"--output {str(options.output)!r} is a folder; give the name of a file")
     chosen = selected(options)
-    from refsam.records.files import write_text
     from refsam.results.citations.cite import citations
     from refsam.results.tables.wide import choose
+    from refsam.system.files import write_text
 
     frame = choose(chosen.frame, assignments(options.where))
     found = citations(frame, chosen.directories)

@@ -29,8 +29,8 @@ from refsam.errors import BadInput
 from refsam.records.paths import file_name
 
 if TYPE_CHECKING:
-    from refsam.results.advice.compare import Comparisons
-    from refsam.results.advice.settings import Setting
+    from refsam.results.comparing.compare import Comparisons
+    from refsam.results.comparing.settings import Setting
 
 _OF_MEASUREMENTS = ("mode", "round", "mask_input")
 
@@ -75,11 +75,11 @@ def _compare(options: argparse.Namespace) -> int:
     chosen = selected(argparse.Namespace(**vars(options), sweeps=[options.sweep], all=False))
     import pandas as pd
 
-    from refsam.results.advice.compare import check_metric, compare
-    from refsam.results.advice.compare_table import print_comparisons, records, write_comparisons
-    from refsam.results.advice.find_setting import setting_of_run, setting_with
-    from refsam.results.advice.settings import settings_of
     from refsam.results.collect import first_prompt
+    from refsam.results.comparing.compare import check_metric, compare
+    from refsam.results.comparing.find_setting import setting_of_run, setting_with
+    from refsam.results.comparing.settings import settings_of
+    from refsam.results.comparing.table import print_comparisons, records, write_comparisons
     from refsam.results.folds import join_folds
     from refsam.results.tables.wide import choose
 
@@ -105,7 +105,7 @@ def _compare(options: argparse.Namespace) -> int:
     name = _file_name(options.baseline, baseline, options.metric)
     files = write_comparisons(found, frame, chosen.output.tables / name)
     if options.plot:
-        from refsam.results.advice.forest import forest_plot
+        from refsam.results.comparing.forest import forest_plot
 
         files += forest_plot(found, frame, chosen.output.figures, name, page)
     if options.json:
@@ -119,7 +119,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _json(found: "Comparisons", rows: list[dict[str, object]], files: list[Path]) -> dict[str, object]:
-    from refsam.results.advice.compare_table import notes
+    from refsam.results.comparing.table import notes
 
     return {
         "metric": found.metric,

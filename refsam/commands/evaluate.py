@@ -15,7 +15,7 @@ from refsam.commands.options import (
     print_json,
 )
 from refsam.errors import BadInput
-from refsam.terminal import standard_console
+from refsam.system.terminal import standard_console
 
 if TYPE_CHECKING:
     from refsam.configuration.schema import EvaluateConfig
@@ -77,11 +77,11 @@ def _wanted(overrides: list[str]) -> "tuple[set[str], EvaluateConfig]":
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from refsam.configuration.checks import check_values
     from refsam.configuration.compose import compose
     from refsam.configuration.composition_errors import explain
     from refsam.configuration.evaluation_place import evaluation_resource
-    from refsam.configuration.measurements import EXTENDABLE
+    from refsam.orchestration.planning.checks import check_values
+    from refsam.records.measurements import EXTENDABLE
 
     named: set[str] = set()
     for override in overrides:

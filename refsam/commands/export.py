@@ -1,7 +1,6 @@
 """`refsam export`: a run's model in the format of another program."""
 
 import argparse
-from importlib import import_module
 from pathlib import Path
 
 from refsam.commands.options import COMPLETED, Commands, add_command, open_folder
@@ -34,8 +33,9 @@ def _export(options: argparse.Namespace) -> int:
     from refsam.orchestration.operating.targets import find_run
 
     paths = find_run(options.run_name, open_folder(options))
-    # By name: the command itself must not bring torch along.
-    exported = import_module("refsam.science.export").export_run(paths, options.target, options.output)
+    from refsam.science.export import export_run  # which imports torch
+
+    exported = export_run(paths, options.target, options.output)
     print(exported.path)
     print("In Python:")
     for line in exported.lines:

@@ -4,19 +4,19 @@ import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from refsam.commands.options import BAD_INPUT, COMPLETED, Commands, add_command
 from refsam.errors import BadInput
 from refsam.records.metrics import METRICS
-from refsam.terminal import standard_console
+from refsam.system.terminal import standard_console
 
 if TYPE_CHECKING:
     from refsam.datasets.new_images import NewImage
     from refsam.datasets.prompt_files import PromptFile
     from refsam.records.predictions import PredictionsFolder
+    from refsam.science.predict import Predictor
 
 MODES = ("ais", "amg", "apg", "no_prompt", "box", "point")
 
@@ -91,10 +91,9 @@ def _predict(options: argparse.Namespace) -> int:
             print(f"all {known} images are there: {folder.root}")
             return COMPLETED
         return _submit(options, chosen.paths.root, len(images) - known)
-    # By name: the command itself must not bring torch along.
-    science = import_module("refsam.science.predict")
-    predictor = science.open_predictor(chosen.paths, folder, options.mode, prompts, options.device)
-    return _segment(science, predictor, images)
+    from refsam.science.predict import open_predictor  # which imports torch
+
+    return _segment(open_predictor(chosen.paths, folder, options.mode, prompts, options.device), images)
 
 
 def _submit(options: argparse.Namespace, run: Path, n_images: int) -> int:
@@ -126,12 +125,14 @@ def _prompts(
     return match_labels(given, images, folder.root)
 
 
-def _segment(science: Any, predictor: Any, images: "Sequence[NewImage]") -> int:
+def _segment(predictor: "Predictor", images: "Sequence[NewImage]") -> int:
     """Segment what is missing, with a bar of progress on a terminal, and print what there is afterwards."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from refsam.science.predict import is_default, join_tables, predict_all
+
     missing = [image for image in images if not predictor.is_complete(image)]
-    if science.is_default(predictor):
+    if is_default(predictor):
         print(
             f"refsam: mode {predictor.mode} was not evaluated in this run, so micro-sam's default parameters "
             "are used",
@@ -141,13 +142,13 @@ def _segment(science: Any, predictor: Any, images: "Sequence[NewImage]") -> int:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=standard_console(stderr=True), transient=True) as progress:
         task = progress.add_task(f"segmenting ({predictor.mode})", total=len(missing))
-        for predicted in science.predict_all(predictor, missing):
+        for predicted in predict_all(predictor, missing):
             progress.update(task, advance=1)
             if predicted.problem is not None:
                 problems.append(predicted.problem)
                 progress.console.print(f"refsam: {predicted.problem}")
             found += predicted.n_objects
-    science.join_tables(predictor.folder)
+    join_tables(predictor.folder)
     done, before = len(missing) - len(problems), len(images) - len(missing)
     skipped = f", {before} were complete" if before else ""
     print(f"{done} images segmented ({predictor.mode}), {found} objects{skipped}: {predictor.folder.root}")

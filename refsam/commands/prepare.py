@@ -1,7 +1,6 @@
 """`refsam prepare`: what runs need from the network, fetched where there is one."""
 
 import argparse
-from importlib import import_module
 
 from refsam.commands.options import COMPLETED, Commands, add_command
 from refsam.commands.overrides import add_overrides, configurations
@@ -24,7 +23,7 @@ def add(commands: Commands) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    from refsam.configuration.families import HUGGING_FACE, model_problem
+    from refsam.models.families import HUGGING_FACE, model_problem
 
     configs = configurations(options)
     named = {override.lstrip("+~").partition("=")[0].partition(".")[0] for override in options.overrides}
@@ -34,14 +33,19 @@ def _prepare(options: argparse.Namespace) -> int:
     problems = [problem for model in models.values() if (problem := model_problem(model))]
     if problems:
         raise BadInput(problems[0])
-    # By name: the command itself must not bring torch along.
     if named != {"model"}:
+        from refsam.datasets.prepare import prepare
+
         for dataset in {repr(config.dataset): config.dataset for config in configs}.values():
-            import_module("refsam.datasets.prepare").prepare(dataset)
+            prepare(dataset)
     for model in models.values():
         if model.family == HUGGING_FACE:
-            path = import_module("refsam.datasets.hub_download").download(model)
+            from refsam.models.hub_download import download
+
+            path = download(model)
         else:
-            path = import_module("refsam.science.fetch").fetch_weights(model.name)
+            from refsam.science.fetch import fetch_weights
+
+            path = fetch_weights(model.name)
         print(f"weights {model.name} are ready: {path}")
     return COMPLETED

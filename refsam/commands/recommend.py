@@ -21,8 +21,8 @@ from refsam.records.paths import default_runs
 
 if TYPE_CHECKING:
     from refsam.records.paths import Directories, RunsFolder
-    from refsam.results.advice.candidates import Candidate, Limits
-    from refsam.results.advice.recommend import Advice
+    from refsam.results.recommending.candidates import Candidate, Limits
+    from refsam.results.recommending.recommend import Advice
 
 _PROGRAM = ("python", "-m", "refsam.sweep")
 _DATASET = "covid_if"  # of the resource study
@@ -91,10 +91,10 @@ def _recommend(options: argparse.Namespace) -> int:
     chosen = _own(options)
     from refsam.records.fits import known_fits
     from refsam.records.paths import RunsFolder
-    from refsam.results.advice.candidates import CPU, CUDA, Limits
-    from refsam.results.advice.compare import check_metric
-    from refsam.results.advice.recommend import recommend
-    from refsam.results.advice.text import as_json, lines
+    from refsam.results.comparing.compare import check_metric
+    from refsam.results.recommending.candidates import CPU, CUDA, Limits
+    from refsam.results.recommending.recommend import recommend
+    from refsam.results.recommending.text import as_json, lines
 
     check_metric(options.metric)
     _check_dataset(options.dataset, chosen)
@@ -151,7 +151,7 @@ def _command(advice: "Advice", folder: "RunsFolder", directories: "Directories",
     from refsam.configuration.compose import compose
     from refsam.configuration.reproduction import overrides_for, value_text
     from refsam.orchestration.submission.sweeps import where
-    from refsam.results.advice.settings import read_config
+    from refsam.results.comparing.settings import read_config
 
     on_slurm = where(compose([])) == "slurm"
     resource = _resource(winner, limits) if on_slurm else None

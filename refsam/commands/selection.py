@@ -166,9 +166,9 @@ def _complete_records(sweep: "SweepPaths", folder: "RunsFolder") -> set[str]:
     Returns:
         The runs that are known already and have not changed.
     """
+    from refsam.orchestration.lifecycle.reconcile import reconcile
     from refsam.orchestration.slurm.accounting import record_costs
     from refsam.orchestration.slurm.questions import SlurmQuery
-    from refsam.orchestration.slurm.reconcile import reconcile
     from refsam.results.collect import settled_runs
     from refsam.results.sweeps import read_manifest
 

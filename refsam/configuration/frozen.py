@@ -15,7 +15,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from refsam.configuration.run_names import check_name
 from refsam.configuration.schema import RefsamConfig
 from refsam.errors import BadInput, WrittenByNewer, nearest
-from refsam.records.files import is_sealed, read_yaml, write_yaml
+from refsam.system.files import is_sealed, read_yaml, write_yaml
 
 Config = TypeVar("Config")
 

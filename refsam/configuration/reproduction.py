@@ -10,7 +10,7 @@ from refsam.configuration.frozen import leaves, to_values
 from refsam.configuration.patch_pool import with_patch_pool
 from refsam.configuration.resources import folder
 from refsam.configuration.schema import DatasetConfig, RefsamConfig
-from refsam.records.files import read_yaml
+from refsam.system.files import read_yaml
 
 _GROUPS = ("model", "peft", "dataset", "train", "evaluate")
 _DEFAULT = "default"

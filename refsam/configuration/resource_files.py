@@ -3,7 +3,7 @@
 from refsam.configuration.frozen import from_values
 from refsam.configuration.resources import folder
 from refsam.configuration.schema import ResourceConfig
-from refsam.records.files import read_yaml
+from refsam.system.files import read_yaml
 
 
 def shipped_resources() -> dict[str, ResourceConfig]:

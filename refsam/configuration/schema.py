@@ -127,7 +127,7 @@ class ModelConfig:
 class PeftConfig:
     """A finetuning strategy: which parts are frozen, and what is put into the image encoder, if anything.
 
-    `name` is one of configuration/strategies.py, whose table says which of the other fields it takes. A field
+    `name` is one of models/strategies.py, whose table says which of the other fields it takes. A field
     that is null or empty is not given.
     """
 

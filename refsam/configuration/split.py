@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from refsam.configuration.schema import DatasetConfig, RefsamConfig
-from refsam.datasets.names import normalized
+from refsam.system.names import normalized
 
 SEEDED = "seeded"
 # Fewer images say nothing of a difference: Wilcoxon's two-sided test of 5 cannot have a p below 0.06.

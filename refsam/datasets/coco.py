@@ -14,9 +14,9 @@ from urllib.parse import unquote
 from refsam.datasets.coco_file import CROWD, INCLUDE, Found, read_coco
 from refsam.datasets.coco_segmentation import painted
 from refsam.datasets.decoded import PLAUSIBLE_BYTES, PLAUSIBLE_RATIO
-from refsam.datasets.listing import DataMissing, Pair, missing_data
-from refsam.datasets.names import normalized
+from refsam.datasets.pair import DataMissing, Pair, missing_data
 from refsam.errors import BadInput
+from refsam.system.names import normalized
 
 if TYPE_CHECKING:
     import numpy as np

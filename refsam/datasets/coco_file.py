@@ -15,8 +15,8 @@ from typing import Any
 
 from refsam.datasets.coco_segmentation import RunLengths, Unusable, covered, run_lengths
 from refsam.datasets.coco_values import Key, flag, key, whole
-from refsam.datasets.names import normalized
 from refsam.errors import BadInput, nearest, os_reason
+from refsam.system.names import normalized
 
 INCLUDE = "include"  # of dataset.crowds
 CROWD = "crowd"

@@ -24,12 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
-from refsam.datasets.listing import COCO, Pair, list_pairs
+from refsam.datasets.listing import list_pairs
 from refsam.datasets.numbering import COMPONENTS, piece_counts
+from refsam.datasets.pair import COCO, Pair
 from refsam.datasets.pairs import open_pair
 from refsam.datasets.reading import ImageRecord
 from refsam.errors import BadInput
-from refsam.records.files import read_json, write_json
+from refsam.system.files import read_json, write_json
 
 if TYPE_CHECKING:
     from refsam.configuration.schema import DatasetConfig

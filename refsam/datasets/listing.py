@@ -8,45 +8,19 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from refsam.datasets.names import normalized
+from refsam.datasets.coco import list_coco_pairs
+from refsam.datasets.pair import COCO, DataMissing, Pair, missing_data
 from refsam.errors import BadInput
+from refsam.system.names import normalized
 
 if TYPE_CHECKING:
     from refsam.configuration.schema import DatasetConfig  # importing Hydra takes a third of a second
 
 LABEL_SUFFIXES = ("", "_mask", "_masks", "_label", "_labels", "_seg")
-# Data sets that `refsam prepare` fetches or makes, with what it has to be told besides.
-PREPARED = {
-    "nuclei": "",
-    "nuclei_coco": "",
-    "covid_if": "",
-    "synthetic": "",
-    "trashcan": " dataset.archive=ARCHIVE, the dataset.zip of TrashCan 1.0 (https://hdl.handle.net/11299/214865)",
-}
-COCO = "coco"  # the format of annotations in one file; the other one is label_images
 WILDCARDS = frozenset("*?[")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An image and its label image; both are the same path where one HDF5 file holds both.
-
-    `name` is the image's path below the data set's root, with slashes and without suffix, normalized. `item`
-    is the image's id in `label` where that is the annotation file of all images.
-    """
-
-    name: str
-    image: Path
-    label: Path
-    item: int | str | None = None
-
-
-class DataMissing(BadInput):
-    """The folder of a data set is not there. The message says how to get it."""
 
 
 def list_pairs(dataset: DatasetConfig) -> list[Pair]:
@@ -62,8 +36,6 @@ def list_pairs(dataset: DatasetConfig) -> list[Pair]:
         BadInput: when a pattern finds nothing, images and labels do not pair, or annotations cannot be used.
     """
     if dataset.format == COCO:
-        from refsam.datasets.coco import list_coco_pairs  # which needs this module
-
         return list_coco_pairs(dataset)
     root = _root(dataset)
     labels = _matches(root, dataset.labels, "dataset.labels")
@@ -118,15 +90,6 @@ def _root(dataset: DatasetConfig) -> Path:
     if root.is_dir():
         return root
     raise DataMissing(missing_data(dataset))
-
-
-def missing_data(dataset: DatasetConfig) -> str:
-    """Sentence for a data set whose folder is not there."""
-    if dataset.name in PREPARED:
-        remedy = f"fetch it with: refsam prepare dataset={dataset.name}{PREPARED[dataset.name]}"
-    else:
-        remedy = "give the folder of your images with dataset.root=FOLDER"
-    return f"dataset.root {dataset.root} is not a folder; {remedy}"
 
 
 def _matches(root: Path, pattern: str, field: str) -> list[Path]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from refsam.configuration.split import split_sizes
 from refsam.datasets.index import ImageFacts, binary_masks, shape_text
-from refsam.datasets.listing import COCO, Pair
+from refsam.datasets.pair import COCO, Pair
 
 if TYPE_CHECKING:
     from refsam.configuration.schema import DatasetConfig

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from refsam.datasets.listing import COCO, Pair
 from refsam.datasets.numbering import COMPONENTS, numbered, numbered_pieces
+from refsam.datasets.pair import COCO, Pair
 from refsam.datasets.reading import ReadImage, ReadLabels, open_image, open_labels
 from refsam.errors import BadInput
 

@@ -21,7 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refsam.datasets.listing import COCO, PREPARED, Pair, complete_pairs, list_pairs
+from refsam.datasets.listing import complete_pairs, list_pairs
+from refsam.datasets.pair import COCO, PREPARED, Pair
 from refsam.datasets.trashcan import trashcan_archive, write_trashcan
 from refsam.errors import BadInput
 
@@ -73,10 +74,11 @@ def prepare(dataset: DatasetConfig, say: Say = print) -> None:
         with _complete_folder(root) as folder:
             _write_synthetic(folder)
     elif dataset.name == "covid_if":
-        # Named as a string: the download is torch-em's, and orchestration does not import science.
-        science = importlib.import_module("refsam.science.fetch")
+        # The download is torch-em's.
+        from refsam.science.fetch import fetch_covid_if
+
         with _complete_folder(root) as folder:
-            science.fetch_covid_if(folder)
+            fetch_covid_if(folder)
     else:
         raise BadInput(
             f"dataset.name {dataset.name!r} has no preparation, and allowed are folder, coco, "

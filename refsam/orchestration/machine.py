@@ -13,9 +13,9 @@ from pathlib import Path
 
 import psutil
 
-from refsam.cgroups import GIB, cgroup_folders, kernel_text, memory_limits_gib
 from refsam.configuration.schema import AUTO, ResourceConfig
 from refsam.errors import BadInput
+from refsam.system.cgroups import GIB, cgroup_folders, kernel_text, memory_limits_gib
 
 KERNEL_COUNTERS = Path("/proc/vmstat")
 CPU_INFORMATION = Path("/proc/cpuinfo")

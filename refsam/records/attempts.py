@@ -7,11 +7,11 @@ of the run's lock.
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from refsam.records.files import read_json, write_json
 from refsam.records.logs import attempt_numbers
 from refsam.records.paths import RunPaths
 from refsam.records.status import Reason, State, Status, now
 from refsam.records.typed import Count, Seconds, Time, checked, from_record, usable, usable_record
+from refsam.system.files import read_json, write_json
 
 # What attempts do differently, by dotted names of the configuration.
 CHUNK = "train.object_chunk"

@@ -12,11 +12,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from refsam.configuration.families import HUGGING_FACE
 from refsam.configuration.resources import folder
 from refsam.configuration.schema import AUTO, RefsamConfig
-from refsam.records.files import read_json, write_json
+from refsam.models.families import HUGGING_FACE
 from refsam.records.paths import file_name
+from refsam.system.files import read_json, write_json
 
 Record = TypeVar("Record", bound="Measurement | Fit")
 

@@ -4,7 +4,7 @@ import csv
 import io
 from pathlib import Path
 
-from refsam.records.files import read_text
+from refsam.system.files import read_text
 
 _INTEGERS = ("epoch", "iteration", "best")
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from refsam.records.files import check_format, read_json, write_json
 from refsam.records.typed import Count, checked
+from refsam.system.files import check_format, read_json, write_json
 
 FORMAT = 2
 # Of an instance segmentation, and of binary masks: what is measured of each image, in this order everywhere.

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from refsam.records.files import read_text, write_text
 from refsam.records.metrics import METRICS, SECONDS, Measurement
+from refsam.system.files import read_text, write_text
 
 COLUMNS = (
     *("image", "mode", "round", "mask_input", *METRICS, "n_objects", "n_predicted", *SECONDS),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from refsam.errors import BadInput
-from refsam.records.files import read_json, write_json
+from refsam.system.files import read_json, write_json
 
 FORMAT = 1
 

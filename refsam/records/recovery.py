@@ -10,7 +10,6 @@ from typing import Any
 
 from refsam.errors import BadInput, Unreadable, os_reason
 from refsam.records.attempts import Attempt, read_attempt
-from refsam.records.files import read_yaml_sections
 from refsam.records.logs import attempt_numbers
 from refsam.records.metrics import read_metrics
 from refsam.records.paths import RunPaths
@@ -25,6 +24,7 @@ from refsam.records.status import (
     write_status,
 )
 from refsam.records.training import read_training
+from refsam.system.files import read_yaml_sections
 
 # The log of a job, 123_4.out; of earlier versions, 123_4_0_log.out.
 _LOG_OF_JOB = re.compile(r"(\d+(?:_\d+)?)(?:_0_log)?\.out")
@@ -142,8 +142,8 @@ def _is_complete(paths: RunPaths) -> bool:
     """Whether everything was trained and measured that the configuration asks for."""
     # They bring OmegaConf, which is needed for damaged records only.
     from refsam.configuration.frozen import from_values
-    from refsam.configuration.measurements import missing
     from refsam.configuration.schema import EvaluateConfig, Kind
+    from refsam.records.measurements import missing
 
     try:
         kind, evaluate = read_yaml_sections(paths.config, "kind", "evaluate")

@@ -15,10 +15,11 @@ from typing import Any
 import psutil
 
 from refsam.errors import RunFailed
-from refsam.records import files
-from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunPaths
 from refsam.records.typed import Count, Seconds, Time, from_record
+from refsam.system import files
+from refsam.system.files import read_json, write_json
+from refsam.system.own_job import LOCK_SECONDS
 
 
 class State(StrEnum):
@@ -110,9 +111,6 @@ _OF_TRAINING = ("epoch", "epochs", "steps", "best_epoch", "best_metric", "loss")
 RESERVES = 4
 RESERVE_BYTES = 16 * 1024
 _FLOCK = "hhqqi4x"  # struct flock: type, whence, start, length, process
-
-
-LOCK_SECONDS = 10.0  # for whoever corrects a record at this moment
 
 
 class AlreadyRunning(RunFailed):

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from refsam.records.files import read_json
 from refsam.records.typed import Count, Seconds, checked
+from refsam.system.files import read_json
 
 _TRAINING: dict[str, Any] = {
     **dict.fromkeys(("best_epoch", "epochs", "iterations"), Count | None),

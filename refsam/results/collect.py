@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from refsam.records.files import write_atomically
 from refsam.records.metrics import METRICS
 from refsam.records.paths import Directories, RunsFolder, SweepPaths
 from refsam.results.fields import fields, with_fields
@@ -28,6 +27,7 @@ from refsam.results.run_rows import (
     Row,
 )
 from refsam.results.sweeps import DAMAGED, UNREADABLE, read_manifest
+from refsam.system.files import write_atomically
 
 __all__ = ["BASELINE", "COLUMNS", "COSTS", "INTEGERS", "INVALID", "METRICS", "collect", "damaged"]
 

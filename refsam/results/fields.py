@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from refsam.configuration.settings import Setting, differing, is_of_training, names_of, short_name, value_text
+from refsam.records.settings import Setting, differing, is_of_training, names_of, short_name, value_text
 from refsam.results.run_rows import BASELINE, SETTING
 
 # The column strategy has a value for each of these.

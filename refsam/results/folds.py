@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from refsam.configuration.settings import AXES
 from refsam.errors import BadInput
 from refsam.records.metrics import METRICS, SECONDS
+from refsam.records.settings import AXES
 from refsam.results.fields import fields
 from refsam.results.run_rows import BASELINE, COSTS, INTEGERS, PARAMETERS
 from refsam.results.tables.table import run_words, varying_axes

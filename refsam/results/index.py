@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
 
-from refsam.records.files import write_atomically
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
 from refsam.results.run_rows import COLUMNS, SETTING, TYPES, Row, run_rows, skipped_row
 from refsam.results.sweeps import Manifest, PlannedRun
+from refsam.system.files import write_atomically
 
 FORMAT = "2"  # to be raised when the same records give other rows
 SIGNATURE = "signature"

@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 
 import refsam
-from refsam.records.files import write_json
 from refsam.records.status import now
+from refsam.system.files import write_json
 
 
 def provenance(frame: pd.DataFrame, run_ids: Sequence[str] | None = None) -> dict[str, Any]:

@@ -7,10 +7,10 @@ import pandas as pd
 import pyarrow as pa
 
 import refsam
-from refsam.records.files import read_yaml
 from refsam.results.collect import as_frame
 from refsam.results.index import SCHEMA
 from refsam.results.run_rows import COLUMNS
+from refsam.system.files import read_yaml
 
 PUBLISHED = Path(refsam.__file__).parent / "orchestration" / "planning" / "published_times.yaml"
 SOURCE = "micro-sam's resource study"

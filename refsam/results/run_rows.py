@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from refsam.configuration.run_names import check_name
-from refsam.configuration.settings import SECTIONS, Setting, asked_values, recorded_values
 from refsam.configuration.split import LEAST_TEST_IMAGES, SEEDED
-from refsam.configuration.strategies import strategy_label
 from refsam.errors import Unreadable
-from refsam.records.files import read_json, read_yaml, read_yaml_sections
+from refsam.models.strategies import strategy_label
 from refsam.records.metrics import METRICS, SECONDS, measurement, rows_of
 from refsam.records.paths import RunPaths
 from refsam.records.recovery import look_up
+from refsam.records.settings import SECTIONS, Setting, asked_values, recorded_values
 from refsam.records.status import State
 from refsam.records.training import read_savings, read_training
 from refsam.results.sweeps import DAMAGED, UNREADABLE
+from refsam.system.files import read_json, read_yaml, read_yaml_sections
 
 INVALID = "invalid"
 # The kind of a run that trains nothing (configuration.schema.Kind), and its strategy here.

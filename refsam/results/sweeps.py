@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from refsam.errors import BadInput, DamagedManifest, WrittenByNewer, nearest
-from refsam.records.files import check_format, read_json
 from refsam.records.paths import RunsFolder, SweepPaths, default_runs
 from refsam.records.recovery import look_up
 from refsam.records.status import State
 from refsam.records.typed import checked
+from refsam.system.files import check_format, read_json
 
 MANIFEST_FORMAT = 1
 DAMAGED = "damaged"

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from refsam.datasets.weights_file import encoder_in
 from refsam.errors import BadInput
+from refsam.models.weights_file import encoder_in
 
 StateDict = Mapping[str, torch.Tensor]
 

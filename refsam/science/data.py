@@ -25,7 +25,8 @@ from torch_em.data.sampler import MinInstanceSampler
 from refsam.configuration.patch_pool import pool_size
 from refsam.configuration.schema import AUTO, DatasetConfig, RefsamConfig
 from refsam.configuration.split import Split, split_of
-from refsam.datasets.listing import Pair, list_pairs
+from refsam.datasets.listing import list_pairs
+from refsam.datasets.pair import Pair
 from refsam.datasets.pairs import read_pair
 from refsam.errors import BadInput
 from refsam.science.hardware import GIB

@@ -11,9 +11,9 @@ import torch
 
 import refsam
 from refsam.configuration.schema import Kind, Precision, RefsamConfig
-from refsam.records.files import read_json
 from refsam.science.hardware import choose_precision, describe
 from refsam.science.models import weights_info
+from refsam.system.files import read_json
 
 MODULES = (
     *("torch", "micro_sam", "torch_em", "segment_anything", "mobile_sam"),

@@ -15,13 +15,10 @@ from typing import Any
 
 import torch
 
-from refsam import interruption
 from refsam.configuration.frozen import load, with_settings
 from refsam.configuration.schema import Kind, RefsamConfig
 from refsam.errors import BadInput
-from refsam.records import place
 from refsam.records.attempts import free_number, parse_attempt, read_attempt
-from refsam.records.files import write_json
 from refsam.records.paths import RunPaths
 from refsam.records.recovery import read_record
 from refsam.records.status import (
@@ -41,6 +38,8 @@ from refsam.science.randomness import be_deterministic, let_kernels_be_fast, see
 from refsam.science.strategies.opening import predictor_and_decoder
 from refsam.science.training.build import train
 from refsam.science.training.recorder import Progress
+from refsam.system import own_job, signals
+from refsam.system.files import write_json
 
 SECONDS_BETWEEN_WRITES = 1.0
 MESSAGE_LENGTH = 300
@@ -61,10 +60,10 @@ class StatusWriter:
         self._status = before.again(
             state=State.running,
             attempt=attempt,
-            job_id=place.job_id(),
-            job_name=place.job_name(),
+            job_id=own_job.job_id(),
+            job_name=own_job.job_name(),
             evaluation_job_id=before.evaluation_job_id,
-            host=place.host(),
+            host=own_job.host(),
             pid=os.getpid(),
             phase="loading",
             submitted_at=before.submitted_at,
@@ -141,7 +140,7 @@ def execute(root: Path) -> None:
         KeyboardInterrupt: when the process was asked to stop; the run can be continued.
     """
     paths = RunPaths(root)
-    with interruption.listening(), run_lock(paths, place.lock_seconds()):
+    with signals.listening(), run_lock(paths, own_job.lock_seconds()):
         status = StatusWriter(paths)
         try:
             hold_reserve(paths)
@@ -199,7 +198,7 @@ def _execute(config: RefsamConfig, paths: RunPaths, status: StatusWriter, trains
 
 
 def _reason_and_message(error: BaseException) -> tuple[Reason, str]:
-    asked = interruption.received()
+    asked = signals.received()
     if asked in (signal.SIGUSR1, signal.SIGUSR2):
         return Reason.timeout, "The time limit came."
     # Whatever went wrong after it was asked to stop, such as helpers that were asked as well, that is why.

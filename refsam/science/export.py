@@ -10,12 +10,11 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from refsam.configuration.families import HUGGING_FACE
 from refsam.configuration.frozen import load
 from refsam.configuration.schema import Kind, RefsamConfig
-from refsam.configuration.strategies import STRATEGIES
 from refsam.errors import BadInput, os_reason
-from refsam.records.files import write_atomically
+from refsam.models.families import HUGGING_FACE
+from refsam.models.strategies import STRATEGIES
 from refsam.records.paths import RunPaths
 from refsam.science.hugging_face import (
     HuggingFaceSam,
@@ -29,6 +28,7 @@ from refsam.science.state_names import to_segment_anything
 from refsam.science.strategies.injection import surgery_arguments
 from refsam.science.strategies.opening import Finished, finished_model
 from refsam.science.training.checkpoints import damage
+from refsam.system.files import write_atomically
 
 Lines = tuple[str, str]  # of Python, which load what was written
 Writer = Callable[[RefsamConfig, RunPaths, Path], Lines]

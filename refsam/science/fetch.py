@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 from zipfile import BadZipFile
 
-from refsam.datasets.weights_cache import weights_path, weights_present
 from refsam.errors import BadInput
+from refsam.models.weights_cache import weights_path, weights_present
 
 
 def fetch_covid_if(root: Path) -> None:

@@ -23,13 +23,13 @@ import torch
 import refsam
 from refsam.configuration.frozen import load
 from refsam.configuration.schema import RefsamConfig
-from refsam.records.files import write_json
 from refsam.records.fits import Outcome
 from refsam.records.paths import RunPaths
 from refsam.science.data import Image, patch_loaders
 from refsam.science.hardware import GIB, choose_device, is_out_of_memory, peak_memory, resident_memory
 from refsam.science.randomness import be_deterministic, seed_everything
 from refsam.science.training.build import Training, build_training
+from refsam.system.files import write_json
 
 VERSIONS = ("torch", "micro_sam")
 DISC = 0.35  # radius by the distance of two discs

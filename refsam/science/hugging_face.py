@@ -30,8 +30,8 @@ from transformers.models.sam.modeling_sam import (
     SamVisionEncoder,
 )
 
-from refsam.configuration.families import KNOWN_SHAPES
 from refsam.errors import BadInput
+from refsam.models.families import KNOWN_SHAPES
 from refsam.science.checkpoint_layout import misfit
 from refsam.science.engine.attention import fused_attention
 from refsam.science.state_names import (

@@ -23,11 +23,11 @@ from segment_anything.modeling.prompt_encoder import PositionEmbeddingRandom
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch_em.model import UNETR
 
-from refsam.configuration.families import HUGGING_FACE
 from refsam.configuration.schema import ArchitectureConfig, ModelConfig
-from refsam.datasets import hub_cache
-from refsam.datasets.weights_file import is_safetensors, weights_problem
 from refsam.errors import BadInput
+from refsam.models import hub_cache
+from refsam.models.families import HUGGING_FACE
+from refsam.models.weights_file import is_safetensors, weights_problem
 from refsam.science.checkpoint_layout import find_weights, misfit
 from refsam.science.safe_load import read_weights
 

@@ -14,19 +14,19 @@ import tifffile
 from numpy.typing import NDArray
 from skimage.measure import regionprops_table
 
-from refsam.configuration.measurements import AUTOMATIC
 from refsam.datasets.image_metadata import ImageMetadata, read_metadata
 from refsam.datasets.new_images import NewImage
 from refsam.datasets.prompt_files import PromptFile, PromptRow
 from refsam.datasets.reading import ReadImage, open_labels
 from refsam.errors import BadInput
-from refsam.records.files import write_bytes, write_text
+from refsam.records.measurements import AUTOMATIC
 from refsam.records.paths import RunPaths
 from refsam.records.predictions import PredictionsFolder, read_record, source_of, write_record
 from refsam.science.evaluation.pictures import draw_overlay
 from refsam.science.evaluation.prompts import Prompts
 from refsam.science.prediction import TrainedModel, open_run
 from refsam.science.randomness import be_deterministic
+from refsam.system.files import write_bytes, write_text
 
 PROPERTIES = {"label": "object", "area": "area", "centroid-0": "centroid_y", "centroid-1": "centroid_x"}
 COLOURS = ("red", "green", "blue")

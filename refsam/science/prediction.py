@@ -15,12 +15,12 @@ from bioimage_cpp.segmentation import relabel_sequential
 from numpy.typing import ArrayLike, NDArray
 
 from refsam.configuration.frozen import load
-from refsam.configuration.measurements import AUTOMATIC, NO_PROMPT, PARAMETERS, PROMPTED
 from refsam.configuration.schema import Kind, RefsamConfig
 from refsam.datasets.decoding import HDF5_SUFFIXES
 from refsam.datasets.pairs import number_objects
 from refsam.datasets.reading import ReadImage, ReadLabels, open_image, to_8bit
 from refsam.errors import BadInput
+from refsam.records.measurements import AUTOMATIC, NO_PROMPT, PARAMETERS, PROMPTED
 from refsam.records.paths import RunPaths
 from refsam.science.evaluation.grid_search import default_parameters
 from refsam.science.evaluation.images import embed

@@ -6,7 +6,7 @@ Only a door, so that Ctrl-C is answered while PyTorch is imported, which takes s
 import sys
 from pathlib import Path
 
-from refsam.interruption import answering_ctrl_c
+from refsam.system.signals import answering_ctrl_c
 
 
 def execute(root: Path) -> None:

@@ -2,7 +2,7 @@
 
 import sys
 
-from refsam.interruption import answering_ctrl_c
+from refsam.system.signals import answering_ctrl_c
 
 if __name__ == "__main__":
     with answering_ctrl_c("stopped by Ctrl-C"):

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from refsam.errors import BadInput
-from refsam.records.files import read_json, write_json
+from refsam.system.files import read_json, write_json
 from refsam.test_cluster.daemons import STOP_SECONDS, Daemon, Daemons, daemons_of, end
 from refsam.test_cluster.jobs import end_jobs, job_processes
 from refsam.test_cluster.packages import check_machine

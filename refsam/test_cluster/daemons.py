@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from refsam.records.files import read_json, write_json
+from refsam.system.files import read_json, write_json
 
 STOP_SECONDS = 20.0  # for a daemon to end after SIGTERM, before it is killed
 

@@ -13,7 +13,7 @@ from transformers import SamModel
 
 from refsam.configuration.compose import compose
 from refsam.configuration.schema import PeftConfig, Precision
-from refsam.configuration.strategies import STRATEGIES
+from refsam.models.strategies import STRATEGIES
 from refsam.science.engine.prompts import BooleanPrompts
 from refsam.science.hugging_face import HuggingFaceSam, from_segment_anything
 from refsam.science.models import PROMPT_FRAME, load_model, trainable_sam

@@ -24,9 +24,9 @@ from strategy_models import (
 )
 from torch import nn
 
-from refsam.configuration.linear_layers import linear_layers as known_layers
-from refsam.configuration.strategies import PARTS, STRATEGIES
 from refsam.errors import BadInput
+from refsam.models.linear_layers import linear_layers as known_layers
+from refsam.models.strategies import PARTS, STRATEGIES
 from refsam.science.engine.attention import use_fused_attention
 from refsam.science.engine.checkpointing import checkpoint_encoder
 from refsam.science.hugging_face import from_segment_anything

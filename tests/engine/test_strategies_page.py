@@ -10,7 +10,7 @@ from steps import CONF, model_config
 from strategy_models import strategy_of_file
 
 from benchmarks.strategies import PUBLISHED
-from refsam.configuration.strategies import STRATEGIES, strategy_problem
+from refsam.models.strategies import STRATEGIES, strategy_problem
 from refsam.science.models import build_model
 from refsam.science.strategies.injection import apply_strategy
 from refsam.science.strategies.parts import count_parameters

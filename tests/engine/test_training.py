@@ -247,8 +247,8 @@ def test_memory_is_the_smallest_of_the_limits() -> None:
 def test_the_limit_of_a_group_above_the_run_s_own_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("refsam.cgroups.CGROUPS", tmp_path)
-    monkeypatch.setattr("refsam.cgroups.OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr("refsam.system.cgroups.CGROUPS", tmp_path)
+    monkeypatch.setattr("refsam.system.cgroups.OWN_CGROUPS", tmp_path / "own")
     (tmp_path / "own").write_text("0::/job_7/step_0\n")
     (tmp_path / "job_7" / "step_0").mkdir(parents=True)
     (tmp_path / "job_7" / "memory.max").write_text(f"{2 * 2**30}\n")

@@ -6,7 +6,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from refsam.datasets.listing import Pair
+from refsam.datasets.pair import Pair
 
 DISC_RADIUS = 9
 

@@ -125,8 +125,8 @@ def starts(folder: Path) -> list[str]:
 def main(folder: str, parallel: str, grace: str, *run_ids: str) -> int:
     from rich.console import Console
 
-    from refsam.orchestration.display import make_display
     from refsam.orchestration.submission import local
+    from refsam.orchestration.submission.live_table import make_display
 
     local.GRACE_SECONDS = float(grace)
     runs = [FakeRun(run_id) for run_id in run_ids]

@@ -12,7 +12,7 @@ from training_runs import rows, run_training, small_config
 
 from refsam.configuration.frozen import freeze
 from refsam.configuration.schema import DatasetConfig, RefsamConfig
-from refsam.orchestration.in_job.attempts import Outcome, begin_attempt, end_of_attempt
+from refsam.orchestration.lifecycle.attempts import Outcome, begin_attempt, end_of_attempt
 from refsam.records.attempts import read_attempt
 from refsam.records.paths import RunPaths
 from refsam.records.status import Reason, State, free_reserve, hold_reserve, read_status, write_status

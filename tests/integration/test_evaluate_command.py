@@ -11,10 +11,10 @@ from refsam import cli
 from refsam.configuration.compose import compose
 from refsam.configuration.frozen import freeze, load
 from refsam.orchestration.submission import local
-from refsam.records.files import write_json
 from refsam.records.metrics import Measurement, write_metrics
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import State, Status, read_status, write_status
+from refsam.system.files import write_json
 
 HERE = Path(__file__).parent
 

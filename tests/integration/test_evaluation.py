@@ -21,7 +21,7 @@ from segment_anything import SamPredictor
 
 from refsam.configuration.compose import compose
 from refsam.configuration.schema import Kind, RefsamConfig
-from refsam.datasets.listing import Pair
+from refsam.datasets.pair import Pair
 from refsam.records.metrics import Measurement, read_metrics
 from refsam.records.paths import RunPaths
 from refsam.science.evaluation import evaluate, images, measuring, single_pass, unmeasured

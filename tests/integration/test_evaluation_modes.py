@@ -27,8 +27,7 @@ from training_runs import TINY
 
 from refsam.configuration.compose import compose
 from refsam.configuration.schema import Kind, RefsamConfig
-from refsam.datasets.listing import Pair
-from refsam.records.files import read_json
+from refsam.datasets.pair import Pair
 from refsam.records.metrics import Measurement, measurement, read_metrics
 from refsam.records.paths import RunPaths
 from refsam.science.engine.cache import DiskStore
@@ -39,6 +38,7 @@ from refsam.science.evaluation.images import embed, load_image
 from refsam.science.evaluation.measuring import _seed, measure
 from refsam.science.evaluation.segmenting import NO_DECODER, Model
 from refsam.science.models import build_unetr, initial_predictor, segmentation_decoder
+from refsam.system.files import read_json
 
 SEED = 3
 SMALL_GRID = {

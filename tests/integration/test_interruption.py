@@ -13,7 +13,6 @@ import torch
 from micro_sam.training.joint_sam_trainer import JointSamTrainer
 from training_runs import rows, run_training, small_config
 
-from refsam import interruption
 from refsam.configuration.schema import DatasetConfig
 from refsam.records.paths import RunPaths
 from refsam.science.training import checkpoints, losses, recorder
@@ -21,6 +20,7 @@ from refsam.science.training.checkpoints import read_latest
 from refsam.science.training.history import EpochMeans
 from refsam.science.training.resume import position, random_states, restore_random_states, running_statistics
 from refsam.science.training.step import Interactive, Segmentation
+from refsam.system import signals
 
 # torch.optim hides the module behind the class of the same name.
 ADAM = sys.modules[torch.optim.Adam.__module__]
@@ -111,7 +111,7 @@ def test_a_training_that_is_interrupted_at_every_kind_of_moment_is_the_same_trai
     whole, summary = run_training(config, tmp_path / "whole")
     for moment in moments(engine, decoder):
         before = read_latest(RunPaths(tmp_path / "stopped"))
-        with pytest.MonkeyPatch.context() as monkeypatch, interruption.listening():
+        with pytest.MonkeyPatch.context() as monkeypatch, signals.listening():
             moment.install(monkeypatch)
             with pytest.raises(KeyboardInterrupt, match=moment.number.name):
                 run_training(config, tmp_path / "stopped")
@@ -134,12 +134,12 @@ def test_no_more_than_the_step_at_hand_is_computed_again(synthetic: DatasetConfi
         def report(progress: recorder.Progress) -> None:
             if not steps or progress.iteration > steps[-1]:
                 steps.append(progress.iteration)
-            if progress.iteration == iteration and interruption.received() is None:
+            if progress.iteration == iteration and signals.received() is None:
                 os.kill(os.getpid(), signal.SIGTERM)
 
         return report
 
-    with interruption.listening(), pytest.raises(KeyboardInterrupt):
+    with signals.listening(), pytest.raises(KeyboardInterrupt):
         run_training(config, tmp_path / "run", stop_at(4))
     latest = read_latest(RunPaths(tmp_path / "run"))
     assert latest is not None

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from refsam.orchestration.display import Place, Row
+from refsam.orchestration.submission.live_table import Place, Row
 from refsam.orchestration.submission.local import run_locally
 from refsam.records.paths import RunsFolder
 from refsam.records.status import Reason, State, Status, read_status, write_status

@@ -18,9 +18,9 @@ from refsam.orchestration.operating.sweep_state import RunState, SweepState
 from refsam.orchestration.slurm.questions import Answer
 from refsam.orchestration.submission import local
 from refsam.records.attempts import read_attempt
-from refsam.records.files import write_json
 from refsam.records.paths import RunsFolder
 from refsam.records.status import Reason, State, Status, read_status, write_status
+from refsam.system.files import write_json
 
 HERE = Path(__file__).parent
 PATIENCE = 60  # seconds until a wait is given up; no assertion depends on it
@@ -96,7 +96,7 @@ def test_a_run_and_then_its_whole_queue_are_cancelled_from_another_shell(folder,
 IN_THIS_PROCESS = """
 import sys, pathlib
 from refsam.orchestration.in_job import child
-from refsam.orchestration.in_job.attempts import attempt_here
+from refsam.orchestration.lifecycle.attempts import attempt_here
 from refsam.records.paths import RunPaths
 attempt_here(RunPaths(pathlib.Path(sys.argv[1])), lambda root: child.execute("fake_science:execute", root))
 """

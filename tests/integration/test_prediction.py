@@ -19,7 +19,6 @@ from refsam.configuration.frozen import freeze
 from refsam.configuration.schema import DatasetConfig, Kind
 from refsam.datasets.image_metadata import ImageMetadata, read_metadata
 from refsam.errors import BadInput
-from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunPaths
 from refsam.records.predictions import PredictionsFolder
 from refsam.science.data import load_pairs, test_images
@@ -31,6 +30,7 @@ from refsam.science.evaluation.segmenting import Model, from_labels, from_prompt
 from refsam.science.models import initial_predictor
 from refsam.science.predict import objects_table
 from refsam.science.run import execute
+from refsam.system.files import read_json, write_json
 
 # Values with which a model that was hardly trained finds something.
 GRID = (

@@ -17,14 +17,14 @@ from holder import held
 from refsam.errors import RunFailed
 from refsam.orchestration import machine
 from refsam.orchestration.in_job import supervisor
-from refsam.orchestration.in_job.attempts import begin_attempt, end_of_attempt
 from refsam.orchestration.in_job.job import RunJob
-from refsam.orchestration.slurm import own_job
-from refsam.records import place, status
+from refsam.orchestration.lifecycle.attempts import begin_attempt, end_of_attempt
+from refsam.records import status
 from refsam.records.attempts import Attempt, read_attempt, write_attempt
-from refsam.records.files import write_json
 from refsam.records.paths import RunPaths
 from refsam.records.status import AlreadyRunning, Reason, State, Status, read_status, run_lock, write_status
+from refsam.system import own_job
+from refsam.system.files import write_json
 
 HERE = Path(__file__).parent
 PATIENCE = 60
@@ -184,7 +184,7 @@ def test_an_attempt_that_died_with_its_supervisor_is_ended_by_the_next(paths):
 
 
 def test_a_run_that_another_process_holds_is_left_alone(paths, monkeypatch):
-    monkeypatch.setattr(place, "LOCK_SECONDS", 0.0)
+    monkeypatch.setattr(own_job, "LOCK_SECONDS", 0.0)
     with held(paths.root) as holder:
         stopped = rf"\(number {holder.pid}, which is stopped; `kill -CONT {holder.pid}` lets it go on\)"
         with pytest.raises(AlreadyRunning, match=f"run run is already running in another process {stopped}"):
@@ -197,7 +197,7 @@ def slurm_job(paths, monkeypatch):
     """As in task 2 of array 7, whose run waits; what it asks of Slurm."""
     for name, value in (("SLURM_JOB_ID", "9"), ("SLURM_ARRAY_JOB_ID", "7"), ("SLURM_ARRAY_TASK_ID", "2")):
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(place, "LOCK_SECONDS", 0.0)
+    monkeypatch.setattr(own_job, "LOCK_SECONDS", 0.0)
     monkeypatch.setattr(status, "LOCK_SECONDS", 0.0)
     asked = []
     monkeypatch.setattr(own_job, "requeue", lambda: asked.append("requeue"))
@@ -216,7 +216,7 @@ def test_a_job_waits_for_a_process_that_is_stopped_while_it_holds_its_run(paths,
 
 
 def test_a_job_that_has_waited_long_enough_goes_back_into_the_queue(paths, slurm_job, monkeypatch):
-    monkeypatch.setattr(place, "JOB_LOCK_SECONDS", 0.0)
+    monkeypatch.setattr(own_job, "JOB_LOCK_SECONDS", 0.0)
     before = read_status(paths)
     with held(paths.root), pytest.raises(SystemExit, match=r"stopped; .*; the run waits for it in the queue"):
         job(paths, "complete")()
@@ -238,7 +238,7 @@ def test_a_job_that_waits_heeds_its_time_limit(paths, slurm_job, monkeypatch):
 
 @pytest.mark.parametrize("where", ["Slurm", "here"])
 def test_a_completed_run_whose_record_another_process_holds_has_ended(paths, slurm_job, monkeypatch, where):
-    monkeypatch.setattr(place, "JOB_LOCK_SECONDS", 0.0)
+    monkeypatch.setattr(own_job, "JOB_LOCK_SECONDS", 0.0)
     if where == "here":
         monkeypatch.delenv("SLURM_JOB_ID")
         monkeypatch.delenv("SLURM_ARRAY_JOB_ID")
@@ -259,8 +259,9 @@ def test_a_completed_run_whose_record_another_process_holds_has_ended(paths, slu
 PROGRAM = """
 import sys
 from refsam.orchestration.in_job.job import RunJob
-from refsam.orchestration.slurm import own_job
-from refsam.records import place, status
+from refsam.orchestration.slurm import inside_job
+from refsam.records import status
+from refsam.system import own_job
 RunJob(sys.argv[1], 1, '', sys.argv[2])()
 """
 

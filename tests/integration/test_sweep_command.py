@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from refsam import cli
-from refsam.records.files import read_yaml, write_json, write_yaml
 from refsam.records.paths import RunsFolder
 from refsam.records.status import State, Status, read_status, write_status
 from refsam.results.sweeps import read_manifest
 from refsam.sweep import main
+from refsam.system.files import read_yaml, write_json, write_yaml
 
 CHECKOUT = Path(__file__).parents[2]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from refsam.orchestration.machine import memory_gb
 from refsam.records.attempts import read_attempt
-from refsam.records.files import write_json
 from refsam.records.paths import RunPaths
 from refsam.records.status import TRAINED, Reason, State, now, read_status, run_lock, write_status
+from refsam.system.files import write_json
 
 ENTRY_POINT = "stand_in:execute"
 PATIENCE = 900  # seconds after which a stand-in gives up that nobody has cancelled

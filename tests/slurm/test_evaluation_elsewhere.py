@@ -14,8 +14,8 @@ from refsam.orchestration.submission.arrays import submit_to_slurm
 from refsam.orchestration.submission.job_scripts import write_scripts
 from refsam.orchestration.submission.resubmit import FrozenRun
 from refsam.records.attempts import read_attempt
-from refsam.records.files import read_json, write_json
 from refsam.records.status import Reason, State, read_status
+from refsam.system.files import read_json, write_json
 
 GPU = RequestConfig(partition="gpu", gpu="V100", gpus=1, cores=1, memory_gb=1, time="0:10:00")
 

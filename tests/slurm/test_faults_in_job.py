@@ -31,8 +31,8 @@ from refsam.configuration.compose import compose
 from refsam.configuration.frozen import freeze, load
 from refsam.configuration.schema import ClusterConfig
 from refsam.orchestration.in_job.job import SCIENCE, thread_environment
+from refsam.orchestration.lifecycle.reconcile import reconcile
 from refsam.orchestration.slurm.questions import SlurmQuery
-from refsam.orchestration.slurm.reconcile import reconcile
 from refsam.orchestration.submission.arrays import submit_to_slurm
 from refsam.records.attempts import read_attempt
 from refsam.records.paths import RunsFolder

@@ -30,9 +30,9 @@ from refsam.orchestration.slurm.questions import SlurmQuery, run_command
 from refsam.orchestration.slurm.site import nodes, partitions, request_problem
 from refsam.orchestration.submission.arrays import submit_to_slurm
 from refsam.orchestration.submission.job_scripts import write_scripts
-from refsam.records import place
-from refsam.records.files import read_json
 from refsam.records.status import State, read_status
+from refsam.system import own_job
+from refsam.system.files import read_json
 
 CLUSTER = ClusterConfig(kind="slurm", explicit=False, parallel="auto", template="default")
 GPU = RequestConfig(partition="gpu", gpu="V100", gpus=1, cores=2, memory_gb=1, time="0:10:00")
@@ -149,9 +149,9 @@ def test_the_jobs_of_another_application_start_inside_of_a_job(folder, inside, t
 
 
 def test_a_run_of_this_machine_does_not_take_the_surrounding_job_for_its_own(inside, monkeypatch):
-    monkeypatch.setenv(place.LOCAL_QUEUE, "1")
-    with place.own_job():
-        assert (place.job_id(), place.host()) == (None, os.uname().nodename)
+    monkeypatch.setenv(own_job.LOCAL_QUEUE, "1")
+    with own_job.own_job():
+        assert (own_job.job_id(), own_job.host()) == (None, os.uname().nodename)
 
 
 def test_options_of_the_shell_never_replace_those_of_a_run(folder, monkeypatch):

@@ -5,11 +5,11 @@ from slurm_helpers import wait_until
 
 from refsam import cli
 from refsam.orchestration.slurm.questions import SlurmQuery, statuses
-from refsam.records.files import read_json
 from refsam.records.fits import FitsFolder
 from refsam.records.paths import RunsFolder
 from refsam.records.status import Reason, State, Status
 from refsam.sweep import main
+from refsam.system.files import read_json
 
 # 30 objects in 16 sub-iterations on patches of 512 x 512: micro-sam's step keeps the masks of all of them.
 RUN = [

@@ -14,7 +14,7 @@ from slurm_helpers import PATIENCE, SMALL, nothing_is_left, queue, slurm, starts
 from refsam import cli
 from refsam.configuration.compose import compose
 from refsam.configuration.frozen import freeze, load
-from refsam.orchestration.attempt_records import end_attempt
+from refsam.orchestration.lifecycle.attempt_records import end_attempt
 from refsam.orchestration.operating.cancel import cancel
 from refsam.orchestration.operating.sweep_state import RunState, SweepState
 from refsam.orchestration.slurm import questions
@@ -22,8 +22,8 @@ from refsam.orchestration.slurm.questions import Answer
 from refsam.orchestration.submission.arrays import submit_to_slurm
 from refsam.orchestration.submission.resubmit import FrozenRun
 from refsam.records.attempts import read_attempt
-from refsam.records.files import read_json, write_json
 from refsam.records.status import Reason, State, read_status, write_status
+from refsam.system.files import read_json, write_json
 from refsam.test_cluster.jobs import job_processes
 
 

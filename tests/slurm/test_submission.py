@@ -34,7 +34,6 @@ from slurm_helpers import (
 import refsam
 from refsam.configuration.schema import ClusterConfig, RequestConfig, ResourceConfig
 from refsam.errors import BadInput, RunFailed
-from refsam.orchestration.display import PlainLines
 from refsam.orchestration.machine import memory_gb
 from refsam.orchestration.slurm import patience, questions
 from refsam.orchestration.slurm.identity import known_job
@@ -42,10 +41,11 @@ from refsam.orchestration.slurm.questions import SlurmQuery, with_slurm
 from refsam.orchestration.submission import arrays, waiting
 from refsam.orchestration.submission.arrays import submit_to_slurm
 from refsam.orchestration.submission.job_scripts import write_scripts
+from refsam.orchestration.submission.live_table import PlainLines
 from refsam.orchestration.submission.waiting import wait_for_runs
-from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunsFolder
 from refsam.records.status import Reason, State, Status, read_status, run_lock, write_status
+from refsam.system.files import read_json, write_json
 
 CLUSTER = ClusterConfig(kind="slurm", explicit=False, parallel="auto", template="scc")
 

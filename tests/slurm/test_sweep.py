@@ -14,10 +14,10 @@ from slurm_helpers import CHECKOUT, HERE, PATIENCE, allocated, slurm, wait_until
 
 from refsam.orchestration.slurm.identity import known_job
 from refsam.orchestration.slurm.questions import SlurmQuery
-from refsam.records.files import read_json
 from refsam.records.paths import RunsFolder
 from refsam.records.status import State, read_status
 from refsam.sweep import main
+from refsam.system.files import read_json
 from refsam.test_cluster.settings import node_names
 
 TINY = [

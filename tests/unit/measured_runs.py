@@ -7,11 +7,11 @@ from refsam.configuration.compose import compose
 from refsam.configuration.frozen import freeze
 from refsam.configuration.patch_pool import with_patch_pool
 from refsam.records.bootstrap import bootstrap_interval
-from refsam.records.files import write_json
 from refsam.records.metrics import METRICS, SECONDS
 from refsam.records.paths import RunsFolder
 from refsam.records.per_image import write_rows
 from refsam.records.status import State, Status, write_status
+from refsam.system.files import write_json
 
 Images = dict[str, float]
 

@@ -6,9 +6,9 @@ from refsam.errors import SlurmSilent
 from refsam.orchestration.slurm import accounting
 from refsam.orchestration.slurm.accounting import parse_costs, record_costs
 from refsam.records.attempts import Attempt, write_attempt
-from refsam.records.files import read_json
 from refsam.records.paths import RunsFolder
 from refsam.records.status import Reason, State, Status, write_status
+from refsam.system.files import read_json
 
 GPU = "billing=8,cpu=8,gres/gpu:v100=1,gres/gpu=1,mem=32G,node=1"
 # A job that was requeued once, and ran 30 minutes, then an hour.

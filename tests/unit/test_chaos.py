@@ -8,9 +8,9 @@ from benchmarks.chaos.faults import FAULTS, sequence
 from benchmarks.chaos.invariants import check_runs, check_settled, still_damaged
 from benchmarks.chaos.stand_in import STEPS, score
 from benchmarks.chaos.world import SWEEP, World
-from refsam.records.files import write_json
 from refsam.records.recovery import look_up
 from refsam.records.status import State, Status, write_status
+from refsam.system.files import write_json
 from refsam.test_cluster.cluster import Cluster
 
 RUN = "vit_nano-full-n1-s0"

@@ -11,16 +11,16 @@ import pandas as pd
 import pytest
 
 from refsam import cli
-from refsam.configuration.checks import OPTIMIZERS
 from refsam.configuration.compose import compose
-from refsam.configuration.families import FAMILIES
 from refsam.configuration.frozen import freeze
-from refsam.configuration.strategies import STRATEGIES, Method
-from refsam.records.files import read_yaml, write_json
+from refsam.models.families import FAMILIES
+from refsam.models.strategies import STRATEGIES, Method
+from refsam.orchestration.planning.checks import OPTIMIZERS
 from refsam.records.paths import RunsFolder
 from refsam.records.status import State, Status, write_status
 from refsam.results.citations.cite import REFERENCES, RULES, _used, citations, references
 from refsam.results.collect import join
+from refsam.system.files import read_yaml, write_json
 
 CONF = Path(__file__).parents[2] / "conf"
 OWN = {"hf", "folder", "coco"}  # under these a user's own model or images go

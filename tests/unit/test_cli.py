@@ -13,10 +13,10 @@ import pytest
 from refsam import __version__, cli
 from refsam.configuration.resources import folder as resource_folder
 from refsam.errors import BadInput
-from refsam.records.files import write_json
 from refsam.records.paths import RunsFolder, SweepPaths
 from refsam.records.status import Reason, State, Status, write_status
 from refsam.results.collect import METRICS
+from refsam.system.files import write_json
 
 
 @pytest.fixture

@@ -17,11 +17,12 @@ from refsam.configuration.split import split_images
 from refsam.datasets.coco import left_out
 from refsam.datasets.coco_writing import labels_to_coco, merge_coco
 from refsam.datasets.index import check_images, fingerprint, inspect
-from refsam.datasets.listing import DataMissing, list_pairs
-from refsam.datasets.names import normalized
+from refsam.datasets.listing import list_pairs
+from refsam.datasets.pair import DataMissing
 from refsam.datasets.pairs import read_pair_labels
 from refsam.datasets.prepare import prepare
 from refsam.errors import BadInput
+from refsam.system.names import normalized
 
 HEIGHT, WIDTH = 40, 60
 SQUARE = [[5.0, 5.0, 15.0, 5.0, 15.0, 15.0, 5.0, 15.0]]  # x, y of the corners

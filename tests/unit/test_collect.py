@@ -11,12 +11,12 @@ from rich.console import Console
 
 from refsam import results
 from refsam.errors import BadInput
-from refsam.records.files import read_yaml, write_json, write_yaml
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
 from refsam.records.status import Reason, State, Status, write_status
 from refsam.results.collect import COLUMNS, METRICS, collect, damaged, write_results
 from refsam.results.sweeps import DamagedManifest
 from refsam.results.tables.table import print_table
+from refsam.system.files import read_yaml, write_json, write_yaml
 
 ENVIRONMENT = {
     "versions": {"refsam": "0.1", "torch": "2.15.0", "micro_sam": "1.8.14"},

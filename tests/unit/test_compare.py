@@ -16,12 +16,12 @@ from scipy import stats
 
 from refsam import cli
 from refsam.records.bootstrap import RESAMPLES, bootstrap_interval
-from refsam.records.files import write_json
 from refsam.records.metrics import Measurement
 from refsam.records.paths import RunsFolder
 from refsam.records.per_image import read_values
 from refsam.records.status import State, Status, write_status
-from refsam.results.advice.compare import Difference, holm, paired_difference
+from refsam.results.comparing.compare import Difference, holm, paired_difference
+from refsam.system.files import write_json
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import pexpect
 import pytest
 
 from refsam import cli
+from refsam.commands.field_help import all_fields
+from refsam.commands.override_words import continued
 from refsam.completion import COMPLETERS
-from refsam.configuration import checks
-from refsam.configuration.field_help import all_fields
-from refsam.configuration.override_words import continued
+from refsam.orchestration.planning import checks
 from refsam.records.paths import RunsFolder
 
 SWEEP = "python -m refsam.sweep"

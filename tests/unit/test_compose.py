@@ -7,11 +7,11 @@ from hydra import compose as hydra_compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 
-from refsam.configuration.checks import check_values, combination_problem
 from refsam.configuration.compose import Composer, compose, hydra_session, typed, without_hydra
 from refsam.configuration.frozen import freeze, from_values, load, to_config, to_values
 from refsam.configuration.schema import RefsamConfig
-from refsam.records.files import read_yaml, write_yaml
+from refsam.orchestration.planning.checks import check_values, combination_problem
+from refsam.system.files import read_yaml, write_yaml
 
 AXES = [
     ["resource=gtx1080", "resource=v100", "resource=medium"],

@@ -19,8 +19,8 @@ from refsam.configuration.schema import DatasetConfig, RefsamConfig, TrainConfig
 from refsam.configuration.split import split_images
 from refsam.datasets.listing import list_pairs
 from refsam.datasets.prepare import prepare
-from refsam.datasets.weights_cache import weights_path
 from refsam.errors import BadInput
+from refsam.models.weights_cache import weights_path
 from refsam.science import data, fetch
 
 CONF = Path(__file__).parents[2] / "conf"

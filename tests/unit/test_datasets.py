@@ -18,9 +18,11 @@ import tifffile
 from PIL import Image
 
 from refsam.configuration.schema import DatasetConfig, Normalization
-from refsam.datasets import index, prepare, reading, weights_cache
-from refsam.datasets.listing import DataMissing, count_images, list_pairs
+from refsam.datasets import index, prepare, reading
+from refsam.datasets.listing import count_images, list_pairs
+from refsam.datasets.pair import DataMissing
 from refsam.errors import BadInput
+from refsam.models import weights_cache
 
 MakeDataset = Callable[..., DatasetConfig]
 
@@ -534,7 +536,7 @@ def test_weights_are_looked_for_where_micro_sam_puts_them(
 def test_looking_for_images_imports_nothing_heavy() -> None:
     code = (
         "import sys, refsam.datasets.listing, refsam.datasets.index, refsam.datasets.prepare,"
-        " refsam.datasets.weights_cache;"
+        " refsam.models.weights_cache;"
         "print(sorted({'torch', 'numpy', 'h5py', 'imageio', 'tifffile', 'rich', 'hydra'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,8 +7,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from refsam.orchestration import display
-from refsam.orchestration.display import LiveTable, Place, PlainLines, Row, make_display, overall, shown_state
+from refsam.orchestration.submission import live_table
+from refsam.orchestration.submission.live_table import (
+    LiveTable,
+    Place,
+    PlainLines,
+    Row,
+    make_display,
+    overall,
+    shown_state,
+)
 from refsam.records.status import Reason, State, Status
 
 NOW = datetime(2026, 1, 1, 12, 10, tzinfo=UTC)
@@ -60,7 +68,7 @@ def written(console: Console) -> str:
 
 def render(rows: list[Row], room: int = 30, width: int = 150) -> str:
     console = Console(file=io.StringIO(), width=width)
-    console.print(display.table(rows, overall(rows, 65, 2, NOW), NOW, room, width))
+    console.print(live_table.table(rows, overall(rows, 65, 2, NOW), NOW, room, width))
     return written(console)
 
 
@@ -153,7 +161,7 @@ def test_time_left_is_unknown_at_first_and_nothing_at_the_end():
 
 def test_plain_lines_tell_each_change_once_and_progress_now_and_then(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(display.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(live_table.time, "monotonic", lambda: clock[0])
     console = Console(file=io.StringIO(), width=40)
     with PlainLines(console) as lines:
         lines.show([WAITING], 1)
@@ -185,11 +193,11 @@ def test_every_failure_is_summed_up_at_the_end_in_one_line(kind):
 
 def test_a_log_that_the_sentence_names_is_not_named_again():
     row = Row("a", Place.ended, Status(State.failed, Reason.lost, message=f"Killed; see {LOG}"), LOG)
-    assert display.failure_line(row) == f"a: failed (lost); Killed; see {LOG}"
+    assert live_table.failure_line(row) == f"a: failed (lost); Killed; see {LOG}"
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0:00:00"), (65.4, "0:01:05"), (90061, "25:01:01"), (-3, "0:00:00")]
 )
 def test_durations_are_hours_minutes_and_seconds(seconds, text):
-    assert display.duration(seconds) == text
+    assert live_table.duration(seconds) == text

@@ -19,10 +19,10 @@ from refsam.orchestration.planning.estimate import (
     total_words,
 )
 from refsam.orchestration.slurm.requests import Jobs, by_jobs
-from refsam.records.files import read_yaml, write_json
 from refsam.records.paths import RunsFolder
 from refsam.records.status import State, Status, write_status
 from refsam.results.published import EARLY_STOPPING, EPOCHS, published_runs
+from refsam.system.files import read_yaml, write_json
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from refsam import cli
-from refsam.records.files import write_json
 from refsam.records.paths import RunsFolder
 from refsam.records.status import State, Status, write_status
 from refsam.results.collect import COLUMNS, METRICS, directories_of
@@ -21,6 +20,7 @@ from refsam.results.figures.page import FILLS, LINES, MARKERS, Page, models_of, 
 from refsam.results.figures.scatter import pareto_front
 from refsam.results.published import published_runs
 from refsam.results.run_rows import INTEGERS
+from refsam.system.files import write_json
 
 KINDS = ("study", "memory", "pareto", "training", "heatmap")
 TWELVE = [*("full", "lora", "freeze_encoder", "dora", "qlora", "fact"), *(f"strategy_{n}" for n in range(6))]

@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from refsam.cgroups import cgroup_folders
 from refsam.orchestration.fit import limits
 from refsam.orchestration.fit.limits import Ended, memory_limit
+from refsam.system.cgroups import cgroup_folders
 
 PATIENCE = 30
 TAKES_300_MIB = [sys.executable, "-S", "-c", "len(bytearray(300 * 2**20))"]

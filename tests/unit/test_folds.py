@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from refsam.configuration.checks import check_values, combination_problem
 from refsam.configuration.compose import compose
-from refsam.configuration.identity import identity, run_id
 from refsam.configuration.schema import RefsamConfig
-from refsam.configuration.settings import differing, setting_values
 from refsam.configuration.split import n_test_images, of_folds, split_folds, split_of, split_sizes
 from refsam.errors import BadInput
+from refsam.orchestration.planning.checks import check_values, combination_problem
+from refsam.records.identity import identity, run_id
+from refsam.records.settings import differing, setting_values
 
 NAMES = [f"image_{index:02}" for index in range(10)]
 OWN = (

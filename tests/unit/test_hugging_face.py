@@ -16,13 +16,13 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from transformers import SamModel, SamVisionConfig, SamVisionModel
 
-from refsam.configuration.families import attention_problem, model_problem
-from refsam.configuration.linear_layers import linear_layers
 from refsam.configuration.schema import ModelConfig, PeftConfig
-from refsam.configuration.strategies import strategy_problem
-from refsam.datasets import hub_cache
-from refsam.datasets.hub_download import download, wanted
 from refsam.errors import BadInput
+from refsam.models import hub_cache
+from refsam.models.families import attention_problem, model_problem
+from refsam.models.hub_download import download, wanted
+from refsam.models.linear_layers import linear_layers
+from refsam.models.strategies import strategy_problem
 from refsam.orchestration.planning import checkpoint_room
 from refsam.science.hugging_face import HuggingFaceSam, state_for_transformers
 from refsam.science.models import initial_predictor, load_model, load_predictor, weights_info

@@ -2,11 +2,11 @@ import dataclasses
 
 import pytest
 
-from refsam.configuration.checks import check_values, combination_problem
 from refsam.configuration.compose import compose
-from refsam.configuration.identity import file_hash, identity, run_id
 from refsam.configuration.patch_pool import pool_size, with_patch_pool
 from refsam.errors import BadInput
+from refsam.orchestration.planning.checks import check_values, combination_problem
+from refsam.records.identity import file_hash, identity, run_id
 
 
 def name(*overrides, fingerprint="data", weights=None):

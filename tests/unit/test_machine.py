@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from refsam import cgroups
 from refsam.configuration.schema import RequestConfig, ResourceConfig
 from refsam.errors import BadInput
 from refsam.orchestration import machine
+from refsam.system import cgroups
 
 V100 = ResourceConfig(name="v100", device="cuda", request=RequestConfig(partition="gpu", gpu="V100", gpus=1))
 MEDIUM = ResourceConfig(name="medium_8g", device="cpu", request=RequestConfig(partition="medium"))

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from refsam.configuration.measurements import asked, extended, missing
 from refsam.configuration.schema import EvaluateConfig
-from refsam.records.files import write_json
+from refsam.records.measurements import asked, extended, missing
 from refsam.records.metrics import Measurement, measurement, read_metrics, write_metrics
+from refsam.system.files import write_json
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from segment_anything.modeling import Sam
 from weights_files import UNUSABLE, write
 
 from refsam.configuration.schema import ArchitectureConfig, ModelConfig, PeftConfig
-from refsam.datasets.weights_file import architecture_problem
 from refsam.errors import BadInput
+from refsam.models.weights_file import architecture_problem
 from refsam.science.models import (
     build_unetr,
     initial_predictor,

@@ -1,4 +1,4 @@
-from refsam.datasets.names import normalized
+from refsam.system.names import normalized
 
 
 def test_names_that_print_alike_are_equal():

@@ -11,7 +11,7 @@ from refsam import cli
 from refsam.errors import BadInput
 from refsam.records.paths import RunsFolder
 from refsam.results.tables.fitted import Column, Shown, print_columns
-from refsam.terminal import fitting, plain, standard_console
+from refsam.system.terminal import fitting, plain, standard_console
 
 COMMANDS = (
     ("collect", "study"),

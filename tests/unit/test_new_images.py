@@ -13,9 +13,9 @@ from refsam.datasets.new_images import NewImage, list_images
 from refsam.datasets.prompt_files import match_labels, read_prompt_file
 from refsam.errors import BadInput
 from refsam.orchestration.operating.chosen_run import choose_run
-from refsam.records.files import write_json, write_yaml
 from refsam.records.metrics import Measurement, write_metrics
 from refsam.records.paths import RunsFolder
+from refsam.system.files import write_json, write_yaml
 
 HEAVY = ("torch", "micro_sam", "pandas", "skimage", "tifffile", "transformers")
 

@@ -10,13 +10,13 @@ from refsam.configuration.compose import compose
 from refsam.configuration.frozen import freeze
 from refsam.configuration.patch_pool import with_patch_pool
 from refsam.configuration.schema import RefsamConfig
-from refsam.configuration.settings import labels, setting_values
 from refsam.errors import BadInput
 from refsam.orchestration.operating.sweep_state import look
 from refsam.orchestration.operating.sweep_view import as_json, lines
 from refsam.orchestration.planning.one_name import Asked, add, check_recorded, other_settings
 from refsam.orchestration.slurm.questions import SlurmQuery
 from refsam.records.paths import RunsFolder
+from refsam.records.settings import labels, setting_values
 
 GIVEN = ("peft=full", "n_objects=5", "resource=v100")
 

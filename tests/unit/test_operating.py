@@ -22,10 +22,10 @@ from refsam.orchestration.operating.sweep_state import look
 from refsam.orchestration.operating.sweep_view import _cut, lines
 from refsam.orchestration.operating.targets import find_run, find_target, short_names
 from refsam.orchestration.slurm.questions import SlurmQuery
-from refsam.records.files import read_yaml_sections, write_json, write_yaml
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import Reason, State, Status, now, read_status, write_status
-from refsam.terminal import plain
+from refsam.system.files import read_yaml_sections, write_json, write_yaml
+from refsam.system.terminal import plain
 
 HERE = os.uname().nodename
 REQUEST = {"partition": "gpu", "gpu": "V100", "gpus": 1, "cores": 8, "memory_gb": 32, "time": "2-00:00:00"}

@@ -5,9 +5,9 @@ import signal
 import pytest
 
 from refsam.errors import SlurmSilent
-from refsam.orchestration.slurm import own_job
-from refsam.records import place
+from refsam.orchestration.slurm import inside_job
 from refsam.records.status import Reason
+from refsam.system import own_job
 
 FACTS = (
     "JobId=7 ArrayJobId=7 ArrayTaskId=3 JobName={name} UserId=me(1000) Restarts=1 PreemptTime=None\n"
@@ -31,27 +31,27 @@ def asked(monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.delenv("SUBMITIT_EXECUTOR", raising=False)
-    with place.own_job():
+    with own_job.own_job():
         yield names, commands
 
 
 def test_a_task_requeues_itself(asked):
-    own_job.requeue()
+    inside_job.requeue()
     assert asked[1] == [["show", "job", "--oneliner", "7_3"], ["requeue", "7_3"]]
-    assert own_job.why_ended(signal.SIGTERM) == (Reason.preempted, True)
+    assert inside_job.why_ended(signal.SIGTERM) == (Reason.preempted, True)
 
 
 @pytest.mark.parametrize("name", ["somebody's job", "refsam-study-cd34"])
 def test_a_job_that_has_this_one_s_number_now_is_neither_requeued_nor_believed(asked, name):
     asked[0][0] = name
     with pytest.raises(SlurmSilent, match="Slurm does not know job 7_3 any more"):
-        own_job.requeue()
+        inside_job.requeue()
     assert ["requeue", "7_3"] not in asked[1]
-    assert own_job.why_ended(signal.SIGTERM) == (Reason.cancelled, False)
+    assert inside_job.why_ended(signal.SIGTERM) == (Reason.cancelled, False)
 
 
 def test_a_name_with_spaces_is_the_job_s_name(asked, monkeypatch):
     asked[0][0] = "two words"
     monkeypatch.setenv("SLURM_JOB_NAME", "two words")
-    own_job.requeue()
+    inside_job.requeue()
     assert ["requeue", "7_3"] in asked[1]

@@ -4,32 +4,32 @@ import os
 
 import pytest
 
-from refsam.records import place
+from refsam.system import own_job
 
 
 @pytest.fixture(autouse=True)
 def in_a_job_of_slurm(monkeypatch):
     """As in any job: the variables that Slurm sets, on a node whose name is not the machine's."""
-    for name in (place.LOCAL_QUEUE, "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+    for name in (own_job.LOCAL_QUEUE, "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_JOB_ID", "99")
     monkeypatch.setenv("SLURMD_NODENAME", "cpu1")
 
 
 def test_somebody_s_interactive_job_is_not_the_run_s():
-    assert (place.job_id(), place.host()) == (None, os.uname().nodename)
+    assert (own_job.job_id(), own_job.host()) == (None, os.uname().nodename)
 
 
 def test_a_local_queue_in_somebody_s_interactive_job_has_no_job(monkeypatch):
-    monkeypatch.setenv(place.LOCAL_QUEUE, "1")
-    with place.own_job():
-        assert (place.job_id(), place.host()) == (None, os.uname().nodename)
+    monkeypatch.setenv(own_job.LOCAL_QUEUE, "1")
+    with own_job.own_job():
+        assert (own_job.job_id(), own_job.host()) == (None, os.uname().nodename)
 
 
 def test_a_job_of_the_run_is_named_as_scancel_takes_it(monkeypatch):
-    with place.own_job():
-        assert (place.job_id(), place.host()) == ("99", "cpu1")
+    with own_job.own_job():
+        assert (own_job.job_id(), own_job.host()) == ("99", "cpu1")
         monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-        assert place.job_id() == "7_3"
-    assert place.job_id() is None
+        assert own_job.job_id() == "7_3"
+    assert own_job.job_id() is None

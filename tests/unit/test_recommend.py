@@ -12,18 +12,18 @@ from scipy import stats
 
 from refsam import cli
 from refsam.commands import recommend as command
-from refsam.configuration.checks import check_values
 from refsam.configuration.compose import compose
 from refsam.configuration.resource_files import shipped_resources
-from refsam.records.files import read_yaml
+from refsam.orchestration.planning.checks import check_values
 from refsam.records.fits import known_fits
 from refsam.records.metrics import read_metrics
 from refsam.records.paths import RunsFolder
-from refsam.results.advice.candidates import CPU, CUDA, Limits, Quality, within
-from refsam.results.advice.known_candidates import known_candidates
-from refsam.results.advice.text import duration
-from refsam.results.advice.verdict import judge
 from refsam.results.published import PUBLISHED
+from refsam.results.recommending.candidates import CPU, CUDA, Limits, Quality, within
+from refsam.results.recommending.published import known_candidates
+from refsam.results.recommending.text import duration
+from refsam.results.recommending.verdict import judge
+from refsam.system.files import read_yaml
 
 GPU = {"device": "cuda", "gpu": "Tesla V100", "cpu": "Xeon", "precision": "float16"}
 PROCESSOR = {"device": "cpu", "cpu": "Xeon", "precision": "bfloat16"}

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from refsam.errors import SlurmSilent
+from refsam.orchestration.lifecycle.reconcile import reconcile
 from refsam.orchestration.slurm.identity import known_job
 from refsam.orchestration.slurm.questions import SlurmQuery
-from refsam.orchestration.slurm.reconcile import reconcile
 from refsam.records.attempts import Attempt, read_attempt, write_attempt
 from refsam.records.paths import RunsFolder
 from refsam.records.status import Reason, State, Status, read_status, write_status

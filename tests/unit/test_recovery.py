@@ -13,12 +13,11 @@ import pytest
 from refsam import cli
 from refsam.configuration.compose import compose
 from refsam.configuration.frozen import freeze, load
-from refsam.configuration.identity import run_id
-from refsam.orchestration.attempt_records import end_attempt, known_attempts
-from refsam.orchestration.in_job.attempts import begin_attempt
-from refsam.orchestration.retries import decide
+from refsam.orchestration.lifecycle.attempt_records import end_attempt, known_attempts
+from refsam.orchestration.lifecycle.attempts import begin_attempt
+from refsam.orchestration.lifecycle.reconcile import reconcile
+from refsam.orchestration.lifecycle.retries import decide
 from refsam.orchestration.slurm.questions import SlurmQuery
-from refsam.orchestration.slurm.reconcile import reconcile
 from refsam.records.attempts import (
     BATCH,
     CHECKPOINTING,
@@ -28,11 +27,12 @@ from refsam.records.attempts import (
     read_attempt,
     write_attempt,
 )
-from refsam.records.files import write_json
+from refsam.records.identity import run_id
 from refsam.records.metrics import METRICS, write_metrics
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.recovery import look_up, mend, read_record
 from refsam.records.status import Reason, State, Status, read_status, run_lock, write_status
+from refsam.system.files import write_json
 
 START, END = "2026-01-02T03:00:00+00:00", "2026-01-02T04:30:00+00:00"
 BROKEN = {"gone": None, "empty": b"", "half": b'{"state": "run', "binary": b"\xff\x00\x80", "a list": b"[1]"}

@@ -21,7 +21,6 @@ from recorded_sweeps import (
 )
 
 from refsam import cli
-from refsam.records.files import write_json
 from refsam.records.logs import log_end
 from refsam.records.paths import RunsFolder
 from refsam.records.per_image import COLUMNS as PER_IMAGE
@@ -35,6 +34,7 @@ from refsam.results.report.origin import configuration, environments
 from refsam.results.report.overview import bests
 from refsam.results.report.pictures import MOST, pictures
 from refsam.results.report.sources import asked_sweeps, printable
+from refsam.system.files import write_json
 
 VOID = {"meta", "link", "img", "input", "br"}
 

@@ -4,10 +4,10 @@ import pytest
 
 from refsam.configuration.compose import compose
 from refsam.configuration.frozen import to_values
-from refsam.configuration.identity import identity
 from refsam.configuration.patch_pool import with_patch_pool
 from refsam.configuration.reproduction import overrides_for, value_text
 from refsam.configuration.schema import RefsamConfig
+from refsam.records.identity import identity
 
 
 def resolved(overrides: list[str]) -> RefsamConfig:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from refsam.orchestration.retries import TABLE, decide, settings_of_next
+from refsam.orchestration.lifecycle.retries import TABLE, decide, settings_of_next
 from refsam.records.attempts import Attempt
 from refsam.records.status import Reason, State
 

@@ -8,12 +8,13 @@ import pytest
 from recorded_sweeps import complete, write_manifest
 
 from refsam import cli
-from refsam.configuration import settings
 from refsam.configuration.compose import compose
 from refsam.configuration.frozen import freeze, from_values
-from refsam.configuration.identity import identity, run_id
 from refsam.configuration.patch_pool import with_patch_pool
-from refsam.configuration.settings import (
+from refsam.records import settings
+from refsam.records.identity import identity, run_id
+from refsam.records.paths import RunsFolder
+from refsam.records.settings import (
     Setting,
     differing,
     differing_names,
@@ -23,7 +24,6 @@ from refsam.configuration.settings import (
     setting_values,
     short_name,
 )
-from refsam.records.paths import RunsFolder
 from refsam.results.collect import collect, first_prompt
 from refsam.results.figures.page import by_number, series
 from refsam.results.sweeps import read_manifest

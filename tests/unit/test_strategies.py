@@ -5,10 +5,10 @@ from dataclasses import asdict
 
 import pytest
 
-from refsam.configuration.checks import combination_problem
 from refsam.configuration.compose import compose
 from refsam.configuration.schema import ModelConfig, PeftConfig
-from refsam.configuration.strategies import STRATEGIES, strategy_label, strategy_problem, target_layers
+from refsam.models.strategies import STRATEGIES, strategy_label, strategy_problem, target_layers
+from refsam.orchestration.planning.checks import combination_problem
 
 
 def model(architecture: str) -> ModelConfig:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from refsam.configuration.field_help import all_fields, sweep_help
+from refsam.commands.field_help import all_fields, sweep_help
 
 
 def sweep(*arguments):

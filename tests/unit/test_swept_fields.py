@@ -21,10 +21,12 @@ from measured_runs import images, write_run, write_sweep
 from refsam import cli
 from refsam.configuration.compose import compose
 from refsam.configuration.frozen import freeze, from_values, to_values
-from refsam.configuration.identity import identity, run_id
 from refsam.configuration.patch_pool import with_patch_pool
 from refsam.configuration.schema import RefsamConfig
-from refsam.configuration.settings import (
+from refsam.errors import BadInput
+from refsam.records.identity import identity, run_id
+from refsam.records.paths import RunsFolder
+from refsam.records.settings import (
     differing,
     labels,
     read_setting,
@@ -32,11 +34,8 @@ from refsam.configuration.settings import (
     setting_values,
     short_name,
 )
-from refsam.errors import BadInput
-from refsam.records.files import write_text
-from refsam.records.paths import RunsFolder
-from refsam.results.advice.settings import settings_of
 from refsam.results.collect import collect
+from refsam.results.comparing.settings import settings_of
 from refsam.results.fields import telling_apart
 from refsam.results.figures.page import KINDS as FORMATS
 from refsam.results.figures.page import series
@@ -45,6 +44,7 @@ from refsam.results.tables.strategies import over_seeds
 from refsam.results.tables.studies import STUDIES
 from refsam.results.tables.table import run_words, varying_axes
 from refsam.results.tables.wide import wide_table
+from refsam.system.files import write_text
 
 GIVEN = ("peft=lora", "n_objects=5", "n_images=2", "model=vit_nano", "model.weights=random", "resource=v100")
 AUTOMATIC = ("evaluate=prompts_and_automatic",)

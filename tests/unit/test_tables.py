@@ -16,7 +16,6 @@ from pylatexenc.latexwalker import LatexEnvironmentNode, LatexMacroNode, LatexWa
 
 from refsam import cli
 from refsam.errors import BadInput
-from refsam.records.files import read_json, read_yaml, write_json, write_yaml
 from refsam.records.paths import RunsFolder
 from refsam.records.status import State, Status, write_status
 from refsam.results import index
@@ -27,6 +26,7 @@ from refsam.results.run_rows import INTEGERS
 from refsam.results.tables.formats import as_csv, as_latex, as_markdown, write_table
 from refsam.results.tables.studies import hugging_face_study, peft_study, resource_study, time_text
 from refsam.results.tables.wide import wide_table
+from refsam.system.files import read_json, read_yaml, write_json, write_yaml
 
 CONFIG = {
     "kind": "finetuning",

@@ -21,10 +21,10 @@ from refsam import cli
 from refsam.configuration.compose import compose
 from refsam.configuration.frozen import freeze
 from refsam.records.attempts import Attempt, write_attempt
-from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import State, Status, write_status
 from refsam.results.collect import METRICS
+from refsam.system.files import read_json, write_json
 
 HISTORY = """epoch,iteration,train_loss,instance_loss,validation_metric,train_time
 0,50,0.9,,0.8,10.0

@@ -10,7 +10,7 @@ from weights_files import CHECKPOINT, ENCODER, UNUSABLE, safetensors, torch_zip,
 
 from refsam.configuration.compose import compose
 from refsam.configuration.schema import ModelConfig
-from refsam.datasets.weights_file import architecture_problem, weights_problem
+from refsam.models.weights_file import architecture_problem, weights_problem
 from refsam.orchestration.planning.fetched import weights_not_fetched
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import psutil
 
-from refsam.cgroups import GIB, cgroup_folders, kernel_text
 from refsam.orchestration import machine
+from refsam.system.cgroups import GIB, cgroup_folders, kernel_text
 
 CGROUP, RLIMIT, CUDA = "cgroup", "rlimit", "cuda"
 PREFIX = "refsam-fit-"

@@ -17,8 +17,8 @@ from refsam.orchestration.fit.limits import CUDA, Ended, memory_limit
 from refsam.orchestration.fit.requests import Request
 from refsam.orchestration.fit.search import OutOfTime
 from refsam.orchestration.in_job.job import thread_environment
-from refsam.records.files import read_json
 from refsam.records.fits import SAFETY_MARGIN, FitsFolder, Measurement, Outcome, Step
+from refsam.system.files import read_json
 
 SCIENCE = "refsam.science.fit"
 STEP_SECONDS = 3600.0  # after which a step is given up; the largest take minutes on one core

@@ -7,15 +7,15 @@ from hydra import compose
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from refsam.configuration.checks import check_values, missing_setting
 from refsam.configuration.compose import combinations, hydra_session, without_hydra
 from refsam.configuration.composition_errors import explain
 from refsam.configuration.frozen import to_config
 from refsam.configuration.schema import AUTO, RefsamConfig
-from refsam.configuration.strategies import strategy_problem
 from refsam.configuration.text_values import quote_text
 from refsam.errors import BadInput
+from refsam.models.strategies import strategy_problem
 from refsam.orchestration import machine
+from refsam.orchestration.planning.checks import check_values, missing_setting
 from refsam.records.fits import Setup
 
 CPU, CUDA = "cpu", "cuda"

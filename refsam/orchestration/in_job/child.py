@@ -10,10 +10,11 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from refsam import interruption
 from refsam.records.paths import RunPaths
 from refsam.records.recovery import read_record
-from refsam.records.status import LOCK_SECONDS, AlreadyRunning, Reason, State, now, run_lock, write_status
+from refsam.records.status import AlreadyRunning, Reason, State, now, run_lock, write_status
+from refsam.system import signals
+from refsam.system.own_job import LOCK_SECONDS
 
 STOPPED = 130  # exit status after a signal that asked it to stop
 
@@ -22,7 +23,7 @@ def execute(entry_point: str, root: Path) -> None:
     """Call the entry point with the run directory. Raises what it raises."""
     module, function = entry_point.split(":")
     try:
-        with interruption.listening():
+        with signals.listening():
             getattr(importlib.import_module(module), function)(root)
     except AlreadyRunning:
         raise

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refsam.orchestration.in_job.supervisor import supervise
-from refsam.records import place
 from refsam.records.paths import RunPaths
+from refsam.system import own_job
 
 SCIENCE = "refsam.science.run:execute"
 TRAINS_ONLY = "REFSAM_TRAINS_ONLY"  # in the environment of a run that another job evaluates
@@ -43,7 +43,7 @@ class RunJob:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.devices
         if self.trains_only:
             os.environ[TRAINS_ONLY] = "1"
-        with place.own_job():
+        with own_job.own_job():
             supervise(RunPaths(Path(self.root)), self.entry_point)
 
 

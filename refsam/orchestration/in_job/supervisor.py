@@ -18,19 +18,19 @@ from types import FrameType
 from typing import NoReturn
 
 from refsam.errors import RunFailed, SlurmSilent
-from refsam.interruption import SIGNALS
 from refsam.orchestration import machine
-from refsam.orchestration.in_job.attempts import (
+from refsam.orchestration.lifecycle.attempts import (
     Outcome,
     begin_attempt,
     end_of_attempt,
     not_requeued,
 )
-from refsam.orchestration.slurm import own_job
-from refsam.records import place
+from refsam.orchestration.slurm import inside_job
 from refsam.records.paths import RunPaths
 from refsam.records.recovery import read_record
 from refsam.records.status import AlreadyRunning, Reason, State, Status, claim, free_reserve
+from refsam.system import own_job
+from refsam.system.signals import SIGNALS
 
 POLL_SECONDS = 0.1
 OPEN = (State.pending, State.running)
@@ -58,7 +58,7 @@ def supervise(paths: RunPaths, entry_point: str) -> None:
     def in_a_hurry() -> bool:
         """Whether nothing is gained by waiting long for another process that holds the run."""
         status = read_record(paths)
-        is_elsewhere = status.state in OPEN and status.job_id != place.job_id()
+        is_elsewhere = status.state in OPEN and status.job_id != own_job.job_id()
         return child.asked is not None or is_elsewhere
 
     with _handling(child):
@@ -89,12 +89,12 @@ def _come_again(paths: RunPaths, asked: signal.Signals | None, error: AlreadyRun
     Only if the record says that this job is to work on the run: it stays as it is.
     """
     status = read_record(paths)
-    if place.job_id() is None or status.job_id != place.job_id() or status.state not in OPEN:
+    if own_job.job_id() is None or status.job_id != own_job.job_id() or status.state not in OPEN:
         raise error
-    if asked is not None and own_job.why_ended(asked) != (Reason.timeout, False):
+    if asked is not None and inside_job.why_ended(asked) != (Reason.timeout, False):
         sys.exit(f"refsam: {error}")
     try:
-        own_job.requeue()
+        inside_job.requeue()
     except SlurmSilent as silence:
         raise RunFailed(f"{error}; Slurm did not requeue the job: {silence}") from error
     sys.exit(f"refsam: {error}; the run waits for it in the queue")
@@ -104,7 +104,7 @@ def _leave(paths: RunPaths, status: Status, requeued_by_slurm: bool) -> None:
     """End this process, and see to it that the job comes again if the run is to go on."""
     if status.state is State.pending and not requeued_by_slurm:
         try:
-            own_job.requeue()
+            inside_job.requeue()
         except SlurmSilent as error:
             status = not_requeued(paths, status, str(error))
     sys.exit(f"refsam: {status.message or f'the run is {status.state}'}")
@@ -136,20 +136,20 @@ class _Child:
         self._pass_on(number)
 
     def execute(self) -> tuple[Outcome, bool]:
-        """Execute the run to the process's end; the second value as own_job.why_ended has it."""
+        """Execute the run to the process's end; the second value as inside_job.why_ended has it."""
         kills = machine.out_of_memory_kills()
         savings = _version(self._paths.savings)
         # Blocked until it listens: else a signal that comes while it starts would kill it, or be lost.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, set(SIGNALS) - {signal.SIGINT})
         try:
-            process = subprocess.Popen(self._command, process_group=0 if place.job_id() else None)
+            process = subprocess.Popen(self._command, process_group=0 if own_job.job_id() else None)
             self._number = process.pid
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if self.asked is not None:
             self._pass_on(self.asked)
         exit_status, peak = self._wait(process)
-        stopped, requeued_by_slurm = (None, False) if self.asked is None else own_job.why_ended(self.asked)
+        stopped, requeued_by_slurm = (None, False) if self.asked is None else inside_job.why_ended(self.asked)
         kills = machine.out_of_memory_kills() - kills
         trained = _version(self._paths.savings) != savings
         return Outcome(exit_status, kills, peak / KIB_PER_GIB, stopped, trained), requeued_by_slurm
@@ -171,7 +171,7 @@ class _Child:
             time.sleep(POLL_SECONDS)
         self._number = None
         process.returncode = os.waitstatus_to_exitcode(status)
-        if place.job_id():  # helpers that have outlived it, and their memory
+        if own_job.job_id():  # helpers that have outlived it, and their memory
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         return process.returncode, usage.ru_maxrss
@@ -183,10 +183,10 @@ def _claim(paths: RunPaths, in_a_hurry: Callable[[], bool]) -> Iterator[None]:
 
     A local queue does so itself.
     """
-    if place.LOCAL_QUEUE in os.environ:
+    if own_job.LOCAL_QUEUE in os.environ:
         yield
         return
-    with claim(paths, place.lock_seconds(), in_a_hurry):
+    with claim(paths, own_job.lock_seconds(), in_a_hurry):
         yield
 
 

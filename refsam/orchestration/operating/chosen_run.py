@@ -5,10 +5,10 @@ from pathlib import Path
 
 from refsam.errors import BadInput
 from refsam.orchestration.operating.targets import find_run, run_names
-from refsam.records.files import read_yaml_sections
 from refsam.records.metrics import METRICS, MetricsRow, read_metrics
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths, default_runs
 from refsam.results.sweeps import read_manifest, runs_folder, sweep_names
+from refsam.system.files import read_yaml_sections
 
 DEFAULT_METRIC = "SA50"
 # By which mode the runs of a sweep are compared where the one that is asked for was not measured.

@@ -6,16 +6,17 @@ from dataclasses import dataclass, replace
 from rich.console import Console
 
 from refsam.configuration.frozen import freeze
-from refsam.configuration.measurements import extended, missing
 from refsam.configuration.schema import EvaluateConfig, RefsamConfig
 from refsam.errors import BadInput, Unreadable
 from refsam.orchestration.operating.targets import Target
 from refsam.orchestration.planning.plan import measured_rows
 from refsam.orchestration.slurm.questions import SlurmQuery, statuses
 from refsam.orchestration.submission.resubmit import frozen, frozen_runs, look_at, resubmit
+from refsam.records.measurements import extended, missing
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.recovery import read_record
-from refsam.records.status import LOCK_SECONDS, State, run_lock, write_status
+from refsam.records.status import State, run_lock, write_status
+from refsam.system.own_job import LOCK_SECONDS
 
 
 @dataclass(frozen=True)

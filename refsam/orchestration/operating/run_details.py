@@ -9,16 +9,16 @@ import yaml
 from rich.console import Console
 
 from refsam.errors import os_problem
-from refsam.orchestration.display import BEST, duration, plain_text
 from refsam.orchestration.operating.sweep_state import RunState
 from refsam.orchestration.operating.sweep_view import run_json, state_words
-from refsam.records.files import read_json, read_yaml
+from refsam.orchestration.submission.live_table import BEST, duration, plain_text
 from refsam.records.logs import attempt_numbers, find_log
 from refsam.records.metrics import Measurement, measurement, rows_of
 from refsam.records.paths import RunPaths
 from refsam.records.status import State
 from refsam.records.training import read_training
-from refsam.terminal import standard_console
+from refsam.system.files import read_json, read_yaml
+from refsam.system.terminal import standard_console
 
 # Of the status, in this order; the state itself comes first of all.
 _FACTS = ("message", "attempt", "job_id", "host", "device", "phase", "epoch", "epochs", "best_epoch")

@@ -13,14 +13,14 @@ from enum import StrEnum
 from typing import Any
 
 from refsam.configuration.run_names import check_name
-from refsam.configuration.settings import SECTIONS, Setting, recorded_sections
 from refsam.errors import Unreadable, os_problem
+from refsam.orchestration.lifecycle.reconcile import reconcile
 from refsam.orchestration.slurm.questions import Answer, SlurmQuery
-from refsam.orchestration.slurm.reconcile import reconcile
-from refsam.records.files import read_yaml_sections
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.recovery import look_up, read_record
+from refsam.records.settings import SECTIONS, Setting, recorded_sections
 from refsam.records.status import Reason, State, Status, is_held
+from refsam.system.files import read_yaml_sections
 
 OPEN = (State.pending, State.running)
 

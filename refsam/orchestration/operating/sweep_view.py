@@ -7,12 +7,12 @@ from typing import Any
 from omegaconf import MISSING
 
 from refsam.configuration.schema import RequestConfig
-from refsam.configuration.settings import Setting, differing, labels
-from refsam.orchestration.display import BEST, STYLES, duration, plain_text
 from refsam.orchestration.operating.sweep_state import RunState, SweepState, count, longest_left
 from refsam.orchestration.slurm.requests import request_text
+from refsam.orchestration.submission.live_table import BEST, STYLES, duration, plain_text
+from refsam.records.settings import Setting, differing, labels
 from refsam.records.status import State
-from refsam.terminal import GAP, fitting, left_out_words, table_width
+from refsam.system.terminal import GAP, fitting, left_out_words, table_width
 
 MESSAGE_WIDTH = 20  # characters below which a message is rather left out
 # What a narrow terminal goes without, in this order.

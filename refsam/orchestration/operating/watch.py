@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from refsam.orchestration.display import plain_text
 from refsam.orchestration.operating.sweep_state import OPEN, RunState, SweepState
 from refsam.orchestration.operating.sweep_view import as_json, lines, state_words, totals
+from refsam.orchestration.submission.live_table import plain_text
 
 SECONDS = 1.0  # between two looks
 LOOKING_SHARE = 10  # times as long as a look takes is waited at least: a login node has other work

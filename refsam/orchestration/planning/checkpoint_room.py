@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from refsam.configuration.schema import Kind, RefsamConfig
-from refsam.configuration.strategies import trained_share
+from refsam.models.strategies import trained_share
 
 BYTES = 4  # of a parameter in float32
 ADAM_STATES = 2  # values that Adam keeps for each trained parameter

@@ -16,10 +16,10 @@ from refsam.configuration.early_stopping import epochs_until_stop
 from refsam.configuration.schema import Kind, RefsamConfig
 from refsam.orchestration.planning.finished_runs import FinishedRun, Key, finished_runs, key_of
 from refsam.orchestration.slurm.requests import Jobs
-from refsam.records.files import read_yaml
 from refsam.records.fits import Fit, known_fits, seconds_per_step
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.recovery import read_record
+from refsam.system.files import read_yaml
 
 PUBLISHED = Path(__file__).with_name("published_times.yaml")
 SECONDS_PER_HOUR = 3600.0

@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from refsam.configuration.families import HUGGING_FACE
 from refsam.configuration.schema import DatasetConfig, ModelConfig, RefsamConfig
-from refsam.datasets import hub_cache
 from refsam.datasets.listing import list_pairs
-from refsam.datasets.weights_cache import weights_present
-from refsam.datasets.weights_file import architecture_problem, weights_problem
 from refsam.errors import BadInput
+from refsam.models import hub_cache
+from refsam.models.families import HUGGING_FACE
+from refsam.models.weights_cache import weights_present
+from refsam.models.weights_file import architecture_problem, weights_problem
 
 
 def not_fetched(configs: Iterable[RefsamConfig]) -> list[str]:

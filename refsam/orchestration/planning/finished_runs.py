@@ -8,12 +8,12 @@ from datetime import datetime
 from typing import Any
 
 from refsam.configuration.schema import Kind, RefsamConfig
-from refsam.records.files import read_yaml_sections
 from refsam.records.metrics import read_metrics
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.recovery import read_record
 from refsam.records.status import State
 from refsam.records.training import read_training
+from refsam.system.files import read_yaml_sections
 
 RUNS_READ = 150  # at most, for all keys: a prompt answers at once, however many runs a folder has
 RUNS_PER_KEY = 20

@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from refsam.configuration.measurements import extended
 from refsam.configuration.schema import Kind, RefsamConfig
-from refsam.configuration.settings import (
+from refsam.errors import BadInput, DamagedManifest
+from refsam.records.measurements import extended
+from refsam.records.paths import RunsFolder
+from refsam.records.settings import (
     Setting,
     differing,
     names_of,
@@ -14,10 +16,8 @@ from refsam.configuration.settings import (
     short_name,
     value_text,
 )
-from refsam.errors import BadInput, DamagedManifest
-from refsam.records.files import read_yaml_sections
-from refsam.records.paths import RunsFolder
 from refsam.results.sweeps import read_manifest
+from refsam.system.files import read_yaml_sections
 
 # The configuration of a run that was asked for, and the overrides that the sweep varies.
 Asked = tuple[RefsamConfig, dict[str, str]]

@@ -10,12 +10,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
-from refsam.configuration.checks import check_values, combination_problem, missing_setting
 from refsam.configuration.compose import Composer, typed
 from refsam.configuration.evaluation_place import evaluation_resource
-from refsam.configuration.families import HUGGING_FACE
-from refsam.configuration.identity import file_hash, identity, run_id
-from refsam.configuration.measurements import missing
 from refsam.configuration.patch_pool import with_patch_pool
 from refsam.configuration.paths import with_absolute_paths
 from refsam.configuration.schema import (
@@ -27,21 +23,26 @@ from refsam.configuration.schema import (
     RefsamConfig,
     ResourceConfig,
 )
-from refsam.configuration.settings import Setting, differing, labels, setting_values
 from refsam.configuration.split import LEAST_TEST_IMAGES, SEEDED, n_test_images, of_folds, split_sizes
-from refsam.datasets import hub_cache
 from refsam.datasets.index import ImageFacts, check_images, fingerprint, inspect
-from refsam.datasets.listing import DataMissing, complete_pairs, count_images
+from refsam.datasets.listing import complete_pairs, count_images
 from refsam.datasets.overview import Overview, in_folds, overview
-from refsam.datasets.weights_file import architecture_problem, weights_problem
+from refsam.datasets.pair import DataMissing
 from refsam.errors import BadInput, Unreadable, os_reason
+from refsam.models import hub_cache
+from refsam.models.families import HUGGING_FACE
+from refsam.models.weights_file import architecture_problem, weights_problem
+from refsam.orchestration.planning.checks import check_values, combination_problem, missing_setting
 from refsam.orchestration.planning.fetched import no_weights, weights_not_fetched
 from refsam.orchestration.planning.one_name import add, check_recorded, other_settings
 from refsam.orchestration.slurm.questions import SlurmQuery, statuses
-from refsam.records.files import read_yaml_sections
+from refsam.records.identity import file_hash, identity, run_id
+from refsam.records.measurements import missing
 from refsam.records.metrics import MetricsRow, read_metrics
 from refsam.records.paths import RunPaths, RunsFolder
+from refsam.records.settings import Setting, differing, labels, setting_values
 from refsam.records.status import State, Status, is_held
+from refsam.system.files import read_yaml_sections
 
 # The configuration of a run that was asked for, and the overrides that the sweep varies.
 _Asked = tuple[RefsamConfig, dict[str, str]]

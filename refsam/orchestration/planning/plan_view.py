@@ -10,14 +10,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from refsam.configuration.schema import Kind
-from refsam.configuration.settings import Setting, short_name, value_text
-from refsam.configuration.strategies import strategy_label
 from refsam.datasets.overview import short_lines
+from refsam.models.strategies import strategy_label
 from refsam.orchestration.planning.estimate import GroupEstimate, group_words, total_words
 from refsam.orchestration.planning.plan import Plan, PlannedRun, Standing
 from refsam.orchestration.planning.preflight import Preflight
 from refsam.orchestration.slurm.requests import Jobs, by_jobs, request_text
-from refsam.terminal import UNLIMITED
+from refsam.records.settings import Setting, short_name, value_text
+from refsam.system.terminal import UNLIMITED
 
 _WORDS = {
     Standing.new: "planned",

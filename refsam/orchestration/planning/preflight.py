@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from refsam.configuration.evaluation_place import used_resources
-from refsam.configuration.families import HUGGING_FACE
 from refsam.configuration.schema import ClusterConfig, RefsamConfig
-from refsam.datasets.listing import COCO
+from refsam.datasets.pair import COCO
 from refsam.errors import BadInput, SlurmSilent, os_reason
+from refsam.models.families import HUGGING_FACE
 from refsam.orchestration import machine
 from refsam.orchestration.planning.checkpoint_room import room_needed
 from refsam.orchestration.planning.kernels import kernels_problem

@@ -10,10 +10,10 @@ from refsam.errors import SlurmSilent
 from refsam.orchestration.slurm.identity import KnownJob
 from refsam.orchestration.slurm.questions import run_command
 from refsam.records.attempts import read_attempt
-from refsam.records.files import read_json, write_json
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.recovery import read_record
 from refsam.records.status import State
+from refsam.system.files import read_json, write_json
 
 KIB_PER_GIB = 1024**2
 SECONDS_PER_HOUR = 3600.0

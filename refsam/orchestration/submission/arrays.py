@@ -26,22 +26,20 @@ from pathlib import Path
 from refsam.configuration.schema import ClusterConfig, RequestConfig
 from refsam.errors import RunFailed, SlurmSilent
 from refsam.orchestration.in_job.job import SCIENCE
+from refsam.orchestration.lifecycle.reconcile import reconcile
 from refsam.orchestration.slurm import environment, patience, site
 from refsam.orchestration.slurm.identity import EVALUATION, PREFIX
 from refsam.orchestration.slurm.patience import Say, patiently
 from refsam.orchestration.slurm.questions import SlurmQuery, is_momentary, run_command
-from refsam.orchestration.slurm.reconcile import reconcile
 from refsam.orchestration.slurm.requests import Jobs, Run, by_jobs, jobs_of, jobs_text
 from refsam.orchestration.submission.job_scripts import script_text
 from refsam.orchestration.submission.only_submitter import only_submitter
 from refsam.orchestration.submission.slurm_script import check_folder, follow, parameters
 from refsam.orchestration.submission.snapshot import take_snapshot
 from refsam.records.attempts import free_number
-from refsam.records.files import read_json, write_json, write_text
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
 from refsam.records.recovery import read_record
 from refsam.records.status import (
-    LOCK_SECONDS,
     AlreadyRunning,
     State,
     Status,
@@ -50,6 +48,8 @@ from refsam.records.status import (
     run_lock,
     write_status,
 )
+from refsam.system.files import read_json, write_json, write_text
+from refsam.system.own_job import LOCK_SECONDS
 
 LATE_SECONDS = 900.0  # until a call of sbatch without an answer is sure not to go through any more
 WRITERS = 16  # records at a time

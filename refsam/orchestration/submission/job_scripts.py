@@ -10,15 +10,15 @@ from typing import Any
 
 from refsam.configuration.schema import ClusterConfig, RequestConfig
 from refsam.errors import SlurmSilent
-from refsam.orchestration.in_job.attempts import LOG
 from refsam.orchestration.in_job.job import SCIENCE
+from refsam.orchestration.lifecycle.attempts import LOG
 from refsam.orchestration.slurm import site
 from refsam.orchestration.slurm.patience import Say
 from refsam.orchestration.slurm.requests import Run, by_jobs, request_text
 from refsam.orchestration.submission.slurm_script import check_folder, follow, parameters
 from refsam.orchestration.submission.snapshot import take_snapshot
-from refsam.records.files import write_text
 from refsam.records.paths import RunsFolder, SweepPaths, file_name
+from refsam.system.files import write_text
 
 USUAL_ARRAY_SIZE = 1000  # Slurm's own default of MaxArraySize is 1001
 # Parameters of submitit that are no options of sbatch.

@@ -22,10 +22,9 @@ import psutil
 
 from refsam.configuration.schema import RefsamConfig
 from refsam.orchestration import machine
-from refsam.orchestration.display import Display, Place, Row
-from refsam.orchestration.in_job.attempts import LOG
 from refsam.orchestration.in_job.job import SCIENCE, thread_environment
-from refsam.records import place
+from refsam.orchestration.lifecycle.attempts import LOG
+from refsam.orchestration.submission.live_table import Display, Place, Row
 from refsam.records.attempts import free_number
 from refsam.records.logs import log_end
 from refsam.records.paths import RunPaths, RunsFolder
@@ -40,6 +39,7 @@ from refsam.records.status import (
     run_lock,
     write_status,
 )
+from refsam.system import own_job
 
 RUN_JOB = (sys.executable, "-u", "-m", "refsam.orchestration.in_job.run_job")
 LOG_NAME = "run.out"
@@ -266,7 +266,7 @@ class _Queue:
                 **os.environ,
                 **thread_environment(self._threads),
                 **self._visible(entry.run.config, device),
-                place.LOCAL_QUEUE: "1",
+                own_job.LOCAL_QUEUE: "1",
                 LOG: str(log),
             }
             kills = machine.out_of_memory_kills()

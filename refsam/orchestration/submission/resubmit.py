@@ -9,14 +9,14 @@ from refsam.configuration.evaluation_place import used_resources
 from refsam.configuration.frozen import from_values
 from refsam.configuration.run_names import check_name
 from refsam.configuration.schema import ClusterConfig, RefsamConfig
-from refsam.configuration.settings import labels, setting_values
 from refsam.errors import BadInput
 from refsam.orchestration import machine
 from refsam.orchestration.planning.fetched import not_fetched
 from refsam.orchestration.planning.preflight import Preflight, preflight_of
 from refsam.orchestration.submission.sweeps import hand_over_scripts, run_here, say, where
-from refsam.records.files import read_yaml
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
+from refsam.records.settings import labels, setting_values
+from refsam.system.files import read_yaml
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from pathlib import Path
 import refsam
 from refsam.configuration.resources import folder
 from refsam.errors import BadInput
-from refsam.records.files import sync_directory, write_bytes, write_json
 from refsam.records.paths import RunsFolder
+from refsam.system.files import sync_directory, write_bytes, write_json
 
 FOLDERS = ("conf", "sweeps", "slurm_templates")  # beside the package in a checkout, in it when installed
 NAME_LENGTH = 32  # hexadecimal digits

@@ -20,7 +20,6 @@ from rich.markup import escape
 
 import refsam
 from refsam.configuration.frozen import freeze, load
-from refsam.configuration.measurements import extended
 from refsam.configuration.schema import AUTO, ClusterConfig, RefsamConfig
 from refsam.errors import BadInput, DamagedManifest, RunFailed, Unreadable, WrittenByNewer
 from refsam.orchestration import machine
@@ -29,12 +28,14 @@ from refsam.orchestration.planning.plan import Plan, PlannedRun, Standing
 from refsam.orchestration.planning.plan_view import print_expected, print_plan, summary
 from refsam.orchestration.planning.preflight import machine_problem, preflight
 from refsam.orchestration.slurm.requests import Run, by_jobs
-from refsam.records.files import check_format, read_json, write_json
+from refsam.records.measurements import extended
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths, default_runs
 from refsam.records.recovery import mend, read_record
-from refsam.records.status import LOCK_SECONDS, State, Status, now, run_lock, write_status
+from refsam.records.status import State, Status, now, run_lock, write_status
 from refsam.records.training import read_training
 from refsam.results.sweeps import MANIFEST_FORMAT
+from refsam.system.files import check_format, read_json, write_json
+from refsam.system.own_job import LOCK_SECONDS
 
 if TYPE_CHECKING:
     from refsam.orchestration.submission.local import PlannedRun as QueuedRun
@@ -153,8 +154,8 @@ def _submit_to_slurm(plan: Plan, console: Console) -> None:
 
 
 def _wait(plan: Plan, attempts_before: dict[str, int], console: Console) -> None:
-    from refsam.orchestration.display import make_display
     from refsam.orchestration.submission.arrays import submit_to_slurm
+    from refsam.orchestration.submission.live_table import make_display
     from refsam.orchestration.submission.waiting import wait_for_runs
 
     cluster, sweep = plan.runs[0].config.cluster, plan.folder.sweep(plan.name)
@@ -341,8 +342,8 @@ def say(console: Console, sentence: str) -> None:
 
 def _run_in_this_process(paths: RunPaths) -> None:
     from refsam.orchestration.in_job import child
-    from refsam.orchestration.in_job.attempts import attempt_here
     from refsam.orchestration.in_job.job import SCIENCE
+    from refsam.orchestration.lifecycle.attempts import attempt_here
 
     try:
         attempt_here(paths, lambda root: child.execute(SCIENCE, root))
@@ -353,7 +354,7 @@ def _run_in_this_process(paths: RunPaths) -> None:
 
 def run_here(folder: RunsFolder, todo: "Sequence[QueuedRun]", console: Console) -> None:
     """Execute the runs on this machine, as many at a time as fit, and return when all have ended."""
-    from refsam.orchestration.display import make_display
+    from refsam.orchestration.submission.live_table import make_display
     from refsam.orchestration.submission.local import run_locally
 
     cores = machine.cores()

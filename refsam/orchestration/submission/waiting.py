@@ -7,9 +7,9 @@ from typing import Protocol
 
 from refsam.configuration.schema import RefsamConfig
 from refsam.errors import RunFailed
-from refsam.orchestration.display import Display, Place, Row
+from refsam.orchestration.lifecycle.reconcile import is_due, reconcile
 from refsam.orchestration.slurm.questions import SlurmQuery
-from refsam.orchestration.slurm.reconcile import is_due, reconcile
+from refsam.orchestration.submission.live_table import Display, Place, Row
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.status import State, Status
 

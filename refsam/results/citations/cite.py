@@ -12,9 +12,9 @@ from typing import Any
 
 import pandas as pd
 
-from refsam.records.files import read_yaml, read_yaml_sections
 from refsam.records.paths import Directories
 from refsam.results.run_rows import BASELINE, INVALID
+from refsam.system.files import read_yaml, read_yaml_sections
 
 REFERENCES = Path(__file__).with_name("references.bib")
 RULES = Path(__file__).with_name("rules.yaml")

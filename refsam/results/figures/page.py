@@ -9,15 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refsam.configuration.settings import words as field_words
 from refsam.errors import BadInput
-from refsam.records.files import write_atomically
 from refsam.records.paths import file_name
+from refsam.records.settings import words as field_words
 from refsam.results.fields import fields, part_of, telling_apart
 from refsam.results.provenance import one_line, write_sidecar
 from refsam.results.run_rows import BASELINE
 from refsam.results.tables.notes import split_follows_seed
 from refsam.results.tables.wide import KEPT_APART, number_first, refuse_mixtures
+from refsam.system.files import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 
 from refsam.records.attempts import read_attempts
-from refsam.records.files import read_json, read_yaml, read_yaml_sections
 from refsam.records.paths import RunPaths
 from refsam.records.recovery import read_record
+from refsam.system.files import read_json, read_yaml, read_yaml_sections
 
 POWER = Path(__file__).with_name("power.yaml")
 SOURCE = "https://doi.org/10.1002/advs.202100707"

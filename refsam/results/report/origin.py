@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from refsam.records.files import read_json
 from refsam.records.paths import RunPaths
+from refsam.system.files import read_json
 
 _SECTION = re.compile(r"^(?=[^\s#-])", re.MULTILINE)  # a line that begins a top-level key
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from refsam.configuration.settings import is_of_training
+from refsam.records.settings import is_of_training
 from refsam.results.collect import BASELINE, INVALID, first_prompt
 from refsam.results.fields import fields, of_trained
 from refsam.results.sweeps import DAMAGED, UNREADABLE

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from refsam.configuration.settings import short_name, value_text
+from refsam.records.settings import short_name, value_text
 from refsam.results.collect import METRICS
 from refsam.results.fields import fields
 from refsam.results.report.sources import printable

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from refsam.records.paths import RunsFolder, SweepPaths
 from refsam.results.sweeps import Manifest, read_manifest
-from refsam.terminal import ESCAPES
+from refsam.system.terminal import ESCAPES
 
 PROGRAM = ("python", "-m", "refsam.sweep")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")

@@ -11,9 +11,8 @@ import jinja2
 import pandas as pd
 
 import refsam
-from refsam.configuration.settings import ROOT
-from refsam.records.files import write_text
 from refsam.records.paths import Directories, RunsFolder, SweepPaths
+from refsam.records.settings import ROOT
 from refsam.records.status import now
 from refsam.results.collect import damaged
 from refsam.results.folds import join_folds
@@ -28,6 +27,7 @@ from refsam.results.report.pictures import pictures
 from refsam.results.report.rows import FIRST, table_rows
 from refsam.results.report.sources import asked_sweeps
 from refsam.results.tables.table import constant_axes, varying_axes
+from refsam.system.files import write_text
 
 FOLDER = Path(__file__).parent
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from refsam.configuration.schema import RefsamConfig
-from refsam.records.files import write_text
 from refsam.records.fits import Fit, Largest
+from refsam.system.files import write_text
 
 COLUMNS = (
     *("resource", "memory_gib", "model", "strategy", "n_objects", "settings_from"),

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from refsam.errors import BadInput, nearest
-from refsam.terminal import GAP, UNLIMITED, fitting, left_out_words, table_width
+from refsam.system.terminal import GAP, UNLIMITED, fitting, left_out_words, table_width
 
 NARROWEST_WORD = 8  # characters of a column of words that is broken into several lines
 

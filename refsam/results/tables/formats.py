@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from refsam.records.files import write_atomically, write_text
 from refsam.results.provenance import one_line, write_sidecar
 from refsam.results.tables.wide import Cell, WideTable, cell_text, value_text
+from refsam.system.files import write_atomically, write_text
 
 WIDEST_CELL = 80  # characters of a column in Excel; longer texts flow over
 _LATEX = {

@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from refsam.configuration.settings import SPLIT_SEED
 from refsam.configuration.split import LEAST_TEST_IMAGES
+from refsam.records.settings import SPLIT_SEED
 from refsam.results.fields import fields
 
 TOO_FEW = (

@@ -9,14 +9,14 @@ import pandas as pd
 from rich.console import Console
 
 from refsam.errors import BadInput
-from refsam.records.files import write_text
 from refsam.records.paths import SweepPaths
 from refsam.results.fields import fields, heading, telling_apart
 from refsam.results.provenance import write_sidecar
 from refsam.results.tables.fitted import Column, Shown, are_words, print_columns
 from refsam.results.tables.table import ordered_modes
 from refsam.results.tables.wide import axis_text, refuse_mixtures
-from refsam.terminal import standard_console
+from refsam.system.files import write_text
+from refsam.system.terminal import standard_console
 
 METRICS = ("mIoU", "mF1")
 _GROUPS = ("model", "weights", "strategy", "n_images")

@@ -7,11 +7,11 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from refsam.configuration.settings import short_name, value_text
+from refsam.records.settings import short_name, value_text
 from refsam.results.collect import BASELINE, first_prompt
 from refsam.results.fields import fields, of_trained, telling_apart
 from refsam.results.tables.fitted import Column, Shown, are_words, print_columns
-from refsam.terminal import standard_console
+from refsam.system.terminal import standard_console
 
 # The order of this list is the order of columns and of rows.
 AXES = {

@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from refsam.configuration.settings import AXES as FIELDS_OF_AXES
-from refsam.configuration.settings import full_name, is_of_training, same_text
-from refsam.configuration.settings import value_text as field_text
 from refsam.errors import BadInput, nearest
+from refsam.records.settings import AXES as FIELDS_OF_AXES
+from refsam.records.settings import full_name, is_of_training, same_text
+from refsam.records.settings import value_text as field_text
 from refsam.results.collect import BASELINE, first_prompt
 from refsam.results.fields import fields, of_trained
 from refsam.results.run_rows import COSTS, FLOATS, IDENTITY, PARAMETERS

@@ -10,14 +10,14 @@ from typing import Any
 
 import pandas as pd
 
-from refsam.configuration.settings import ROOT
 from refsam.records.attempts import read_attempt
-from refsam.records.files import read_yaml
 from refsam.records.history import read_history
 from refsam.records.metrics import METRICS, Measurement
 from refsam.records.paths import RunPaths
 from refsam.records.recovery import read_record
+from refsam.records.settings import ROOT
 from refsam.results.run_rows import COSTS, INTERVALS, TRAINING
+from refsam.system.files import read_yaml
 
 Value = str | int | float | bool
 

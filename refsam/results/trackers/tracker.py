@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from refsam.errors import BadInput, os_reason
-from refsam.records.files import read_json, write_json
 from refsam.results.trackers.tracked import TrackedRun
+from refsam.system.files import read_json, write_json
 
 LEDGER = "refsam.json"
 

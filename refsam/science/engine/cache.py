@@ -28,9 +28,9 @@ import xxhash
 from torch import nn
 
 from refsam.configuration.schema import RefsamConfig
-from refsam.records.files import write_atomically
 from refsam.records.paths import RunPaths
 from refsam.science.hardware import GIB, processor_name
+from refsam.system.files import write_atomically
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
 # What torch.load raises for a file that is no whole checkpoint.

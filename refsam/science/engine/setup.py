@@ -17,10 +17,9 @@ from mobile_sam.modeling import TinyViT
 from segment_anything.modeling import Sam
 from torch_em.model import UNETR
 
-from refsam.cgroups import memory_limits_gib
-from refsam.configuration.families import HUGGING_FACE, attention_of
 from refsam.configuration.patch_pool import encoder_is_frozen
 from refsam.configuration.schema import AUTO, RefsamConfig
+from refsam.models.families import HUGGING_FACE, attention_of
 from refsam.records.fits import Setup, fit_for, known_fits
 from refsam.science.engine.allocator import keep_freed_memory
 from refsam.science.engine.attention import use_fused_attention
@@ -29,6 +28,7 @@ from refsam.science.engine.decoder import checkpoint_decoder, use_late_upsamplin
 from refsam.science.engine.mask_decoder import use_lean_mask_decoder
 from refsam.science.engine.masks import use_linear_resizing
 from refsam.science.hardware import GIB, choose_precision
+from refsam.system.cgroups import memory_limits_gib
 
 FLOAT_BYTES = 4
 # Of the memory that is there: the rest is for the allocator, the data loader and the system.

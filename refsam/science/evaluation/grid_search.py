@@ -14,8 +14,8 @@ from micro_sam.evaluation.instance_segmentation import (
 )
 from numpy.typing import NDArray
 
-from refsam.configuration.measurements import DEFAULTS, SMALL, STUDY
 from refsam.configuration.schema import EvaluateConfig
+from refsam.records.measurements import DEFAULTS, SMALL, STUDY
 from refsam.science.evaluation.automatic import Segmenter
 
 Values = Mapping[str, Sequence[Any]]

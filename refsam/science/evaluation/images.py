@@ -16,7 +16,7 @@ from segment_anything import SamPredictor
 
 from refsam.configuration.patch_pool import encoder_is_frozen
 from refsam.configuration.schema import Kind, RefsamConfig
-from refsam.datasets.listing import Pair
+from refsam.datasets.pair import Pair
 from refsam.datasets.pairs import read_pair
 from refsam.records.paths import RunPaths
 from refsam.science.engine.cache import DiskStore, pixel_hash, shared_store

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from refsam.configuration.measurements import AUTOMATIC, NO_PROMPT, PROMPTED
+from refsam.records.measurements import AUTOMATIC, NO_PROMPT, PROMPTED
 from refsam.records.metrics import METRICS, SEGMENTATION_METRICS, Measurement
 from refsam.records.per_image import Row
 from refsam.science.evaluation.images import EmbeddedImage

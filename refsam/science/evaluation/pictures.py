@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from skimage.segmentation import find_boundaries
 
-from refsam.records.files import write_atomically, write_bytes
+from refsam.system.files import write_atomically, write_bytes
 
 MATCHED_AT = 0.5  # IoU, as for SA50, precision and recall
 PANEL = 4.5  # inches of a panel's longer side

@@ -18,7 +18,7 @@ from micro_sam.util import get_centers_and_bounding_boxes, mask_data_to_segmenta
 from numpy.typing import NDArray
 from segment_anything import SamPredictor
 
-from refsam.configuration.measurements import PROMPTED
+from refsam.records.measurements import PROMPTED
 from refsam.science.evaluation.images import Tile
 from refsam.science.models import prompt_frame
 

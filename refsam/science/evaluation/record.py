@@ -9,13 +9,13 @@ import tifffile
 from micro_sam.util import _compute_hash
 from numpy.typing import NDArray
 
-from refsam.configuration.measurements import missing
 from refsam.configuration.schema import Kind, RefsamConfig
 from refsam.errors import Unreadable
-from refsam.records.files import write_atomically
+from refsam.records.measurements import missing
 from refsam.records.metrics import Measurement, MetricsRow, measurement, read_metrics
 from refsam.records.paths import RunPaths
 from refsam.records.per_image import Row
+from refsam.system.files import write_atomically
 
 Key = tuple[str, Measurement]  # the name of an image, and what was measured on it
 

@@ -10,10 +10,9 @@ from micro_sam.instance_segmentation import DecoderAdapter
 from numpy.typing import NDArray
 from segment_anything import SamPredictor
 
-from refsam.configuration.measurements import AUTOMATIC, MODES, NO_PROMPT, NOTE, settings
 from refsam.configuration.schema import RefsamConfig
-from refsam.datasets.listing import Pair
-from refsam.records.files import read_json, write_json
+from refsam.datasets.pair import Pair
+from refsam.records.measurements import AUTOMATIC, MODES, NO_PROMPT, NOTE, settings
 from refsam.records.metrics import SECONDS, Measurement, MetricsRow, measurement, write_metrics
 from refsam.records.paths import RunPaths
 from refsam.records.per_image import Row, read_rows, write_rows
@@ -33,6 +32,7 @@ from refsam.science.evaluation.record import (
 from refsam.science.evaluation.segmenting import Model
 from refsam.science.evaluation.statistics import summary
 from refsam.science.hardware import processor_name
+from refsam.system.files import read_json, write_json
 
 Report = Callable[[str, int, int], None]
 

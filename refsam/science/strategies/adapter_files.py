@@ -18,12 +18,12 @@ from micro_sam.models.peft_sam import AttentionLoRA, FacTSurgery, MLPLoRA
 from torch import nn
 
 from refsam.configuration.schema import PeftConfig
-from refsam.configuration.strategies import HEADS, STRATEGIES, Method, target_layers
-from refsam.records.files import write_atomically
+from refsam.models.strategies import HEADS, STRATEGIES, Method, target_layers
 from refsam.science.hugging_face import HuggingFaceSam
 from refsam.science.state_names import transformers_part
 from refsam.science.strategies.injection import ADAPTER, peft_config
 from refsam.science.strategies.parts import linear_layers, part, part_name, part_of
+from refsam.system.files import write_atomically
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"

@@ -8,7 +8,8 @@ import peft as hugging_face
 from torch import nn
 
 from refsam.configuration.schema import AUTO, PeftConfig
-from refsam.configuration.strategies import (
+from refsam.errors import BadInput
+from refsam.models.strategies import (
     LEARNABLE,
     PARTS,
     STRATEGIES,
@@ -18,7 +19,6 @@ from refsam.configuration.strategies import (
     layers_problem,
     target_layers,
 )
-from refsam.errors import BadInput
 from refsam.science.strategies.parts import (
     keep_mode,
     keep_statistics,

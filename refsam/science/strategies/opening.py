@@ -10,10 +10,10 @@ from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from torch import nn
 
-from refsam.configuration.families import HUGGING_FACE
 from refsam.configuration.frozen import load
 from refsam.configuration.schema import Kind, RefsamConfig
-from refsam.configuration.strategies import STRATEGIES
+from refsam.models.families import HUGGING_FACE
+from refsam.models.strategies import STRATEGIES
 from refsam.records.paths import RunPaths
 from refsam.science.models import (
     SAM_PREFIX,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from refsam.configuration.strategies import PARTS
+from refsam.models.strategies import PARTS
 
 # Hugging Face's name of what segment_anything calls image_encoder.
 OTHER_NAMES = {"image_encoder": "vision_encoder"}

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from refsam.configuration.schema import PeftConfig
-from refsam.configuration.strategies import STRATEGIES
+from refsam.models.strategies import STRATEGIES
 from refsam.science.strategies.merging import plain_state
 
 StateDict = dict[str, torch.Tensor]

@@ -9,7 +9,6 @@ import torch
 from refsam.configuration.patch_pool import encoder_is_frozen, pool_size, with_patch_pool
 from refsam.configuration.schema import Precision, RefsamConfig, TrainConfig
 from refsam.errors import BadInput
-from refsam.records.files import write_json
 from refsam.records.paths import RunPaths
 from refsam.science.data import TorchLoader, ending_workers, worker_count
 from refsam.science.engine.cache import EmbeddingCache, MemoryStore, Store, shared_store
@@ -35,6 +34,7 @@ from refsam.science.training.prompts import Prompts
 from refsam.science.training.recorder import Limits, Progress, Recorder
 from refsam.science.training.step import Interactive, Segmentation, Step, refsam_step
 from refsam.science.training.summed import summed_step
+from refsam.system.files import write_json
 
 
 @dataclass(frozen=True)

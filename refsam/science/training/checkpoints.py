@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 import torch
 
 from refsam.errors import BadInput
-from refsam.records.files import write_atomically
 from refsam.records.paths import RunPaths
+from refsam.system.files import write_atomically
 
 
 def previous_latest(paths: RunPaths) -> Path:

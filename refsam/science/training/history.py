@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from refsam.records.files import write_text
+from refsam.system.files import write_text
 
 COLUMNS = (
     "epoch",  # counted from 0, as in the checkpoints

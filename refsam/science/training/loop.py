@@ -5,13 +5,13 @@ from itertools import islice
 
 import torch
 
-from refsam import interruption
 from refsam.science.data import TorchLoader
 from refsam.science.hardware import is_out_of_memory
 from refsam.science.randomness import seed_everything
 from refsam.science.training.learner import Learner
 from refsam.science.training.recorder import Diverged, Recorder, Validation
 from refsam.science.training.step import Step
+from refsam.system import signals
 
 
 def train(
@@ -49,7 +49,7 @@ def train(
                 targets = ids = y[:, :1]
                 optimizer.zero_grad()
                 if losses is None:  # else the interruption came after this half of the step
-                    interruption.check()
+                    signals.check()
                     losses, targets = step.interactive(x, y, recorder.iteration)
                     arithmetic.step(optimizer)
                     if step.segmentation is not None:
@@ -69,7 +69,7 @@ def train(
             learner.schedule.step(validation.metric)
             recorder.finish_epoch(validation)  # best.pt, history.csv, latest.pt
     except BaseException as error:
-        if interruption.received() is not None or is_out_of_memory(error):
+        if signals.received() is not None or is_out_of_memory(error):
             recorder.save_position()
         raise
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from refsam import interruption
 from refsam.records.paths import RunPaths
 from refsam.science.data import TorchLoader, begin_epoch
 from refsam.science.micro_sam import JointSamLogger, SamLogger
@@ -28,6 +27,7 @@ from refsam.science.training.history import EpochMeans, History
 from refsam.science.training.learner import Learner
 from refsam.science.training.losses import StepLosses
 from refsam.science.training.resume import Position, position, restore_random_states, running_statistics
+from refsam.system import signals
 
 # Between two checkpoints in a long epoch, so that what cannot be told to stop costs no more than this.
 SECONDS_BETWEEN_CHECKPOINTS = 600.0
@@ -188,7 +188,7 @@ class Recorder:
 
     def leave_position(self) -> None:
         """From here on the training cannot go back; what asks it to stop waits for the next position."""
-        interruption.hold()
+        signals.hold()
         self._position = None
 
     def half_done(self, losses: StepLosses) -> None:
@@ -242,7 +242,7 @@ class Recorder:
         self._loss = self.means.mean("train_loss")
         self._bar.set_description(f"Epoch {self.epoch}: metric {metric:.6f}, best {self.best_metric:.6f}")
         self._report(self.iteration)
-        interruption.release()
+        signals.release()
 
     def write_best(self, metric: float) -> None:
         """Write best.pt, and what peft opens."""
@@ -283,7 +283,7 @@ class Recorder:
             self._statistics,
             self.learner.arithmetic.scaler,
         )
-        interruption.release()
+        signals.release()
 
     @property
     def _device(self) -> torch.device:

@@ -1,0 +1,1 @@
+"""Models and finetuning strategies as they are known without torch, and where their weights lie."""

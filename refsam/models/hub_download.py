@@ -1,0 +1,44 @@
+"""Getting a model of the Hugging Face hub into the hub's cache, on a machine that may use the network."""
+
+from pathlib import Path
+
+from refsam.configuration.schema import ModelConfig
+from refsam.errors import BadInput
+from refsam.models.hub_cache import CONFIGURATION, WEIGHTS, require_model
+
+INDEX = ".index.json"
+
+
+def download(model: ModelConfig) -> Path:
+    """Fetch configuration and weights of `model.hub_id`, and nothing else; returns their folder in the cache.
+
+    Raises:
+        BadInput: when the hub cannot be reached, has no such model, or another kind of model.
+    """
+    from huggingface_hub import list_repo_files, snapshot_download
+
+    hub_id = str(model.hub_id)
+    try:
+        present = list_repo_files(hub_id)
+        folder = snapshot_download(hub_id, allow_patterns=wanted(present))
+    # The hub's library hands on the errors of whichever HTTP library it uses, which have no kind in common.
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        raise BadInput(
+            f"model.hub_id: {hub_id} could not be fetched from the Hugging Face hub ({type(error).__name__}"
+            f"{': ' + lines[0] if lines else ''}); on a machine with internet, run the same command"
+        ) from error
+    require_model(Path(folder))
+    return Path(folder)
+
+
+def wanted(present: list[str]) -> list[str]:
+    """The files that transformers will load out of a repository's: one form of the weights, not every one."""
+    kept = [CONFIGURATION, "preprocessor_config.json"]
+    form = next((name for name in WEIGHTS if name in present), None)
+    if form is None:
+        return kept
+    if not form.endswith(INDEX):
+        return [*kept, form]
+    stem, suffix = form.removesuffix(INDEX).split(".")
+    return [*kept, form, f"{stem}-*.{suffix}"]

@@ -1,1 +1,0 @@
-"""What results say to do: settings compared (`refsam compare`), and the one to use (`refsam recommend`)."""

@@ -1,0 +1,1 @@
+"""Differences between settings, on the same images: with intervals, tests and a forest plot."""

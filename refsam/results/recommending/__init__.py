@@ -1,0 +1,1 @@
+"""Which model, strategy and resource to take: from own results, fits and published tables."""
