@@ -11,6 +11,8 @@ from typing import Any
 
 from refsam.configuration.schema import AUTO, PeftConfig, RefsamConfig
 
+# Of train.validation_patches: the same patches in every epoch, or new ones.
+FIXED, NEW = "fixed", "new"
 # Few enough that their embeddings fit into memory (200 of 4 MiB in the study's settings), and enough that
 # the encoder is a twenty-fifth of what it was in 100 epochs.
 POOL_OF_FROZEN_ENCODER = "4x"

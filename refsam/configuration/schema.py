@@ -30,9 +30,12 @@ class OnInvalid(StrEnum):
 
 
 class Precision(StrEnum):
-    """Arithmetic of the training step; `auto` is chosen on the hardware that the run gets."""
+    """Arithmetic of the training step; `auto` is chosen on the hardware that the run gets. `mixed` is what
+    micro-sam takes: float16 on GPUs, bfloat16 on CPUs.
+    """
 
     auto = "auto"
+    mixed = "mixed"
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
@@ -40,13 +43,14 @@ class Precision(StrEnum):
 
 class Normalization(StrEnum):
     """How pixel values become 8 bit; `auto` keeps 8 bit images and stretches others between percentiles 1 and
-    99.
+    99. `patch` stretches between minimum and maximum: in training of each patch, elsewhere of the image.
     """
 
     auto = "auto"
     none = "none"
     minmax = "minmax"
     percentile = "percentile"
+    patch = "patch"
 
 
 @dataclass
@@ -196,11 +200,12 @@ class TrainConfig:
     A field has a default here only if there are config.yaml that were frozen before it was: what they mean.
     """
 
-    epochs: int = MISSING  # at most
+    epochs: int | None = MISSING  # at most; null: as max_steps says
     max_steps: int | None = None  # at most; null: as the epochs say
     batch_size: int = MISSING  # patches of a step
     min_samples: int = MISSING  # samples per epoch, oversampled where there are fewer patches
-    validation_samples: int = MISSING  # patches of a validation
+    validation_samples: int | None = MISSING  # patches of a validation; null: as many as fit into its images
+    validation_patches: str = "fixed"  # and their prompts, the same in every epoch (fixed) or new ones (new)
     lr: float = MISSING  # learning rate at the start
     optimizer: str = MISSING  # adam, adamw, adam8bit or paged_adam8bit
     optimizer_in_backward: bool = False  # step the encoder's parameters while their gradients are made

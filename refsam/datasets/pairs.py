@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from refsam.datasets.numbering import COMPONENTS, numbered, numbered_pieces
 from refsam.datasets.pair import COCO, Pair
@@ -43,14 +43,23 @@ def open_pair(pair: Pair, dataset: DatasetConfig) -> ReadPair:
     return ReadPair(image, labels.ids, number_objects(labels.ids, dataset))
 
 
-def read_pair(pair: Pair, dataset: DatasetConfig) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
+def read_pair(
+    pair: Pair, dataset: DatasetConfig, *, for_patches: bool = False
+) -> tuple[NDArray[Any], NDArray[np.uint32]]:
     """An image, (H, W) or (H, W, 3) uint8, and its labels, (H, W) uint32, see read_pair_labels.
+
+    Args:
+        for_patches: patches are cut from the image. With `dataset.normalize=patch` each is stretched by
+            itself then, so the values are those of the file, of any type.
 
     Raises:
         BadInput: when one of them cannot be read, or they differ in height or width.
     """
+    from refsam.configuration.schema import Normalization
+
     read = open_pair(pair, dataset)
-    image = read.image.as_8bit(dataset.normalize)
+    as_read = for_patches and dataset.normalize == Normalization.patch
+    image = read.image.pixels() if as_read else read.image.as_8bit(dataset.normalize)
     if image.shape[:2] != read.labels.shape:
         raise BadInput(
             f"dataset.labels: the label image of {pair.name} has shape {read.labels.shape} and its image "

@@ -200,7 +200,9 @@ def to_8bit(image: NDArray[Any], normalization: Normalization) -> NDArray[np.uin
     """The image, (H, W) or (H, W, 3), with values from 0 to 255. All channels are stretched alike.
 
     `auto` keeps 8 bit images and stretches others between percentiles 1 and 99, `none` only changes the data
-    type, `minmax` and `percentile` stretch in any case. An image of one value becomes black.
+    type, `minmax` and `percentile` stretch in any case. An image of one value becomes black. `patch` is what
+    micro-sam's inference does with any image (micro_sam.util._to_image): minimum to maximum of each channel,
+    truncated.
 
     Raises:
         BadInput: for `none` and values outside 0 to 255.
@@ -220,6 +222,11 @@ def to_8bit(image: NDArray[Any], normalization: Normalization) -> NDArray[np.uin
                 f"{image.max()}, and allowed are 0 to 255; take auto, minmax or percentile"
             )
         return np.round(image).astype(np.uint8)
+    if normalization is Normalization.patch:
+        values = image.astype(np.float32)
+        values -= values.min(axis=(0, 1))
+        values /= values.max(axis=(0, 1)) + np.float32(1e-7)
+        return (values * 255).astype(np.uint8)
     if normalization is Normalization.minmax:
         low, high = float(image.min()), float(image.max())
     else:

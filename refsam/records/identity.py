@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from refsam.configuration.frozen import to_values
-from refsam.configuration.patch_pool import encoder_is_frozen
+from refsam.configuration.patch_pool import FIXED, encoder_is_frozen
 from refsam.configuration.prompts import MIXED
 from refsam.configuration.run_names import readable_id
 from refsam.configuration.schema import Kind, RefsamConfig
@@ -31,7 +31,13 @@ NOT_RESULT_OF_TRAINING = (
     "save",
 )
 # What was done before there was a choice, and is micro-sam's.
-_USUAL_TRAINING = {"embedding_dtype": "float32", "prompts": MIXED, "loss": "dice", "joint": "separate"}
+_USUAL_TRAINING = {
+    "embedding_dtype": "float32",
+    "prompts": MIXED,
+    "loss": "dice",
+    "joint": "separate",
+    "validation_patches": FIXED,
+}
 # The hash is put in the place of the path where there is one.
 _NOT_RESULT_OF_MODEL = ("memory_gb", "weights_hash")
 _ALWAYS_OF_STRATEGY = ("name", "freeze", "rank", "update_matrices")

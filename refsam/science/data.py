@@ -21,9 +21,10 @@ from skimage.measure import label as connected_components
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from torch_em.data.sampler import MinInstanceSampler
+from torch_em.transform.raw import normalize
 
-from refsam.configuration.patch_pool import pool_size
-from refsam.configuration.schema import AUTO, DatasetConfig, RefsamConfig
+from refsam.configuration.patch_pool import FIXED, pool_size
+from refsam.configuration.schema import AUTO, DatasetConfig, Normalization, RefsamConfig
 from refsam.configuration.split import Split, split_of
 from refsam.datasets.listing import list_pairs
 from refsam.datasets.pair import Pair
@@ -40,16 +41,18 @@ KEPT_SAMPLES_GIB = 0.5
 
 Sample = tuple[torch.Tensor, torch.Tensor]
 TorchLoader = DataLoader[Sample]
-Image = tuple[NDArray[np.uint8], NDArray[np.uint32]]  # an image and its labels
+Image = tuple[NDArray[Any], NDArray[np.uint32]]  # an image and its labels
 
 
 def load_pairs(dataset: DatasetConfig, pairs: Sequence[Pair]) -> list[Image]:
-    """Images, (H, W) or (H, W, 3) uint8, and their labels, (H, W) uint32, in the order of `pairs`.
+    """Images, (H, W) or (H, W, 3), and their labels, (H, W) uint32, in the order of `pairs`.
+
+    The images are uint8; with `dataset.normalize=patch` they have the values of their files.
 
     Raises:
         BadInput: when a file cannot be used, or an image and its labels differ in height or width.
     """
-    return [read_pair(pair, dataset) for pair in pairs]
+    return [read_pair(pair, dataset, for_patches=True) for pair in pairs]
 
 
 def test_images(config: RefsamConfig) -> list[Pair]:
@@ -78,7 +81,7 @@ def training_loaders(config: RefsamConfig) -> tuple[TorchLoader, TorchLoader]:
 
     An epoch of training has as many samples as patches fit into the images, and at least `train.min_samples`,
     drawn from a pool of patches (`train.patch_pool`) or new in every epoch (`begin_epoch`). Validation has
-    the same patches in every epoch.
+    the same patches in every epoch, or new ones (`train.validation_patches`).
 
     Raises:
         BadInput: when `n_images` is more than the split has for training, or a file cannot be used.
@@ -100,24 +103,29 @@ def patch_loaders(
     """The loaders of `training_loaders` for images that are read already.
 
     Args:
-        training: pairs of an image, (H, W) or (H, W, 3) uint8, and its labels, (H, W) uint32.
+        training: pairs of an image, (H, W) or (H, W, 3), and its labels, (H, W) uint32.
         validation: the same.
     """
+    length = max(config.train.min_samples, _fitting_patches(config, training))
+    held_out = config.train.validation_samples or _fitting_patches(config, validation)
+    fixed = held_out if config.train.validation_patches == FIXED else None
+    return (
+        _seeded_loader(config, training, SeededSampler(length, config.seed, pool_size(config, length))),
+        _seeded_loader(config, validation, SeededSampler(held_out, config.seed, fixed, shuffled=False)),
+    )
+
+
+def _fitting_patches(config: RefsamConfig, images: Sequence[Image]) -> int:
+    """What torch-em counts as the length of an image, summed over the images."""
     height, width = config.train.patch_shape
-    # What torch-em counts as the length of an image, summed over the images.
-    patches = sum(math.ceil(labels.shape[0] / height * labels.shape[1] / width) for _, labels in training)
-    length = max(config.train.min_samples, patches)
-    pool = pool_size(config, length)
+    return sum(math.ceil(labels.shape[0] / height * labels.shape[1] / width) for _, labels in images)
+
+
+def _seeded_loader(config: RefsamConfig, images: Sequence[Image], sampler: "SeededSampler") -> TorchLoader:
     # Each worker would keep its own.
-    keep_gib = KEPT_SAMPLES_GIB / max(1, worker_count(config))
-    train_samples = SeededSamples(
-        _patches(config, training, length), config.seed, keep_gib if pool is not None else 0.0
-    )
-    validation_samples = SeededSamples(
-        _patches(config, validation, config.train.validation_samples), config.seed, keep_gib
-    )
-    sampler = SeededSampler(length, config.seed, pool)
-    return _loader(config, train_samples, sampler), _loader(config, validation_samples, None)
+    keep_gib = KEPT_SAMPLES_GIB / max(1, worker_count(config)) if sampler.pool is not None else 0.0
+    samples = SeededSamples(_patches(config, images, len(sampler)), config.seed, keep_gib)
+    return _loader(config, samples, sampler)
 
 
 class SeededSamples(Dataset[Sample]):
@@ -156,15 +164,17 @@ class SeededSampler(Sampler[int]):
     """The keys of one epoch of SeededSamples, in an order that depends on the seed and on `epoch` alone.
 
     With a `pool` of n the keys are 0 to n-1, in an order that is shuffled anew each time that all of them
-    have come; an epoch goes on in it where the one before has ended. Without, no key comes twice.
+    have come; an epoch goes on in it where the one before has ended. Without, no key comes twice. Where they
+    are not `shuffled`, they come in their order.
 
     `begin_epoch` sets `epoch` (from 0), and `first`: how many keys of the epoch came before an interruption.
     """
 
-    def __init__(self, length: int, seed: int, pool: int | None = None) -> None:
+    def __init__(self, length: int, seed: int, pool: int | None = None, *, shuffled: bool = True) -> None:
         self.length = length
         self.seed = seed
         self.pool = pool
+        self.shuffled = shuffled
         self.epoch = 0
         self.first = 0
 
@@ -184,6 +194,8 @@ class SeededSampler(Sampler[int]):
         return iter((first + self._order(self.epoch, self.length)).tolist())
 
     def _order(self, number: int, length: int) -> NDArray[Any]:
+        if not self.shuffled:
+            return np.arange(length)
         return np.random.default_rng((self.seed, number)).permutation(length)
 
 
@@ -219,6 +231,7 @@ def _patches(config: RefsamConfig, images: Sequence[Image], n_samples: int) -> A
         raw_key=None,
         label_paths=[labels for _, labels in images],
         label_key=None,
+        raw_transform=_stretched if config.dataset.normalize == Normalization.patch else None,
         patch_shape=tuple(config.train.patch_shape),
         with_segmentation_decoder=config.train.decoder,
         with_channels=True,
@@ -230,7 +243,12 @@ def _patches(config: RefsamConfig, images: Sequence[Image], n_samples: int) -> A
     )
 
 
-def _channels_first(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _stretched(patch: NDArray[Any]) -> NDArray[np.float32]:
+    """A patch (3, H, W) from 0 to 255 by its own minimum and maximum, as the resource study has it."""
+    return normalize(patch) * 255
+
+
+def _channels_first(image: NDArray[Any]) -> NDArray[Any]:
     """(3, H, W) from (H, W), repeated, or (H, W, 3)."""
     if image.ndim == 2:
         return np.repeat(image[None], 3, axis=0)
@@ -254,9 +272,9 @@ def _on_gpu(config: RefsamConfig) -> bool:
     return torch.cuda.is_available() and config.resource.device != "cpu"
 
 
-def _loader(config: RefsamConfig, samples: SeededSamples, sampler: SeededSampler | None) -> TorchLoader:
+def _loader(config: RefsamConfig, samples: SeededSamples, sampler: SeededSampler) -> TorchLoader:
     # Every worker would hold the validation's few samples a second time, for which one is enough.
-    workers = worker_count(config) if sampler is not None else min(1, worker_count(config))
+    workers = worker_count(config) if sampler.shuffled else min(1, worker_count(config))
     loader = DataLoader(
         samples,
         batch_size=config.train.batch_size,
@@ -268,7 +286,7 @@ def _loader(config: RefsamConfig, samples: SeededSamples, sampler: SeededSampler
         # Without a generator of its own, each pass through the loader would draw from the global one.
         generator=torch.Generator().manual_seed(config.seed),
     )
-    loader.shuffle = sampler is not None  # asked for by torch-em's trainers
+    loader.shuffle = sampler.shuffled  # asked for by torch-em's trainers
     return loader
 
 
@@ -277,6 +295,18 @@ def begin_epoch(loader: TorchLoader, epoch: int, first_batch: int) -> None:
     sampler = loader.sampler
     assert isinstance(sampler, SeededSampler)
     sampler.epoch, sampler.first = epoch, first_batch * (loader.batch_size or 1)
+
+
+def begin_validation(loader: TorchLoader, epoch: int) -> int | None:
+    """Let the next pass through the loader of validation patches be that of `epoch`.
+
+    Returns:
+        The epoch where each has patches of its own; None where all have the same.
+    """
+    sampler = loader.sampler
+    assert isinstance(sampler, SeededSampler)
+    sampler.epoch = epoch
+    return epoch if sampler.pool is None else None
 
 
 def _leave_signals_to_the_run(worker: int) -> None:

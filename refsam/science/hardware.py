@@ -98,8 +98,11 @@ def choose_precision(requested: Precision, device: torch.device) -> Precision:
     """The arithmetic of the training step; `auto` takes the fastest that the hardware really has.
 
     float32 on CPUs without bfloat16 instructions; bfloat16 on GPUs since Ampere, float32 before: float16
-    overflows in the decoder's convolutions on GPUs that sum in it (micro-sam issues 1234, 1336).
+    overflows in the decoder's convolutions on GPUs that sum in it (micro-sam issues 1234, 1336). `mixed` is
+    float16 on GPUs and bfloat16 on CPUs, whatever they are fast at.
     """
+    if requested == Precision.mixed:  # torch-em's DefaultTrainer
+        return Precision.bfloat16 if device.type == "cpu" else Precision.float16
     if requested != Precision.auto:
         return requested
     if device.type == "cpu":

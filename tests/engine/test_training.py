@@ -15,6 +15,7 @@ from refsam.configuration.schema import DatasetConfig, RefsamConfig
 from refsam.errors import BadInput
 from refsam.records.paths import RunPaths
 from refsam.science.data import training_loaders
+from refsam.science.engine.cache import MemoryStore
 from refsam.science.engine.setup import Savings, choose_savings, memory_gib, usable_memory
 from refsam.science.models import load_model
 from refsam.science.training.build import build_training, train
@@ -102,6 +103,18 @@ def test_where_embeddings_are_kept_changes_no_number(
     assert rows[0] == rows[1] == rows[2] == rows[3]
     # 4 steps and a validation of 2 samples; 3 patches of the pool and 2 of the validation; none.
     assert encoded == [6, 5, 5, 0]
+
+
+def test_patches_that_do_not_come_again_are_not_kept(
+    synthetic: DatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = []
+    monkeypatch.setattr(MemoryStore, "put", lambda store, key, value: kept.append(key))
+    frozen = ("peft=freeze_encoder", "train.patch_pool=null")
+    history(synthetic, tmp_path / "new", *frozen, "train.validation_patches=new")
+    assert kept == []
+    history(synthetic, tmp_path / "fixed", *frozen)
+    assert len(set(kept)) == 2
 
 
 @pytest.mark.parametrize("decoder", ["true", "false"])

@@ -75,6 +75,7 @@ def test_precision_on_a_gpu_follows_its_generation(
 ) -> None:
     gpu_of(capability)
     assert choose_precision(Precision.auto, torch.device("cuda", 0)) == expected
+    assert choose_precision(Precision.mixed, torch.device("cuda", 0)) == "float16"
 
 
 def test_a_gpu_that_is_not_here_is_refused_unless_that_is_said(

@@ -95,11 +95,15 @@ def moments(engine: str, decoder: str) -> list[Moment]:
 
 
 @pytest.mark.parametrize(
-    ("engine", "decoder", "peft"),
-    [("refsam", "true", "full"), ("refsam", "false", "lora"), ("micro_sam", "true", "full")],
+    ("engine", "decoder", "peft", "patches"),
+    [
+        ("refsam", "true", "full", "fixed"),
+        ("refsam", "false", "lora", "new"),
+        ("micro_sam", "true", "full", "fixed"),
+    ],
 )
 def test_a_training_that_is_interrupted_at_every_kind_of_moment_is_the_same_training(
-    synthetic: DatasetConfig, tmp_path: Path, engine: str, decoder: str, peft: str
+    synthetic: DatasetConfig, tmp_path: Path, engine: str, decoder: str, peft: str, patches: str
 ) -> None:
     config = small_config(
         synthetic,
@@ -107,6 +111,7 @@ def test_a_training_that_is_interrupted_at_every_kind_of_moment_is_the_same_trai
         f"train.engine={engine}",
         f"train.decoder={decoder}",
         f"peft={peft}",
+        f"train.validation_patches={patches}",
     )
     whole, summary = run_training(config, tmp_path / "whole")
     for moment in moments(engine, decoder):

@@ -75,8 +75,12 @@ def test_a_finished_training_is_not_trained_again(synthetic: DatasetConfig, tmp_
     )
 
 
-def test_max_steps_ends_the_training_with_a_validation(synthetic: DatasetConfig, tmp_path: Path) -> None:
-    paths, summary = run_training(small_config(synthetic, "train.max_steps=4"), tmp_path / "run")
+@pytest.mark.parametrize("epochs", ["2", "null"])
+def test_max_steps_ends_the_training_with_a_validation(
+    synthetic: DatasetConfig, tmp_path: Path, epochs: str
+) -> None:
+    config = small_config(synthetic, "train.max_steps=4", f"train.epochs={epochs}")
+    paths, summary = run_training(config, tmp_path / "run")
     assert (summary.iterations, summary.epochs) == (4, 2)
     assert [row["iteration"] for row in rows(paths)] == ["3", "4"]
     assert math.isfinite(float(rows(paths)[-1]["validation_metric"]))
@@ -195,6 +199,7 @@ def test_precision_on_a_cpu_follows_its_instructions(
     monkeypatch.setattr("refsam.science.hardware.CPU_INFORMATION", information)
     assert choose_precision(Precision.auto, torch.device("cpu")) == expected
     assert choose_precision(Precision.float16, torch.device("cpu")) == Precision.float16
+    assert choose_precision(Precision.mixed, torch.device("cpu")) == Precision.bfloat16
 
 
 def test_the_peak_memory_is_that_of_the_process_and_not_of_who_started_it() -> None:

@@ -8,16 +8,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import micro_sam.util
 import numpy as np
 import psutil
 import pytest
 import tifffile
 import torch
+from micro_sam.training.util import ConvertToSamInputs
 from omegaconf import OmegaConf
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch_em.data.sampler import MinInstanceSampler
+from torch_em.transform.label import MinSizeLabelTransform
 
-from refsam.configuration.schema import DatasetConfig, RefsamConfig, TrainConfig
+from refsam.configuration.schema import DatasetConfig, Normalization, RefsamConfig, TrainConfig
 from refsam.configuration.split import split_images
 from refsam.datasets.listing import list_pairs
+from refsam.datasets.pairs import read_pair
 from refsam.datasets.prepare import prepare
 from refsam.errors import BadInput
 from refsam.models.weights_cache import weights_path
@@ -287,6 +293,73 @@ def test_a_set_of_grey_rgb_and_16_bit_images_makes_equal_batches(
     train, _ = data.training_loaders(run_config(replace(config, split="ordered"), 2, batch_size=3))
     for x, _ in train:
         assert x.shape[1:] == (3, 128, 128)
+
+
+def hot_pixels(root: Path) -> np.ndarray:
+    """An image of dark values from 0 to 1 with one hot pixel, as a float TIFF with labels; its values."""
+    pixels = np.linspace(0, 1, 128 * 128, dtype=np.float64).astype(np.float32) ** np.float32(5.27)
+    pixels[-1] = 8.14
+    image = pixels.reshape(128, 128)
+    labels = np.zeros((128, 128), dtype=np.uint16)
+    labels[40:80, 40:80], labels[90:110, 10:30] = 1, 2
+    for name in ("0", "1", "2"):
+        write_pair(root, name, image, labels)
+    return image
+
+
+@pytest.mark.parametrize(("normalize", "mean"), [("patch", 5.0), ("auto", 42.8)])
+def test_a_hot_pixel_darkens_patches_of_the_resource_study_and_not_those_of_everyday_use(
+    tmp_path: Path, dataset: Callable[..., DatasetConfig], normalize: str, mean: float
+) -> None:
+    hot_pixels(tmp_path)
+    config = replace(dataset("folder", tmp_path), normalize=Normalization(normalize))
+    for loader in data.training_loaders(run_config(config, 1)):
+        for x, _ in loader:
+            assert x.mean().item() == pytest.approx(mean, abs=0.05)
+
+
+def test_the_resource_studys_patches_are_stretched_one_by_one_and_its_test_images_as_a_whole(
+    tmp_path: Path, dataset: Callable[..., DatasetConfig]
+) -> None:
+    image = hot_pixels(tmp_path)
+    config = replace(dataset("folder", tmp_path), normalize=Normalization.patch)
+    train, _ = data.training_loaders(run_config(config, 1, patch_shape=[64, 64]))
+    for x, _ in train:
+        assert (x.min().item(), x.max().item()) == (0, pytest.approx(255, abs=1e-3))
+    whole, _ = read_pair(list_pairs(config)[0], config)
+    assert np.array_equal(np.repeat(whole[..., None], 3, axis=2), micro_sam.util._to_image(image))
+    # The encoder's own stretching, which follows in the evaluation, leaves it as it is.
+    assert np.array_equal(micro_sam.util._to_image(whole)[..., 0], whole)
+
+
+def test_a_patch_with_crumbs_only_stops_micro_sams_training_and_is_drawn_again_here() -> None:
+    labels = np.zeros((64, 64), dtype=np.uint32)
+    labels[:3, :3] = 1
+    assert MinInstanceSampler()(labels, labels)
+    assert not data.EnoughObjects(25)(labels, labels)
+    left = torch.from_numpy(MinSizeLabelTransform(min_size=25)(labels).astype(np.float32))[None, None]
+    convert = ConvertToSamInputs(transform=ResizeLongestSide(1024))
+    with pytest.raises(RuntimeError, match="No foreground objects"):
+        convert(torch.zeros(1, 3, 64, 64), left, 1, 0, False, 5)
+    labels[10:20, 10:20] = 2
+    assert MinInstanceSampler()(labels, labels)
+    assert data.EnoughObjects(25)(labels, labels)
+
+
+def test_validation_has_new_patches_in_every_epoch_where_that_is_asked_for(synthetic: DatasetConfig) -> None:
+    _, fixed = data.training_loaders(run_config(synthetic))
+    new = [data.training_loaders(run_config(synthetic, validation_patches="new"))[1] for _ in range(2)]
+    assert [data.begin_validation(fixed, epoch) for epoch in (0, 1)] == [None, None]
+    assert same(batches(fixed, 0), batches(fixed, 1))
+    assert not same(batches(new[0], 0), batches(new[0], 1))
+    # A resumed run goes on with what the other would have seen.
+    assert data.begin_validation(new[1], 1) == 1
+    assert same(batches(new[1]), batches(new[0], 1))
+
+
+def test_validation_without_a_number_has_as_many_patches_as_fit(synthetic: DatasetConfig) -> None:
+    config = run_config(replace(synthetic, n_validation=3), validation_samples=None)
+    assert len(data.training_loaders(config)[1]) == 3 * 4
 
 
 def test_an_image_and_a_label_image_of_different_size_are_refused(

@@ -79,6 +79,7 @@ def test_finished_runs_of_the_same_kind_tell_the_time(folder, config):
         ({"epochs": 8}, 800),  # fewer than early stopping would make
         ({"early_stopping": None}, 10_000),
         ({"max_steps": 100}, 200),
+        ({"epochs": None, "max_steps": 100}, 200),
         ({"min_samples": 100}, 3200),
     ],
     ids=str,

@@ -59,6 +59,8 @@ def test_what_does_not_change_the_result_does_not_change_the_run(override):
         "resource=v100",
         "evaluate.dilation=3",
         "dataset.normalize=minmax",
+        "dataset.normalize=patch",
+        "train.validation_patches=new",
         "train.precision=float32",
         "train.patch_pool=50",
     ],
@@ -88,7 +90,7 @@ def test_every_setting_of_a_strategy_is_part_of_the_run():
 def test_settings_that_a_strategy_is_not_given_leave_its_run_as_it_was_before_they_existed():
     values = identity(compose(["peft=lora", "n_objects=5"]), "data", None)
     assert values["peft"] == {"name": "lora", "freeze": [], "rank": 4, "update_matrices": ["q", "v"]}
-    assert not {"loss", "save"} & set(values["train"])
+    assert not {"loss", "save", "validation_patches"} & set(values["train"])
 
 
 def test_crowds_are_part_of_the_run_only_where_they_are_included():

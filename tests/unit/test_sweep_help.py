@@ -23,7 +23,7 @@ def test_the_words_are_those_beside_the_field_and_not_of_the_next_one():
     assert words["resource.settings"].startswith("What fits")  # above the field
     assert words["model.custom.position_scale"].startswith("of the random frequencies")  # below it
     assert words["on_invalid"] == "combinations that cannot run: skip, or error"
-    assert words["dataset.normalize"] == "auto, none, minmax, percentile"
+    assert words["dataset.normalize"] == "auto, none, minmax, percentile, patch"
 
 
 def test_help_has_examples_choices_of_groups_and_a_line_for_each_field(tmp_path):

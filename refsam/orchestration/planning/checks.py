@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from refsam.configuration.patch_pool import encoder_is_frozen, is_patch_pool
+from refsam.configuration.patch_pool import FIXED, NEW, encoder_is_frozen, is_patch_pool
 from refsam.configuration.prompts import PROMPTS
 from refsam.configuration.schema import AUTO, Kind, Precision, RefsamConfig
 from refsam.configuration.split import SEEDED, split_sizes
@@ -124,11 +124,12 @@ _RULES = (
     *(_Rule(f"model.custom.{name}", _whole(1), "a whole number from 1") for name in SIZES),
     _Rule("model.custom.window_size", _whole(0), "a whole number from 0 (0: all attention is global)"),
     _Rule("model.custom.position_scale", _above_zero, "a number above 0"),
-    _Rule("train.epochs", _whole(1), "a whole number from 1"),
+    _Rule("train.epochs", _optional(_whole(1)), "null, or a whole number from 1"),
     _Rule("train.max_steps", _optional(_whole(1)), "null, or a whole number from 1"),
     _Rule("train.batch_size", _whole(1), "a whole number from 1"),
     _Rule("train.min_samples", _whole(1), "a whole number from 1"),
-    _Rule("train.validation_samples", _whole(1), "a whole number from 1"),
+    _Rule("train.validation_samples", _optional(_whole(1)), "null, or a whole number from 1"),
+    _choice("train.validation_patches", (FIXED, NEW)),
     _Rule("train.lr", _above_zero, "a number above 0"),
     _choice("train.optimizer", OPTIMIZERS),
     _Rule("train.scheduler_factor", lambda value: 0 < value < 1, "a number between 0 and 1"),
@@ -365,6 +366,8 @@ def _missing_extra(config: RefsamConfig) -> str | None:
 def _engine_problem(config: RefsamConfig) -> str | None:
     """Why the choices for the training step do not go together."""
     train = config.train
+    if train.epochs is None and train.max_steps is None:
+        return "train.epochs must be an integer >= 1 without train.max_steps, got null"
     if train.embedding_dtype == "float16" and encoder_is_frozen(config.peft):
         for field, value in (("embedding_cache", "off"), ("engine", "micro_sam")):
             if getattr(train, field) == value:

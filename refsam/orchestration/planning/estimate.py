@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any, Protocol
 
-from refsam.configuration.early_stopping import epochs_until_stop
+from refsam.configuration.early_stopping import epochs_until_stop, most_steps
 from refsam.configuration.schema import Kind, RefsamConfig
 from refsam.orchestration.planning.finished_runs import FinishedRun, Key, finished_runs, key_of
 from refsam.orchestration.slurm.requests import Jobs
@@ -257,9 +257,7 @@ def _steps(config: RefsamConfig, best_epoch: float, steps_per_epoch: float) -> t
     """Expected and largest number of training steps."""
     train = config.train
     per_epoch = max(steps_per_epoch, train.min_samples / train.batch_size)
-    most = train.epochs * per_epoch
-    if train.max_steps is not None:
-        most = min(most, train.max_steps)
+    most = most_steps(train, per_epoch)
     if train.early_stopping is None:
         return most, most
     return min(most, epochs_until_stop(best_epoch, train.early_stopping) * per_epoch), most

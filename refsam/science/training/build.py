@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from refsam.configuration.patch_pool import encoder_is_frozen, pool_size, with_patch_pool
+from refsam.configuration.early_stopping import most_steps
+from refsam.configuration.patch_pool import FIXED, encoder_is_frozen, pool_size, with_patch_pool
 from refsam.configuration.schema import Precision, RefsamConfig, TrainConfig
 from refsam.errors import BadInput
 from refsam.records.paths import RunPaths
@@ -220,7 +221,12 @@ def _refsam_step(
     encoder = Encoder(learner.model)
     if encoder_is_frozen(config.peft):
         embeddings = _embeddings(config, paths, learner, savings)
-        encoder = Encoder(learner.model, embeddings, with_patch_pool(config).train.patch_pool is not None)
+        encoder = Encoder(
+            learner.model,
+            embeddings,
+            pooled=with_patch_pool(config).train.patch_pool is not None,
+            fixed=settings.validation_patches == FIXED,
+        )
     interactive = Interactive(
         model=learner.model,
         encoder=encoder,
@@ -238,10 +244,7 @@ def _refsam_step(
 
 
 def _limits(settings: TrainConfig, steps_per_epoch: int) -> Limits:
-    steps = settings.epochs * steps_per_epoch
-    if settings.max_steps is not None:
-        steps = min(steps, settings.max_steps)
-    return Limits(steps_per_epoch, steps, settings.early_stopping)
+    return Limits(steps_per_epoch, int(most_steps(settings, steps_per_epoch)), settings.early_stopping)
 
 
 def _embeddings(config: RefsamConfig, paths: RunPaths, learner: Learner, savings: Savings) -> EmbeddingCache:

@@ -18,14 +18,21 @@ class Encoder:
         model: which has it.
         embeddings: of a frozen encoder; None keeps those of the latest batch.
         pooled: whether the patches of the training come again.
+        fixed: whether those of the validation do.
     """
 
     def __init__(
-        self, model: TrainableSAM, embeddings: EmbeddingCache | None = None, pooled: bool = False
+        self,
+        model: TrainableSAM,
+        embeddings: EmbeddingCache | None = None,
+        *,
+        pooled: bool = False,
+        fixed: bool = True,
     ) -> None:
         self.model = model
         self.embeddings = embeddings or EmbeddingCache(MemoryStore(0.0), model.sam.device)
         self.pooled = pooled
+        self.fixed = fixed
 
     @property
     def is_trained(self) -> bool:
@@ -51,7 +58,8 @@ class Encoder:
             embeddings, _ = self.model.image_embeddings_oft([{"image": image} for image in unknown])
             return embeddings
 
-        return self.embeddings.embed(images, encode, keep=self.pooled or not self.model.training)
+        keep = self.pooled if self.model.training else self.fixed
+        return self.embeddings.embed(images, encode, keep=keep)
 
     def input_size(self, image: torch.Tensor) -> tuple[int, int]:
         """Rows and columns of the encoder's input that an image (3, H, W) fills."""

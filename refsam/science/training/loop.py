@@ -5,7 +5,7 @@ from itertools import islice
 
 import torch
 
-from refsam.science.data import TorchLoader
+from refsam.science.data import TorchLoader, begin_validation
 from refsam.science.hardware import is_out_of_memory
 from refsam.science.randomness import seed_everything
 from refsam.science.training.learner import Learner
@@ -60,7 +60,7 @@ def train(
                     arithmetic.step(optimizer)
                 recorder.step(losses, x, ids, targets)
                 losses = None
-            validation = validate(learner, step, held_out, seed)
+            validation = validate(learner, step, held_out, seed, begin_validation(held_out, recorder.epoch))
             if not math.isfinite(validation.metric):
                 raise Diverged(
                     f"the validation metric is {validation.metric} after {recorder.iteration} steps"
@@ -74,9 +74,15 @@ def train(
         raise
 
 
-def validate(learner: Learner, step: Step, held_out: TorchLoader, seed: int) -> Validation:
-    """The metric and the losses of the held-out batches, of the same objects and prompts in every epoch."""
-    seed_everything(seed, "validation")
+def validate(
+    learner: Learner, step: Step, held_out: TorchLoader, seed: int, epoch: int | None = None
+) -> Validation:
+    """The metric and the losses of the held-out batches.
+
+    Args:
+        epoch: whose objects and prompts are drawn; None for those that all epochs have in common.
+    """
+    seed_everything(seed, "validation" if epoch is None else f"validation, epoch {epoch}")
     learner.switch(training=False)
     metric, sums = 0.0, dict[str, float]()
     with torch.no_grad():
