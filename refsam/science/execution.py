@@ -18,12 +18,13 @@ import torch
 from refsam.configuration.frozen import load, with_settings
 from refsam.configuration.schema import Kind, RefsamConfig
 from refsam.errors import BadInput
+from refsam.records import endings
 from refsam.records.attempts import free_number, parse_attempt, read_attempt
+from refsam.records.endings import Ending, failed
 from refsam.records.paths import RunPaths
 from refsam.records.recovery import read_record
 from refsam.records.status import (
     TRAINED,
-    Reason,
     State,
     hold_reserve,
     now,
@@ -117,8 +118,9 @@ class StatusWriter:
     def completed(self) -> None:
         self._last_word(state=State.completed, phase=None, ended_at=now())
 
-    def failed(self, reason: Reason, message: str) -> None:
-        self._last_word(state=State.failed, reason=reason, message=message, ended_at=now())
+    def failed(self, ending: Ending, **facts: object) -> None:
+        self._status = failed(self._status, ending, **facts)
+        self._last_word()
 
     def _last_word(self, **changes: Any) -> None:
         self._status = self._status.changed(seconds_left=None, **changes)
@@ -148,7 +150,7 @@ def execute(root: Path) -> None:
             trains_only = os.environ.get("REFSAM_TRAINS_ONLY") == "1"
             is_complete = _execute(config, paths, status, trains_only)
         except BaseException as error:
-            status.failed(*_reason_and_message(error))
+            status.failed(_ending(error), **_facts(error))
             raise
         if is_complete:
             status.completed()
@@ -197,23 +199,31 @@ def _execute(config: RefsamConfig, paths: RunPaths, status: StatusWriter, trains
     return True
 
 
-def _reason_and_message(error: BaseException) -> tuple[Reason, str]:
+def _ending(error: BaseException) -> Ending:
     asked = signals.received()
     if asked in (signal.SIGUSR1, signal.SIGUSR2):
-        return Reason.timeout, "The time limit came."
+        return endings.TIME_LIMIT
     # Whatever went wrong after it was asked to stop, such as helpers that were asked as well, that is why.
     if asked is not None or isinstance(error, KeyboardInterrupt):
-        return Reason.cancelled, "The run was stopped; the same command continues it."
+        return endings.STOPPED
     if _lost_a_helper(error):
-        return Reason.lost, f"A process that loads data was killed from outside: {_first_line(error)}"
+        return endings.HELPER_KILLED
     if is_out_of_memory(error):
-        return Reason.out_of_memory, f"The memory did not suffice: {_first_line(error)}"
+        return endings.NO_MEMORY
     if isinstance(error, BadInput):
-        return Reason.error, str(error)
+        return endings.BAD_INPUT
     if isinstance(error, OSError) and error.errno in FULL:
-        where = f"{error.filename} could not be written" if error.filename else "something was not written"
-        return Reason.error, f"The disk is full or a quota is used up: {where}."
-    return Reason.error, f"{type(error).__name__}: {_first_line(error)}"
+        return endings.DISK_FULL
+    return endings.RAISED
+
+
+def _facts(error: BaseException) -> dict[str, object]:
+    """What the sentence of an ending may name."""
+    return {
+        "error": type(error).__name__,
+        "problem": error if isinstance(error, BadInput) else _first_line(error),
+        "what": getattr(error, "filename", None) or "a file",
+    }
 
 
 def _lost_a_helper(error: BaseException) -> bool:

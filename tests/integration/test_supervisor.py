@@ -19,6 +19,7 @@ from refsam.orchestration import machine
 from refsam.orchestration.in_job import supervisor
 from refsam.orchestration.in_job.job import RunJob
 from refsam.orchestration.lifecycle.attempts import begin_attempt, end_of_attempt
+from refsam.orchestration.slurm import inside_job
 from refsam.records import status
 from refsam.records.attempts import Attempt, read_attempt, write_attempt
 from refsam.records.paths import RunPaths
@@ -200,7 +201,7 @@ def slurm_job(paths, monkeypatch):
     monkeypatch.setattr(own_job, "LOCK_SECONDS", 0.0)
     monkeypatch.setattr(status, "LOCK_SECONDS", 0.0)
     asked = []
-    monkeypatch.setattr(own_job, "requeue", lambda: asked.append("requeue"))
+    monkeypatch.setattr(inside_job, "requeue", lambda: asked.append("requeue"))
     write_status(paths, Status(State.pending, attempt=1, job_id="7_2"))
     return asked
 
@@ -228,7 +229,7 @@ def test_a_job_that_has_waited_long_enough_goes_back_into_the_queue(paths, slurm
 
 
 def test_a_job_that_waits_heeds_its_time_limit(paths, slurm_job, monkeypatch):
-    monkeypatch.setattr(own_job, "why_ended", lambda number: (Reason.timeout, False))
+    monkeypatch.setattr(inside_job, "why_ended", lambda number: (Reason.timeout, False))
     with held(paths.root):
         threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGUSR2)).start()
         with pytest.raises(SystemExit, match="the run waits for it in the queue"):

@@ -1,57 +1,35 @@
-"""What a job asks Slurm about itself, where another job has its number now; without any Slurm."""
+"""Whose Slurm job this process is, and on which machine."""
 
-import signal
+import os
 
 import pytest
 
-from refsam.errors import SlurmSilent
-from refsam.orchestration.slurm import inside_job
-from refsam.records.status import Reason
 from refsam.system import own_job
 
-FACTS = (
-    "JobId=7 ArrayJobId=7 ArrayTaskId=3 JobName={name} UserId=me(1000) Restarts=1 PreemptTime=None\n"
-    "JobId=10 ArrayJobId=7 ArrayTaskId=2 JobName={name} UserId=me(1000) Restarts=0 PreemptTime=None\n"
-)
+
+@pytest.fixture(autouse=True)
+def in_a_job_of_slurm(monkeypatch):
+    """As in any job: the variables that Slurm sets, on a node whose name is not the machine's."""
+    for name in (own_job.LOCAL_QUEUE, "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_JOB_ID", "99")
+    monkeypatch.setenv("SLURMD_NODENAME", "cpu1")
 
 
-@pytest.fixture
-def asked(monkeypatch):
-    """The commands that task 3 of array 7 gives, whose job name in Slurm is the first of the list."""
-    commands = []
+def test_somebody_s_interactive_job_is_not_the_run_s():
+    assert (own_job.job_id(), own_job.host()) == (None, os.uname().nodename)
 
-    def answer(command):
-        commands.append(command[1:])
-        return FACTS.format(name=names[0]) if command[1] == "show" else ""
 
-    names = ["refsam-study-ab12"]
-    monkeypatch.setattr(own_job, "run_command", answer)
-    monkeypatch.setattr(own_job, "REQUEUE_DELAYS", ())
-    variables = {"JOB_ID": "7", "ARRAY_JOB_ID": "7", "ARRAY_TASK_ID": "3", "JOB_NAME": names[0]}
-    for name, value in variables.items():
-        monkeypatch.setenv(f"SLURM_{name}", value)
-    monkeypatch.delenv("SUBMITIT_EXECUTOR", raising=False)
+def test_a_local_queue_in_somebody_s_interactive_job_has_no_job(monkeypatch):
+    monkeypatch.setenv(own_job.LOCAL_QUEUE, "1")
     with own_job.own_job():
-        yield names, commands
+        assert (own_job.job_id(), own_job.host()) == (None, os.uname().nodename)
 
 
-def test_a_task_requeues_itself(asked):
-    inside_job.requeue()
-    assert asked[1] == [["show", "job", "--oneliner", "7_3"], ["requeue", "7_3"]]
-    assert inside_job.why_ended(signal.SIGTERM) == (Reason.preempted, True)
-
-
-@pytest.mark.parametrize("name", ["somebody's job", "refsam-study-cd34"])
-def test_a_job_that_has_this_one_s_number_now_is_neither_requeued_nor_believed(asked, name):
-    asked[0][0] = name
-    with pytest.raises(SlurmSilent, match="Slurm does not know job 7_3 any more"):
-        inside_job.requeue()
-    assert ["requeue", "7_3"] not in asked[1]
-    assert inside_job.why_ended(signal.SIGTERM) == (Reason.cancelled, False)
-
-
-def test_a_name_with_spaces_is_the_job_s_name(asked, monkeypatch):
-    asked[0][0] = "two words"
-    monkeypatch.setenv("SLURM_JOB_NAME", "two words")
-    inside_job.requeue()
-    assert ["requeue", "7_3"] in asked[1]
+def test_a_job_of_the_run_is_named_as_scancel_takes_it(monkeypatch):
+    with own_job.own_job():
+        assert (own_job.job_id(), own_job.host()) == ("99", "cpu1")
+        monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+        assert own_job.job_id() == "7_3"
+    assert own_job.job_id() is None

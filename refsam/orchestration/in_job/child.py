@@ -10,9 +10,10 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from refsam.records.endings import NOT_LOADED, failed
 from refsam.records.paths import RunPaths
 from refsam.records.recovery import read_record
-from refsam.records.status import AlreadyRunning, Reason, State, now, run_lock, write_status
+from refsam.records.status import AlreadyRunning, State, run_lock, write_status
 from refsam.system import signals
 from refsam.system.own_job import LOCK_SECONDS
 
@@ -38,10 +39,9 @@ def _leave_word(paths: RunPaths, error: BaseException) -> None:
         status = read_record(paths)
         if status.state not in (State.pending, State.running) or isinstance(error, KeyboardInterrupt):
             return  # it has said so itself; or it was asked to stop, which who asked it knows
-        words = (str(error).strip().splitlines() or [""])[0]
-        message = f"{type(error).__name__}: {words}; see {paths.attempt(status.attempt)}"
-        failed = status.changed(state=State.failed, reason=Reason.error, message=message, ended_at=now())
-        write_status(paths, failed, is_last_word=True)
+        problem = (str(error).strip().splitlines() or [""])[0]
+        facts = {"error": type(error).__name__, "problem": problem, "log": paths.attempt(status.attempt)}
+        write_status(paths, failed(status, NOT_LOADED, **facts), is_last_word=True)
 
 
 def main(entry_point: str, root: str) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from refsam.orchestration.lifecycle import retries
 from refsam.orchestration.lifecycle.attempt_records import end_attempt, known_attempts
-from refsam.orchestration.lifecycle.reconcile import REQUEUED
 from refsam.orchestration.slurm import inside_job
+from refsam.records import endings
 from refsam.records.attempts import Attempt, free_number, read_attempt, requeued, write_attempt
+from refsam.records.endings import failed
 from refsam.records.paths import RunPaths
 from refsam.records.recovery import read_record
 from refsam.records.status import (
@@ -30,12 +31,6 @@ from refsam.system import own_job, signals
 from refsam.system.own_job import LOCK_SECONDS
 
 LOG = "REFSAM_LOG"  # in the environment of a job: the path of its log
-STOPPED = {
-    Reason.cancelled: "The run was stopped; the same command continues it.",
-    Reason.timeout: "The time limit came.",
-    Reason.preempted: "Slurm took the resources for another job.",
-    Reason.node_failure: "The node failed.",
-}
 
 
 @dataclass(frozen=True)
@@ -132,15 +127,15 @@ def not_requeued(paths: RunPaths, status: Status, complaint: str) -> Status:
         number = status.attempt - 1
         attempt = read_attempt(paths, number)
         message = f"{attempt.message} Slurm did not requeue the job: {complaint}."
-        failed = status.changed(
+        status = status.changed(
             state=State.failed,
             reason=attempt.reason,
             message=message,
             attempt=number,
             ended_at=attempt.ended_at,
         )
-        write_status(paths, failed, is_last_word=True)
-        return failed
+        write_status(paths, status, is_last_word=True)
+        return status
 
 
 def attempt_here(paths: RunPaths, execute: Callable[[Path], None]) -> None:
@@ -155,8 +150,7 @@ def attempt_here(paths: RunPaths, execute: Callable[[Path], None]) -> None:
                 status = read_record(paths)
                 if status.state in (State.pending, State.running):  # stopped while it was still loading
                     reason, _ = inside_job.why_ended(signals.received() or signal.SIGINT)
-                    words = STOPPED[reason]
-                    status = status.changed(state=State.failed, reason=reason, message=words, ended_at=now())
+                    status = failed(status, endings.ASKED[reason])
                     write_status(paths, status, is_last_word=True)
                 end_attempt(paths, status)
                 free_reserve(paths)
@@ -190,23 +184,19 @@ def _last_word(paths: RunPaths, status: Status, outcome: Outcome) -> Status:
     if status.state is State.completed:
         return status
     own = status.state is State.failed
-    log = f"see {paths.attempt(status.attempt)}"
+    log = paths.attempt(status.attempt)
     if own and status.reason is outcome.stopped:
         return status
     if outcome.stopped is not None:
-        reason, message = outcome.stopped, STOPPED[outcome.stopped]
-    elif outcome.memory_kills > 0 and _was_killed(status, outcome):
-        reason, message = Reason.out_of_memory, "The kernel killed the run because memory was short."
-    elif own:
+        return failed(status, endings.ASKED[outcome.stopped])
+    if outcome.memory_kills > 0 and _was_killed(status, outcome):
+        return failed(status, endings.KILLED_FOR_MEMORY)
+    if own:
         return status
-    elif outcome.exit_status < 0:
+    if outcome.exit_status < 0:
         name = signal.Signals(-outcome.exit_status).name
-        reason = Reason.lost
-        message = f"The run's process was killed from outside, or its interpreter crashed ({name}); {log}"
-    else:
-        reason = Reason.error
-        message = f"The run ended with exit status {outcome.exit_status} and without a result; {log}"
-    return status.changed(state=State.failed, reason=reason, message=message, ended_at=now())
+        return failed(status, endings.KILLED, signal=name, log=log)
+    return failed(status, endings.NO_RESULT, code=outcome.exit_status, log=log)
 
 
 def _was_killed(status: Status, outcome: Outcome) -> bool:
@@ -225,14 +215,12 @@ def _end_the_silent(paths: RunPaths, status: Status, number: int) -> None:
     is_last = status.state is State.failed and status.attempt == number  # also of a damaged record
     if attempt.ended_at is not None or (attempt.started_at is None and not is_last):
         return
-    if status.state is State.failed and status.attempt == number:
-        reason, message = status.reason, status.message
-    elif inside_job.restarts() > 0:
-        reason, message = Reason.node_failure, REQUEUED
+    last = replace(status, attempt=number)
+    if is_last:
+        last = last.changed(ended_at=now())
     else:
-        reason, message = Reason.lost, "The job was killed, and its process left no word."
-    last = replace(status, state=State.failed, reason=reason, message=message, attempt=number)
-    end_attempt(paths, last.changed(ended_at=now()))
+        last = failed(last, endings.REQUEUED if inside_job.restarts() > 0 else endings.SILENT)
+    end_attempt(paths, last)
 
 
 def _link_log(paths: RunPaths, number: int) -> None:

@@ -12,11 +12,10 @@ from refsam.orchestration.lifecycle.attempt_records import end_attempt, known_at
 from refsam.orchestration.slurm.identity import known_job
 from refsam.orchestration.slurm.questions import Answer, SlurmQuery, statuses, with_slurm
 from refsam.records.attempts import requeued
+from refsam.records.endings import REQUEUED, failed
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.recovery import read_record
 from refsam.records.status import AlreadyRunning, Reason, State, Status, now, run_lock, write_status
-
-REQUEUED = "Slurm requeued the job, and its process had left no word"
 
 
 def reconcile(
@@ -56,8 +55,8 @@ def _reconciled(paths: RunPaths, before: Status, answer: Answer) -> Status:
                 if attempt.reason is not None:  # its own process knew better
                     status = replace(status, reason=attempt.reason, message=attempt.message)
             else:
-                end_attempt(paths, lost_node(record))
-                status = requeued(record, status.message or REQUEUED)
+                end_attempt(paths, failed(record, REQUEUED))
+                status = requeued(record, status.message or REQUEUED.sentence)
             write_status(paths, status)
             return status
     except (AlreadyRunning, OSError, ValueError):
@@ -72,11 +71,6 @@ def is_due(paths: RunPaths, status: Status) -> bool:
     if status.state is not State.failed or status.job_id is None or status.attempt == 0:
         return False
     return status.reason in retries.TABLE and retries.decide(known_attempts(paths, status.attempt)).again
-
-
-def lost_node(status: Status) -> Status:
-    """The last status of an attempt that left no word, and whose job Slurm starts again by itself."""
-    return replace(status, state=State.failed, reason=Reason.node_failure, message=REQUEUED, ended_at=now())
 
 
 def _to_be_changed(record: Status, status: Status, answer: Answer) -> bool:

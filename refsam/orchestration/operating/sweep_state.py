@@ -16,10 +16,11 @@ from refsam.configuration.run_names import check_name
 from refsam.errors import Unreadable, os_problem
 from refsam.orchestration.lifecycle.reconcile import reconcile
 from refsam.orchestration.slurm.questions import Answer, SlurmQuery
+from refsam.records.endings import NOBODY, failed
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.recovery import look_up, read_record
 from refsam.records.settings import SECTIONS, Setting, recorded_sections
-from refsam.records.status import Reason, State, Status, is_held
+from refsam.records.status import State, Status, is_held
 from refsam.system.files import read_yaml_sections
 
 OPEN = (State.pending, State.running)
@@ -131,8 +132,7 @@ def with_lock(paths: RunPaths, status: Status) -> Status:
         status = read_record(paths)  # it may have ended between the two looks
         if status.state not in OPEN:
             return status
-        words = "No process works on it any more, and it wrote no last word; refsam retry runs it again"
-        return status.changed(state=State.failed, reason=Reason.lost, message=words)
+        return replace(failed(status, NOBODY), ended_at=status.ended_at)
     words = f"On {status.host}, says its record; only there can be seen whether it still lives"
     return status.changed(message=words)
 

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field, replace
 from refsam.errors import SlurmSilent
 from refsam.orchestration.slurm import environment
 from refsam.orchestration.slurm.identity import KnownJob, known_job, seconds
+from refsam.records import endings
 from refsam.records.attempts import requeued
+from refsam.records.endings import Ending, failed
 from refsam.records.paths import RunsFolder
 from refsam.records.recovery import read_record
 from refsam.records.status import Reason, State, Status
@@ -43,17 +45,6 @@ _ALIVE = {
     **dict.fromkeys(("SPECIAL_EXIT", "RESV_DEL_HOLD"), State.pending),
     **dict.fromkeys(("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING"), State.running),
     **dict.fromkeys(("RESIZING", "STAGE_OUT"), State.running),
-}
-_REASONS = {
-    "BOOT_FAIL": Reason.node_failure,
-    "CANCELLED": Reason.cancelled,
-    "DEADLINE": Reason.timeout,
-    "FAILED": Reason.error,
-    "NODE_FAIL": Reason.node_failure,
-    "OUT_OF_MEMORY": Reason.out_of_memory,
-    "PREEMPTED": Reason.preempted,
-    "REVOKED": Reason.cancelled,
-    "TIMEOUT": Reason.timeout,
 }
 
 
@@ -331,20 +322,22 @@ def with_slurm(status: Status, answer: Answer) -> Status:
         return status if job is None else _begun_again(status, job)
     if job is None:
         return _unknown(status, answer)
-    words = f"Slurm job {job.job_id}: {job.words}"
     if known in answer.vanished and _is_old(status):
-        words += ", by the accounting alone: the queue does not know it, and the run wrote no result"
-        return status.changed(state=State.failed, reason=Reason.lost, message=words)
+        return _ended(status, endings.RUNAWAY, job)
     if job.state == State.pending and not answer.queue and status.state == State.running:
         return status  # the accounting is late, and cannot tell a job that waits again
     if job.state == State.pending:  # requeued, if the record says that it was running
-        return status.changed(state=State.pending, message=words)
+        return status.changed(state=State.pending, message=f"Slurm job {job.job_id}: {job.words}")
     if job.state == State.running:
         return status.changed(state=State.running, host=status.host or job.node)
     if job.state == State.completed:
-        words += ", but the run wrote no result"
-        return status.changed(state=State.failed, reason=Reason.lost, message=words)
-    return status.changed(state=State.failed, reason=job.reason, message=words)
+        return _ended(status, endings.COMPLETED_WITHOUT_RESULT, job)
+    return replace(_ended(status, endings.OTHER_STATE, job), reason=job.reason)
+
+
+def _ended(status: Status, ending: Ending, job: SlurmJob) -> Status:
+    """When, nobody knows here."""
+    return replace(failed(status, ending, job=job.job_id, words=job.words), ended_at=status.ended_at)
 
 
 def _begun_again(status: Status, job: SlurmJob) -> Status:
@@ -371,15 +364,10 @@ def _unknown(status: Status, answer: Answer) -> Status:
         return status  # nobody who could know was there
     if answer.accounting and status.state == State.pending:
         # A task that is cancelled before it begins leaves no trace, neither in the queue nor in sacct.
-        words = f"Slurm job {status.job_id} was cancelled before it began"
-        return status.changed(state=State.failed, reason=Reason.cancelled, message=words)
-    if answer.accounting:
-        words = f"Slurm knows no job {status.job_id}, and the run wrote no result"
+        ending = endings.NEVER_BEGAN
     else:
-        words = (
-            f"Slurm job {status.job_id} is no longer in the queue; without sacct nobody knows why it ended"
-        )
-    return status.changed(state=State.failed, reason=Reason.lost, message=words)
+        ending = endings.UNKNOWN_JOB if answer.accounting else endings.NO_ACCOUNTING
+    return replace(failed(status, ending, job=status.job_id), ended_at=status.ended_at)
 
 
 def _job(job_id: str, words: str, exit_code: str, node: str, submitted: str, name: str) -> SlurmJob:
@@ -403,7 +391,7 @@ def _end(state: str, exit_code: str) -> tuple[State, Reason | None]:
         return State.failed, Reason.out_of_memory
     if state == "COMPLETED":
         return State.completed, None
-    return State.failed, _REASONS.get(state, Reason.lost)
+    return State.failed, endings.SLURM_ENDINGS.get(state, endings.OTHER_STATE).reason
 
 
 def _is_alive(job: SlurmJob) -> bool:

@@ -25,7 +25,9 @@ from refsam.orchestration import machine
 from refsam.orchestration.in_job.job import SCIENCE, thread_environment
 from refsam.orchestration.lifecycle.attempts import LOG
 from refsam.orchestration.submission.live_table import Display, Place, Row
+from refsam.records import endings
 from refsam.records.attempts import free_number
+from refsam.records.endings import failed
 from refsam.records.logs import log_end
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.recovery import read_record
@@ -241,7 +243,10 @@ class _Queue:
                 entry.place, entry.status = Place.elsewhere, read_record(entry.paths)
             except (OSError, RuntimeError, ValueError, psutil.Error) as error:
                 # A full disk, a missing permission, a damaged status: this run fails, the others go on.
-                entry.place, entry.status = Place.ended, _not_started(entry.status, error)
+                entry.place, entry.status = (
+                    Place.ended,
+                    failed(entry.status, endings.NOT_STARTED, problem=error),
+                )
 
     def _begin_attempt(self, entry: _Entry) -> bool:
         """Write the status `pending` with the attempt's number; False when there is nothing left to do."""
@@ -281,7 +286,7 @@ class _Queue:
             wrapper = psutil.Process(process.pid)
         except (OSError, RuntimeError, psutil.Error) as error:
             with run_lock(entry.paths):
-                write_status(entry.paths, _not_started(entry.status, error))
+                write_status(entry.paths, failed(entry.status, endings.NOT_STARTED, problem=error))
             raise
         entry.place, entry.log = Place.here, log
         self._children.append(_Child(entry, process, wrapper, held.pop_all(), device, kills))
@@ -332,33 +337,27 @@ class _Queue:
                 # A process that no queue has started was faster to take the run.
                 entry.place, entry.status = Place.elsewhere, read_record(entry.paths)
             except OSError as error:
-                message = f"The last status could not be written: {error}"
-                entry.place, entry.status = Place.ended, _failed(entry.status, Reason.error, message)
+                entry.place = Place.ended
+                entry.status = failed(entry.status, endings.NOT_WRITTEN, problem=error)
 
     def _unfinished(self, child: _Child, status: Status, stopping: bool) -> Status:
         """The last status of a run whose process ended without writing one."""
         if stopping and status.state is not State.running:
             return status.again(state=State.planned, attempt=status.attempt)
         if stopping:
-            return _failed(status, Reason.cancelled, "The run was stopped; the same command continues it.")
+            return failed(status, endings.STOPPED)
         log = child.entry.log
-        if child.process.returncode == 0:
-            return _failed(status, Reason.error, f"The run returned before it was completed; see {log}")
-        if child.process.returncode > 0:  # the last line of a traceback names the error
-            cause = log_end(log, 1, LOG_BYTES) if log is not None and log.exists() else ""
-            return _failed(status, Reason.error, f"{cause or 'The run failed without a word'}; see {log}")
-        killed = child.process.returncode == -signal.SIGKILL
-        if killed and machine.out_of_memory_kills() > child.kills_before:
+        code = child.process.returncode
+        if code >= 0:  # the last line of a traceback names the error
+            last = log_end(log, 1, LOG_BYTES) if code and log is not None and log.exists() else ""
+            if last:
+                return failed(status, endings.LAST_LINE, problem=last, log=log)
+            return failed(status, endings.NO_RESULT, code=code, log=log)
+        if code == -signal.SIGKILL and machine.out_of_memory_kills() > child.kills_before:
             for other in self._children:
                 other.kills_before += 1  # that kill is explained
-            return _failed(
-                status, Reason.out_of_memory, f"The kernel killed the run because memory was short; see {log}"
-            )
-        return _failed(
-            status,
-            Reason.lost,
-            f"The run's process was killed from outside, or its interpreter crashed; see {log}",
-        )
+            return failed(status, endings.KILLED_FOR_MEMORY)
+        return failed(status, endings.KILLED, signal=signal.Signals(-code).name, log=log)
 
     def _show(self) -> None:
         """Once a second, and when a run has started or ended: read what is going on, and show all runs."""
@@ -375,14 +374,6 @@ class _Queue:
 def _is_stopped_start(status: Status) -> bool:
     """Whether a run was stopped before it computed anything, and so is as it was before its turn came."""
     return status.reason is Reason.cancelled and status.started_at is None
-
-
-def _failed(status: Status, reason: Reason, message: str) -> Status:
-    return status.changed(state=State.failed, reason=reason, message=message, ended_at=now())
-
-
-def _not_started(status: Status, error: Exception) -> Status:
-    return _failed(status, Reason.error, f"The run could not be started: {error}")
 
 
 @contextmanager
