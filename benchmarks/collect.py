@@ -96,7 +96,7 @@ def write_runs(folder: RunsFolder, number: int) -> list[str]:
         values = dict.fromkeys(METRICS, place % 97 / 97)
         values |= {
             "intervals": {name: [0.1, 0.9] for name in METRICS},
-            "n_images": 36,
+            "n_test_images": 36,
             "seconds_per_image": 0.2,
         }
         metrics = [{"mode": mode, "round": 0, "mask_input": False, **values} for mode in ("box", "point")]

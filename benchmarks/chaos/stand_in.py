@@ -137,7 +137,7 @@ def _count(paths: RunPaths, journal: Journal, status: Status) -> None:
         write_status(paths, status.changed(steps=count, epoch=count, epochs=STEPS))
     write_json(paths.training, {"best_epoch": STEPS, "seconds_total": STEPS * pause})
     values = {**dict.fromkeys(METRICS, 0.5), "SA50": score(paths.run_id), "seconds_per_image": pause}
-    row = {"mode": "box", "round": 0, "mask_input": False, **values, "n_images": 1}
+    row = {"mode": "box", "round": 0, "mask_input": False, **values, "n_test_images": 1}
     write_metrics(paths.metrics, [row])
 
 

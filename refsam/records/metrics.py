@@ -1,11 +1,11 @@
-"""results/metrics.json: one row for each thing that was measured, in two formats of which the older is read.
+"""results/metrics.json: one row for each thing that was measured.
 
-Format 2, which is written:
+Format 3, which is written:
 
-    {"format": 2, "rows": [{"mode": "box", "round": 0, "mask_input": false, "weights": "<hash>",
-      "SA50": 0.3, …, "intervals": {"SA50": [0.2, 0.4], …}, "n_images": 36, …}, …]}
+    {"format": 3, "rows": [{"mode": "box", "round": 0, "mask_input": false, "weights": "<hash>",
+      "SA50": 0.3, …, "intervals": {"SA50": [0.2, 0.4], …}, "n_test_images": 36, …}, …]}
 
-The first format was a mapping from modes to values, always of the first prompt.
+Older ones are read: format 2 called the number of test images n_images; the first format was a mapping from modes to values, always of the first prompt.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from refsam.records.typed import Count, checked
 from refsam.system.files import check_format, read_json, write_json
 
-FORMAT = 2
+FORMAT = 3
 # Of an instance segmentation, and of binary masks: what is measured of each image, in this order everywhere.
 SEGMENTATION_METRICS = ("mSA", "SA50", "SA75", "precision", "recall", "F1")
 MASK_METRICS = ("mIoU", "mF1")
@@ -28,7 +28,7 @@ _FIELDS: dict[str, Any] = {
     "mode": str,
     "round": Count,
     "mask_input": bool,
-    "n_images": Count,
+    "n_test_images": Count,
     **dict.fromkeys((*METRICS, "seconds_per_image", *SECONDS), float | None),
     "intervals": dict | None,
     "parameters": dict | None,
@@ -63,7 +63,7 @@ def measurement(row: MetricsRow) -> Measurement:
 
 
 def read_metrics(path: Path) -> list[MetricsRow]:
-    """The rows of metrics.json, in either format.
+    """The rows of metrics.json, in any format.
 
     Raises:
         FileNotFoundError: when nothing was measured yet.
@@ -91,6 +91,8 @@ def rows_of(values: Any, path: Path) -> list[MetricsRow]:
 
 def _row(row: Any, number: int, path: Path) -> MetricsRow:
     """A row with the types that its readers rely on. Raises ValueError, naming the field."""
+    if isinstance(row, dict) and "n_images" in row:  # of an older format
+        row = {"n_test_images" if name == "n_images" else name: value for name, value in row.items()}
     found = checked(row, _FIELDS, path, f"rows[{number}].")
     for name in ("mode", "round", "mask_input"):
         if name not in found:

@@ -261,12 +261,12 @@ def _from_metrics(metrics: dict[str, Any], path: Path) -> list[Row]:
         row |= {name: _number_or_none(values.get(name)) for name in SECONDS}
         for name, (low, high) in (values.get("intervals") or {}).items():
             # Older records have intervals of fewer images, too.
-            if name in METRICS and int(values["n_images"]) >= LEAST_TEST_IMAGES:
+            if name in METRICS and int(values["n_test_images"]) >= LEAST_TEST_IMAGES:
                 row |= {f"{name}_low": _number_or_none(low), f"{name}_high": _number_or_none(high)}
         measured = measurement(values)
         row |= {"mode": measured.mode, "round": measured.round, "mask_input": measured.mask_input}
         row["evaluation_hardware"] = values.get("hardware")
-        rows.append(row | {"n_test_images": int(values["n_images"])})
+        rows.append(row | {"n_test_images": int(values["n_test_images"])})
     return rows
 
 

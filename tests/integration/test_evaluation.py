@@ -118,7 +118,7 @@ def test_segmentations_and_metrics_are_those_of_micro_sam(baseline_config, nano,
         names = {"mSA": "mSA", "SA50": "SA50", "SA75": "SA75", "Precision": "precision", "Recall": "recall"}
         for theirs_name, ours_name in {**names, "F1 Score": "F1"}.items():
             assert metrics_of(run, mode)[ours_name] == pytest.approx(expected[theirs_name], abs=1e-9)
-        assert metrics_of(run, mode)["n_images"] == len(discs)
+        assert metrics_of(run, mode)["n_test_images"] == len(discs)
 
 
 def test_metrics_of_a_good_prediction_equal_run_evaluation(tmp_path, discs):
@@ -283,7 +283,7 @@ def test_an_image_without_objects_has_a_row_and_is_not_in_the_means(
     evaluate(baseline_config, nano, [empty, *discs], without, ignore)
     for mode in MODES:
         means, expected = (metrics_of(paths, mode) for paths in (without, run))
-        assert means["n_images"] == 3
+        assert means["n_test_images"] == 3
         assert means["SA50"] == expected["SA50"]
         assert means["mIoU"] == expected["mIoU"]
     assert ("empty", "box") in _images_in_record(without)
@@ -293,7 +293,7 @@ def test_only_images_without_objects_leave_no_metrics_and_valid_json(baseline_co
     empty = draw_pair(tmp_path, "empty", seed=9, objects=0)
     evaluate(baseline_config, nano, [empty], run, ignore)
     means = metrics_of(run, "box")
-    assert means["n_images"] == 0
+    assert means["n_test_images"] == 0
     assert means["SA50"] is None
     assert "NaN" not in run.metrics.read_text()
 

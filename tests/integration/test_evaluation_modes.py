@@ -236,8 +236,8 @@ def test_a_mode_that_needs_a_decoder_has_a_row_that_says_so(config, predictor, p
     for mode in ("ais", "apg"):
         row = rows[Measurement(mode)]
         assert row["note"] == NO_DECODER
-        assert (row["SA50"], row["n_images"], row["seconds_per_image"]) == (None, 0, None)
-    assert rows[Measurement("box")]["n_images"] == 1
+        assert (row["SA50"], row["n_test_images"], row["seconds_per_image"]) == (None, 0, None)
+    assert rows[Measurement("box")]["n_test_images"] == 1
     assert unmeasured(config, run) == []
 
 
@@ -340,7 +340,7 @@ def test_objects_at_the_border_tiny_touching_and_filling_ones_can_all_be_correct
     rows = rows_of(run)
     assert len(rows) == 12
     assert {row["n_objects"] for row in rows.values()} == {5}
-    assert {row["n_images"] for row in rows.values()} == {2}
+    assert {row["n_test_images"] for row in rows.values()} == {2}
     assert all(0 <= row["SA50"] <= 1 and 0 <= row["mIoU"] <= 1 for row in rows.values())
 
 
@@ -355,7 +355,7 @@ def test_an_empty_prediction_scores_zero(config, predictor, decoder, pairs, run,
     evaluate(config, predictor, pairs[:1], run, ignore, decoder=decoder, validation=pairs[2:])
     for row in read_metrics(run.metrics):
         assert {row[name] for name in ("mSA", "SA50", "precision", "recall", "F1", "mIoU", "mF1")} == {0.0}
-        assert (row["n_predicted"], row["n_images"]) == (0, 1)
+        assert (row["n_predicted"], row["n_test_images"]) == (0, 1)
 
 
 def test_the_grid_of_the_study_is_micro_sams(config):

@@ -113,7 +113,7 @@ def _measured_words(metrics: Any) -> str:
             f"{row['mode']} " + ", ".join(f"{name} {row[name]:.3f}" for name in SUMMARIZED if name in row)
             for row in rows
         ]
-        images = {f"{row['n_images']} images" for row in rows if "n_images" in row}
+        images = {f"{row['n_test_images']} images" for row in rows if "n_test_images" in row}
     except (KeyError, TypeError, ValueError):
         return "nothing measured yet"  # and why the file is of no use is among the problems
     return "; ".join(["test: " + "; ".join(parts), *sorted(images)]) if parts else "nothing measured yet"

@@ -126,7 +126,7 @@ def _read(paths: RunPaths) -> tuple[Key, FinishedRun] | None:
         for row in metrics:
             if row["seconds_per_image"] is not None:
                 per_image[row["mode"]] = per_image.get(row["mode"], 0.0) + float(row["seconds_per_image"])
-        n_test_images = max((int(row["n_images"]) for row in metrics), default=0)
+        n_test_images = max((int(row["n_test_images"]) for row in metrics), default=0)
         spent = sum(per_image.values()) * n_test_images + (training["seconds_total"] if training else 0.0)
         overhead = None
         if status.attempt == 1 and status.started_at is not None and status.ended_at is not None:

@@ -11,7 +11,7 @@ from refsam.records.per_image import Row
 def summary(rows: Sequence[Row], seed: int) -> Row:
     """Means over the images that have objects, and the bootstrap intervals of the metrics.
 
-    None where there is no such image, or where a metric does not exist for a mode. `n_images` counts the
+    None where there is no such image, or where a metric does not exist for a mode. `n_test_images` counts the
     images that have objects, `n_objects` and `n_predicted` their objects and those that were predicted,
     `seconds_per_image` is the mean of all the seconds of an image.
 
@@ -31,7 +31,7 @@ def summary(rows: Sequence[Row], seed: int) -> Row:
     return {
         **means,
         "intervals": intervals,
-        "n_images": len(measured),
+        "n_test_images": len(measured),
         "n_objects": sum(row["n_objects"] for row in measured),
         "n_predicted": sum(row["n_predicted"] for row in measured),
         "seconds_per_image": _mean([sum(row[name] for name in SECONDS) for row in measured]),
