@@ -207,7 +207,10 @@ class TrainConfig:
     validation_samples: int | None = MISSING  # patches of a validation; null: as many as fit into its images
     validation_patches: str = "fixed"  # and their prompts, the same in every epoch (fixed) or new ones (new)
     lr: float = MISSING  # learning rate at the start
-    optimizer: str = MISSING  # adam, adamw, adam8bit or paged_adam8bit
+    optimizer: str = MISSING  # adam, adamw, lion, adam8bit, paged_adam8bit or lion8bit
+    betas: list[float] | None = None  # of its running means; null: the optimizer's own
+    weight_decay: float | None = None  # null: the optimizer's own (0.01 of adamw, 0 of the others)
+    max_grad_norm: float | None = None  # larger gradients are scaled down to this norm; null: no limit
     optimizer_in_backward: bool = False  # step the encoder's parameters while their gradients are made
     scheduler_factor: float = MISSING  # of the learning rate, where the validation loss stays
     scheduler_patience: int = MISSING  # epochs without a better validation loss, before that

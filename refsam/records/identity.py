@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from refsam.configuration.frozen import to_values
+from refsam.configuration.optimizers import own_weight_decay
 from refsam.configuration.patch_pool import FIXED, encoder_is_frozen
 from refsam.configuration.prompts import MIXED
 from refsam.configuration.run_names import readable_id
@@ -37,6 +38,8 @@ _USUAL_TRAINING = {
     "loss": "dice",
     "joint": "separate",
     "validation_patches": FIXED,
+    "betas": None,
+    "max_grad_norm": None,
 }
 # The hash is put in the place of the path where there is one.
 _NOT_RESULT_OF_MODEL = ("memory_gb", "weights_hash")
@@ -68,8 +71,10 @@ def identity(config: RefsamConfig, data_fingerprint: str, weights_hash: str | No
     values = result_values(config)
     train = values.get("train", {})
     for name, usual in _USUAL_TRAINING.items():
-        if train.get(name) == usual:
+        if name in train and train[name] == usual:
             del train[name]
+    if "weight_decay" in train and own_weight_decay(config.train):
+        del train["weight_decay"]
     if "peft" in values:
         # What a strategy has not been given is not part of it.
         values["peft"] = {

@@ -112,11 +112,11 @@ def _take(training: Training, x: torch.Tensor, y: torch.Tensor) -> None:
     learner, step = training.learner, training.step
     learner.optimizer.zero_grad()
     step.interactive(x, y, EVEN_ITERATION)
-    learner.arithmetic.step(learner.optimizer)
+    learner.step()
     if step.segmentation is not None:
         learner.optimizer.zero_grad()
         step.segmentation(x, y)
-        learner.arithmetic.step(learner.optimizer)
+        learner.step()
 
 
 def _peak(device: torch.device) -> float:

@@ -155,11 +155,12 @@ def test_stepping_in_the_backward_leaves_no_gradients_of_the_encoder(
     assert not any("image_encoder" in name for name in with_gradient)
 
 
-def test_8_bit_adam_trains_resumes_and_steps_in_the_backward(
-    synthetic: DatasetConfig, tmp_path: Path
+@pytest.mark.parametrize("optimizer", ["adam8bit", "lion8bit"])
+def test_8_bit_optimizers_train_resume_and_step_in_the_backward(
+    synthetic: DatasetConfig, tmp_path: Path, optimizer: str
 ) -> None:
     # Smaller tensors are kept in 32 bits by bitsandbytes.
-    chosen = ("train.optimizer=adam8bit", "model.custom.embed_dim=48", "train.optimizer_in_backward=true")
+    chosen = (f"train.optimizer={optimizer}", "model.custom.embed_dim=48", "train.optimizer_in_backward=true")
     root = tmp_path / "run"
     history(synthetic, root, *chosen, "train.max_steps=16")
     state = torch.load(RunPaths(root).latest, weights_only=True)["optimizer_state"]["state"]
@@ -169,7 +170,7 @@ def test_8_bit_adam_trains_resumes_and_steps_in_the_backward(
 
 def test_a_paged_optimizer_is_refused_without_a_gpu(synthetic: DatasetConfig, tmp_path: Path) -> None:
     with pytest.raises(
-        BadInput, match=r"paged_adam8bit needs a GPU, .* allowed there: adam, adamw, adam8bit"
+        BadInput, match=r"paged_adam8bit needs a GPU, .* allowed there: adam, adamw, lion, adam8bit, lion8bit"
     ):
         history(synthetic, tmp_path / "run", "train.optimizer=paged_adam8bit")
 

@@ -182,7 +182,8 @@ def test_mixed_precision_trains_and_continues(synthetic: DatasetConfig, tmp_path
 
 def test_an_unknown_optimizer_is_refused(synthetic: DatasetConfig, tmp_path: Path) -> None:
     with pytest.raises(
-        BadInput, match=r"train\.optimizer=sgd, allowed: adam, adamw, adam8bit, paged_adam8bit"
+        BadInput,
+        match=r"train\.optimizer=sgd, allowed: adam, adamw, lion, adam8bit, paged_adam8bit, lion8bit",
     ):
         run_training(small_config(synthetic, "train.optimizer=sgd"), tmp_path / "run")
 

@@ -13,9 +13,9 @@ import pytest
 from refsam import cli
 from refsam.configuration.compose import compose
 from refsam.configuration.frozen import freeze
+from refsam.configuration.optimizers import OPTIMIZERS
 from refsam.models.families import FAMILIES
 from refsam.models.strategies import STRATEGIES, Method
-from refsam.orchestration.planning.checks import OPTIMIZERS
 from refsam.records.paths import RunsFolder
 from refsam.records.status import State, Status, write_status
 from refsam.results.citations.cite import REFERENCES, RULES, _used, citations, references

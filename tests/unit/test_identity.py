@@ -63,6 +63,10 @@ def test_what_does_not_change_the_result_does_not_change_the_run(override):
         "train.validation_patches=new",
         "train.precision=float32",
         "train.patch_pool=50",
+        "train.optimizer=lion",
+        "train.betas=[0.9,0.95]",
+        "train.weight_decay=0.1",
+        "train.max_grad_norm=1",
     ],
 )
 def test_what_changes_the_result_is_another_run(override):
@@ -91,6 +95,22 @@ def test_settings_that_a_strategy_is_not_given_leave_its_run_as_it_was_before_th
     values = identity(compose(["peft=lora", "n_objects=5"]), "data", None)
     assert values["peft"] == {"name": "lora", "freeze": [], "rank": 4, "update_matrices": ["q", "v"]}
     assert not {"loss", "save", "validation_patches"} & set(values["train"])
+
+
+def test_fields_that_are_newer_than_a_run_leave_its_identity_as_it_was():
+    usual = {
+        *("epochs", "max_steps", "batch_size", "min_samples", "validation_samples", "lr", "optimizer"),
+        *("scheduler_factor", "scheduler_patience", "early_stopping", "patch_shape", "n_sub_iterations"),
+        *("mask_prob", "box_distortion", "decoder", "precision", "patch_pool"),
+    }
+    assert set(identity(compose(["peft=lora", "n_objects=5"]), "data", None)["train"]) == usual
+
+
+@pytest.mark.parametrize(("optimizer", "own"), [("adam", 0), ("adamw", 0.01), ("lion8bit", 0)])
+def test_an_optimizer_s_own_weight_decay_is_the_same_run_whether_given_or_not(optimizer, own):
+    chosen = f"train.optimizer={optimizer}"
+    assert name(chosen, f"train.weight_decay={own}") == name(chosen)
+    assert name(chosen, "train.weight_decay=0.5") != name(chosen)
 
 
 def test_crowds_are_part_of_the_run_only_where_they_are_included():

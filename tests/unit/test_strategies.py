@@ -174,6 +174,23 @@ def test_without_bitsandbytes_a_sweep_leaves_out_what_needs_it(monkeypatch: pyte
     assert problem is not None
     assert "peft.name=qdora" in problem
     assert "pip install 'refsam[quantized]'" in problem
+    assert combination_problem(compose(["peft=dora", "n_objects=5", "dataset=nuclei"]), 48) is None
+
+
+def test_without_bitsandbytes_a_sweep_leaves_out_its_optimizers(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = compose(["peft=full", "n_objects=5", "dataset=nuclei", "train.optimizer=lion"])
+    assert combination_problem(config, 48) is None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert combination_problem(config, 48) == (
+        "train.optimizer=lion needs bitsandbytes, which is not installed here: pip install 'refsam[8bit]'"
+    )
+
+
+def test_a_limit_of_the_gradient_norm_needs_all_gradients_at_once() -> None:
+    limited = ("train.max_grad_norm=1", "train.optimizer_in_backward=true")
+    problem = combination_problem(compose(["peft=full", "n_objects=5", "dataset=nuclei", *limited]), 48)
+    assert problem is not None
+    assert problem.startswith("train.optimizer_in_backward=true does not go with train.max_grad_norm=1.0")
 
 
 def test_lora_on_vit_t_says_why_not_and_what_goes_instead() -> None:

@@ -58,7 +58,10 @@ FIELDS = [
     and name not in AXES
     and not name.startswith("evaluate.resource.")  # filled in by the plan, from evaluate.where
 ]
-CHOICES = {"train.joint": "summed"}  # of which strategies are named after
+CHOICES = {
+    "train.joint": "summed",  # of which strategies are named after
+    "train.optimizer": "adamw",
+}
 # One of each kind, of which every command is asked.
 OF_EACH_KIND = (
     *("train.lr", "train.precision", "evaluate.crop", "evaluate.max_images", "dataset.root"),

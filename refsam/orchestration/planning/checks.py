@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from refsam.configuration.optimizers import BITSANDBYTES, OPTIMIZERS
 from refsam.configuration.patch_pool import FIXED, NEW, encoder_is_frozen, is_patch_pool
 from refsam.configuration.prompts import PROMPTS
 from refsam.configuration.schema import AUTO, Kind, Precision, RefsamConfig
@@ -25,7 +26,6 @@ from refsam.models.families import FAMILIES, attention_problem, model_problem
 from refsam.models.strategies import is_quantized, strategy_problem
 from refsam.records.measurements import GRIDS, MODES, is_grid
 
-OPTIMIZERS = ("adam", "adamw", "adam8bit", "paged_adam8bit")
 JOINTS = ("separate", "summed")
 LOSSES = ("dice", "dice_focal")
 SAVED = ("all", "adapter")
@@ -131,7 +131,14 @@ _RULES = (
     _Rule("train.validation_samples", _optional(_whole(1)), "null, or a whole number from 1"),
     _choice("train.validation_patches", (FIXED, NEW)),
     _Rule("train.lr", _above_zero, "a number above 0"),
-    _choice("train.optimizer", OPTIMIZERS),
+    _choice("train.optimizer", tuple(OPTIMIZERS)),
+    _Rule(
+        "train.betas",
+        _optional(lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas)),
+        "null, or two numbers from 0 to less than 1, as [0.9,0.999]",
+    ),
+    _Rule("train.weight_decay", _optional(_from_zero), "null, or a number from 0"),
+    _Rule("train.max_grad_norm", _optional(_above_zero), "null, or a number above 0"),
     _Rule("train.scheduler_factor", lambda value: 0 < value < 1, "a number between 0 and 1"),
     _Rule("train.scheduler_patience", _whole(0), "a whole number from 0"),
     _Rule("train.early_stopping", _optional(_whole(1)), "null, or a whole number from 1"),
@@ -354,8 +361,16 @@ def _training_problem(config: RefsamConfig) -> str | None:
 
 
 def _missing_extra(config: RefsamConfig) -> str | None:
-    """Which optional package a strategy needs that is not installed where the sweep is planned."""
-    if not is_quantized(config.peft) or importlib.util.find_spec("bitsandbytes") is not None:
+    """Which optional package a run needs that is not installed where the sweep is planned."""
+    if importlib.util.find_spec(BITSANDBYTES) is not None:
+        return None
+    optimizer = config.train.optimizer
+    if OPTIMIZERS[optimizer].library == BITSANDBYTES:
+        return (
+            f"train.optimizer={optimizer} needs bitsandbytes, which is not installed here: pip install "
+            "'refsam[8bit]'"
+        )
+    if not is_quantized(config.peft):
         return None
     return (
         f"peft.name={config.peft.name} keeps weights in 4 bits and needs bitsandbytes, which is not "
@@ -379,6 +394,11 @@ def _engine_problem(config: RefsamConfig) -> str | None:
         return "train.joint=summed does not go with train.engine=micro_sam, allowed: separate"
     if train.engine == "micro_sam" and train.optimizer_in_backward:
         return "train.optimizer_in_backward=true does not go with train.engine=micro_sam, allowed: false"
+    if train.max_grad_norm is not None and train.optimizer_in_backward:
+        return (
+            f"train.optimizer_in_backward=true does not go with train.max_grad_norm={train.max_grad_norm}, "
+            "which needs all gradients at once, allowed: false"
+        )
     if train.precision == Precision.float16 and train.optimizer_in_backward:
         return (
             "train.optimizer_in_backward=true does not go with train.precision=float16, whose scaling needs "

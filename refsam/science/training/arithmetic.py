@@ -38,7 +38,16 @@ class Arithmetic:
         with self.full_precision():
             self.scaler.scale(loss).backward()
 
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """The optimizer's step, which the scaler leaves out where a gradient is no number."""
+    def step(self, optimizer: torch.optim.Optimizer, max_grad_norm: float | None = None) -> None:
+        """The optimizer's step, which the scaler leaves out where a gradient is not a number.
+
+        Args:
+            optimizer: of the parameters whose gradients are there.
+            max_grad_norm: norm of all gradients together, to which larger ones are scaled down.
+        """
+        if max_grad_norm is not None:
+            self.scaler.unscale_(optimizer)
+            parameters = [value for group in optimizer.param_groups for value in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
         self.scaler.step(optimizer)
         self.scaler.update()

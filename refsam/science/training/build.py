@@ -199,7 +199,7 @@ def _learner(
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer, mode="min", factor=settings.scheduler_factor, patience=settings.scheduler_patience
     )
-    return Learner(model, unetr, optimizer, schedule, arithmetic)
+    return Learner(model, unetr, optimizer, schedule, arithmetic, settings.max_grad_norm)
 
 
 def _prompts(config: RefsamConfig, model: TrainableSAM) -> Prompts:

@@ -22,6 +22,7 @@ class Learner:
         optimizer: of both.
         schedule: of the learning rate.
         arithmetic: of forward, backward and the optimizer's step.
+        max_grad_norm: to which larger gradients are scaled down; None for no limit.
     """
 
     model: TrainableSAM
@@ -29,6 +30,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.ReduceLROnPlateau
     arithmetic: Arithmetic
+    max_grad_norm: float | None = None
 
     @property
     def models(self) -> list[nn.Module]:
@@ -38,6 +40,10 @@ class Learner:
         """Take the models to training or to evaluation mode."""
         for model in self.models:
             model.train(training)
+
+    def step(self) -> None:
+        """The optimizer's step for the gradients that are there."""
+        self.arithmetic.step(self.optimizer, self.max_grad_norm)
 
     @property
     def learning_rate(self) -> float:

@@ -38,7 +38,7 @@ def train(
         Diverged: when the validation metric is no number.
         KeyboardInterrupt: when the process was asked to stop; latest.pt holds the position.
     """
-    optimizer, arithmetic = learner.optimizer, learner.arithmetic
+    optimizer = learner.optimizer
     batches, held_out = loaders
     recorder.start()
     try:
@@ -51,13 +51,13 @@ def train(
                 if losses is None:  # else the interruption came after this half of the step
                     signals.check()
                     losses, targets = step.interactive(x, y, recorder.iteration)
-                    arithmetic.step(optimizer)
+                    learner.step()
                     if step.segmentation is not None:
                         recorder.half_done(losses)
                 if step.segmentation is not None:
                     optimizer.zero_grad()
                     losses = losses._replace(instance_loss=step.segmentation(x, y))
-                    arithmetic.step(optimizer)
+                    learner.step()
                 recorder.step(losses, x, ids, targets)
                 losses = None
             validation = validate(learner, step, held_out, seed, begin_validation(held_out, recorder.epoch))

@@ -1,12 +1,16 @@
 """The optimizers of a run, and the optimizer step in the middle of the backward.
 
 - `adam` and `adamw` are torch's; the resource study took Adam.
-- `adam8bit` and `paged_adam8bit` are those of bitsandbytes (the extra `refsam[8bit]`): the two moments of
-  every weight in 8 instead of 32 bits; the paged one, on GPUs only, also moves them to main memory where the
-  GPU's is full. They save three quarters of what Adam keeps (3.6 of 4.8 GiB for vit_h). They are not exact.
+- `lion` is that of bitsandbytes (Chen et al. 2023, arXiv:2302.06675): steps of the sign of one running mean.
+- `adam8bit`, `paged_adam8bit` and `lion8bit` are bitsandbytes' too (the extra `refsam[8bit]`): the running
+  means of every weight in 8 instead of 32 bits; the paged one, on GPUs only, also moves them to main memory
+  where the GPU's is full. They save three quarters of what Adam keeps (3.6 of 4.8 GiB for vit_h). They are
+  not exact.
 - `train.optimizer_in_backward` steps each of the encoder's parameters as soon as its gradient is complete,
   and frees the gradient. It saves the encoder's gradients (2.4 GiB for vit_h). It costs many small steps in
   place of a large one; the weights are the same.
+
+Every trained parameter is in one group: weight decay takes from all of them, as in micro-sam.
 """
 
 import importlib
@@ -15,11 +19,9 @@ from typing import Any
 
 import torch
 
+from refsam.configuration.optimizers import OPTIMIZERS
 from refsam.configuration.schema import TrainConfig
 from refsam.errors import BadInput
-
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-EIGHT_BIT = {"adam8bit": "Adam8bit", "paged_adam8bit": "PagedAdam8bit"}
 
 
 def build_optimizer(
@@ -30,13 +32,27 @@ def build_optimizer(
     Raises:
         BadInput: when it is unknown, not installed, or does not work on the device.
     """
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    if settings.optimizer in OPTIMIZERS:
-        return OPTIMIZERS[settings.optimizer](trained, lr=settings.lr)
-    if settings.optimizer not in EIGHT_BIT:
-        allowed = ", ".join((*OPTIMIZERS, *EIGHT_BIT))
-        raise BadInput(f"train.optimizer={settings.optimizer}, allowed: {allowed}")
-    return _eight_bit(settings, trained, device)
+    given = f"train.optimizer={settings.optimizer}"
+    if settings.optimizer not in OPTIMIZERS:
+        raise BadInput(f"{given}, allowed: {', '.join(OPTIMIZERS)}")
+    optimizer = OPTIMIZERS[settings.optimizer]
+    if optimizer.needs_gpu and device.type != "cuda":
+        others = ", ".join(name for name, other in OPTIMIZERS.items() if not other.needs_gpu)
+        raise BadInput(f"{given} needs a GPU, and the run is on {device.type}, allowed there: {others}")
+    try:
+        library = importlib.import_module(f"{optimizer.library}.optim")
+    except ImportError as error:
+        raise BadInput(
+            f"{given} needs bitsandbytes, which is not installed here: pip install 'refsam[8bit]'"
+        ) from error
+    decay = optimizer.weight_decay if settings.weight_decay is None else settings.weight_decay
+    built: torch.optim.Optimizer = getattr(library, optimizer.kind)(
+        [parameter for parameter in parameters if parameter.requires_grad],
+        lr=settings.lr,
+        weight_decay=decay,
+        **({} if settings.betas is None else {"betas": tuple(settings.betas)}),
+    )
+    return built
 
 
 class StepInBackward:
@@ -67,23 +83,3 @@ class StepInBackward:
         finally:
             self._optimizer.param_groups = groups
         parameter.grad = None
-
-
-def _eight_bit(
-    settings: TrainConfig, parameters: list[torch.nn.Parameter], device: torch.device
-) -> torch.optim.Optimizer:
-    if settings.optimizer == "paged_adam8bit" and device.type != "cuda":
-        raise BadInput(
-            f"train.optimizer=paged_adam8bit needs a GPU, and the run is on {device.type}, allowed there: "
-            "adam, adamw, adam8bit"
-        )
-    try:
-        library = importlib.import_module("bitsandbytes.optim")
-    except ImportError as error:
-        raise BadInput(
-            f"train.optimizer={settings.optimizer} needs bitsandbytes, which is not installed here: "
-            "pip install 'refsam[8bit]'"
-        ) from error
-    optimizer_class = getattr(library, EIGHT_BIT[settings.optimizer])
-    optimizer: torch.optim.Optimizer = optimizer_class(parameters, lr=settings.lr)
-    return optimizer
