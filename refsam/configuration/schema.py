@@ -201,8 +201,9 @@ class TrainConfig:
     """
 
     epochs: int | None = MISSING  # at most; null: as max_steps says
-    max_steps: int | None = None  # at most; null: as the epochs say
-    batch_size: int = MISSING  # patches of a step
+    max_steps: int | None = None  # steps of the optimizer at most; null: as the epochs say
+    batch_size: int = MISSING  # patches of a batch
+    accumulate: int = 1  # batches of a step of the optimizer, whose gradients are averaged
     min_samples: int = MISSING  # samples per epoch, oversampled where there are fewer patches
     validation_samples: int | None = MISSING  # patches of a validation; null: as many as fit into its images
     validation_patches: str = "fixed"  # and their prompts, the same in every epoch (fixed) or new ones (new)
@@ -212,9 +213,12 @@ class TrainConfig:
     weight_decay: float | None = None  # null: the optimizer's own (0.01 of adamw, 0 of the others)
     max_grad_norm: float | None = None  # larger gradients are scaled down to this norm; null: no limit
     optimizer_in_backward: bool = False  # step the encoder's parameters while their gradients are made
-    scheduler_factor: float = MISSING  # of the learning rate, where the validation loss stays
-    scheduler_patience: int = MISSING  # epochs without a better validation loss, before that
+    scheduler: str = "plateau"  # of the learning rate: plateau, or cosine (over all steps, down to 0)
+    warmup: float = 0.0  # of cosine: the first share of all steps, in which the learning rate rises from 0
+    scheduler_factor: float = MISSING  # of plateau: of the learning rate, where the validation stays
+    scheduler_patience: int = MISSING  # of plateau: epochs without a better validation, before that
     early_stopping: int | None = MISSING  # epochs without a better one, before the end; null: never
+    stop_on: str = "loss"  # what makes an epoch better: loss, or mIoU of the validation
     patch_shape: list[int] = MISSING  # (H, W) in pixels, multiples of 32
     n_sub_iterations: int = MISSING  # rounds of prompts in a step
     mask_prob: float = MISSING  # probability that the mask of the round before is an input

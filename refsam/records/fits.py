@@ -82,7 +82,9 @@ class Setup:
             decoder=train.decoder,
             patch_shape=(rows, columns),
             batch_size=train.batch_size,
-            optimizer=train.optimizer,
+            optimizer=train.optimizer
+            if train.accumulate == 1
+            else f"{train.optimizer} after {train.accumulate} batches",
             optimizer_in_backward=train.optimizer_in_backward,
             joint=train.joint if train.decoder else None,
             precision=str(train.precision),

@@ -40,6 +40,9 @@ _USUAL_TRAINING = {
     "validation_patches": FIXED,
     "betas": None,
     "max_grad_norm": None,
+    "accumulate": 1,
+    "scheduler": "plateau",
+    "stop_on": "loss",
 }
 # The hash is put in the place of the path where there is one.
 _NOT_RESULT_OF_MODEL = ("memory_gb", "weights_hash")
@@ -119,6 +122,12 @@ def result_values(config: RefsamConfig) -> dict[str, Any]:
             del values[section][name]
     if not encoder_is_frozen(config.peft):
         del values["train"]["embedding_dtype"]  # nothing is rounded
+    # What the other schedule takes.
+    unused = (
+        ("warmup",) if config.train.scheduler == "plateau" else ("scheduler_factor", "scheduler_patience")
+    )
+    for name in unused:
+        del values["train"][name]
     if not config.train.decoder:
         del values["train"]["joint"]  # there is one optimizer step
     if config.dataset.split != SEEDED:

@@ -111,12 +111,14 @@ def _take(training: Training, x: torch.Tensor, y: torch.Tensor) -> None:
     """The step of loop.train, without its records."""
     learner, step = training.learner, training.step
     learner.optimizer.zero_grad()
-    step.interactive(x, y, EVEN_ITERATION)
-    learner.step()
+    for _ in range(learner.accumulate):
+        step.interactive(x, y, EVEN_ITERATION)
+    learner.step(learner.accumulate)
     if step.segmentation is not None:
         learner.optimizer.zero_grad()
-        step.segmentation(x, y)
-        learner.step()
+        for _ in range(learner.accumulate):
+            step.segmentation(x, y)
+        learner.step(learner.accumulate)
 
 
 def _peak(device: torch.device) -> float:

@@ -101,7 +101,9 @@ class LossRecorder:
 
     def half_done(self, losses: StepLosses) -> None: ...
 
-    def step(self, losses: StepLosses, *shown: torch.Tensor) -> None:
+    def leave_position(self) -> None: ...
+
+    def step(self, losses: StepLosses, rate: float, *shown: torch.Tensor) -> None:
         self.losses.append([float(value) for value in losses if value is not None])
         self.iteration += 1
         if len(self.losses) == self.steps_left:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from micro_sam.training.joint_sam_trainer import JointSamTrainer
+from micro_sam.training.sam_trainer import SamTrainer
 from training_runs import rows, run_training, small_config
 
 from refsam.configuration.schema import DatasetConfig
@@ -18,6 +19,7 @@ from refsam.records.paths import RunPaths
 from refsam.science.training import checkpoints, losses, recorder
 from refsam.science.training.checkpoints import read_latest
 from refsam.science.training.history import EpochMeans
+from refsam.science.training.learner import Learner
 from refsam.science.training.resume import position, random_states, restore_random_states, running_statistics
 from refsam.science.training.step import Interactive, Segmentation
 from refsam.system import signals
@@ -58,7 +60,10 @@ def everything(paths: RunPaths) -> dict[str, torch.Tensor]:
         for key in ("iteration", "epoch", "best_epoch", "best_metric"):
             found[f"{path.name} {key}"] = torch.tensor(values[key])
     for number, state in values["optimizer_state"]["state"].items():
-        found |= {f"optimizer {number} {key}": item for key, item in state.items()}
+        in_bits = state.pop("__bnb_optimizer_quant_state__", {})  # of bitsandbytes
+        found |= {
+            f"optimizer {number} {key}": torch.as_tensor(item) for key, item in {**state, **in_bits}.items()
+        }
     return found
 
 
@@ -129,6 +134,54 @@ def test_a_training_that_is_interrupted_at_every_kind_of_moment_is_the_same_trai
     assert_same(continued, whole)
     assert (resumed.best_epoch, resumed.best_metric) == (summary.best_epoch, summary.best_metric)
     assert (resumed.epochs, resumed.iterations) == (summary.epochs, summary.iterations)
+
+
+@pytest.mark.parametrize(
+    ("engine", "decoder", "optimizer"),
+    [("refsam", "false", "lion8bit"), ("refsam", "true", "adamw"), ("micro_sam", "false", "adamw")],
+)
+def test_an_interruption_within_a_step_of_several_batches_leaves_the_training_the_same(
+    synthetic: DatasetConfig, tmp_path: Path, engine: str, decoder: str, optimizer: str
+) -> None:
+    theirs = engine == "micro_sam"
+    config = small_config(
+        synthetic,
+        "train.epochs=4",
+        "train.min_samples=5",  # two steps of two batches, and one of what is left
+        "train.accumulate=2",
+        "train.scheduler=cosine",
+        "train.warmup=0.3",
+        "train.weight_decay=0.1",
+        "train.max_grad_norm=1",
+        f"train.optimizer={optimizer}",
+        f"train.engine={engine}",
+        f"train.decoder={decoder}",
+        f"train.stop_on={'loss' if theirs else 'mIoU'}",
+    )
+    whole, summary = run_training(config, tmp_path / "whole")
+    assert (summary.epochs, summary.iterations) == (4, 12)
+    loss = (SamTrainer, "_compute_loss") if theirs else (losses, "dice_loss")
+    found = [
+        Moment(*loss, 3),  # in the second batch of the very first step, of two rounds of prompts each
+        Moment(*loss, 7),  # in the second batch of the second step
+        Moment(Learner, "after_step", 1),  # between the optimizer and the schedule
+        Moment(Learner, "after_validation", 1, signal.SIGUSR2),
+        Moment(checkpoints, "write_latest", 1, signal.SIGINT),
+        Moment(*loss, 3),
+    ]
+    if decoder == "true":
+        found.append(Moment(Segmentation, "measure", 2))  # in the second batch of a step's second half
+    for moment in found:
+        with pytest.MonkeyPatch.context() as monkeypatch, signals.listening():
+            moment.install(monkeypatch)
+            with pytest.raises(KeyboardInterrupt, match=moment.number.name):
+                run_training(config, tmp_path / "stopped")
+        assert moment.seen >= moment.calls
+    continued, resumed = run_training(config, tmp_path / "stopped")
+    assert_same(continued, whole)
+    assert (resumed.best_epoch, resumed.best_metric) == (summary.best_epoch, summary.best_metric)
+    states = [torch.load(paths.latest, weights_only=True)["scheduler_state"] for paths in (whole, continued)]
+    assert states[0] == states[1]
 
 
 def test_no_more_than_the_step_at_hand_is_computed_again(synthetic: DatasetConfig, tmp_path: Path) -> None:

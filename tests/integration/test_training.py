@@ -86,6 +86,37 @@ def test_max_steps_ends_the_training_with_a_validation(
     assert math.isfinite(float(rows(paths)[-1]["validation_metric"]))
 
 
+def test_steps_may_be_the_only_limit_of_a_training(synthetic: DatasetConfig, tmp_path: Path) -> None:
+    config = small_config(synthetic, "train.epochs=null", "train.max_steps=7")
+    paths, summary = run_training(config, tmp_path / "run")
+    assert (summary.iterations, summary.epochs) == (7, 3)
+    assert [row["iteration"] for row in rows(paths)] == ["3", "6", "7"]
+
+
+def test_the_history_has_the_rate_of_the_last_step_of_each_epoch(
+    synthetic: DatasetConfig, tmp_path: Path
+) -> None:
+    chosen = ("train.scheduler=cosine", "train.warmup=0.5", "train.epochs=2", "train.lr=1e-3")
+    paths, _ = run_training(small_config(synthetic, *chosen), tmp_path / "run")
+    # Of 6 steps, 3 rise (0, 1/3, 2/3), and 3 fall by half a cosine (1, 3/4, 1/4).
+    assert [float(row["learning_rate"]) for row in rows(paths)] == pytest.approx([2e-3 / 3, 0.25e-3])
+
+
+def test_the_mean_iou_of_the_validation_may_decide_which_epoch_is_best(
+    synthetic: DatasetConfig, tmp_path: Path
+) -> None:
+    # A learning rate of this size leaves the IoU where it is, so no epoch is better than the first.
+    still = ("train.stop_on=mIoU", "train.early_stopping=1", "train.lr=1e-30", "train.epochs=9")
+    paths, summary = run_training(small_config(synthetic, *still), tmp_path / "still")
+    assert (summary.early_stopped, summary.best_epoch, summary.epochs) == (True, 0, 3)
+    by_loss, _ = run_training(small_config(synthetic, "train.lr=1e-30", "train.epochs=1"), tmp_path / "loss")
+    metrics = {float(row["validation_metric"]) for row in rows(paths)}
+    assert len(metrics) == 1
+    assert 0 < metrics.pop() < 1
+    assert rows(by_loss)[0]["validation_loss"] == rows(paths)[0]["validation_loss"]
+    assert rows(by_loss)[0]["validation_metric"] != rows(paths)[0]["validation_metric"]
+
+
 def test_early_stopping_ends_the_training_and_holds_after_a_resume(
     synthetic: DatasetConfig, tmp_path: Path
 ) -> None:

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import pytest
 
@@ -67,6 +68,9 @@ def test_what_does_not_change_the_result_does_not_change_the_run(override):
         "train.betas=[0.9,0.95]",
         "train.weight_decay=0.1",
         "train.max_grad_norm=1",
+        "train.accumulate=2",
+        "train.scheduler=cosine",
+        "train.stop_on=mIoU",
     ],
 )
 def test_what_changes_the_result_is_another_run(override):
@@ -104,6 +108,53 @@ def test_fields_that_are_newer_than_a_run_leave_its_identity_as_it_was():
         *("mask_prob", "box_distortion", "decoder", "precision", "patch_pool"),
     }
     assert set(identity(compose(["peft=lora", "n_objects=5"]), "data", None)["train"]) == usual
+
+
+def test_what_only_the_other_schedule_takes_is_no_part_of_the_run():
+    cosine = name("train.scheduler=cosine")
+    assert name("train.scheduler=cosine", "train.scheduler_patience=9") == cosine
+    assert name("train.scheduler=cosine", "train.scheduler_factor=0.5") == cosine
+    assert name("train.scheduler=cosine", "train.warmup=0.1") != cosine
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["train.warmup=0.1"], "train.warmup=0.1 does not go with train.scheduler=plateau, allowed: 0"),
+        (
+            ["train.stop_on=mIoU", "train.engine=micro_sam"],
+            "train.stop_on=mIoU does not go with train.engine=micro_sam, whose validation returns no masks, "
+            "allowed: loss",
+        ),
+        (
+            ["train.accumulate=2", "train.optimizer_in_backward=true"],
+            "train.optimizer_in_backward=true does not go with train.accumulate=2, which needs all gradients "
+            "at once, allowed: false",
+        ),
+        (["train.epochs=null", "train.max_steps=9", "train.accumulate=2", "train.engine=micro_sam"], None),
+    ],
+)
+def test_settings_of_the_steps_that_do_not_go_together_are_said_in_the_plan(overrides, problem):
+    config = compose(["peft=full", "n_objects=5", "dataset=nuclei", *overrides])
+    check_values(config)
+    assert combination_problem(config, 48) == problem
+
+
+@pytest.mark.parametrize(
+    ("override", "allowed"),
+    [
+        ("train.accumulate=0", "an integer >= 1"),
+        ("train.scheduler=linear", "plateau or cosine"),
+        ("train.warmup=1", "a number from 0 to less than 1"),
+        ("train.stop_on=iou", "loss or mIoU"),
+        ("train.weight_decay=-1", "null, or a number from 0"),
+        ("train.max_grad_norm=0", "null, or a number above 0"),
+        ("train.betas=[0.9]", "null, or two numbers from 0 to less than 1"),
+    ],
+)
+def test_a_setting_of_the_steps_that_cannot_be_is_refused(override, allowed):
+    with pytest.raises(BadInput, match=rf"^{override.partition('=')[0]}\b.*{re.escape(allowed)}"):
+        check_values(compose(["n_objects=5", override]))
 
 
 @pytest.mark.parametrize(("optimizer", "own"), [("adam", 0), ("adamw", 0.01), ("lion8bit", 0)])

@@ -17,7 +17,7 @@ from omegaconf import MISSING
 from refsam.configuration.optimizers import BITSANDBYTES, OPTIMIZERS
 from refsam.configuration.patch_pool import FIXED, NEW, encoder_is_frozen, is_patch_pool
 from refsam.configuration.prompts import PROMPTS
-from refsam.configuration.schema import AUTO, Kind, Precision, RefsamConfig
+from refsam.configuration.schema import AUTO, Kind, Precision, RefsamConfig, TrainConfig
 from refsam.configuration.split import SEEDED, split_sizes
 from refsam.datasets.numbering import COMPONENTS, INSTANCES
 from refsam.datasets.reading import COLOURS
@@ -26,6 +26,8 @@ from refsam.models.families import FAMILIES, attention_problem, model_problem
 from refsam.models.strategies import is_quantized, strategy_problem
 from refsam.records.measurements import GRIDS, MODES, is_grid
 
+SCHEDULERS = ("plateau", "cosine")
+STOPS = ("loss", "mIoU")
 JOINTS = ("separate", "summed")
 LOSSES = ("dice", "dice_focal")
 SAVED = ("all", "adapter")
@@ -127,6 +129,7 @@ _RULES = (
     _Rule("train.epochs", _optional(_whole(1)), "null, or a whole number from 1"),
     _Rule("train.max_steps", _optional(_whole(1)), "null, or a whole number from 1"),
     _Rule("train.batch_size", _whole(1), "a whole number from 1"),
+    _Rule("train.accumulate", _whole(1), "an integer >= 1"),
     _Rule("train.min_samples", _whole(1), "a whole number from 1"),
     _Rule("train.validation_samples", _optional(_whole(1)), "null, or a whole number from 1"),
     _choice("train.validation_patches", (FIXED, NEW)),
@@ -139,6 +142,9 @@ _RULES = (
     ),
     _Rule("train.weight_decay", _optional(_from_zero), "null, or a number from 0"),
     _Rule("train.max_grad_norm", _optional(_above_zero), "null, or a number above 0"),
+    _choice("train.scheduler", SCHEDULERS),
+    _Rule("train.warmup", lambda value: 0 <= value < 1, "a number from 0 to less than 1"),
+    _choice("train.stop_on", STOPS),
     _Rule("train.scheduler_factor", lambda value: 0 < value < 1, "a number between 0 and 1"),
     _Rule("train.scheduler_patience", _whole(0), "a whole number from 0"),
     _Rule("train.early_stopping", _optional(_whole(1)), "null, or a whole number from 1"),
@@ -356,6 +362,7 @@ def _training_problem(config: RefsamConfig) -> str | None:
         strategy_problem(config.model, config.peft)
         or attention_problem(config.model, config.train.attention)
         or _missing_extra(config)
+        or _schedule_problem(config.train)
         or _engine_problem(config)
     )
 
@@ -378,6 +385,13 @@ def _missing_extra(config: RefsamConfig) -> str | None:
     )
 
 
+def _schedule_problem(train: TrainConfig) -> str | None:
+    """Why the learning rate cannot be what its schedule says."""
+    if train.warmup > 0 and train.scheduler == "plateau":
+        return f"train.warmup={train.warmup} does not go with train.scheduler=plateau, allowed: 0"
+    return None
+
+
 def _engine_problem(config: RefsamConfig) -> str | None:
     """Why the choices for the training step do not go together."""
     train = config.train
@@ -394,11 +408,21 @@ def _engine_problem(config: RefsamConfig) -> str | None:
         return "train.joint=summed does not go with train.engine=micro_sam, allowed: separate"
     if train.engine == "micro_sam" and train.optimizer_in_backward:
         return "train.optimizer_in_backward=true does not go with train.engine=micro_sam, allowed: false"
-    if train.max_grad_norm is not None and train.optimizer_in_backward:
+    if train.engine == "micro_sam" and train.stop_on == "mIoU":
         return (
-            f"train.optimizer_in_backward=true does not go with train.max_grad_norm={train.max_grad_norm}, "
-            "which needs all gradients at once, allowed: false"
+            "train.stop_on=mIoU does not go with train.engine=micro_sam, whose validation returns no masks, "
+            "allowed: loss"
         )
+    later = {
+        "max_grad_norm": train.max_grad_norm,
+        "accumulate": None if train.accumulate == 1 else train.accumulate,
+    }
+    for name, given in later.items():
+        if train.optimizer_in_backward and given is not None:
+            return (
+                f"train.optimizer_in_backward=true does not go with train.{name}={given}, which needs all "
+                "gradients at once, allowed: false"
+            )
     if train.precision == Precision.float16 and train.optimizer_in_backward:
         return (
             "train.optimizer_in_backward=true does not go with train.precision=float16, whose scaling needs "

@@ -256,7 +256,7 @@ def _left(expected: Expected, paths: RunPaths) -> Expected:
 def _steps(config: RefsamConfig, best_epoch: float, steps_per_epoch: float) -> tuple[float, float]:
     """Expected and largest number of training steps."""
     train = config.train
-    per_epoch = max(steps_per_epoch, train.min_samples / train.batch_size)
+    per_epoch = max(steps_per_epoch, train.min_samples / (train.batch_size * train.accumulate))
     most = most_steps(train, per_epoch)
     if train.early_stopping is None:
         return most, most

@@ -1,5 +1,6 @@
 """Training of one run: what micro_sam.training.train_sam puts together, with records and resume."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -30,7 +31,7 @@ from refsam.science.training.encoder import Encoder
 from refsam.science.training.learner import Learner
 from refsam.science.training.losses import instance_loss, mask_loss_of
 from refsam.science.training.micro_sam_step import micro_sam_step
-from refsam.science.training.optimizers import StepInBackward, build_optimizer
+from refsam.science.training.optimizers import StepInBackward, build_optimizer, build_schedule
 from refsam.science.training.prompts import Prompts
 from refsam.science.training.recorder import Limits, Progress, Recorder
 from refsam.science.training.step import Interactive, Segmentation, Step, refsam_step
@@ -146,14 +147,14 @@ def build_training(
         savings = choose_savings(config, loaded.sam, device, unetr)
         apply_savings(loaded.sam, savings, unetr)
     parameters = _parameters(model, unetr)
-    learner = _learner(settings, model, unetr, parameters, Arithmetic(precision, device))
+    limits = _limits(settings, len(loaders[0]))
+    learner = _learner(settings, model, unetr, parameters, Arithmetic(precision, device), limits.steps)
     prompts = _prompts(config, model)
     if savings is None:
         loss = mask_loss_of(settings.loss)
         step = micro_sam_step(learner, prompts, loss, prompts.rounds(settings.n_sub_iterations))
     else:
         step = _refsam_step(config, paths, learner, prompts, savings)
-    limits = _limits(settings, len(loaders[0]))
     keeping = Keeping(config.peft, adapter_only=settings.save == "adapter")
     return Training(
         learner=learner,
@@ -165,7 +166,7 @@ def build_training(
         weights_bytes=weights_bytes(model),
         savings={
             **describe_savings(config, savings),
-            "patch_pool": pool_size(config, limits.steps_per_epoch * settings.batch_size),
+            "patch_pool": pool_size(config, len(loaders[0]) * settings.batch_size),
             "precision": precision.value,
             "hardware_precision": choose_precision(Precision.auto, device).value,
             "workers": worker_count(config),
@@ -187,6 +188,7 @@ def _learner(
     unetr: UNETR | None,
     parameters: list[torch.nn.Parameter],
     arithmetic: Arithmetic,
+    steps: int,
 ) -> Learner:
     optimizer = build_optimizer(settings, parameters, arithmetic.device)
     if settings.optimizer_in_backward:
@@ -196,10 +198,8 @@ def _learner(
                 "scaling needs all gradients at once, allowed: train.precision=float32 or bfloat16"
             )
         StepInBackward(optimizer, model.sam.image_encoder.parameters())
-    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer, mode="min", factor=settings.scheduler_factor, patience=settings.scheduler_patience
-    )
-    return Learner(model, unetr, optimizer, schedule, arithmetic, settings.max_grad_norm)
+    schedule = build_schedule(settings, optimizer, steps)
+    return Learner(model, unetr, optimizer, schedule, arithmetic, settings.max_grad_norm, settings.accumulate)
 
 
 def _prompts(config: RefsamConfig, model: TrainableSAM) -> Prompts:
@@ -235,6 +235,7 @@ def _refsam_step(
         arithmetic=arithmetic,
         n_sub_iterations=prompts.rounds(settings.n_sub_iterations),
         object_chunk=savings.object_chunk,
+        measures_iou=settings.stop_on == "mIoU",
     )
     if learner.unetr is None:
         return refsam_step(interactive, None)
@@ -243,7 +244,8 @@ def _refsam_step(
     return make(interactive, segmentation)
 
 
-def _limits(settings: TrainConfig, steps_per_epoch: int) -> Limits:
+def _limits(settings: TrainConfig, batches_per_epoch: int) -> Limits:
+    steps_per_epoch = math.ceil(batches_per_epoch / settings.accumulate)
     return Limits(steps_per_epoch, int(most_steps(settings, steps_per_epoch)), settings.early_stopping)
 
 

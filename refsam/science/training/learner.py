@@ -5,9 +5,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from refsam.science.micro_sam import UNETR, TrainableSAM
 from refsam.science.training.arithmetic import Arithmetic
+from refsam.science.training.optimizers import Schedule
 
 ENCODER = "encoder."  # of the segmentation decoder's network: the encoder of the model
 
@@ -23,14 +25,16 @@ class Learner:
         schedule: of the learning rate.
         arithmetic: of forward, backward and the optimizer's step.
         max_grad_norm: to which larger gradients are scaled down; None for no limit.
+        accumulate: batches of a step.
     """
 
     model: TrainableSAM
     unetr: UNETR | None
     optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.ReduceLROnPlateau
+    schedule: Schedule
     arithmetic: Arithmetic
     max_grad_norm: float | None = None
+    accumulate: int = 1
 
     @property
     def models(self) -> list[nn.Module]:
@@ -41,9 +45,24 @@ class Learner:
         for model in self.models:
             model.train(training)
 
-    def step(self) -> None:
-        """The optimizer's step for the gradients that are there."""
+    def step(self, batches: int) -> None:
+        """The optimizer's step for the mean of the gradients of so many batches, whose sum is there."""
+        if batches > 1:
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.grad /= batches
         self.arithmetic.step(self.optimizer, self.max_grad_norm)
+
+    def after_step(self) -> None:
+        """Let a schedule that counts steps set the learning rate of the next one."""
+        if isinstance(self.schedule, LambdaLR):
+            self.schedule.step()
+
+    def after_validation(self, metric: float) -> None:
+        """Let a schedule that looks at the validation set the learning rate of the next epoch."""
+        if isinstance(self.schedule, ReduceLROnPlateau):
+            self.schedule.step(metric)
 
     @property
     def learning_rate(self) -> float:

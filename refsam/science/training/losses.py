@@ -7,7 +7,7 @@ Both are means over objects, so that a step can be cut into chunks of objects. O
 the best one counts, as in Segment Anything.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -45,6 +45,12 @@ class StepLosses(NamedTuple):
     iou_loss: torch.Tensor
     model_iou: torch.Tensor
     instance_loss: torch.Tensor | None = None
+
+
+def mean_losses(losses: Sequence[StepLosses]) -> StepLosses:
+    """The means over the batches of a step."""
+    known = [[value for value in of_batch if value is not None] for of_batch in losses]
+    return StepLosses(*(torch.stack(column).mean(dim=0) for column in zip(*known, strict=True)))
 
 
 def mask_loss_of(name: str) -> MaskLoss:

@@ -40,13 +40,13 @@ def micro_sam_step(learner: Learner, prompts: Prompts, loss: MaskLoss, n_sub_ite
         arithmetic.backward(loss)
         return loss.detach()
 
-    def validate(x: torch.Tensor, y: torch.Tensor, index: int) -> tuple[StepLosses, Targets]:
+    def validate(x: torch.Tensor, y: torch.Tensor, index: int) -> tuple[StepLosses, Targets, None]:
         with arithmetic.forward():
             *losses, targets, _ = trainer._interactive_val_iteration(x, prompts.objects(y[:, :1]), index)
         if joint:
             with arithmetic.forward():
                 losses.append(trainer._instance_iteration(x, y[:, 1:]))
-        return StepLosses(*losses), targets
+        return StepLosses(*losses), targets, None
 
     return Step(interactive, segmentation if joint else None, validate)
 

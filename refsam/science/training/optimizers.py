@@ -1,4 +1,4 @@
-"""The optimizers of a run, and the optimizer step in the middle of the backward.
+"""The optimizers and schedules of a run, and the optimizer step in the middle of the backward.
 
 - `adam` and `adamw` are torch's; the resource study took Adam.
 - `lion` is that of bitsandbytes (Chen et al. 2023, arXiv:2302.06675): steps of the sign of one running mean.
@@ -11,17 +11,25 @@
   place of a large one; the weights are the same.
 
 Every trained parameter is in one group: weight decay takes from all of them, as in micro-sam.
+
+- `plateau` lowers the learning rate after epochs without a better validation (torch's ReduceLROnPlateau).
+- `cosine` changes it with every step: linearly from 0 in the warm-up, then by half a cosine down to 0
+  (transformers', as the Hugging Face study has it).
 """
 
 import importlib
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from refsam.configuration.optimizers import OPTIMIZERS
 from refsam.configuration.schema import TrainConfig
 from refsam.errors import BadInput
+
+Schedule = ReduceLROnPlateau | LambdaLR
 
 
 def build_optimizer(
@@ -53,6 +61,17 @@ def build_optimizer(
         **({} if settings.betas is None else {"betas": tuple(settings.betas)}),
     )
     return built
+
+
+def build_schedule(settings: TrainConfig, optimizer: torch.optim.Optimizer, steps: int) -> Schedule:
+    """The schedule of `train.scheduler` for a training of so many steps of the optimizer."""
+    if settings.scheduler == "cosine":
+        from transformers import get_cosine_schedule_with_warmup
+
+        return get_cosine_schedule_with_warmup(optimizer, math.ceil(settings.warmup * steps), steps)
+    return ReduceLROnPlateau(
+        optimizer, mode="min", factor=settings.scheduler_factor, patience=settings.scheduler_patience
+    )
 
 
 class StepInBackward:

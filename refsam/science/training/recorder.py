@@ -59,7 +59,7 @@ class Limits:
     """When a training ends, over all attempts.
 
     Attributes:
-        steps_per_epoch: of the loader.
+        steps_per_epoch: of the optimizer.
         steps: of the optimizer at most (a step of both losses counts as one).
         early_stopping: epochs without a better one, one more of which ends the training; None for no limit.
     """
@@ -78,7 +78,7 @@ class Validation:
     """Means over the batches of a validation.
 
     Attributes:
-        metric: mask loss, plus a third of the segmentation decoder's loss (micro-sam's). Lower is better.
+        metric: what train.stop_on says. Lower is better.
         losses: as in StepLosses.
         shown: images, ids of objects and targets of the last batch, for TensorBoard.
     """
@@ -176,7 +176,7 @@ class Recorder:
                 stepped = StepLosses(*(loss.to(self._device) for loss in self._resumed["losses"]))
             restore_random_states(self._resumed["random"], self._device)
             self._resumed = None
-        begin_epoch(loader, self.epoch, self.means.steps)
+        begin_epoch(loader, self.epoch, self.means.steps * self.learner.accumulate)
         self._step_started = time.monotonic()
         self._take_position(stepped)
         return stepped
@@ -197,19 +197,21 @@ class Recorder:
         if self._position is None:
             self._take_position(losses)
 
-    def step(self, losses: StepLosses, x: torch.Tensor, ids: torch.Tensor, targets: torch.Tensor) -> None:
+    def step(
+        self, losses: StepLosses, rate: float, x: torch.Tensor, y: torch.Tensor, targets: torch.Tensor
+    ) -> None:
         """A step is done.
 
         Args:
             losses: of it.
-            x: (batch, 3, H, W) images.
-            ids: (batch, 1, H, W) ids of their objects.
+            rate: its learning rate.
+            x: (batch, 3, H, W) images of its last batch.
+            y: (batch, 1 or 4, H, W) ids of their objects, and what the segmentation decoder learns.
             targets: (batch, objects, 1, H, W) the objects that were chosen.
         """
-        rate = self.learner.learning_rate
         shown = targets.float() if self.iteration % STEPS_BETWEEN_PICTURES == 0 else None
         values = [value for value in losses[1:] if value is not None]
-        self._pictures.log_train(self.iteration, losses.loss, rate, x, ids, shown, *values)
+        self._pictures.log_train(self.iteration, losses.loss, rate, x, y[:, :1], shown, *values)
         named = {"train_loss": losses.loss, **losses._asdict()}
         del named["loss"]
         self.means.add(rate, **{name: value for name, value in named.items() if value is not None})

@@ -36,12 +36,13 @@ class Step:
             the targets.
         segmentation: of x and y: gradients of the segmentation decoder's loss, which is returned. None where
             the optimizer steps once: without the decoder, and where `interactive` has its gradients too.
-        validate: of x, y and the number of the batch: all losses, without gradients, and the targets.
+        validate: of x, y and the number of the batch: all losses, without gradients, the targets, and the
+            mean IoU of the images where train.stop_on asks for it, else None.
     """
 
     interactive: Callable[[torch.Tensor, torch.Tensor, int], tuple[StepLosses, Targets]]
     segmentation: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None
-    validate: Callable[[torch.Tensor, torch.Tensor, int], tuple[StepLosses, Targets]]
+    validate: Callable[[torch.Tensor, torch.Tensor, int], tuple[StepLosses, Targets, torch.Tensor | None]]
 
 
 class Encoded(NamedTuple):
@@ -72,6 +73,7 @@ class Interactive:
         arithmetic: of forward and backward.
         n_sub_iterations: rounds of prompts in a step.
         object_chunk: how many objects of an image are decoded at a time.
+        measures_iou: whether a validation gives the mean IoU of its images.
     """
 
     model: TrainableSAM
@@ -81,6 +83,7 @@ class Interactive:
     arithmetic: Arithmetic
     n_sub_iterations: int
     object_chunk: int
+    measures_iou: bool = False
 
     def gradients(self, x: torch.Tensor, y: torch.Tensor, iteration: int) -> tuple[StepLosses, Targets]:
         """Step.interactive, of micro-sam's loss: the mean over all sub-iterations."""
@@ -122,16 +125,28 @@ class Interactive:
             with self.arithmetic.full_precision():
                 batch.embeddings.backward(batch.leaf.grad)
 
-    def validate(self, x: torch.Tensor, y: torch.Tensor, index: int) -> tuple[StepLosses, Targets]:
-        """The losses of one prediction, from the prompts of batch number `index` of the validation."""
+    def validate(
+        self, x: torch.Tensor, y: torch.Tensor, index: int
+    ) -> tuple[StepLosses, Targets, torch.Tensor | None]:
+        """The losses of one prediction, from the prompts of batch number `index` of the validation.
+
+        The IoU of an image is that of the pixels of all its objects together, as in evaluation; its mask of
+        an object is the one with the best predicted IoU.
+        """
         choice = self.prompts.of_validation(index)
         with self.arithmetic.forward():
             batch = self.encode(x, y, choice)
             totals = torch.zeros(4, device=batch.targets.device, dtype=torch.float64)
+            overlap, union = (torch.zeros(len(x), device=batch.targets.device) for _ in range(2))
             for objects, weight in self._chunks(batch):
                 outputs, losses = self._predict(batch, objects, multimask_output=choice[-1])
-                totals += weight * torch.stack([*losses, _predicted_ious(outputs).mean()])
-        return StepLosses(*_in_precision_of(batch.embeddings, totals)), batch.targets
+                ious = _predicted_ious(outputs)
+                totals += weight * torch.stack([*losses, ious.mean()])
+                masks, targets = best_masks(outputs, ious)[0], batch.targets[:, objects]
+                overlap += (masks & targets).sum((1, 2, 3, 4))
+                union += (masks | targets).sum((1, 2, 3, 4))
+        miou = (overlap / union).mean() if self.measures_iou else None
+        return StepLosses(*_in_precision_of(batch.embeddings, totals)), batch.targets, miou
 
     def _sub_iteration(
         self, batch: Encoded, multimask_output: bool, share: float
@@ -222,11 +237,13 @@ class Segmentation:
 def refsam_step(interactive: Interactive, segmentation: Segmentation | None) -> Step:
     """Two losses one after the other, each with its own optimizer step, as micro-sam trains them."""
 
-    def validate(x: torch.Tensor, y: torch.Tensor, index: int) -> tuple[StepLosses, Targets]:
-        losses, targets = interactive.validate(x, y, index)
+    def validate(
+        x: torch.Tensor, y: torch.Tensor, index: int
+    ) -> tuple[StepLosses, Targets, torch.Tensor | None]:
+        losses, targets, miou = interactive.validate(x, y, index)
         if segmentation is not None:
             losses = losses._replace(instance_loss=segmentation.measure(x, y))
-        return losses, targets
+        return losses, targets, miou
 
     return Step(interactive.gradients, None if segmentation is None else segmentation.gradients, validate)
 
