@@ -86,13 +86,6 @@ def test_max_steps_ends_the_training_with_a_validation(
     assert math.isfinite(float(rows(paths)[-1]["validation_metric"]))
 
 
-def test_steps_may_be_the_only_limit_of_a_training(synthetic: DatasetConfig, tmp_path: Path) -> None:
-    config = small_config(synthetic, "train.epochs=null", "train.max_steps=7")
-    paths, summary = run_training(config, tmp_path / "run")
-    assert (summary.iterations, summary.epochs) == (7, 3)
-    assert [row["iteration"] for row in rows(paths)] == ["3", "6", "7"]
-
-
 def test_the_history_has_the_rate_of_the_last_step_of_each_epoch(
     synthetic: DatasetConfig, tmp_path: Path
 ) -> None:
