@@ -5,7 +5,8 @@ Format 3, which is written:
     {"format": 3, "rows": [{"mode": "box", "round": 0, "mask_input": false, "weights": "<hash>",
       "SA50": 0.3, …, "intervals": {"SA50": [0.2, 0.4], …}, "n_test_images": 36, …}, …]}
 
-Older ones are read: format 2 called the number of test images n_images; the first format was a mapping from modes to values, always of the first prompt.
+Older ones are read: format 2 called the number of test images n_images; the first format was a mapping from
+modes to values, always of the first prompt.
 """
 
 from collections.abc import Sequence

@@ -53,8 +53,8 @@ def evaluate(
     results/grid_search.json when the parameters of an automatic mode are found, with `save_predictions`
     results/predictions/…/<name>.tif, and of the first `pictures` images a PNG for each mode. Images that are
     in per_image.csv for the same weights are not computed again. An image without objects is not measured:
-    its row has no metrics, it is not in the means, and `n_test_images` counts the images that are. A mode that the
-    model cannot do has a row without metrics, whose note says why.
+    its row has no metrics, it is not in the means, and `n_test_images` counts the images that are. A mode
+    that the model cannot do has a row without metrics, whose note says why.
 
     Args:
         predictor: The run's model, from refsam.science.strategies.opening or initial_predictor. Its `_hash`
