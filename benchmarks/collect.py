@@ -105,7 +105,7 @@ def write_runs(folder: RunsFolder, number: int) -> list[str]:
             (paths.status, status),
             (paths.training, training),
             (paths.savings, {"engine": "refsam", "attention": "fused"}),
-            (paths.metrics, {"format": 2, "rows": metrics}),
+            (paths.metrics, {"format": 3, "rows": metrics}),
         ):
             path.write_text(json.dumps(content, indent=2))
         lines = [",".join(["mode", *METRICS])]

@@ -486,7 +486,7 @@ def test_a_run_to_do_with_a_damaged_configuration_is_left_out(content, capsys, s
 @pytest.mark.parametrize(
     ("name", "why", "exit_status"),
     [
-        ("results/metrics.json", "format 3, this one reads up to 2", 1),
+        ("results/metrics.json", "format 4, this one reads up to 3", 1),
         ("config.yaml", "it has the field train.later", 2),
         ("manifest.json", "format 2, this one reads up to 1", 2),
     ],
@@ -506,7 +506,7 @@ def test_what_a_newer_refsam_has_written_is_left_as_it_is(
     if name == "results/metrics.json":
         write_status(run, Status(State.completed, attempt=1))
         run.results.mkdir()
-        write_json(run.metrics, {"format": 3, "rows": {"box": "what later versions have"}})
+        write_json(run.metrics, {"format": 4, "rows": {"box": "what later versions have"}})
     elif name == "config.yaml":
         values = read_yaml(run.config)
         write_yaml(run.config, {**values, "train": values["train"] | {"later": 1}}, sealed=True)

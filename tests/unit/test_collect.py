@@ -234,9 +234,9 @@ def test_records_of_older_versions_are_read(folder):
 def test_a_record_of_a_newer_refsam_is_named(folder):
     paths = write_run(folder, "run")
     complete(paths)
-    write_json(paths.metrics, {"format": 3, "rows": []})
+    write_json(paths.metrics, {"format": 4, "rows": []})
     (sentence,) = damaged(collect(write_sweep(folder, ["run"]), folder))
-    newer = "was written by a newer version of refsam (format 3, this one reads up to 2); update refsam"
+    newer = "was written by a newer version of refsam (format 4, this one reads up to 3); update refsam"
     assert sentence == f"{paths.metrics} {newer}"
 
 

@@ -79,7 +79,7 @@ def test_the_first_format_is_read_as_first_prompts(tmp_path):
     [
         ([], "is not a mapping"),
         ({"box": 1}, "is not a mapping from modes"),
-        ({"format": 3}, r"written by a newer version of refsam \(format 3, this one reads up to 2\)"),
+        ({"format": 4}, r"written by a newer version of refsam \(format 4, this one reads up to 3\)"),
         ({"format": "2"}, "format must be an integer, got '2'"),
         ({"format": 2, "rows": [1]}, r"rows\[0\] must be a mapping, got 1"),
         ({"format": 2, "rows": [{"mode": "box", "round": "1"}]}, r"rows\[0\].round must be an integer >= 0"),
