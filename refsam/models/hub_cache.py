@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from refsam.configuration.pinned import revision
 from refsam.configuration.schema import ModelConfig
 from refsam.errors import BadInput
 
@@ -22,10 +23,13 @@ DEPTH, CHANNELS, MLP_RATIO = 12, 768, 4
 
 
 def snapshot(hub_id: str) -> Path | None:
-    """The folder in the hub's cache that holds a model, its weights included; None where it is not there."""
+    """The folder in the hub's cache that holds a model, its weights included; None where it is not there.
+
+    Of a model whose commit is pinned, no other one is taken.
+    """
     from huggingface_hub import try_to_load_from_cache  # takes half a second, for those who have such a model
 
-    found = try_to_load_from_cache(hub_id, CONFIGURATION)
+    found = try_to_load_from_cache(hub_id, CONFIGURATION, revision=revision(hub_id))
     if not isinstance(found, str):
         return None
     folder = Path(found).parent

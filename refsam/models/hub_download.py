@@ -1,26 +1,30 @@
 """Getting a model of the Hugging Face hub into the hub's cache, on a machine that may use the network."""
 
+import re
 from pathlib import Path
 
+from refsam.configuration.pinned import require_hash, revision, sha256
 from refsam.configuration.schema import ModelConfig
 from refsam.errors import BadInput
 from refsam.models.hub_cache import CONFIGURATION, WEIGHTS, require_model
 
 INDEX = ".index.json"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def download(model: ModelConfig) -> Path:
     """Fetch configuration and weights of `model.hub_id`, and nothing else; returns their folder in the cache.
 
     Raises:
-        BadInput: when the hub cannot be reached, has no such model, or another kind of model.
+        BadInput: when the hub cannot be reached, or has no such model, another kind, or other files.
     """
     from huggingface_hub import list_repo_files, snapshot_download
 
     hub_id = str(model.hub_id)
     try:
-        present = list_repo_files(hub_id)
-        folder = snapshot_download(hub_id, allow_patterns=wanted(present))
+        commit = revision(hub_id)
+        present = list_repo_files(hub_id, revision=commit)
+        folder = snapshot_download(hub_id, revision=commit, allow_patterns=wanted(present))
     # The hub's library hands on the errors of whichever HTTP library it uses, which have no kind in common.
     except Exception as error:
         lines = str(error).strip().splitlines()
@@ -29,7 +33,19 @@ def download(model: ModelConfig) -> Path:
             f"{': ' + lines[0] if lines else ''}); on a machine with internet, run the same command"
         ) from error
     require_model(Path(folder))
+    _check_files(Path(folder))
     return Path(folder)
+
+
+def _check_files(folder: Path) -> None:
+    """Raises BadInput where a file of the hub's cache is not the one that the hub has named.
+
+    The cache keeps large files under their SHA-256, and links to them from the folder of the commit.
+    """
+    for path in folder.iterdir():
+        named = path.resolve().name
+        if _SHA256.fullmatch(named):
+            require_hash(str(path), sha256(path), named)
 
 
 def wanted(present: list[str]) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 
 import refsam
 from refsam.configuration.schema import Kind, Precision, RefsamConfig
+from refsam.datasets.source import read_source
 from refsam.science.hardware import choose_precision, describe
 from refsam.science.models import weights_info
 from refsam.system.files import read_json
@@ -36,6 +37,7 @@ def describe_environment(config: RefsamConfig, device: torch.device) -> dict[str
         **_commit(),
         **describe(device),
         "weights": {"source": weights.source, "hash": weights.hash},
+        "data": read_source(Path(config.dataset.root)),
         "precision": precision.value,
     }
 

@@ -5,17 +5,23 @@ from functools import partial
 from pathlib import Path
 from zipfile import BadZipFile
 
+import pooch
+
+from refsam.configuration.pinned import require_hash
 from refsam.errors import BadInput
 from refsam.models.weights_cache import weights_path, weights_present
 
 
-def fetch_covid_if(root: Path) -> None:
+def fetch_covid_if(root: Path) -> tuple[str, str]:
     """Download Covid-IF's 49 HDF5 files into `root`, which may be an empty folder.
+
+    Returns:
+        The name of the archive, and its hash, which torch-em checks.
 
     Raises:
         BadInput: when the download fails.
     """
-    from torch_em.data.datasets.light_microscopy.covid_if import get_covid_if_data
+    from torch_em.data.datasets.light_microscopy.covid_if import CHECKSUM, COVID_IF_URL, get_covid_if_data
 
     if root.is_dir():
         root.rmdir()  # torch-em takes a folder that exists for the data
@@ -24,6 +30,7 @@ def fetch_covid_if(root: Path) -> None:
         "Covid-IF could not be downloaded",
         "on a machine with internet, run: refsam prepare dataset=covid_if",
     )
+    return COVID_IF_URL.partition("?")[0].rpartition("/")[2], f"sha256:{CHECKSUM}"
 
 
 def fetch_weights(model_name: str) -> Path:
@@ -44,12 +51,25 @@ def fetch_weights(model_name: str) -> Path:
         )
     for name in (model_name, f"{model_name}_decoder"):
         if name in registry.registry:
+            require_published(registry, name)
             _fetch(
                 partial(registry.fetch, name, progressbar=True),
                 f"the weights {name} could not be downloaded",
                 f"on a machine with internet, run: refsam prepare model={model_name}",
             )
     return weights_path(model_name)
+
+
+def require_published(registry: pooch.Pooch, name: str) -> None:
+    """Raises BadInput where micro-sam's cache has another file than its registry under the name of weights.
+
+    pooch would fetch it again without a word, on a compute node in vain.
+    """
+    path, expected = weights_path(name), registry.registry[name]
+    if path.is_file():
+        kind, _, _ = expected.rpartition(":")
+        found = pooch.file_hash(str(path), alg=kind or "sha256")
+        require_hash(str(path), f"{kind}:{found}" if kind else found, expected)
 
 
 def cached_weights(model_name: str) -> Path | None:
@@ -66,4 +86,6 @@ def _fetch(download: Callable[[], object], failure: str, remedy: str) -> None:
     try:
         download()
     except (OSError, HTTPError, ValueError, RuntimeError, BadZipFile) as error:
-        raise BadInput(f"{failure} ({type(error).__name__}); {remedy}") from error
+        differs = any(word in str(error) for word in ("hash", "checksum"))
+        reason = "the file that came has another hash" if differs else type(error).__name__
+        raise BadInput(f"{failure} ({reason}); {remedy}") from error

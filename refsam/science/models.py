@@ -29,6 +29,7 @@ from refsam.models import hub_cache
 from refsam.models.families import HUGGING_FACE
 from refsam.models.weights_file import is_safetensors, weights_problem
 from refsam.science.checkpoint_layout import find_weights, misfit
+from refsam.science.fetch import require_published
 from refsam.science.safe_load import read_weights
 
 StateDict = Mapping[str, torch.Tensor]
@@ -195,8 +196,10 @@ def _read_published(name: str) -> tuple[dict[str, torch.Tensor], StateDict | Non
     """The same of a model of micro-sam's registry, which checks the hashes of its files."""
     registry = micro_sam.util.models()
     decoder = f"{name}_decoder"
+    require_published(registry, name)
     state, decoder_state = read_checkpoint(Path(registry.fetch(name)))
     if decoder in registry.registry:
+        require_published(registry, decoder)
         decoder_state = read_weights(Path(registry.fetch(decoder)))
     return state, decoder_state
 

@@ -48,6 +48,7 @@ def test_a_run_is_trained_evaluated_and_completed(paths: RunPaths) -> None:
     environment = json.loads(paths.environment.read_text())
     assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
     assert environment["weights"] == {"source": "random, seed 0", "hash": None}
+    assert environment["data"] is None  # it was not fetched
     assert environment["precision"] == "float32"
     assert environment["cores"] >= 1
 

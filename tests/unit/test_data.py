@@ -20,6 +20,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch_em.data.sampler import MinInstanceSampler
 from torch_em.transform.label import MinSizeLabelTransform
 
+from refsam.configuration.compose import compose
 from refsam.configuration.schema import DatasetConfig, Normalization, RefsamConfig, TrainConfig
 from refsam.configuration.split import split_images
 from refsam.datasets.listing import list_pairs
@@ -28,6 +29,7 @@ from refsam.datasets.prepare import prepare
 from refsam.errors import BadInput
 from refsam.models.weights_cache import weights_path
 from refsam.science import data, fetch
+from refsam.science.models import load_model
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -419,11 +421,38 @@ def test_a_failed_download_of_covid_if_leaves_nothing_and_names_the_command(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_cached_weights_of_another_hash_than_the_registry_s_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MICROSAM_CACHEDIR", str(tmp_path))
+    weights_path("vit_b_lm").parent.mkdir()
+    weights_path("vit_b_lm").write_bytes(b"of another version")
+    refused = r"models/vit_b_lm must have the hash xxh128:\w+, got xxh128:\w+; remove it and fetch it again"
+    with pytest.raises(BadInput, match=refused):
+        fetch.fetch_weights("vit_b_lm")
+    with pytest.raises(BadInput, match=refused):
+        load_model(compose(["model=vit_b_lm"]).model, 0, "cpu")
+
+
+def test_a_download_of_another_hash_is_refused_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MICROSAM_CACHEDIR", str(tmp_path))
+    registry = micro_sam.util.models()
+
+    def download(name: str, progressbar: bool) -> None:
+        raise ValueError("XXH128 hash of downloaded file (vit_b) does not match the known hash")
+
+    monkeypatch.setattr(registry, "fetch", download)
+    monkeypatch.setattr(micro_sam.util, "models", lambda: registry)
+    refused = r"vit_b could not be downloaded \(the file that came has another hash\)"
+    with pytest.raises(BadInput, match=refused):
+        fetch.fetch_weights("vit_b")
+
+
 def test_weights_come_with_their_decoder_from_the_cache_of_micro_sam(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import micro_sam.util
-
     monkeypatch.setenv("MICROSAM_CACHEDIR", str(tmp_path))
     registry = micro_sam.util.models()
     fetched: list[str] = []
@@ -434,6 +463,7 @@ def test_weights_come_with_their_decoder_from_the_cache_of_micro_sam(
         weights_path(name).touch()
 
     monkeypatch.setattr(registry, "fetch", download)
+    monkeypatch.setattr(fetch, "require_published", lambda registry, name: None)
     monkeypatch.setattr(micro_sam.util, "models", lambda: registry)
     assert fetch.cached_weights("vit_b_lm") is None
     assert fetch.fetch_weights("vit_b_lm") == registry.abspath / "vit_b_lm"

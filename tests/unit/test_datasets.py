@@ -1,6 +1,7 @@
 """Finding, pairing, reading, checking and preparing images."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +18,12 @@ import pytest
 import tifffile
 from PIL import Image
 
+from refsam.configuration import pinned
 from refsam.configuration.schema import DatasetConfig, Normalization
 from refsam.datasets import index, prepare, reading
 from refsam.datasets.listing import count_images, list_pairs
 from refsam.datasets.pair import DataMissing
+from refsam.datasets.source import read_source
 from refsam.errors import BadInput
 from refsam.models import weights_cache
 
@@ -449,7 +452,7 @@ def test_an_interrupted_preparation_leaves_nothing(
 def test_nuclei_come_from_a_downloaded_wheel_where_the_package_is_not_installed(
     tmp_path: Path, dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with prepare._mnfinder() as installed:
+    with prepare._mnfinder() as (installed, _):
         experiments = [path for path in installed.glob("*-data/*") if path.name == "2022-10-14_U2OS"]
         wheel = tmp_path / "mnfinder-1.2.3-py3-none-any.whl"
         with zipfile.ZipFile(wheel, "w") as archive:
@@ -465,10 +468,17 @@ def test_nuclei_come_from_a_downloaded_wheel_where_the_package_is_not_installed(
 
     monkeypatch.setattr(prepare, "_installed_mnfinder", lambda: None)
     monkeypatch.setattr(prepare.subprocess, "run", pip)
-    config = dataset("nuclei", tmp_path / "nuclei")
+    config, given = dataset("nuclei", tmp_path / "nuclei"), pinned.sha256(wheel)
+    shutil.copy(wheel, tmp_path / "kept")
+    with pytest.raises(BadInput, match=rf"{wheel.name} must have the hash 11b1f6ae\w+, got {given}"):
+        prepare.prepare(config, say=lambda _: None)
+    assert not Path(config.root).exists()
+    (tmp_path / "kept").rename(wheel)
+    monkeypatch.setitem(pinned._pinned()["files"], wheel.name, given)
     prepare.prepare(config, say=lambda _: None)
     assert commands[0][:4] == [sys.executable, "-m", "pip", "download"]
     assert len(list_pairs(config)) == 8
+    assert read_source(Path(config.root)) == {"file": wheel.name, "hash": f"sha256:{given}"}
 
 
 def test_a_download_that_fails_says_which_command_helps(

@@ -1,5 +1,6 @@
 """Models of family hf: from random weights, folders, the hub's cache and runs; refused where needed."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from transformers import SamModel, SamVisionConfig, SamVisionModel
 
+from refsam.configuration.pinned import revision
 from refsam.configuration.schema import ModelConfig, PeftConfig
 from refsam.errors import BadInput
 from refsam.models import hub_cache
@@ -63,13 +65,14 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub"
 
 
-def put_into_cache(hub: Path, hub_id: str, folder: Path) -> None:
-    """As the hub's library lays a downloaded model down."""
+def put_into_cache(hub: Path, hub_id: str, folder: Path, commit: str | None = None) -> None:
+    """As the hub's library lays a downloaded model down; without a commit the one that is pinned, or any."""
+    commit = commit or revision(hub_id) or "c0ffee"
     root = hub / f"models--{hub_id.replace('/', '--')}"
     (root / "refs").mkdir(parents=True)
-    (root / "refs" / "main").write_text("c0ffee")
+    (root / "refs" / "main").write_text(commit)
     (root / "snapshots").mkdir()
-    (root / "snapshots" / "c0ffee").symlink_to(folder, target_is_directory=True)
+    (root / "snapshots" / commit).symlink_to(folder, target_is_directory=True)
 
 
 def states_equal(first: torch.nn.Module, second: torch.nn.Module) -> bool:
@@ -311,13 +314,13 @@ def test_what_is_fetched_is_what_a_run_finds(
 ) -> None:
     asked = []
 
-    def fetched(hub_id: str, allow_patterns: list[str]) -> str:
+    def fetched(hub_id: str, revision: str | None, allow_patterns: list[str]) -> str:
         asked.append((hub_id, allow_patterns))
         put_into_cache(hub, hub_id, folder)
         return str(folder)
 
     monkeypatch.setattr(
-        huggingface_hub, "list_repo_files", lambda hub_id: ["config.json", "model.safetensors"]
+        huggingface_hub, "list_repo_files", lambda hub_id, revision: ["config.json", "model.safetensors"]
     )
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
     model = model_config("slimsam_77")
@@ -326,8 +329,54 @@ def test_what_is_fetched_is_what_a_run_finds(
     assert load_model(model, 0, "cpu").weights.source == "pretrained Zigeng/SlimSAM-uniform-77"
 
 
+def test_a_pinned_model_is_fetched_and_found_in_its_commit_alone(
+    hub: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, asked = model_config("sam_vit_base"), []
+    put_into_cache(hub, str(model.hub_id), folder, commit="c0ffee")
+    assert hub_cache.snapshot(str(model.hub_id)) is None
+    pinned = revision(str(model.hub_id))
+    assert pinned is not None
+
+    def fetched(hub_id: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append(revision)
+        snapshots = hub / "models--facebook--sam-vit-base" / "snapshots"
+        (snapshots / "c0ffee").rename(snapshots / str(revision))
+        return str(snapshots / str(revision))
+
+    def listed(hub_id: str, revision: str | None) -> list[str]:
+        asked.append(revision)
+        return []
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", listed)
+    assert download(model).name == pinned
+    assert asked == [pinned, pinned]
+    assert load_model(model, 0, "cpu").weights.hash == pinned
+
+
+def test_a_file_of_another_hash_than_the_hub_has_named_is_refused(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "commit").mkdir()
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        blob = tmp_path / "blobs" / hashlib.sha256(content).hexdigest()
+        blob.write_bytes(content)
+        (tmp_path / "commit" / path.name).symlink_to(blob)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path / "commit"))
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *_, **__: [])
+    assert download(model_config("slimsam_77")) == tmp_path / "commit"
+    weights = tmp_path / "commit" / "model.safetensors"
+    weights.resolve().write_bytes(b"damaged")
+    refused = r"model\.safetensors must have the hash [0-9a-f]{64}, got [0-9a-f]{64}"
+    with pytest.raises(BadInput, match=refused):
+        download(model_config("slimsam_77"))
+
+
 def test_a_hub_out_of_reach_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(hub_id: str) -> list[str]:
+    def unreachable(hub_id: str, revision: str | None) -> list[str]:
         raise ConnectionError("no route\nto the host")
 
     monkeypatch.setattr(huggingface_hub, "list_repo_files", unreachable)
