@@ -179,7 +179,7 @@ def test_an_8_bit_optimizer_that_is_not_installed_is_refused(
     synthetic: DatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    with pytest.raises(BadInput, match=r"adam8bit needs bitsandbytes, .*: pip install 'refsam\[8bit\]'"):
+    with pytest.raises(BadInput, match=r"adam8bit needs bitsandbytes, .*: pip install 'refsam\[quantized\]'"):
         history(synthetic, tmp_path / "run", "train.optimizer=adam8bit")
 
 

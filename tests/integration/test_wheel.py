@@ -56,10 +56,15 @@ def test_the_wheel_carries_configurations_sweeps_and_templates(wheel):
         check=True,
     ).stdout.split()
     assert tracked
-    assert {f"refsam/{path}" for path in tracked} <= names
+    carried = {f"refsam/{path}" for path in tracked if not path.startswith("slurm_templates/test_cluster/")}
+    assert carried <= names
     assert "refsam/orchestration/planning/published_times.yaml" in names
     parts = ("page.html.jinja", "report.css", "report.js", "dark.mplstyle", "power.yaml")
     assert {f"refsam/results/report/{part}" for part in parts} <= names
+
+
+def test_the_wheel_leaves_the_slurm_of_the_tests_in_the_checkout(wheel):
+    assert [name for name in zipfile.ZipFile(wheel).namelist() if "test_cluster" in name] == []
 
 
 def test_an_installed_refsam_plans_a_named_sweep_in_an_empty_folder(installed, tmp_path):

@@ -182,7 +182,7 @@ def test_without_bitsandbytes_a_sweep_leaves_out_its_optimizers(monkeypatch: pyt
     assert combination_problem(config, 48) is None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert combination_problem(config, 48) == (
-        "train.optimizer=lion needs bitsandbytes, which is not installed here: pip install 'refsam[8bit]'"
+        "train.optimizer=lion needs bitsandbytes, which is not installed here: pip install 'refsam[quantized]'"
     )
 
 

@@ -375,7 +375,7 @@ def _missing_extra(config: RefsamConfig) -> str | None:
     if OPTIMIZERS[optimizer].library == BITSANDBYTES:
         return (
             f"train.optimizer={optimizer} needs bitsandbytes, which is not installed here: pip install "
-            "'refsam[8bit]'"
+            "'refsam[quantized]'"
         )
     if not is_quantized(config.peft):
         return None

@@ -2,7 +2,7 @@
 
 - `adam` and `adamw` are torch's; the resource study took Adam.
 - `lion` is that of bitsandbytes (Chen et al. 2023, arXiv:2302.06675): steps of the sign of one running mean.
-- `adam8bit`, `paged_adam8bit` and `lion8bit` are bitsandbytes' too (the extra `refsam[8bit]`): the running
+- `adam8bit`, `paged_adam8bit` and `lion8bit` are bitsandbytes' too (the extra `refsam[quantized]`): the running
   means of every weight in 8 instead of 32 bits; the paged one, on GPUs only, also moves them to main memory
   where the GPU's is full. They save three quarters of what Adam keeps (3.6 of 4.8 GiB for vit_h). They are
   not exact.
@@ -51,7 +51,7 @@ def build_optimizer(
         library = importlib.import_module(f"{optimizer.library}.optim")
     except ImportError as error:
         raise BadInput(
-            f"{given} needs bitsandbytes, which is not installed here: pip install 'refsam[8bit]'"
+            f"{given} needs bitsandbytes, which is not installed here: pip install 'refsam[quantized]'"
         ) from error
     decay = optimizer.weight_decay if settings.weight_decay is None else settings.weight_decay
     built: torch.optim.Optimizer = getattr(library, optimizer.kind)(
