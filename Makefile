@@ -8,7 +8,7 @@ COMPILE := $(BIN)/python -m compileall -qq --workers 0 $(VENV)/lib || true  # so
 # Everything the demo makes stays below the checkout.
 export REFSAM_DATA ?= $(CURDIR)/.demo/data
 
-.PHONY: demo test test-fast check architecture install install-dev slurm-up slurm-down clean
+.PHONY: demo test test-fast check architecture docs install install-dev slurm-up slurm-down clean
 
 demo: install  ## the sample data, a small sweep on it, its table, figure and report
 	$(BIN)/refsam prepare dataset=nuclei
@@ -32,6 +32,9 @@ check: install-dev
 
 architecture: install-dev  ## docs/packages.svg and the table of endings, from the code
 	$(BIN)/python -m tools.architecture
+
+docs: install-dev  ## the documents as a site, in .docs
+	$(BIN)/python -m mkdocs build --strict --site-dir .docs
 
 slurm-up: install  ## a real Slurm on this machine, to try sweeps on (root)
 	$(BIN)/python -m refsam.test_cluster up --install
@@ -57,4 +60,4 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) .demo build dist
+	rm -rf $(VENV) .demo .docs build dist

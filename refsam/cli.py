@@ -33,7 +33,7 @@ def _answer(given: list[str]) -> int:
             if COMPLETING in os.environ:
                 from refsam import completion
 
-                completion.answer(_parser()[0])
+                completion.answer(parser_and_commands()[0])
             if given[:1] == ["sweep"]:  # Hydra has its own --help, -m and overrides
                 return _sweep(given[1:])
             with plain_output():
@@ -61,7 +61,7 @@ def _answer(given: list[str]) -> int:
         return _refuse(os_problem(error), FAILED)
 
 
-def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
+def parser_and_commands() -> tuple[argparse.ArgumentParser, list[str]]:
     """The parser, and the names of the commands."""
     # Imported here, where Ctrl-C is answered.
     from refsam.commands import (
@@ -112,7 +112,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
 
 def _options(given: Sequence[str]) -> argparse.Namespace:
     """What was typed. Overrides may stand before and after options; argparse takes one group of them only."""
-    parser, commands = _parser()
+    parser, commands = parser_and_commands()
     if given and not given[0].startswith("-") and given[0] not in commands:
         raise BadInput(f"{given[0]!r} is no command{nearest(given[0], commands)}; refsam --help lists them")
     options, rest = parser.parse_known_args(given)

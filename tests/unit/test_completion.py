@@ -110,7 +110,7 @@ def test_every_value_that_is_completed_is_allowed():
 
 
 def test_every_word_that_a_command_takes_is_completed():
-    (commands,) = (each for each in cli._parser()[0]._actions if isinstance(each.choices, dict))
+    (commands,) = (each for each in cli.parser_and_commands()[0]._actions if isinstance(each.choices, dict))
     words = [(name, each) for name, command in commands.choices.items() for each in command._actions]
     positional = [(name, each) for name, each in words if not each.option_strings]
     assert len(positional) > 20
