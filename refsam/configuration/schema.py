@@ -225,6 +225,7 @@ class TrainConfig:
     box_distortion: float = MISSING  # of boxes as prompts, relative to their size
     prompts: str = "mixed"  # points and boxes in turn, boxes, points, or none: see configuration/prompts.py
     decoder: bool = MISSING  # with the automatic-segmentation decoder
+    train: str = "all"  # what the strategy trains (all), or only that decoder (decoder, as peft=decoder)
     precision: Precision = Precision.auto
     patch_pool: Any = None  # patches that the epochs draw from, see configuration/patch_pool.py
     engine: str = "micro_sam"  # refsam, or micro_sam for its own step; the same gradients

@@ -20,6 +20,7 @@ from refsam.system.files import read_yaml
 
 PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 HEADS = ("prompt_encoder", "mask_decoder")
+DECODER = "decoder"  # the strategy that trains nothing of PARTS
 UPDATE_MATRICES = ("q", "k", "v", "mlp")
 QUANTIZATIONS = ("nf4", "fp4")
 LEARNABLE = "learnable_scalar"
@@ -138,6 +139,9 @@ _DORA = dataclasses.replace(_DORA, arguments={"use_dora": True})
 STRATEGIES = {
     "full": Strategy("all of it", weights=1.0),
     "freeze_encoder": Strategy("nothing", must_freeze=("image_encoder",), may_freeze=PARTS),
+    DECODER: Strategy(
+        "nothing, nor of the other parts: only the segmentation decoder", must_freeze=PARTS, may_freeze=PARTS
+    ),
     # What follows is put into the encoder, which then cannot be frozen as a whole: HEADS may be.
     "lora": _MICRO_SAM_LORA,
     "qlora": _quantized(_MICRO_SAM_LORA, "as lora, on a base in 4 bits"),
@@ -330,7 +334,7 @@ def _freezing_problem(peft: PeftConfig, strategy: Strategy) -> str | None:
     missing = [part for part in strategy.must_freeze if part not in peft.freeze]
     if missing:
         return f"{given} does not go with peft.name={peft.name}, which has to freeze: {', '.join(missing)}"
-    if set(peft.freeze) == set(PARTS):
+    if set(peft.freeze) == set(PARTS) != set(strategy.must_freeze):
         return f"{given} leaves nothing of the model to train, allowed: at most {len(PARTS) - 1} of its parts"
     return None
 

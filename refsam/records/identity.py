@@ -14,6 +14,7 @@ from refsam.configuration.schema import Kind, RefsamConfig
 from refsam.configuration.split import SEEDED
 from refsam.datasets.numbering import INSTANCES
 from refsam.models.families import MICRO_SAM
+from refsam.models.strategies import DECODER
 
 # Changed when the science changes in a way that makes older results another experiment.
 SCIENCE_VERSION = 1
@@ -30,6 +31,7 @@ NOT_RESULT_OF_TRAINING = (
     "embedding_disk_gib",
     "optimizer_in_backward",
     "save",
+    "train",  # as the strategy says
 )
 # What was done before there was a choice, and is micro-sam's.
 _USUAL_TRAINING = {
@@ -44,6 +46,8 @@ _USUAL_TRAINING = {
     "scheduler": "plateau",
     "stop_on": "loss",
 }
+# Of the interactive segmentation, which `peft=decoder` leaves alone.
+_NOT_OF_DECODER = ("prompts", "n_sub_iterations", "mask_prob", "box_distortion", "loss", "joint")
 # The hash is put in the place of the path where there is one.
 _NOT_RESULT_OF_MODEL = ("memory_gb", "weights_hash")
 _ALWAYS_OF_STRATEGY = ("name", "freeze", "rank", "update_matrices")
@@ -128,7 +132,11 @@ def result_values(config: RefsamConfig) -> dict[str, Any]:
     )
     for name in unused:
         del values["train"][name]
-    if not config.train.decoder:
+    if config.peft.name == DECODER and config.kind != Kind.baseline:
+        for name in _NOT_OF_DECODER:
+            del values["train"][name]
+        del values["n_objects"]
+    elif not config.train.decoder:
         del values["train"]["joint"]  # there is one optimizer step
     if config.dataset.split != SEEDED:
         del values["dataset"]["split_seed"]  # nothing is shuffled

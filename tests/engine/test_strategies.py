@@ -44,6 +44,7 @@ LORA = r"lora_[AB]\.default\.weight"
 TRAINED = {
     "full": r".*",
     "freeze_encoder": r"(?!)",
+    "decoder": r"(?!)",
     "lora": r"attn\.qkv\.w_[ab]_linear_[qv]\.weight",
     "qlora": r"attn\.qkv\.w_[ab]_linear_[qv]\.weight",
     "fact": r"attn\.qkv\.([qv]_FacTs|FacT[uv])\.weight",
@@ -71,7 +72,8 @@ TRAINED = {
 SAVED_PAIRS = [
     pair
     for pair in PAIRS
-    if pair[0] != "freeze_encoder" and (pair[1] == "vit" or pair[0] in ("lora", "dora", "hf_qlora"))
+    if pair[0] not in ("freeze_encoder", "decoder")
+    and (pair[1] == "vit" or pair[0] in ("lora", "dora", "hf_qlora"))
 ]
 LATE = ("late_lora", "late_qlora", "late_ft")
 BLOCK = re.compile(r"image_encoder\.(layers\.\d+\.)?(blocks|layers)\.(\d+)\.(?P<rest>.*)")

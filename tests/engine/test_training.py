@@ -81,8 +81,9 @@ def test_a_training_has_the_history_that_micro_sams_step_gives(
         assert row == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.parametrize("peft", ["freeze_encoder", "decoder"])
 def test_where_embeddings_are_kept_changes_no_number(
-    synthetic: DatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    synthetic: DatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peft: str
 ) -> None:
     images = []
     forward = ImageEncoderViT.forward
@@ -92,7 +93,7 @@ def test_where_embeddings_are_kept_changes_no_number(
         return forward(encoder, x)
 
     monkeypatch.setattr(ImageEncoderViT, "forward", counted)
-    frozen = ("peft=freeze_encoder", "train.patch_pool=3", f"data={tmp_path / 'data'}")
+    frozen = (f"peft={peft}", "train.patch_pool=3", f"data={tmp_path / 'data'}")
     rows, encoded = [], []
     for number, cache in enumerate(("off", "memory", "disk", "disk")):
         images.clear()

@@ -182,7 +182,8 @@ def test_without_bitsandbytes_a_sweep_leaves_out_its_optimizers(monkeypatch: pyt
     assert combination_problem(config, 48) is None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert combination_problem(config, 48) == (
-        "train.optimizer=lion needs bitsandbytes, which is not installed here: pip install 'refsam[quantized]'"
+        "train.optimizer=lion needs bitsandbytes, which is not installed here: "
+        "pip install 'refsam[quantized]'"
     )
 
 
@@ -198,5 +199,5 @@ def test_lora_on_vit_t_says_why_not_and_what_goes_instead() -> None:
     assert problem is not None
     assert problem.startswith(
         "peft.name=lora does not go with model.architecture=vit_t (micro-sam operates on transformer blocks, "
-        "and TinyViT has none of them), allowed: full, freeze_encoder, hf_lora, dora"
+        "and TinyViT has none of them), allowed: full, freeze_encoder, decoder, hf_lora, dora"
     )

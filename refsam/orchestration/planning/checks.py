@@ -23,7 +23,7 @@ from refsam.datasets.numbering import COMPONENTS, INSTANCES
 from refsam.datasets.reading import COLOURS
 from refsam.errors import BadInput
 from refsam.models.families import FAMILIES, attention_problem, model_problem
-from refsam.models.strategies import is_quantized, strategy_problem
+from refsam.models.strategies import DECODER, is_quantized, strategy_problem
 from refsam.records.measurements import GRIDS, MODES, is_grid
 
 SCHEDULERS = ("plateau", "cosine")
@@ -31,6 +31,7 @@ STOPS = ("loss", "mIoU")
 JOINTS = ("separate", "summed")
 LOSSES = ("dice", "dice_focal")
 SAVED = ("all", "adapter")
+TRAINED = ("all", DECODER)
 SPLITS = ("seeded", "ordered")
 FORMATS = ("label_images", "coco")
 LABELS = (INSTANCES, COMPONENTS)
@@ -178,6 +179,7 @@ _RULES = (
     _Rule("train.checkpoint_decoder", lambda value: value in SWITCHED, "auto, on or off", SWITCHES),
     _choice("train.loss", LOSSES),
     _choice("train.save", SAVED),
+    _choice("train.train", TRAINED),
     _choice("train.prompts", PROMPTS),
     _choice("train.joint", JOINTS),
     _choice("train.attention", ATTENTIONS),
@@ -363,6 +365,7 @@ def _training_problem(config: RefsamConfig) -> str | None:
         or attention_problem(config.model, config.train.attention)
         or _missing_extra(config)
         or _schedule_problem(config.train)
+        or _decoder_problem(config)
         or _engine_problem(config)
     )
 
@@ -389,6 +392,23 @@ def _schedule_problem(train: TrainConfig) -> str | None:
     """Why the learning rate cannot be what its schedule says."""
     if train.warmup > 0 and train.scheduler == "plateau":
         return f"train.warmup={train.warmup} does not go with train.scheduler=plateau, allowed: 0"
+    return None
+
+
+def _decoder_problem(config: RefsamConfig) -> str | None:
+    """Why only the segmentation decoder cannot be trained, where that was asked for."""
+    train, name = config.train, config.peft.name
+    if DECODER not in (train.train, name):
+        return None
+    if name not in (DECODER, AUTO):
+        return f"train.train=decoder does not go with peft.name={name}, allowed: peft=auto, peft=decoder"
+    for field, needed in (("decoder", True), ("engine", "refsam"), ("stop_on", "loss")):
+        given = getattr(train, field)
+        if given != needed:
+            return (
+                f"train.train=decoder trains the segmentation decoder alone and does not go with "
+                f"train.{field}={str(given).lower()}, allowed: {str(needed).lower()}"
+            )
     return None
 
 

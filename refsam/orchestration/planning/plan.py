@@ -31,6 +31,7 @@ from refsam.datasets.pair import DataMissing
 from refsam.errors import BadInput, Unreadable, os_reason
 from refsam.models import hub_cache
 from refsam.models.families import HUGGING_FACE
+from refsam.models.strategies import DECODER
 from refsam.models.weights_file import architecture_problem, weights_problem
 from refsam.orchestration.planning.checks import check_values, combination_problem, missing_setting
 from refsam.orchestration.planning.fetched import no_weights, weights_not_fetched
@@ -202,9 +203,12 @@ class Planner:
         setting = config.resource.settings.get(config.model.architecture)
         needs_setting = config.kind == Kind.finetuning and AUTO in (config.peft.name, config.n_objects)
         problem = missing_setting(config) if needs_setting and setting is None else None
-        if setting is not None and config.peft.name == AUTO:
+        strategy = DECODER if config.train.train == DECODER else setting and setting.peft
+        if strategy is not None and config.peft.name == AUTO:
             others = [override for override in job if _pairs([override])[0][0] != "peft"]
-            config = typed(self.composer.values([*others, f"peft={setting.peft}"]))
+            config = typed(self.composer.values([*others, f"peft={strategy}"]))
+        if config.peft.name == DECODER:
+            config = replace(config, train=replace(config.train, train=DECODER))
         if setting is not None and config.n_objects == AUTO:
             config = replace(config, n_objects=setting.n_objects)
         place = self._evaluation_resource(config.evaluate.where, job)

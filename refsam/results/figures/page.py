@@ -43,6 +43,7 @@ NAMES = {
     "full": "full finetuning",
     "lora": "LoRA",
     "freeze_encoder": "frozen encoder",
+    "decoder": "segmentation decoder",
     "dora": "DoRA",
     "qlora": "QLoRA",
     "ais": "AIS",

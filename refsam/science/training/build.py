@@ -11,6 +11,7 @@ from refsam.configuration.early_stopping import most_steps
 from refsam.configuration.patch_pool import FIXED, encoder_is_frozen, pool_size, with_patch_pool
 from refsam.configuration.schema import Precision, RefsamConfig, TrainConfig
 from refsam.errors import BadInput
+from refsam.models.strategies import DECODER
 from refsam.records.paths import RunPaths
 from refsam.science.data import TorchLoader, ending_workers, worker_count
 from refsam.science.engine.cache import EmbeddingCache, MemoryStore, Store, shared_store
@@ -34,7 +35,7 @@ from refsam.science.training.micro_sam_step import micro_sam_step
 from refsam.science.training.optimizers import StepInBackward, build_optimizer, build_schedule
 from refsam.science.training.prompts import Prompts
 from refsam.science.training.recorder import Limits, Progress, Recorder
-from refsam.science.training.step import Interactive, Segmentation, Step, refsam_step
+from refsam.science.training.step import Interactive, Segmentation, Step, decoder_step, refsam_step
 from refsam.science.training.summed import summed_step
 from refsam.system.files import write_json
 
@@ -240,6 +241,8 @@ def _refsam_step(
     if learner.unetr is None:
         return refsam_step(interactive, None)
     segmentation = Segmentation(learner.unetr, encoder, instance_loss(), arithmetic)
+    if config.peft.name == DECODER:
+        return decoder_step(segmentation)
     make = summed_step if settings.joint == "summed" else refsam_step
     return make(interactive, segmentation)
 

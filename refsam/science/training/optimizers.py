@@ -2,10 +2,10 @@
 
 - `adam` and `adamw` are torch's; the resource study took Adam.
 - `lion` is that of bitsandbytes (Chen et al. 2023, arXiv:2302.06675): steps of the sign of one running mean.
-- `adam8bit`, `paged_adam8bit` and `lion8bit` are bitsandbytes' too (the extra `refsam[quantized]`): the running
-  means of every weight in 8 instead of 32 bits; the paged one, on GPUs only, also moves them to main memory
-  where the GPU's is full. They save three quarters of what Adam keeps (3.6 of 4.8 GiB for vit_h). They are
-  not exact.
+- `adam8bit`, `paged_adam8bit` and `lion8bit` are bitsandbytes' too (the extra `refsam[quantized]`): the
+  running means of every weight in 8 instead of 32 bits; the paged one, on GPUs only, also moves them to main
+  memory where the GPU's is full. They save three quarters of what Adam keeps (3.6 of 4.8 GiB for vit_h). They
+  are not exact.
 - `train.optimizer_in_backward` steps each of the encoder's parameters as soon as its gradient is complete,
   and frees the gradient. It saves the encoder's gradients (2.4 GiB for vit_h). It costs many small steps in
   place of a large one; the weights are the same.

@@ -248,6 +248,25 @@ def refsam_step(interactive: Interactive, segmentation: Segmentation | None) -> 
     return Step(interactive.gradients, None if segmentation is None else segmentation.gradients, validate)
 
 
+def decoder_step(segmentation: Segmentation) -> Step:
+    """The segmentation decoder's loss alone, as micro-sam's train_instance_segmentation; the rest is frozen.
+
+    Of the interactive losses there are none, so they are 0, and the metric is a third of the decoder's loss.
+    """
+
+    def losses(instance_loss: torch.Tensor) -> StepLosses:
+        none = torch.zeros_like(instance_loss)
+        return StepLosses(instance_loss, none, none, none, instance_loss)
+
+    def gradients(x: torch.Tensor, y: torch.Tensor, iteration: int) -> tuple[StepLosses, Targets]:
+        return losses(segmentation.gradients(x, y)), y[:, :1]
+
+    def validate(x: torch.Tensor, y: torch.Tensor, index: int) -> tuple[StepLosses, Targets, None]:
+        return losses(segmentation.measure(x, y)), y[:, :1], None
+
+    return Step(gradients, None, validate)
+
+
 def best_masks(outputs: Outputs, ious: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Of the masks that were predicted for each object, the one with the best predicted IoU.
 
