@@ -14,7 +14,7 @@ import pyarrow.parquet
 
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
 from refsam.results.run_rows import COLUMNS, SETTING, TYPES, Row, run_rows, skipped_row
-from refsam.results.sweeps import Manifest, PlannedRun
+from refsam.results.sweeps import Manifest, SweepRun
 from refsam.system.files import write_atomically
 
 FORMAT = "2"  # to be raised when the same records give other rows
@@ -74,7 +74,7 @@ def settled(sweep: SweepPaths, runs: RunsFolder, manifest: Manifest) -> set[str]
     }
 
 
-def signature(paths: RunPaths, run: PlannedRun) -> str:
+def signature(paths: RunPaths, run: SweepRun) -> str:
     """Changes with every record that a row is made from, and with what the sweep asked for."""
     root = str(paths.root)
     files = (
@@ -108,7 +108,7 @@ def _signatures(table: pa.Table) -> dict[str, str]:
 
 
 def _read_runs(
-    sweep: SweepPaths, runs: RunsFolder, changed: Sequence[PlannedRun], now: dict[str, str]
+    sweep: SweepPaths, runs: RunsFolder, changed: Sequence[SweepRun], now: dict[str, str]
 ) -> Iterable[Row]:
     for run in changed:
         for row in run_rows(runs.run(run.run_id), run.run_id, run.overrides):
@@ -117,7 +117,7 @@ def _read_runs(
 
 def _merged(
     known: pa.Table,
-    changed: Sequence[PlannedRun],
+    changed: Sequence[SweepRun],
     fresh: Iterable[Row],
     order: Sequence[str],
     skipped: list[Row],

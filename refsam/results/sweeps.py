@@ -18,7 +18,7 @@ UNREADABLE = str(State.unreadable)
 
 
 @dataclass(frozen=True)
-class PlannedRun:
+class SweepRun:
     """A run of a sweep: its id and the overrides that asked for it."""
 
     run_id: str
@@ -44,7 +44,7 @@ class Manifest:
         updated: when it was asked for last.
     """
 
-    runs: list[PlannedRun]
+    runs: list[SweepRun]
     skipped: list[SkippedRun]
     commands: list[list[str]]
     created: str | None
@@ -88,7 +88,7 @@ def read_manifest(sweep: SweepPaths) -> Manifest:
         runs = {_run_name(run["run_id"]): dict(run["overrides"]) for run in values["runs"]}
         times = checked(values, {"created": str | None, "updated": str | None}, sweep.manifest)
         return Manifest(
-            [PlannedRun(run_id, overrides) for run_id, overrides in runs.items()],
+            [SweepRun(run_id, overrides) for run_id, overrides in runs.items()],
             [SkippedRun(dict(skipped["overrides"]), str(skipped["reason"])) for skipped in values["skipped"]],
             [[str(word) for word in command] for command in commands if command],
             times.get("created") or None,

@@ -12,8 +12,8 @@ from refsam.configuration.schema import RequestConfig
 from refsam.errors import RunFailed
 from refsam.orchestration.submission.arrays import submit_to_slurm
 from refsam.orchestration.submission.job_scripts import write_scripts
-from refsam.orchestration.submission.resubmit import FrozenRun
 from refsam.records.attempts import read_attempt
+from refsam.records.run import Run
 from refsam.records.status import Reason, State, read_status
 from refsam.system.files import read_json, write_json
 
@@ -43,7 +43,7 @@ def prepare(folder, config, **behaviours):
         paths.root.mkdir()
         (paths.root / "behaviour.txt").write_text(behaviour)
         freeze(paths.config, config)
-        runs.append(FrozenRun(paths.run_id, config, paths.run_id))
+        runs.append(Run(paths.run_id, config, paths.run_id))
     known = [{"run_id": run.run_id, "overrides": {}} for run in runs]
     write_json(sweep.manifest, {"format": 1, "name": "study", "runs": known, "skipped": []})
     return runs

@@ -20,8 +20,8 @@ from refsam.orchestration.operating.sweep_state import RunState, SweepState
 from refsam.orchestration.slurm import questions
 from refsam.orchestration.slurm.questions import Answer
 from refsam.orchestration.submission.arrays import submit_to_slurm
-from refsam.orchestration.submission.resubmit import FrozenRun
 from refsam.records.attempts import read_attempt
+from refsam.records.run import Run
 from refsam.records.status import Reason, State, read_status, write_status
 from refsam.system.files import read_json, write_json
 from refsam.test_cluster.jobs import job_processes
@@ -45,7 +45,7 @@ def submit(folder, config, parallel=None, **behaviours):
         paths.root.mkdir()
         (paths.root / "behaviour.txt").write_text(behaviour)
         freeze(paths.config, config)
-        runs.append(FrozenRun(paths.run_id, config, name))
+        runs.append(Run(paths.run_id, config, name))
     known = [{"run_id": path.name, "overrides": {}} for path in sorted(folder.root.glob("*-0"))]
     write_json(sweep.manifest, {"format": 1, "name": "study", "runs": known, "skipped": []})
     submit_to_slurm(runs, folder, sweep, config.cluster, lambda sentence: None)

@@ -10,7 +10,7 @@ from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from statistics import mean, median
-from typing import Any, Protocol
+from typing import Any
 
 from refsam.configuration.early_stopping import epochs_until_stop, most_steps
 from refsam.configuration.schema import Kind, RefsamConfig
@@ -19,6 +19,7 @@ from refsam.orchestration.slurm.requests import Jobs
 from refsam.records.fits import Fit, known_fits, seconds_per_step
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.recovery import read_record
+from refsam.records.run import Run
 from refsam.system.files import read_yaml
 
 PUBLISHED = Path(__file__).with_name("published_times.yaml")
@@ -39,16 +40,6 @@ class Part(StrEnum):
     all = "all"
     training = "training"
     evaluation = "evaluation"
-
-
-class PlannedRun(Protocol):
-    """What the estimate needs to know of a run."""
-
-    @property
-    def run_id(self) -> str: ...
-
-    @property
-    def config(self) -> RefsamConfig: ...
 
 
 @dataclass(frozen=True)
@@ -84,7 +75,7 @@ class GroupEstimate:
 
 
 def estimate(
-    groups: Sequence[tuple[Jobs, Sequence[PlannedRun]]],
+    groups: Sequence[tuple[Jobs, Sequence[Run]]],
     folder: RunsFolder,
     on_slurm: bool,
 ) -> list[GroupEstimate]:
@@ -108,7 +99,7 @@ def estimate(
 def _group(
     jobs: Jobs,
     part: Part,
-    runs: Sequence[PlannedRun],
+    runs: Sequence[Run],
     keys: dict[str, Key],
     finished: dict[Key, list[FinishedRun]],
     fits: Sequence[Fit],

@@ -41,6 +41,7 @@ from refsam.records.identity import file_hash, identity, run_id
 from refsam.records.measurements import missing
 from refsam.records.metrics import MetricsRow, read_metrics
 from refsam.records.paths import RunPaths, RunsFolder
+from refsam.records.run import Run
 from refsam.records.settings import Setting, differing, labels, setting_values
 from refsam.records.status import State, Status, is_held
 from refsam.system.files import read_yaml_sections
@@ -62,16 +63,20 @@ class Standing(StrEnum):
 
 
 @dataclass(frozen=True)
-class PlannedRun:
-    """One run of a plan. `overrides` are those that the sweep varies."""
+class PlannedRun(Run):
+    """One run of a plan.
 
-    run_id: str
-    config: RefsamConfig
+    Attributes:
+        overrides: those that the sweep varies.
+        standing: what it still needs.
+        note: in one sentence, why.
+        fields: of the configuration that tell it apart from others of the plan.
+    """
+
     overrides: dict[str, str]
     standing: Standing
     note: str
-    label: str  # short name for tables, which no other run of the plan has
-    fields: Setting  # of the configuration that tell it apart from others of the plan
+    fields: Setting
 
     @property
     def todo(self) -> bool:
@@ -174,9 +179,9 @@ class Planner:
                 PlannedRun(
                     run,
                     configs[run],
+                    names[run],
                     overrides,
                     *standing_of(folder.run(run), configs[run].evaluate, known[run]),
-                    names[run],
                     part,
                 )
                 for (run, (_, overrides)), part in zip(runs.items(), parts, strict=True)

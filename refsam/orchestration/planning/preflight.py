@@ -18,8 +18,9 @@ from refsam.orchestration.planning.checkpoint_room import room_needed
 from refsam.orchestration.planning.kernels import kernels_problem
 from refsam.orchestration.planning.plan import Plan
 from refsam.orchestration.slurm import site
-from refsam.orchestration.slurm.requests import Run, by_jobs
+from refsam.orchestration.slurm.requests import by_jobs
 from refsam.records.paths import RunsFolder
+from refsam.records.run import Run
 
 # Modules that every run imports, with the packages that bring them.
 MODULES = {

@@ -4,23 +4,14 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from refsam.errors import BadInput
 from refsam.records.paths import RunPaths, RunsFolder
+from refsam.records.run import Run
 
 if TYPE_CHECKING:  # importing the schema imports Hydra, which those who only look at a sweep do without
     from refsam.configuration.schema import RefsamConfig, RequestConfig
-
-
-class Run(Protocol):
-    """What Slurm needs to know of a planned run."""
-
-    @property
-    def run_id(self) -> str: ...
-
-    @property
-    def config(self) -> "RefsamConfig": ...
 
 
 SomeRun = TypeVar("SomeRun", bound=Run)

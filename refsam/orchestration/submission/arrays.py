@@ -31,7 +31,7 @@ from refsam.orchestration.slurm import environment, patience, site
 from refsam.orchestration.slurm.identity import EVALUATION, PREFIX
 from refsam.orchestration.slurm.patience import Say, patiently
 from refsam.orchestration.slurm.questions import SlurmQuery, is_momentary, run_command
-from refsam.orchestration.slurm.requests import Jobs, Run, by_jobs, jobs_of, jobs_text
+from refsam.orchestration.slurm.requests import Jobs, by_jobs, jobs_of, jobs_text
 from refsam.orchestration.submission.job_scripts import script_text
 from refsam.orchestration.submission.only_submitter import only_submitter
 from refsam.orchestration.submission.slurm_script import check_folder, follow, parameters
@@ -39,6 +39,7 @@ from refsam.orchestration.submission.snapshot import take_snapshot
 from refsam.records.attempts import free_number
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
 from refsam.records.recovery import read_record
+from refsam.records.run import Run
 from refsam.records.status import (
     AlreadyRunning,
     State,

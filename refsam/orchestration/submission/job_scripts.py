@@ -14,10 +14,11 @@ from refsam.orchestration.in_job.job import SCIENCE
 from refsam.orchestration.lifecycle.attempts import LOG
 from refsam.orchestration.slurm import site
 from refsam.orchestration.slurm.patience import Say
-from refsam.orchestration.slurm.requests import Run, by_jobs, request_text
+from refsam.orchestration.slurm.requests import by_jobs, request_text
 from refsam.orchestration.submission.slurm_script import check_folder, follow, parameters
 from refsam.orchestration.submission.snapshot import take_snapshot
 from refsam.records.paths import RunsFolder, SweepPaths, file_name
+from refsam.records.run import Run
 from refsam.system.files import write_text
 
 USUAL_ARRAY_SIZE = 1000  # Slurm's own default of MaxArraySize is 1001

@@ -16,7 +16,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
 
 import psutil
 
@@ -31,6 +30,7 @@ from refsam.records.endings import failed
 from refsam.records.logs import log_end
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.recovery import read_record
+from refsam.records.run import Run
 from refsam.records.status import (
     AlreadyRunning,
     Reason,
@@ -56,24 +56,11 @@ TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class PlannedRun(Protocol):
-    """What the queue needs to know of a run."""
-
-    @property
-    def run_id(self) -> str: ...
-
-    @property
-    def config(self) -> RefsamConfig: ...
-
-    @property
-    def label(self) -> str: ...
-
-
 @dataclass
 class _Entry:
     """One run in the queue: where it is, and its status as last read."""
 
-    run: PlannedRun
+    run: Run
     paths: RunPaths
     place: Place
     status: Status
@@ -134,7 +121,7 @@ class _Child:
 
 
 def run_locally(
-    runs: Sequence[PlannedRun],
+    runs: Sequence[Run],
     runs_folder: RunsFolder,
     parallel: int,
     threads: int,
@@ -179,7 +166,7 @@ class _Queue:
 
     def __init__(
         self,
-        runs: Sequence[PlannedRun],
+        runs: Sequence[Run],
         runs_folder: RunsFolder,
         parallel: int,
         threads: int,

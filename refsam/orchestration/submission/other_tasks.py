@@ -16,6 +16,7 @@ from refsam.configuration.schema import ClusterConfig, RefsamConfig, RequestConf
 from refsam.orchestration.in_job.own_pickles import PYTHON, require_own
 from refsam.orchestration.slurm.environment import cleaned
 from refsam.orchestration.submission.slurm_script import parameters
+from refsam.records.run import Run
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,6 @@ class Application:
             job_dir_key="hydra.sweep.dir",
             job_subdir_key="hydra.sweep.subdir",
         )
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What `parameters` needs to know of a job."""
-
-    run_id: str
-    config: RefsamConfig
 
 
 def run_here(
@@ -78,7 +71,7 @@ def run_on_slurm(
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)  # jobs unpickle what lies here: nobody else may write it
     config = RefsamConfig(resource=ResourceConfig(name="any", request=request))
-    described = [_Job(" ".join(overrides), config) for overrides in jobs]
+    described = [Run(words, config, words) for words in map(" ".join, jobs)]
     name = str(application.config.hydra.job.name)
     values = parameters(request, cluster, described, name, name)
     values["additional_parameters"].pop("hold")

@@ -15,23 +15,15 @@ from refsam.orchestration.planning.fetched import not_fetched
 from refsam.orchestration.planning.preflight import Preflight, preflight_of
 from refsam.orchestration.submission.sweeps import hand_over_scripts, run_here, say, where
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
+from refsam.records.run import Run
 from refsam.records.settings import labels, setting_values
 from refsam.system.files import read_yaml
 
 
-@dataclass(frozen=True)
-class FrozenRun:
-    """A run as its directory has it."""
-
-    run_id: str
-    config: RefsamConfig
-    label: str  # short name for tables, which none of the others has
-
-
-def frozen_runs(configs: Mapping[str, RefsamConfig]) -> list[FrozenRun]:
+def frozen_runs(configs: Mapping[str, RefsamConfig]) -> list[Run]:
     """Runs by their ids, with names that tell them apart."""
     names = labels({run_id: setting_values(config) for run_id, config in configs.items()})
-    return [FrozenRun(run_id, config, names[run_id]) for run_id, config in configs.items()]
+    return [Run(run_id, config, names[run_id]) for run_id, config in configs.items()]
 
 
 @dataclass(frozen=True)
@@ -72,7 +64,7 @@ def resubmit(
     if look:
         look_at(runs, folder, console)
     here, no_room = [], 0
-    by_hand: list[tuple[ClusterConfig, list[FrozenRun]]] = []
+    by_hand: list[tuple[ClusterConfig, list[Run]]] = []
     for group in _by_cluster(runs):
         cluster = group[0].config.cluster
         if where(group[0].config) == "local":
@@ -91,7 +83,7 @@ def resubmit(
     return Outside(no_room, sum(len(group) for _, group in by_hand))
 
 
-def look_at(runs: Sequence[FrozenRun], folder: RunsFolder, console: Console) -> None:
+def look_at(runs: Sequence[Run], folder: RunsFolder, console: Console) -> None:
     """Say what could not be looked at. Raises BadInput that names all that the runs need and is missing."""
     problems: dict[str, None] = {}
     for group in _by_cluster(runs):
@@ -104,8 +96,8 @@ def look_at(runs: Sequence[FrozenRun], folder: RunsFolder, console: Console) -> 
     Preflight(tuple(problems), ()).check()
 
 
-def _by_cluster(runs: Sequence[FrozenRun]) -> list[list[FrozenRun]]:
-    groups: dict[str, list[FrozenRun]] = {}
+def _by_cluster(runs: Sequence[Run]) -> list[list[Run]]:
+    groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(repr(run.config.cluster), []).append(run)
     return list(groups.values())

@@ -12,9 +12,10 @@ from refsam.configuration.schema import ClusterConfig, RequestConfig
 from refsam.errors import BadInput, nearest
 from refsam.orchestration.in_job.job import thread_environment
 from refsam.orchestration.slurm.environment import chosen, prologue_line
-from refsam.orchestration.slurm.requests import Run, minutes, slurm_time
+from refsam.orchestration.slurm.requests import minutes, slurm_time
 from refsam.orchestration.submission.sbatch_options import parse_option
 from refsam.orchestration.submission.snapshot import prologue_lines
+from refsam.records.run import Run
 
 COMMENT_LENGTH = 1000  # characters; slurmctld refuses more than 1024
 

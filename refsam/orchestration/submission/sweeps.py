@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -27,18 +27,16 @@ from refsam.orchestration.planning.estimate import estimate
 from refsam.orchestration.planning.plan import Plan, PlannedRun, Standing
 from refsam.orchestration.planning.plan_view import print_expected, print_plan, summary
 from refsam.orchestration.planning.preflight import machine_problem, preflight
-from refsam.orchestration.slurm.requests import Run, by_jobs
+from refsam.orchestration.slurm.requests import by_jobs
 from refsam.records.measurements import extended
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths, default_runs
 from refsam.records.recovery import mend, read_record
+from refsam.records.run import Run
 from refsam.records.status import State, Status, now, run_lock, write_status
 from refsam.records.training import read_training
 from refsam.results.sweeps import MANIFEST_FORMAT
 from refsam.system.files import check_format, read_json, write_json
 from refsam.system.own_job import LOCK_SECONDS
-
-if TYPE_CHECKING:
-    from refsam.orchestration.submission.local import PlannedRun as QueuedRun
 
 WRITERS = 16  # files at a time
 # Slurm's commands may be installed where no cluster is.
@@ -352,7 +350,7 @@ def _run_in_this_process(paths: RunPaths) -> None:
         raise RunFailed(f"{message} (HYDRA_FULL_ERROR=1 shows the traceback)") from error
 
 
-def run_here(folder: RunsFolder, todo: "Sequence[QueuedRun]", console: Console) -> None:
+def run_here(folder: RunsFolder, todo: Sequence[Run], console: Console) -> None:
     """Execute the runs on this machine, as many at a time as fit, and return when all have ended."""
     from refsam.orchestration.submission.live_table import make_display
     from refsam.orchestration.submission.local import run_locally

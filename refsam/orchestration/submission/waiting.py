@@ -3,39 +3,25 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
-from refsam.configuration.schema import RefsamConfig
 from refsam.errors import RunFailed
 from refsam.orchestration.lifecycle.reconcile import is_due, reconcile
 from refsam.orchestration.slurm.questions import SlurmQuery
 from refsam.orchestration.submission.live_table import Display, Place, Row
 from refsam.records.paths import RunPaths, RunsFolder
+from refsam.records.run import Run
 from refsam.records.status import State, Status
 
 POLL_SECONDS = 10.0  # between two questions to Slurm
 TOP_UP_SECONDS = 60.0  # between two tries to submit what the site has not taken yet
 
 
-class WaitingRun(Protocol):
-    """What the table shows of a run."""
-
-    @property
-    def run_id(self) -> str: ...
-
-    @property
-    def config(self) -> RefsamConfig: ...
-
-    @property
-    def label(self) -> str: ...
-
-
 def wait_for_runs(
-    runs: Sequence[WaitingRun],
+    runs: Sequence[Run],
     folder: RunsFolder,
     attempts_before: Mapping[str, int],
     display: Display,
-    submit: Callable[[list[WaitingRun]], int],
+    submit: Callable[[list[Run]], int],
 ) -> None:
     """Show the runs until all have ended, and submit those that the site has not taken yet when others end.
 
@@ -89,7 +75,7 @@ def _not_submitted(status: Status, attempts_before: int) -> bool:
     return status.attempt == attempts_before and status.state in (State.planned, State.failed)
 
 
-def _row(run: WaitingRun, paths: RunPaths, status: Status, not_submitted: bool) -> Row:
+def _row(run: Run, paths: RunPaths, status: Status, not_submitted: bool) -> Row:
     place = {State.running: Place.here, State.completed: Place.ended, State.failed: Place.ended}
     place[State.unreadable] = Place.ended
     where = Place.waiting if not_submitted else place.get(status.state, Place.waiting)
