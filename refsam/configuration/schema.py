@@ -137,6 +137,9 @@ class PeftConfig:
 
     name: str = MISSING  # auto, full, freeze_encoder, lora, dora, …
     freeze: list[str] = field(default_factory=list)  # of image_encoder, prompt_encoder, mask_decoder
+    # Mask decoder and prompt encoder: train, freeze, or adapt (the decoder's queries and values, the rest is
+    # frozen).
+    decoder: str = "train"
     rank: int | None = None  # of the adapter
     update_matrices: list[str] = field(default_factory=list)  # of q, k, v, mlp
     alpha: Any = None  # a number, or learnable_scalar for adaptformer
@@ -147,6 +150,7 @@ class PeftConfig:
     targets: list[str] = field(default_factory=list)
     quantization: str | None = None  # of the frozen weights: nf4 or fp4
     double_quantization: bool | None = None  # whether the constants of the quantization are quantized too
+    quantized_layers: str | None = None  # linear ones: encoder (null), or all of the model
     options: dict[str, Any] = field(default_factory=dict)  # further arguments of peft's configuration
 
 

@@ -18,8 +18,9 @@ WEIGHTS = (
 )
 ANY = "hf"  # the model of conf/ that takes any hub id
 KIND = "sam"  # model_type of a SamModel
-# transformers' defaults (SamVisionConfig), which a configuration may leave out.
+# transformers' defaults (SamVisionConfig, SamMaskDecoderConfig), which a configuration may leave out.
 DEPTH, CHANNELS, MLP_RATIO = 12, 768, 4
+DECODER_CHANNELS = 256
 
 
 def snapshot(hub_id: str) -> Path | None:
@@ -62,17 +63,20 @@ def require_model(folder: Path) -> None:
         raise BadInput(f"{given} holds no weights; needed is one of {', '.join(WEIGHTS)}")
 
 
-def encoder_shape(model: ModelConfig) -> tuple[int, int, int] | None:
-    """Blocks and channels of a model's image encoder, and channels of its MLP, from its configuration.
+def model_shape(model: ModelConfig) -> tuple[int, int, int, int] | None:
+    """Blocks and channels of a model's image encoder, channels of its MLP, and of the mask decoder, from its
+    configuration.
 
     None where the model is not on this disk, or has a configuration without an encoder like a SamModel's.
     """
     folder = snapshot(str(model.hub_id)) if model.weights == "pretrained" else Path(model.weights)
     try:
-        values = json.loads(((folder or Path()) / CONFIGURATION).read_text(encoding="utf-8"))["vision_config"]
+        parts = json.loads(((folder or Path()) / CONFIGURATION).read_text(encoding="utf-8"))
+        values = parts["vision_config"]
         channels = int(values.get("hidden_size", CHANNELS))
         hidden = values.get("mlp_dim") or MLP_RATIO * channels
-        return int(values.get("num_hidden_layers", DEPTH)), channels, int(hidden)
+        decoder = (parts.get("mask_decoder_config") or {}).get("hidden_size", DECODER_CHANNELS)
+        return int(values.get("num_hidden_layers", DEPTH)), channels, int(hidden), int(decoder)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 

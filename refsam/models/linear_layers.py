@@ -1,4 +1,5 @@
-"""The linear layers of the image encoders, by name and size, known without building a model.
+"""The linear layers that are adapted, by name and size, known without building a model: those of the image
+encoders, and of the attention in the mask decoder.
 
 So that a pattern that matches nothing, or a rank that is too large, is refused before anything is submitted.
 Tests hold these names against the models themselves.
@@ -6,7 +7,7 @@ Tests hold these names against the models themselves.
 
 from refsam.configuration.schema import ModelConfig
 from refsam.models.families import HUGGING_FACE
-from refsam.models.hub_cache import encoder_shape
+from refsam.models.hub_cache import DECODER_CHANNELS, model_shape
 
 # Inputs and outputs of each linear layer.
 Layers = dict[str, tuple[int, int]]
@@ -24,19 +25,26 @@ VISION_TRANSFORMERS: dict[str, tuple[int, ...]] = {
 TINY_STAGES = ((2, 128), (6, 160), (2, 320))
 TINY_HEAD = 1000  # outputs of its classifier, which is never asked
 MLP_RATIO = 4
+DECODER_DEPTH = 2  # of every mask decoder
 
 
 def linear_layers(model: ModelConfig) -> Layers | None:
-    """Names, inputs and outputs of the linear layers in `model`'s image encoder; None where nobody knows."""
+    """Names, inputs and outputs of these layers of `model`; None where nobody knows."""
     if model.architecture == "vit_t":
-        return _tiny()
+        return {**_tiny(), **_mask_decoder(DECODER_CHANNELS)}
     blocks = "layers" if model.family == HUGGING_FACE else "blocks"
     if model.custom is not None:
-        return _vision_transformer(blocks, model.custom.depth, model.custom.embed_dim)
+        custom = model.custom
+        encoder = _vision_transformer(blocks, custom.depth, custom.embed_dim)
+        return {**encoder, **_mask_decoder(custom.prompt_embed_dim)}
     if model.architecture in VISION_TRANSFORMERS:
-        return _vision_transformer(blocks, *VISION_TRANSFORMERS[model.architecture])
-    shape = encoder_shape(model) if model.family == HUGGING_FACE else None
-    return None if shape is None else _vision_transformer(blocks, *shape)
+        encoder = _vision_transformer(blocks, *VISION_TRANSFORMERS[model.architecture])
+        return {**encoder, **_mask_decoder(DECODER_CHANNELS)}
+    shape = model_shape(model) if model.family == HUGGING_FACE else None
+    if shape is None:
+        return None
+    *of_encoder, channels = shape
+    return {**_vision_transformer(blocks, *of_encoder), **_mask_decoder(channels)}
 
 
 def _vision_transformer(blocks: str, depth: int, channels: int, hidden: int | None = None) -> Layers:
@@ -49,6 +57,25 @@ def _vision_transformer(blocks: str, depth: int, channels: int, hidden: int | No
             ("attn.proj", (channels, channels)),
             ("mlp.lin1", (channels, hidden)),
             ("mlp.lin2", (hidden, channels)),
+        )
+    }
+
+
+def _mask_decoder(channels: int) -> Layers:
+    """Attention between prompts and image works on half of the channels."""
+    layers = [f"layers.{number}" for number in range(DECODER_DEPTH)]
+    attentions = {
+        **{f"{layer}.self_attn": channels for layer in layers},
+        **{f"{layer}.cross_attn_token_to_image": channels // 2 for layer in layers},
+        **{f"{layer}.cross_attn_image_to_token": channels // 2 for layer in layers},
+        "final_attn_token_to_image": channels // 2,
+    }
+    return {
+        f"mask_decoder.transformer.{attention}.{name}": size
+        for attention, inner in attentions.items()
+        for name, size in (
+            *((f"{each}_proj", (channels, inner)) for each in "qkv"),
+            ("out_proj", (inner, channels)),
         )
     }
 

@@ -23,6 +23,10 @@ HEADS = ("prompt_encoder", "mask_decoder")
 DECODER = "decoder"  # the strategy that trains nothing of PARTS
 UPDATE_MATRICES = ("q", "k", "v", "mlp")
 QUANTIZATIONS = ("nf4", "fp4")
+QUANTIZED_LAYERS = ("encoder", "all")
+TRAIN, FREEZE, ADAPT = "train", "freeze", "adapt"  # of peft.decoder
+# What ADAPT adds to peft.targets: queries and values of every attention.
+DECODER_TARGETS = [r"mask_decoder\..*\.[qv]_proj"]
 LEARNABLE = "learnable_scalar"
 NO_SURGERY = "micro-sam operates on transformer blocks, and TinyViT has none of them"
 OTHER_NAMES = "micro-sam looks for its layers under the names that segment_anything's classes give them"
@@ -103,7 +107,7 @@ def _quantized(strategy: Strategy, trains: str) -> Strategy:
     return dataclasses.replace(
         strategy,
         trains=trains,
-        takes=(*strategy.takes, "quantization", "double_quantization"),
+        takes=(*strategy.takes, "quantization", "double_quantization", "quantized_layers"),
         needs=(*strategy.needs, "quantization"),
         quantized=True,
     )
@@ -209,6 +213,7 @@ def strategy_problem(model: ModelConfig, peft: PeftConfig) -> str | None:
         _model_problem(model, peft, strategy)
         or _freezing_problem(peft, strategy)
         or _settings_problem(peft, strategy)
+        or _decoder_problem(peft, strategy)
     )
     layers = linear_layers(model)
     if problem is not None or layers is None:
@@ -229,7 +234,7 @@ def layers_problem(peft: PeftConfig, layers: Layers) -> str | None:
             there = ", ".join(dict.fromkeys(re.sub(r"\d+", "N", name) for name in layers))
             return f"peft.targets: {pattern} matches no linear layer; there are: {there} (N: numbers)"
     if strategy.method is Method.peft:
-        adapted = target_layers(layers, peft.targets, peft.share)
+        adapted = adapted_layers(layers, peft)
     else:
         adapted = [name for name in layers if name.endswith((".qkv", ".lin1", ".lin2"))]
     if peft.rank is None or not adapted:
@@ -242,6 +247,19 @@ def layers_problem(peft: PeftConfig, layers: Layers) -> str | None:
             f"outputs), allowed: 1 to {min(layers[narrowest])}"
         )
     return None
+
+
+def adapted_layers(names: Iterable[str], peft: PeftConfig) -> list[str]:
+    """The linear layers into which a strategy of Hugging Face's peft puts its updates."""
+    known = list(names)
+    found = target_layers(known, peft.targets, peft.share)
+    return found + (target_layers(known, DECODER_TARGETS, None) if peft.decoder == ADAPT else [])
+
+
+def frozen_parts(peft: PeftConfig) -> list[str]:
+    """The parts that stay as they are, in the order of PARTS."""
+    beside = {TRAIN: (), FREEZE: HEADS, ADAPT: ("prompt_encoder",)}[peft.decoder]
+    return [part for part in PARTS if part in (*peft.freeze, *beside)]
 
 
 def target_layers(names: Iterable[str], targets: list[str], share: float | None) -> list[str]:
@@ -281,7 +299,8 @@ def _unusual(peft: Mapping[str, Any], usual: Mapping[str, Any]) -> Iterator[str]
     """The settings that differ from the usual ones, in words."""
     for item in dataclasses.fields(PeftConfig):
         value: Any = peft.get(item.name)
-        is_usual = item.name not in peft or (value or None) == (usual.get(item.name) or None)
+        default = item.default if item.name == "decoder" else None
+        is_usual = item.name not in peft or (value or None) == (usual.get(item.name) or default)
         if item.name in ("name", "share") or is_usual:
             continue
         if item.name == "freeze":
@@ -334,15 +353,34 @@ def _freezing_problem(peft: PeftConfig, strategy: Strategy) -> str | None:
     missing = [part for part in strategy.must_freeze if part not in peft.freeze]
     if missing:
         return f"{given} does not go with peft.name={peft.name}, which has to freeze: {', '.join(missing)}"
-    if set(peft.freeze) == set(PARTS) != set(strategy.must_freeze):
+    if set(frozen_parts(peft)) == set(PARTS) != set(strategy.must_freeze):
+        given = f"{given}{'' if peft.decoder == TRAIN else f' with peft.decoder={peft.decoder}'}"
         return f"{given} leaves nothing of the model to train, allowed: at most {len(PARTS) - 1} of its parts"
+    return None
+
+
+def _decoder_problem(peft: PeftConfig, strategy: Strategy) -> str | None:
+    """Why mask decoder and prompt encoder cannot be treated as peft.decoder says."""
+    given = f"peft.decoder={peft.decoder}"
+    if peft.decoder == ADAPT and strategy.method is not Method.peft:
+        return (
+            f"{given} does not go with peft.name={peft.name}, whose updates go into the image encoder only, "
+            f"allowed: {TRAIN}, {FREEZE}"
+        )
+    if peft.decoder == ADAPT and "mask_decoder" in peft.freeze:
+        return f"{given} does not go with peft.freeze={_listed(peft.freeze)}, allowed: {TRAIN}, {FREEZE}"
+    if peft.quantized_layers == "all" and peft.decoder == TRAIN and "mask_decoder" not in peft.freeze:
+        return (
+            f"{given} does not go with peft.quantized_layers=all, because weights in 4 bits are not trained, "
+            f"allowed: {FREEZE}, {ADAPT}"
+        )
     return None
 
 
 def _settings_problem(peft: PeftConfig, strategy: Strategy) -> str | None:
     """Why a setting cannot be given to a strategy, is missing, or has a value that cannot be."""
     for item in dataclasses.fields(peft):
-        if item.name in ("name", "freeze"):
+        if item.name in ("name", "freeze", "decoder"):
             continue
         value = getattr(peft, item.name)
         shown = _listed(value) if isinstance(value, list) else value
@@ -387,6 +425,7 @@ _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "share": (lambda value: 0 < value <= 100, "a percentage above 0, up to 100"),
     "targets": (_patterns, "one or more regular expressions for the names of linear layers"),
     "quantization": (lambda value: value in QUANTIZATIONS, " or ".join(QUANTIZATIONS)),
+    "quantized_layers": (lambda value: value in QUANTIZED_LAYERS, " or ".join(QUANTIZED_LAYERS)),
 }
 
 

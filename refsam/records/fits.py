@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from refsam.configuration.resources import folder
 from refsam.configuration.schema import AUTO, RefsamConfig
 from refsam.models.families import HUGGING_FACE
+from refsam.models.strategies import TRAIN
 from refsam.records.paths import file_name
 from refsam.system.files import read_json, write_json
 
@@ -60,7 +61,7 @@ class Setup:
         shape = None if model.custom is None else _digest(asdict(model.custom))
         if model.family == HUGGING_FACE:  # the same architecture, computed by other code
             shape = f"{HUGGING_FACE} {shape or model.hub_id or model.name}"
-        strategy = [peft.name, *peft.freeze]
+        strategy = [peft.name, *peft.freeze, *([] if peft.decoder == TRAIN else [f"decoder {peft.decoder}"])]
         if peft.rank is not None:
             strategy += [f"rank {peft.rank}", *peft.update_matrices]
         strategy += [
@@ -70,6 +71,7 @@ class Setup:
                 ("share", peft.share),
                 ("targets", peft.targets),
                 ("quantization", peft.quantization),
+                ("quantized layers", peft.quantized_layers),
                 ("options", peft.options),
             )
             if value

@@ -10,11 +10,11 @@ from refsam.configuration.optimizers import own_weight_decay
 from refsam.configuration.patch_pool import FIXED, encoder_is_frozen
 from refsam.configuration.prompts import MIXED
 from refsam.configuration.run_names import readable_id
-from refsam.configuration.schema import Kind, RefsamConfig
+from refsam.configuration.schema import Kind, PeftConfig, RefsamConfig
 from refsam.configuration.split import SEEDED
 from refsam.datasets.numbering import INSTANCES
 from refsam.models.families import MICRO_SAM
-from refsam.models.strategies import DECODER
+from refsam.models.strategies import ADAPT, DECODER, TRAIN, frozen_parts
 
 # Changed when the science changes in a way that makes older results another experiment.
 SCIENCE_VERSION = 1
@@ -83,6 +83,9 @@ def identity(config: RefsamConfig, data_fingerprint: str, weights_hash: str | No
     if "weight_decay" in train and own_weight_decay(config.train):
         del train["weight_decay"]
     if "peft" in values:
+        values["peft"]["freeze"] = _frozen(config.peft)
+        if config.peft.decoder != ADAPT:  # what it says is in `freeze`
+            del values["peft"]["decoder"]
         # What a strategy has not been given is not part of it.
         values["peft"] = {
             name: value
@@ -105,6 +108,11 @@ def identity(config: RefsamConfig, data_fingerprint: str, weights_hash: str | No
         values["model"]["weights"] = weights_hash
     values["science"] = SCIENCE_VERSION
     return values
+
+
+def _frozen(peft: PeftConfig) -> list[str]:
+    """The frozen parts as they were given, and those that peft.decoder adds."""
+    return peft.freeze if peft.decoder == TRAIN else frozen_parts(peft)
 
 
 def result_values(config: RefsamConfig) -> dict[str, Any]:

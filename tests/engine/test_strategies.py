@@ -35,7 +35,7 @@ from refsam.science.strategies.adapter_files import write_adapter
 from refsam.science.strategies.injection import apply_strategy
 from refsam.science.strategies.merging import plain_state
 from refsam.science.strategies.parts import count_parameters, linear_layers
-from refsam.science.strategies.quantization import quantize_encoder, weights_bytes
+from refsam.science.strategies.quantization import quantize, weights_bytes
 from refsam.science.strategies.state import HOLDS, Keeping, load_trained
 from refsam.science.strategies.state import TRAINED as ONLY_TRAINED
 
@@ -260,7 +260,7 @@ def base_for_peft(model: str, name: str) -> nn.Module:
         base = from_segment_anything(fresh("vit"))
         base.prompt_encoder.input_image_size = PROMPT_FRAME
     if STRATEGIES[name].quantized:
-        quantize_encoder(base, strategy(name))
+        quantize(base, strategy(name))
         base.is_loaded_in_4bit = True
     return base
 
@@ -342,6 +342,6 @@ def test_the_layers_that_the_plan_knows_are_those_of_the_model(architecture: str
     sizes = {
         name: (layer.in_features, layer.out_features)
         for name, layer in layers.items()
-        if name.startswith("image_encoder")
+        if name.startswith("image_encoder") or re.fullmatch(r"mask_decoder\..*_proj", name)
     }
     assert known_layers(config) == sizes

@@ -110,6 +110,15 @@ def test_fields_that_are_newer_than_a_run_leave_its_identity_as_it_was():
     assert set(identity(compose(["peft=lora", "n_objects=5"]), "data", None)["train"]) == usual
 
 
+def test_the_decoder_is_part_of_the_run_however_it_is_frozen():
+    frozen = name("peft=dora", "peft.freeze=[prompt_encoder,mask_decoder]")
+    assert name("peft=dora", "peft.decoder=freeze") == frozen
+    assert name("peft=dora", "peft.decoder=train") == name("peft=dora")
+    assert len({frozen, name("peft=dora"), name("peft=dora", "peft.decoder=adapt")}) == 3
+    all_layers = ("peft=qdora", "peft.decoder=adapt", "peft.quantized_layers=all")
+    assert name(*all_layers) != name(*all_layers[:2])
+
+
 def test_what_only_the_other_schedule_takes_is_no_part_of_the_run():
     cosine = name("train.scheduler=cosine")
     assert name("train.scheduler=cosine", "train.scheduler_patience=9") == cosine

@@ -166,6 +166,52 @@ def test_tables_call_a_strategy_as_its_file_is_by_its_name(name: str) -> None:
     assert strategy_label(asdict(of_file(f"peft={name}"))).removesuffix(" 50 %") == name
 
 
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (("peft=dora", "peft.decoder=adapt"), None),
+        (("peft=lora", "peft.decoder=freeze"), None),
+        (("peft=qdora", "peft.decoder=adapt", "peft.quantized_layers=all"), None),
+        (
+            ("peft=lora", "peft.decoder=adapt"),
+            "peft.decoder=adapt does not go with peft.name=lora, whose updates go into the image encoder "
+            "only, allowed: train, freeze",
+        ),
+        (
+            ("peft=dora", "peft.decoder=adapt", "peft.freeze=[mask_decoder]"),
+            "peft.decoder=adapt does not go with peft.freeze=[mask_decoder], allowed: train, freeze",
+        ),
+        (
+            ("peft=qdora", "peft.quantized_layers=all"),
+            "peft.decoder=train does not go with peft.quantized_layers=all, because weights in 4 bits are "
+            "not trained, allowed: freeze, adapt",
+        ),
+        (
+            ("peft=dora", "peft.quantized_layers=all"),
+            "peft.quantized_layers=all does not go with peft.name=dora, which takes: rank, targets, alpha, "
+            "dropout, share, options",
+        ),
+        (
+            ("peft=freeze_encoder", "peft.decoder=freeze"),
+            "peft.freeze=[image_encoder] with peft.decoder=freeze leaves nothing of the model to train, "
+            "allowed: at most 2 of its parts",
+        ),
+        (
+            ("peft=dora", "peft.decoder=adapt", "peft.rank=129"),
+            "peft.rank=129 is larger than the layer "
+            "mask_decoder.transformer.layers.0.cross_attn_token_to_image.q_proj (256 inputs, 128 outputs), "
+            "allowed: 1 to 128",
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("of", ["vit_b", "sam_vit_base"])
+def test_what_cannot_be_done_with_the_decoder_is_said_in_the_plan(
+    overrides: tuple[str, ...], problem: str | None, of: str
+) -> None:
+    config = compose([f"model={of}", "n_objects=5", *overrides])
+    assert strategy_problem(config.model, config.peft) == problem
+
+
 def test_without_bitsandbytes_a_sweep_leaves_out_what_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     config = compose(["peft=qdora", "n_objects=5", "dataset=nuclei"])
     assert combination_problem(config, 48) is None

@@ -61,6 +61,7 @@ FIELDS = [
 CHOICES = {
     "train.joint": "summed",  # of which strategies are named after
     "train.optimizer": "adamw",
+    "peft.decoder": "freeze",
 }
 # One of each kind, of which every command is asked.
 OF_EACH_KIND = (

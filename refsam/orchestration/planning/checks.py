@@ -23,9 +23,10 @@ from refsam.datasets.numbering import COMPONENTS, INSTANCES
 from refsam.datasets.reading import COLOURS
 from refsam.errors import BadInput
 from refsam.models.families import FAMILIES, attention_problem, model_problem
-from refsam.models.strategies import DECODER, is_quantized, strategy_problem
+from refsam.models.strategies import ADAPT, DECODER, FREEZE, TRAIN, is_quantized, strategy_problem
 from refsam.records.measurements import GRIDS, MODES, is_grid
 
+DECODERS = (TRAIN, FREEZE, ADAPT)
 SCHEDULERS = ("plateau", "cosine")
 STOPS = ("loss", "mIoU")
 JOINTS = ("separate", "summed")
@@ -135,6 +136,7 @@ _RULES = (
     _Rule("train.validation_samples", _optional(_whole(1)), "null, or a whole number from 1"),
     _choice("train.validation_patches", (FIXED, NEW)),
     _Rule("train.lr", _above_zero, "a number above 0"),
+    _choice("peft.decoder", DECODERS),
     _choice("train.optimizer", tuple(OPTIMIZERS)),
     _Rule(
         "train.betas",

@@ -18,7 +18,7 @@ from micro_sam.models.peft_sam import AttentionLoRA, FacTSurgery, MLPLoRA
 from torch import nn
 
 from refsam.configuration.schema import PeftConfig
-from refsam.models.strategies import HEADS, STRATEGIES, Method, target_layers
+from refsam.models.strategies import HEADS, STRATEGIES, Method, adapted_layers
 from refsam.science.hugging_face import HuggingFaceSam
 from refsam.science.state_names import transformers_part
 from refsam.science.strategies.injection import ADAPTER, peft_config
@@ -72,7 +72,7 @@ def _of_peft(model: nn.Module, peft: PeftConfig) -> tuple[Any, StateDict]:
     adapted = [
         name.removesuffix(".base_layer") for name in linear_layers(model) if name.endswith(".base_layer")
     ]
-    config: Any = peft_config(peft, target_layers(adapted, peft.targets, peft.share))
+    config: Any = peft_config(peft, adapted_layers(adapted, peft))
     state: StateDict = {
         name: value
         for name, value in hugging_face.get_peft_model_state_dict(model, adapter_name=ADAPTER).items()

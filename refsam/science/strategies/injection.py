@@ -16,8 +16,9 @@ from refsam.models.strategies import (
     Method,
     Strategy,
     adapted_blocks,
+    adapted_layers,
+    frozen_parts,
     layers_problem,
-    target_layers,
 )
 from refsam.science.strategies.parts import (
     keep_mode,
@@ -27,7 +28,7 @@ from refsam.science.strategies.parts import (
     part_name,
     part_of,
 )
-from refsam.science.strategies.quantization import quantize_encoder
+from refsam.science.strategies.quantization import quantize
 
 ADAPTER = "default"
 Model = TypeVar("Model", bound=nn.Module)
@@ -37,8 +38,8 @@ def apply_strategy(model: Model, peft: PeftConfig) -> Model:
     """Freeze parts of `model` and put updates into its layers, in place, as `peft` says.
 
     Whatever is put into a part, its own weights are frozen, with the running statistics of batch
-    normalization; the parts beside it are trained unless they are in `peft.freeze`. Frozen parts also stay in
-    evaluation mode, so that the batch statistics of vit_t's encoder do not move.
+    normalization; the parts beside it are trained unless `peft.freeze` or `peft.decoder` says otherwise.
+    Frozen parts also stay in evaluation mode, so that the batch statistics of vit_t's encoder do not move.
 
     Raises:
         BadInput: when the strategy does not go with the model's layers, or an extra is not installed.
@@ -51,12 +52,12 @@ def apply_strategy(model: Model, peft: PeftConfig) -> Model:
         if problem is not None:
             raise BadInput(problem)
         if strategy.quantized:
-            quantize_encoder(model, peft)
+            quantize(model, peft)
         if strategy.method is Method.surgery:
             _operate(model, peft, strategy)
         else:
             _inject(model, peft, strategy)
-    for name in peft.freeze:
+    for name in frozen_parts(peft):
         frozen = part(model, name)
         frozen.requires_grad_(False)
         keep_mode(frozen, training=False)
@@ -101,7 +102,7 @@ def surgery_arguments(peft: PeftConfig, depth: int) -> dict[str, Any]:
 
 def _inject(model: nn.Module, peft: PeftConfig, strategy: Strategy) -> None:
     """peft's adapters; it freezes the whole model, and what is beside the adapted parts is freed again."""
-    names = target_layers(linear_layers(model), peft.targets, peft.share)
+    names = adapted_layers(linear_layers(model), peft)
     adapted = {part_of(model, name) for name in names}
     trained = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
     if strategy.quantized:

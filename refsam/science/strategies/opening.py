@@ -28,7 +28,7 @@ from refsam.science.models import (
 from refsam.science.safe_load import read_weights
 from refsam.science.strategies.injection import apply_strategy
 from refsam.science.strategies.merging import plain_state
-from refsam.science.strategies.quantization import quantize_encoder
+from refsam.science.strategies.quantization import quantize
 from refsam.science.strategies.state import HOLDS, TRAINED, load_trained
 
 
@@ -82,7 +82,7 @@ def initial_model(run: Path | str) -> nn.Module:
     config = load(RunPaths(Path(run)).config)
     sam = load_model(config.model, config.seed, "cpu").sam
     if STRATEGIES[config.peft.name].quantized:
-        quantize_encoder(sam, config.peft)
+        quantize(sam, config.peft)
         sam.is_loaded_in_4bit = True  # what peft asks
     if config.model.family == HUGGING_FACE:
         from refsam.science.hugging_face import to_transformers_model

@@ -3,7 +3,8 @@
 nf4 has its 16 values where a normal distribution has its sixteenths (QLoRA, Dettmers et al. 2023,
 arXiv:2305.14314); each block of 64 weights has one constant, which double quantization keeps in 8 bits. It
 saves seven eighths of the linear layers' weights. It costs the way back to 32 bits at each use, and the
-weights are rounded: this is another model, and results name it by its strategy.
+weights are rounded: this is another model, and results name it by its strategy. Products are computed in the
+precision of the run: autocast takes the 32 bits to bfloat16 as everywhere else.
 """
 
 import importlib
@@ -18,16 +19,16 @@ from refsam.errors import BadInput
 from refsam.science.strategies.parts import keep_mode, linear_layers, part, replace_module
 
 
-def quantize_encoder(model: nn.Module, peft: PeftConfig) -> None:
-    """Put the linear layers of the image encoder into 4 bits, in place.
+def quantize(model: nn.Module, peft: PeftConfig) -> None:
+    """Put the linear layers of the image encoder, or all of the model, into 4 bits, in place.
 
     Raises:
         BadInput: when bitsandbytes is not installed.
     """
     library = _library(peft)
-    encoder = part(model, "image_encoder")
-    for name, layer in linear_layers(encoder).items():
-        replace_module(encoder, name, _quantized(library, layer, peft))
+    chosen = model if peft.quantized_layers == "all" else part(model, "image_encoder")
+    for name, layer in linear_layers(chosen).items():
+        replace_module(chosen, name, _quantized(library, layer, peft))
 
 
 def is_quantized_layer(module: nn.Module) -> bool:
