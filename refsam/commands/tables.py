@@ -58,6 +58,11 @@ def _add_collect(commands: Commands) -> None:
     )
     wide.add_argument("--study", choices=STUDIES, help="the table of a study, ready-made")
     wide.add_argument(
+        "--published",
+        action="store_true",
+        help="with --study resource: the published values beside, and the differences",
+    )
+    wide.add_argument(
         "--format",
         type=comma_separated,
         default=FORMATS,
@@ -114,6 +119,8 @@ def _add_strategies(commands: Commands) -> None:
 
 def _collect(options: argparse.Namespace) -> int:
     _check_choices("--format", options.format, FORMATS)
+    if options.published and options.study != STUDIES[0]:
+        raise BadInput(f"--published needs --study {STUDIES[0]}, got {options.study or 'no study'}")
     chosen = selected(options)
     frame = chosen.frame
     from refsam.results.collect import write_results
@@ -156,10 +163,12 @@ def _write_table(options: argparse.Namespace, chosen: Selection) -> None:
     frame = joined.results()
     table: WideTable
     if options.study:
+        from refsam.results.published import published_runs
         from refsam.results.tables.studies import STUDIES as MADE
+        from refsam.results.tables.studies import resource_study
 
-        table = MADE[options.study](frame)
-        name = options.name or f"{options.study}_study"
+        table = resource_study(frame, published_runs()) if options.published else MADE[options.study](frame)
+        name = options.name or f"{options.study}_study{'_published' if options.published else ''}"
     else:
         rows, columns = options.rows or ("model", "strategy"), options.columns or ("n_images",)
         metrics = options.metric or ("SA50",)

@@ -230,6 +230,34 @@ def test_the_published_table_of_the_resource_study_comes_out_as_published():
     assert first in as_markdown(table)
 
 
+def test_published_times_stand_beside_measured_ones_of_the_same_kind():
+    same = {"mode": None, "best_epoch": 5, "seconds_to_best": 400.0}
+    measured = frame_of(
+        row("full", 1, 0.0, **same),
+        row("full", 5, 0.0, **{**same, "best_epoch": 7, "seconds_to_best": 600.0}),
+        row("dora", 1, 0.0, **same),  # of which nothing is published
+    )
+    table = resource_study(measured, published_runs())
+    kinds = ("measured", "published", "difference")
+    assert table.headings == [f"{count} {kind}" for count in ("1 image", "5 images") for kind in kinds]
+    texts = {
+        line[table.row_axes.index("strategy")]: [None if cell is None else cell.text for cell in cells]
+        for line, cells in zip(table.rows, table.cells, strict=True)
+    }
+    assert texts["full"] == [
+        *("5, 0:06:40", "3, 0:05:07", "+2, +0:01:33"),
+        *("7, 0:10:00", "10, 0:14:09", "-3, -0:04:09"),
+    ]
+    assert texts["dora"] == ["5, 0:06:40", None, None, None, None, None]
+    elsewhere = resource_study(measured.assign(dataset="nuclei"), published_runs())
+    assert all(cells[1] is None for cells in elsewhere.cells)
+
+
+def test_published_values_are_those_of_the_resource_study_alone(capsys):
+    assert cli.main(["collect", "study", "--study", "peft", "--published"]) == 2
+    assert capsys.readouterr().err == "refsam: --published needs --study resource, got peft\n"
+
+
 def test_a_time_is_written_as_the_study_writes_it():
     assert [time_text(seconds) for seconds in (307, 71494)] == ["0:05:07", "19:51:34"]
 

@@ -22,6 +22,7 @@ from refsam.results.tables.wide import (
 
 _ONCE = ("mode", "round", "mask_input")  # what a run has once is of none of them
 _RESOURCE_AXES = ("resource", "strategy", "model")
+_PUBLISHED_BY = ("dataset", *_RESOURCE_AXES, "n_images")
 _UNITS: Mapping[str, tuple[str, float]] = {
     "trainable million": ("trainable_parameters", 1e-6),
     "memory GiB": ("peak_memory_gib", 1.0),
@@ -32,9 +33,13 @@ _UNITS: Mapping[str, tuple[str, float]] = {
 }
 
 
-def resource_study(frame: pd.DataFrame) -> WideTable:
+def resource_study(frame: pd.DataFrame, published: pd.DataFrame | None = None) -> WideTable:
     """Best epoch (from 0) and training time until its end (h:mm:ss), per resource, strategy, model and number
     of training images; means where there are several seeds.
+
+    Args:
+        published: runs whose values stand beside those that were measured with the same data set, resource,
+            strategy, model and number of images, with the differences (measured less published).
     """
     runs = frame[(frame["strategy"] != BASELINE) & frame["best_epoch"].notna()].drop_duplicates("run_id")
     axes = (*_telling_apart(runs, (*_RESOURCE_AXES, "n_images")), *_RESOURCE_AXES, *telling_apart(runs))
@@ -48,14 +53,17 @@ def resource_study(frame: pd.DataFrame) -> WideTable:
             chosen = runs["n_images"] == count
             for axis, value in zip(axes, row, strict=True):
                 chosen &= runs[axis].isna() if pd.isna(value) else runs[axis] == value
-            line.append(_epoch_and_time(runs[chosen]))
+            own = runs[chosen]
+            line += [_epoch_and_time(own)] if published is None else _beside(own, published)
         cells.append(line)
+    kinds = [()] if published is None else [("measured",), ("published",), ("difference",)]
+    columns = [(f"{count} image{'' if count == 1 else 's'}", *kind) for count in counts for kind in kinds]
     return WideTable(
         title="Best epoch and training time until then (h:mm:ss)",
         row_axes=axes,
         rows=[tuple(map(axis_text, row)) for row in rows],
-        columns=[(f"{count} image{'' if count == 1 else 's'}",) for count in counts],
-        metrics=["best_epoch"] * len(counts),
+        columns=columns,
+        metrics=["best_epoch"] * len(columns),
         cells=cells,
         run_ids=list(runs["run_id"]),
     )
@@ -96,6 +104,23 @@ def _epoch_and_time(runs: pd.DataFrame) -> Cell | None:
     epoch, seconds = float(runs["best_epoch"].mean()), float(runs["seconds_to_best"].mean())
     text = f"{value_text(epoch, 'best_epoch')}, {time_text(seconds)}"
     return Cell(seconds, None, len(runs), text=text)
+
+
+def _beside(own: pd.DataFrame, published: pd.DataFrame) -> list[Cell | None]:
+    """What was measured, what is published of it, and the difference."""
+    measured = _epoch_and_time(own)
+    if measured is None:
+        return [None, None, None]
+    theirs = published
+    for axis in _PUBLISHED_BY:
+        theirs = theirs[theirs[axis] == own[axis].iloc[0]]
+    other = _epoch_and_time(theirs)
+    if other is None:
+        return [measured, None, None]
+    epochs = float(own["best_epoch"].mean() - theirs["best_epoch"].mean())
+    seconds = measured.mean - other.mean
+    text = f"{epochs:+g}, {'-' if seconds < 0 else '+'}{time_text(abs(seconds))}"
+    return [measured, other, Cell(seconds, None, measured.n, text=text)]
 
 
 def _methods(
