@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import MISSING
 
 AUTO = "auto"
+ALL = "all"  # of n_images: all that are for training
 OWN_JOB = "run"  # of evaluate.where: no job of its own
 
 
@@ -172,6 +173,7 @@ class DatasetConfig:
     image_key: str | None = None  # path of the images inside HDF5 files
     label_key: str | None = None  # path of the labels inside HDF5 files
     version: str | None = None  # identity of a published data set; null: identified by its files
+    protocol: str | None = None  # of a study whose text and script differ, which one is followed
     n_files: int | None = None  # how many images a published data set has
     split: str = MISSING  # seeded (shuffled by split_seed) or ordered (sorted, as in the published study)
     split_seed: int | None = None  # null: the run's seed, so that other seeds test on other images
@@ -310,7 +312,7 @@ class RefsamConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    n_images: int = MISSING  # training images
+    n_images: Any = MISSING  # training images: a positive number, or all that are for training
     n_objects: Any = MISSING  # a positive number, or auto: what the resource's file says for the model
     seed: int = MISSING  # of the training, from 0
     name: str | None = None  # of the sweep; null: derived from its runs
@@ -320,6 +322,8 @@ class RefsamConfig:
     dry_run: bool = MISSING  # print the plan and do nothing
     wait: bool = False  # whether the command stays until Slurm has ended all runs
     on_invalid: OnInvalid = OnInvalid.skip  # combinations that cannot run: skip, or error
+    # Combinations that a sweep leaves out, each as fields and their values: [{resource.name: v100}].
+    exclude: list[dict[str, Any]] = field(default_factory=list)
 
 
 def register() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from refsam.configuration.schema import DatasetConfig, RefsamConfig
+from refsam.configuration.schema import ALL, DatasetConfig, RefsamConfig
 from refsam.system.names import normalized
 
 SEEDED = "seeded"
@@ -69,6 +69,39 @@ def split_sizes(dataset: DatasetConfig, names: Sequence[str], folds: int | None)
         given = dataset.train_pool, dataset.n_validation, dataset.n_unused, dataset.test
         split = split_images(names, "ordered", 0, *given)
     return len(split.pool), len(split.validation), len(split.test)
+
+
+def with_all_images(config: RefsamConfig, total: int, names: Sequence[str] | None) -> RefsamConfig:
+    """The configuration with `n_images=all` replaced by how many images are for training, in every fold.
+
+    Args:
+        total: images of the data set.
+        names: of them, where they are known. Without them, nobody knows how many of a published split train,
+            and `dataset.train_pool` is taken.
+    """
+    if config.n_images != ALL:
+        return config
+    dataset = config.dataset
+    if names is None and dataset.test is not None:
+        return replace(config, n_images=dataset.train_pool)
+    names = names or [str(index) for index in range(total)]
+    return replace(config, n_images=split_sizes(dataset, names, config.evaluate.folds)[0])
+
+
+def n_images_problem(config: RefsamConfig, sizes: tuple[int, int, int]) -> str | None:
+    """Why a run cannot be trained on `n_images` images; None where it can, as on all of them.
+
+    Args:
+        sizes: how many images are for training, validation and test.
+    """
+    train, validation, test = sizes
+    if config.n_images == ALL or 1 <= config.n_images <= train:
+        return None
+    return (
+        f"n_images must be an integer from 1 to {train}, the images of dataset={config.dataset.name} for "
+        f"training{'' if config.evaluate.folds is None else ' in a fold'} (validation has {validation}, test "
+        f"{test}), got {config.n_images}"
+    )
 
 
 def n_test_images(config: RefsamConfig, names: Sequence[str]) -> int:

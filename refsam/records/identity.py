@@ -19,7 +19,7 @@ from refsam.models.strategies import ADAPT, DECODER, TRAIN, frozen_parts
 # Changed when the science changes in a way that makes older results another experiment.
 SCIENCE_VERSION = 1
 
-NOT_IDENTITY = ("cluster", "runs", "data", "name", "baseline", "dry_run", "wait", "on_invalid")
+NOT_IDENTITY = ("cluster", "runs", "data", "name", "baseline", "dry_run", "wait", "on_invalid", "exclude")
 NOT_RESULT_OF_TRAINING = (
     "workers",
     "engine",
@@ -92,7 +92,7 @@ def identity(config: RefsamConfig, data_fingerprint: str, weights_hash: str | No
             for name, value in values["peft"].items()
             if name in _ALWAYS_OF_STRATEGY or value not in (None, [], {})
         }
-    for name in ("categories", "test", "channels", "labels_are"):
+    for name in ("categories", "test", "channels", "labels_are", "protocol"):
         if not values["dataset"][name]:
             del values["dataset"][name]
     if config.dataset.crowds == "skip":

@@ -58,6 +58,8 @@ _COMPARED_WITHIN = {
     "resource": ("resource",),
 }
 _BROUGHT_BY_STRATEGY = ("train.patch_pool",)
+_PROTOCOL = "dataset.protocol"
+_BROUGHT_BY_PROTOCOL = ("train.optimizer", "train.weight_decay", "dataset.n_validation", "dataset.n_unused")
 _EFFECTIVE_SPLIT_SEED = "split_seed"  # that a null stands for
 
 
@@ -230,7 +232,8 @@ def _keyed(setting: Setting) -> Iterable[tuple[tuple[str, str], Any]]:
         section = "peft" if name in _BROUGHT_BY_STRATEGY else name.partition(".")[0]
         if section not in within:
             within[section] = repr([setting.get(each) for each in _COMPARED_WITHIN.get(section, ())])
-        yield (name, within[section]), value
+        protocol = str(setting.get(_PROTOCOL)) if name in _BROUGHT_BY_PROTOCOL else ""
+        yield (name, within[section] + protocol), value
 
 
 def names_of(settings: Iterable[Setting]) -> list[str]:

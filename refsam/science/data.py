@@ -25,7 +25,7 @@ from torch_em.transform.raw import normalize
 
 from refsam.configuration.patch_pool import FIXED, pool_size
 from refsam.configuration.schema import AUTO, DatasetConfig, Normalization, RefsamConfig
-from refsam.configuration.split import Split, split_of
+from refsam.configuration.split import Split, n_images_problem, split_of
 from refsam.datasets.listing import list_pairs
 from refsam.datasets.pair import Pair
 from refsam.datasets.pairs import read_pair
@@ -87,11 +87,9 @@ def training_loaders(config: RefsamConfig) -> tuple[TorchLoader, TorchLoader]:
         BadInput: when `n_images` is more than the split has for training, or a file cannot be used.
     """
     pairs, split = _split(config)
-    if not 1 <= config.n_images <= len(split.pool):
-        raise BadInput(
-            f"n_images is {config.n_images}, and allowed are 1 to {len(split.pool)} of the {len(pairs)} "
-            f"images of {config.dataset.name}, because the others are for validation and testing"
-        )
+    sizes = len(split.pool), len(split.validation), len(split.test)
+    if problem := n_images_problem(config, sizes):
+        raise BadInput(problem)
     training = load_pairs(config.dataset, [pairs[index] for index in split.pool[: config.n_images]])
     validation = load_pairs(config.dataset, [pairs[index] for index in split.validation])
     return patch_loaders(config, training, validation)

@@ -80,4 +80,4 @@ def test_every_file_says_where_its_settings_come_from(path: Path) -> None:
     assert path.read_text(encoding="utf-8").startswith("# ")
     values = OmegaConf.load(path)
     name = values.get("name") or values.defaults[0]
-    assert name == "auto" or re.fullmatch(rf"{name}(_\d+)?", path.stem)
+    assert name == "auto" or re.fullmatch(rf"{name}(_\w+)?", path.stem)

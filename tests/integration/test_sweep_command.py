@@ -154,6 +154,16 @@ def test_invalid_combinations_are_left_out_and_named(capsys):
     assert "model=vit_l: peft=auto: resource v100 has no settings for vit_l" in output
 
 
+def test_what_a_sweep_excludes_is_left_out_and_is_no_error(capsys):
+    asked = ["-m", "resource=v100", "peft=full,lora", "exclude=[{peft.name: lora}]", "on_invalid=error"]
+    assert sweep(*asked, "dry_run=true") == 0
+    output = capsys.readouterr().out
+    assert "2 runs (1 finetuning, 1 baseline)" in output
+    assert "peft=lora: exclude: peft.name=lora" in output
+    assert sweep("-m", "resource=v100", "peft=lora", "exclude=[{peft.name: lora}]", "dry_run=true") == 2
+    assert "exclude must leave something of the sweep" in capsys.readouterr().err
+
+
 def test_a_plan_says_where_runs_are_evaluated(capsys):
     asked = ["-m", "resource=gtx1080,v100", "n_images=1,2", "dry_run=true", "resource.request.time=1:00:00"]
     assert sweep(*asked) == 0
@@ -193,10 +203,13 @@ def test_a_plan_says_what_else_its_sweep_has(tmp_path, capsys):
     assert "already" not in capsys.readouterr().out
 
 
-def test_the_plan_of_the_resource_study_is_the_one_in_the_documentation(capsys):
-    assert sweep("--config-name", "covid_if", "dry_run=true") == 0
+@pytest.mark.parametrize(
+    "recipe", ["covid_if", "peft_micro_sam", "peft_micro_sam_late", "peft_micro_sam_late_ft"]
+)
+def test_the_plan_of_a_study_is_the_one_in_the_documentation(capsys, recipe):
+    assert sweep("--config-name", recipe, "dry_run=true") == 0
     printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
-    documented = (CHECKOUT / "docs" / "covid_if_plan.txt").read_text(encoding="utf-8").splitlines()
+    documented = (CHECKOUT / "docs" / f"{recipe}_plan.txt").read_text(encoding="utf-8").splitlines()
     of_this_machine = ("Missing: ", "Runs ")
     assert [line for line in printed if not line.startswith(of_this_machine)] == documented
 
@@ -239,9 +252,9 @@ BAD_INPUT = [
     (["n_images=1,,2"], "the override 'n_images=1,,2' cannot be read"),
     (["runs=a;b"], "the override 'runs=a;b' cannot be read, allowed is KEY=VALUE"),
     (["=3,4"], "the override '=3' has no key"),
-    (["n_images=1,x"], "n_images: 'x' was given, allowed is a whole number"),
-    (["n_images=null"], "n_images: 'null' was given, allowed is a value other than null"),
-    (["n_images=[1,2]"], "n_images: '[1,2]' was given, allowed is a whole number"),
+    (["n_images=1,x"], "n_images: 'x' was given, allowed is all, or a whole number"),
+    (["n_images=null"], "n_images: None was given, allowed is all, or a whole number from 1"),
+    (["n_images=[1,2]"], "n_images: [1, 2] was given, allowed is all, or a whole number"),
     (["n_images=interval(1,2)"], "n_images: interval(1,2) was given, allowed are values with commas"),
     (["n_images=range(1,1)"], "the sweep is empty"),
     (["n_train_images=3"], "n_train_images: '3' is no choice, allowed are 1, 2, 5, 10"),
@@ -269,9 +282,13 @@ BAD_INPUT = [
     ([f"runs={'a' * 300}"], "was given, but it cannot be looked at (File name too long)"),
     ([f"model.weights={'a' * 300}"], "was given, but it cannot be looked at (File name too long)"),
     (["dataset=folder", "dataset.root="], "dataset.root: '' was given, allowed is a path"),
-    (["n_images=0"], "n_images: 0 was given, allowed is a whole number from 1"),
-    (["n_images=1,-1"], "n_images: -1 was given, allowed is a whole number from 1"),
-    (["n_images=11"], "n_images: 11 was given, but of the 48 images of dataset=nuclei 10 are for training"),
+    (["n_images=0"], "n_images: 0 was given, allowed is all, or a whole number from 1"),
+    (["n_images=1,-1"], "n_images: -1 was given, allowed is all, or a whole number from 1"),
+    (
+        ["n_images=11"],
+        "n_images must be an integer from 1 to 10, the images of dataset=nuclei for training (validation "
+        "has 1, test 37), got 11",
+    ),
     (["n_images="], "n_images: '' was given"),
     (["n_images=choice()"], "choice"),
     (
@@ -316,7 +333,10 @@ BAD_INPUT = [
     ),
     (["name=für"], "the override 'name=für' cannot be read, allowed is KEY=VALUE"),
     (["cluster=local", "cluster.script_only=true"], "cluster.script_only: true was given, but with cluster="),
-    (["resource=v100", "n_images=1,11", "on_invalid=error"], "n_images: 11 was given"),
+    (
+        ["resource=v100", "n_images=1,11", "on_invalid=error"],
+        "for training (validation has 1, test 37), got 11",
+    ),
     (["cluster=local", "model=vit_nano"], "refsam prepare dataset=nuclei"),
     (["cluster=local", "dataset=synthetic", "model.weights=random"], "refsam prepare dataset=synthetic"),
 ]
@@ -360,7 +380,7 @@ def prepare_synthetic(tmp_path):
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("n_images=0", "n_images: 0 was given, allowed is a whole number from 1"),
+        ("n_images=0", "n_images: 0 was given, allowed is all, or a whole number from 1"),
         (
             "n_images=1,2",
             "n_images: 1,2 was given without -m, allowed is one value; a sweep: -m n_images=1,2",

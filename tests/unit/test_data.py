@@ -260,7 +260,7 @@ def test_test_images_are_limited_in_the_splits_order(nuclei: DatasetConfig) -> N
 
 @pytest.mark.parametrize("n_images", [0, -1, 12])
 def test_more_images_than_there_are_for_training_are_refused(synthetic: DatasetConfig, n_images: int) -> None:
-    with pytest.raises(BadInput, match=f"n_images is {n_images}, and allowed are 1 to 10"):
+    with pytest.raises(BadInput, match=rf"n_images must be an integer from 1 to 10, .*, got {n_images}"):
         data.training_loaders(run_config(synthetic, n_images))
 
 

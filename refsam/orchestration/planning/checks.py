@@ -14,14 +14,15 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from refsam.configuration.frozen import leaves, to_values
 from refsam.configuration.optimizers import BITSANDBYTES, OPTIMIZERS
 from refsam.configuration.patch_pool import FIXED, NEW, encoder_is_frozen, is_patch_pool
 from refsam.configuration.prompts import PROMPTS
-from refsam.configuration.schema import AUTO, Kind, Precision, RefsamConfig, TrainConfig
-from refsam.configuration.split import SEEDED, split_sizes
+from refsam.configuration.schema import ALL, AUTO, Kind, Precision, RefsamConfig, TrainConfig
+from refsam.configuration.split import SEEDED, n_images_problem, split_sizes
 from refsam.datasets.numbering import COMPONENTS, INSTANCES
 from refsam.datasets.reading import COLOURS
-from refsam.errors import BadInput
+from refsam.errors import BadInput, nearest
 from refsam.models.families import FAMILIES, attention_problem, model_problem
 from refsam.models.strategies import ADAPT, DECODER, FREEZE, TRAIN, is_quantized, strategy_problem
 from refsam.records.measurements import GRIDS, MODES, is_grid
@@ -112,7 +113,7 @@ def _positive_or_auto(value: Any) -> bool:
 
 
 _RULES = (
-    _Rule("n_images", _whole(1), "a whole number from 1"),
+    _Rule("n_images", lambda value: value == ALL or _whole(1)(value), "all, or a whole number from 1"),
     _Rule("n_objects", _positive_or_auto, "auto, or a whole number from 1"),
     _Rule(
         "seed",
@@ -304,6 +305,22 @@ def check_values(config: RefsamConfig) -> None:
             )
 
 
+def excluded(config: RefsamConfig) -> str | None:
+    """Which of the combinations of `exclude` a resolved run is; None where it is none of them.
+
+    Raises:
+        BadInput: for a field that there is not.
+    """
+    values = leaves(to_values(config)) if config.exclude else {}
+    for fields in config.exclude:
+        unknown = next((name for name in fields if name not in values), None)
+        if unknown is not None:
+            raise BadInput(f"exclude must name fields of a run, got {unknown!r}{nearest(unknown, values)}")
+        if all(values[name] == value for name, value in fields.items()):
+            return f"exclude: {' '.join(f'{name}={value}' for name, value in fields.items())}"
+    return None
+
+
 def combination_problem(
     config: RefsamConfig, total_images: int, names: Sequence[str] | None = None
 ) -> str | None:
@@ -321,19 +338,12 @@ def combination_problem(
         return None if config.kind == Kind.baseline else _training_problem(config)
     try:
         names = names or [str(index) for index in range(total_images)]
-        train, validation, test = split_sizes(dataset, names, config.evaluate.folds)
+        sizes = split_sizes(dataset, names, config.evaluate.folds)
     except ValueError as error:
         return f"dataset={dataset.name}: {error}"
     if config.kind == Kind.baseline:
         return None
-    if config.n_images > train:
-        return (
-            f"n_images: {config.n_images} was given, but of the {total_images} images of "
-            f"dataset={dataset.name} {train} are for training"
-            f"{'' if config.evaluate.folds is None else ' in a fold'} ({validation} for validation, {test} "
-            "for test)"
-        )
-    return _training_problem(config)
+    return n_images_problem(config, sizes) or _training_problem(config)
 
 
 def _fold_problem(config: RefsamConfig, total_images: int) -> str | None:

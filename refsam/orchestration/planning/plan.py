@@ -23,7 +23,14 @@ from refsam.configuration.schema import (
     RefsamConfig,
     ResourceConfig,
 )
-from refsam.configuration.split import LEAST_TEST_IMAGES, SEEDED, n_test_images, of_folds, split_sizes
+from refsam.configuration.split import (
+    LEAST_TEST_IMAGES,
+    SEEDED,
+    n_test_images,
+    of_folds,
+    split_sizes,
+    with_all_images,
+)
 from refsam.datasets.index import ImageFacts, check_images, fingerprint, inspect
 from refsam.datasets.listing import complete_pairs, count_images
 from refsam.datasets.overview import Overview, in_folds, overview
@@ -33,7 +40,7 @@ from refsam.models import hub_cache
 from refsam.models.families import HUGGING_FACE
 from refsam.models.strategies import DECODER
 from refsam.models.weights_file import architecture_problem, weights_problem
-from refsam.orchestration.planning.checks import check_values, combination_problem, missing_setting
+from refsam.orchestration.planning.checks import check_values, combination_problem, excluded, missing_setting
 from refsam.orchestration.planning.fetched import no_weights, weights_not_fetched
 from refsam.orchestration.planning.one_name import add, check_recorded, other_settings
 from refsam.orchestration.slurm.questions import SlurmQuery, statuses
@@ -85,10 +92,11 @@ class PlannedRun(Run):
 
 @dataclass(frozen=True)
 class Skipped:
-    """A combination that cannot run."""
+    """A combination that cannot run, or that `exclude` leaves out."""
 
     overrides: dict[str, str]
     reason: str
+    is_excluded: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,9 +161,10 @@ class Planner:
             overrides = {key: value for key, value in _pairs(job) if key in varied}
             config, problem = self._resolve(job)
             first = first or config
-            asked.append([] if problem is not None else list(_folds(config, overrides)))
-            if problem is not None:
-                skipped.append(Skipped(overrides, problem))
+            without = None if problem is not None else excluded(config)
+            asked.append([] if problem or without else list(_folds(config, overrides)))
+            if reason := problem or without:
+                skipped.append(Skipped(overrides, reason, is_excluded=problem is None))
         assert first is not None
         valid = [item for of_job in asked for item in of_job]
         _refuse(valid, skipped, first)
@@ -219,8 +228,10 @@ class Planner:
         place = self._evaluation_resource(config.evaluate.where, job)
         config = replace(config, evaluate=replace(config.evaluate, resource=place))
         config = with_patch_pool(with_absolute_paths(config))
+        problem = problem or self._data_problem(config) or self._architecture_problem(config.model)
         if problem is None:
-            problem = self._data_problem(config) or self._architecture_problem(config.model)
+            data = self._data_of(config.dataset)
+            config = with_all_images(config, data.total, data.names)
         return config, problem
 
     def _evaluation_resource(self, where: str, job: Sequence[str]) -> ResourceConfig | None:
@@ -473,7 +484,9 @@ def _folder(path: str) -> Path:
 
 
 def _refuse(valid: Sequence[object], skipped: Sequence[Skipped], config: RefsamConfig) -> None:
-    reasons = list(dict.fromkeys(item.reason for item in skipped))
+    reasons = list(dict.fromkeys(item.reason for item in skipped if not item.is_excluded))
+    if not reasons and not valid:
+        raise BadInput("exclude must leave something of the sweep, got a combination for each of its runs")
     if not reasons or (valid and config.on_invalid == "skip"):
         return
     more = (

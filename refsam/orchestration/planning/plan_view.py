@@ -55,7 +55,7 @@ def print_plan(plan: Plan, console: Console, expected: Sequence[GroupEstimate], 
             if group.jobs == jobs:
                 console.print(f"{escape(group_words(group))}\n", soft_wrap=True)
     if plan.skipped:
-        console.print("[bold]Left out, because it cannot run:[/bold]")
+        console.print("[bold]Left out, each with the reason:[/bold]")
         for item in plan.skipped:
             console.print(
                 f"  {escape(_overrides(item.overrides)) or 'this run'}: {escape(item.reason)}", soft_wrap=True
