@@ -34,7 +34,7 @@ from refsam.science.training import loop
 from refsam.science.training.arithmetic import Arithmetic
 from refsam.science.training.encoder import Encoder
 from refsam.science.training.learner import Learner
-from refsam.science.training.losses import StepLosses, dice_loss, instance_loss
+from refsam.science.training.losses import StepLosses, dice_loss, instance_loss, squared_error
 from refsam.science.training.micro_sam_step import micro_sam_step
 from refsam.science.training.prompts import Prompts
 from refsam.science.training.step import Interactive, Segmentation, refsam_step
@@ -332,6 +332,7 @@ def of_micro_sam(
         logger=None,
         compile_model=False,
         prompt_generator=generator,
+        mse_loss=squared_error,
         **({} if unetr is None else joint),
     )
     trainer.logger = RecordingLogger()

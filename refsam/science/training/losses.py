@@ -80,9 +80,15 @@ def dice_loss(outputs: Outputs, targets: torch.Tensor) -> MaskLosses:
         mask_losses.append(of_masks.min(dim=0).values.mean())
         with torch.no_grad():
             true_iou = torch.stack([_iou(mask > 0.5, target) for mask in masks]).swapaxes(0, 1)
-        iou_losses.append(mse_loss(true_iou, output["iou_predictions"]))
+        iou_losses.append(squared_error(true_iou, output["iou_predictions"]))
     mask_loss, iou_loss = (reduce(torch.add, values) / len(values) for values in (mask_losses, iou_losses))
     return mask_loss + iou_loss, mask_loss, iou_loss
+
+
+def squared_error(true_iou: torch.Tensor, predicted_iou: torch.Tensor) -> torch.Tensor:
+    """torch's mse_loss in the wider type of the two, to which PyTorch 2.7 does not bring them itself."""
+    wider = torch.promote_types(true_iou.dtype, predicted_iou.dtype)
+    return mse_loss(true_iou.to(wider), predicted_iou.to(wider))
 
 
 def _iou(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

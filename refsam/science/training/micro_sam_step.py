@@ -11,7 +11,7 @@ import torch
 from refsam.configuration.prompts import MIXED
 from refsam.science.micro_sam import JointSamTrainer, SamTrainer
 from refsam.science.training.learner import Learner
-from refsam.science.training.losses import MaskLoss, StepLosses, dice_loss, instance_loss
+from refsam.science.training.losses import MaskLoss, StepLosses, dice_loss, instance_loss, squared_error
 from refsam.science.training.prompts import Prompts
 from refsam.science.training.step import Step, Targets
 
@@ -65,6 +65,7 @@ def _trainer(learner: Learner, prompts: Prompts, n_sub_iterations: int) -> SamTr
         "n_objects_per_batch": prompts.n_objects,
         "n_sub_iteration": n_sub_iterations,
         "mask_prob": prompts.mask_prob,
+        "mse_loss": squared_error,
         "prompt_generator": lambda target, mask: prompts.generator(target, mask),
     }
     if learner.unetr is None:
