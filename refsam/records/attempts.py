@@ -16,14 +16,16 @@ from refsam.system.files import read_json, write_json
 # What attempts do differently, by dotted names of the configuration.
 CHUNK = "train.object_chunk"
 CHECKPOINTING = "train.checkpoint_encoder"
+CHECKPOINTING_DECODER = "train.checkpoint_decoder"
 PRECISION = "train.precision"
 HARDWARE_PRECISION = "hardware_precision"  # what train.precision=auto is on the device of the run
 BATCH = "evaluate.batch_size"
 
-_SETTINGS = {CHUNK: Count, CHECKPOINTING: str, PRECISION: str, BATCH: Count}
+_SETTINGS = {CHUNK: Count, CHECKPOINTING: str, CHECKPOINTING_DECODER: str, PRECISION: str, BATCH: Count}
 _USED = {
     CHUNK: Count | None,
     CHECKPOINTING: Count | None,
+    CHECKPOINTING_DECODER: bool | None,
     PRECISION: str | None,
     HARDWARE_PRECISION: str,
     BATCH: Count,

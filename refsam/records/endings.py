@@ -38,6 +38,11 @@ NO_MEMORY = Ending(
     Reason.out_of_memory,
     "The memory did not suffice: {problem}",
 )
+DIVERGED = Ending(
+    "the run raises Diverged: its validation metric is not finite",
+    Reason.diverged,
+    "The training diverged: {problem}",
+)
 HELPER_KILLED = Ending(
     "a worker that loads data was killed",
     Reason.lost,

@@ -45,6 +45,7 @@ class Reason(StrEnum):
 
     error = "error"
     out_of_memory = "out_of_memory"
+    diverged = "diverged"
     timeout = "timeout"
     preempted = "preempted"
     cancelled = "cancelled"

@@ -38,7 +38,7 @@ from refsam.science.hardware import choose_device, is_out_of_memory
 from refsam.science.randomness import be_deterministic, let_kernels_be_fast, seed_everything
 from refsam.science.strategies.opening import predictor_and_decoder
 from refsam.science.training.build import train
-from refsam.science.training.recorder import Progress
+from refsam.science.training.recorder import Diverged, Progress
 from refsam.system import own_job, signals
 from refsam.system.files import write_json
 
@@ -210,6 +210,8 @@ def _ending(error: BaseException) -> Ending:
         return endings.HELPER_KILLED
     if is_out_of_memory(error):
         return endings.NO_MEMORY
+    if isinstance(error, Diverged):
+        return endings.DIVERGED
     if isinstance(error, BadInput):
         return endings.BAD_INPUT
     if isinstance(error, OSError) and error.errno in FULL:

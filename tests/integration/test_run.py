@@ -21,6 +21,7 @@ from refsam.records.paths import RunPaths
 from refsam.records.status import AlreadyRunning, Reason, State, Status, read_status, run_lock, write_status
 from refsam.science import execution
 from refsam.science.hardware import processor_name
+from refsam.science.training.recorder import Diverged
 
 
 @pytest.fixture
@@ -128,6 +129,7 @@ def test_a_baseline_is_only_evaluated(paths: RunPaths, config: RefsamConfig) -> 
     ("error", "reason", "message"),
     [
         (BadInput("n_images is 12"), Reason.error, "n_images is 12"),
+        (Diverged("the metric is nan"), Reason.diverged, "The training diverged: the metric"),
         (ValueError("first line\nsecond line"), Reason.error, "ValueError: first line"),
         (MemoryError(), Reason.out_of_memory, "The memory did not suffice"),
         (torch.cuda.OutOfMemoryError("CUDA out of memory."), Reason.out_of_memory, "CUDA out of memory."),

@@ -5,7 +5,9 @@ import math
 import re
 import subprocess
 import sys
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from refsam.errors import BadInput
 from refsam.records.paths import RunPaths
 from refsam.science.hardware import choose_precision, resident_memory
 from refsam.science.models import load_model
+from refsam.science.training import build
 from refsam.science.training.recorder import Progress
 
 
@@ -253,3 +256,40 @@ def test_a_library_s_word_for_short_memory_saves_the_steps_of_the_epoch(
         run_training(small_config(synthetic, "train.epochs=3"), tmp_path / "run", report)
     latest = torch.load(RunPaths(tmp_path / "run").latest, weights_only=True)
     assert latest["iteration"] == saved
+
+
+def test_a_training_that_has_diverged_keeps_the_position_before(
+    synthetic: DatasetConfig, tmp_path: Path
+) -> None:
+    def short_of_memory(progress: Progress) -> None:
+        if progress.iteration == 2:
+            raise MemoryError
+
+    for lr, is_kept in (("1e-3", True), ("1e30", False)):
+        config = small_config(synthetic, f"train.lr={lr}")
+        with pytest.raises(MemoryError):
+            run_training(config, tmp_path / lr, short_of_memory)
+        assert RunPaths(tmp_path / lr).latest.exists() == is_kept
+
+
+def test_a_checkpoint_is_not_kept_in_memory_by_the_training_that_goes_on(
+    synthetic: DatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(synthetic)
+    with pytest.raises(Killed):
+        run_training(config, tmp_path / "run", kill_at(4))
+    opened: list[weakref.ref[torch.Tensor]] = []
+    read = build.read_latest
+
+    def watched(paths: RunPaths) -> dict[str, Any] | None:
+        values = read(paths)
+        assert values is not None
+        opened.extend(weakref.ref(value) for value in values["model_state"].values())
+        return values
+
+    def look(progress: Progress) -> None:
+        assert opened
+        assert all(reference() is None for reference in opened)
+
+    monkeypatch.setattr(build, "read_latest", watched)
+    run_training(config, tmp_path / "run", look)

@@ -86,7 +86,7 @@ def test_a_run_with_workers_that_fails_exits(synthetic: DatasetConfig, tmp_path:
         assert process.wait(300) == 1
         assert session(process) == []
     status = read_status(paths)
-    assert status.reason is Reason.error
+    assert status.reason is Reason.diverged
     assert "validation metric" in (status.message or "")
 
 

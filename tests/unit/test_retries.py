@@ -9,6 +9,7 @@ from refsam.records.status import Reason, State
 USED = {
     "train.object_chunk": 5,
     "train.checkpoint_encoder": None,
+    "train.checkpoint_decoder": False,
     "train.precision": "float32",
     "hardware_precision": "float32",
 }
@@ -34,6 +35,8 @@ def out_of_memory_until_nothing_is_left(**used):
         really["train.object_chunk"] = settings.get("train.object_chunk", really["train.object_chunk"])
         if settings.get("train.checkpoint_encoder") == "on":
             really["train.checkpoint_encoder"] = 1
+        if settings.get("train.checkpoint_decoder") == "on":
+            really["train.checkpoint_decoder"] = True
         really["train.precision"] = settings.get("train.precision", really["train.precision"])
         attempts.append(failed(Reason.out_of_memory, settings=settings, **really))
         asked.append(settings)
@@ -49,15 +52,38 @@ def test_out_of_memory_halves_the_chunk_then_checkpoints_then_stops_where_the_ha
         {"train.object_chunk": 2},
         {"train.object_chunk": 1},
         {"train.object_chunk": 1, "train.checkpoint_encoder": "on"},
+        {"train.object_chunk": 1, "train.checkpoint_encoder": "on", "train.checkpoint_decoder": "on"},
     ]
     assert words == "nothing is left that would save memory"
 
 
 def test_a_lower_precision_is_the_last_resort_of_hardware_that_has_it():
     asked, _ = out_of_memory_until_nothing_is_left(
-        **{"train.object_chunk": 1, "train.checkpoint_encoder": 1, "hardware_precision": "float16"}
+        **{
+            "train.object_chunk": 1,
+            "train.checkpoint_encoder": 1,
+            "train.checkpoint_decoder": None,  # there is none
+            "hardware_precision": "bfloat16",
+        }
     )
-    assert asked == [{}, {"train.precision": "float16"}]
+    assert asked == [{}, {"train.precision": "bfloat16"}]
+
+
+def test_a_training_that_diverged_is_tried_again_in_float32_and_no_other_precision():
+    savings = {"train.object_chunk": 1, "train.checkpoint_encoder": 1, "train.checkpoint_decoder": True}
+    first = failed(
+        Reason.diverged, **{**savings, "train.precision": "bfloat16", "hardware_precision": "bfloat16"}
+    )
+    assert decide([first]).again
+    settings = settings_of_next([first])
+    assert settings == {"train.precision": "float32"}
+    for reason, words in (
+        (Reason.diverged, "its precision is float32 already"),
+        (Reason.out_of_memory, "nothing is left that would save memory"),
+    ):
+        second = failed(reason, settings=settings, **{**savings, "hardware_precision": "bfloat16"})
+        assert decide([first, second]).words == words
+        assert settings_of_next([first, second]) == settings
 
 
 def test_no_attempt_ever_changes_the_number_of_objects():
@@ -65,6 +91,7 @@ def test_no_attempt_ever_changes_the_number_of_objects():
     assert {name for settings in asked for name in settings} == {
         "train.object_chunk",
         "train.checkpoint_encoder",
+        "train.checkpoint_decoder",
         "train.precision",
     }
 

@@ -10,6 +10,7 @@ from refsam.orchestration.lifecycle import retries
 from refsam.records.attempts import (
     BATCH,
     CHECKPOINTING,
+    CHECKPOINTING_DECODER,
     CHUNK,
     HARDWARE_PRECISION,
     PRECISION,
@@ -24,6 +25,7 @@ from refsam.records.training import read_savings
 SAVINGS = {
     "object_chunk": CHUNK,
     "checkpoint_every": CHECKPOINTING,
+    "checkpoint_decoder": CHECKPOINTING_DECODER,
     "precision": PRECISION,
     "hardware_precision": HARDWARE_PRECISION,
 }

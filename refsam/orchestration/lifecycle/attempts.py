@@ -174,8 +174,8 @@ def _after_failure(paths: RunPaths, status: Status) -> Status:
     message = (status.message or "").rstrip(".")
     if not decision.again:
         return replace(status, message=f"{message}. Not tried again: {decision.words}.")
-    # Out of memory is tried again here and now, whatever else waits for a later job.
-    if status.reason is Reason.out_of_memory or own_job.job_id() is not None:
+    # With other settings it is tried again here and now; everything else waits for a later job.
+    if decision.settings is not None or own_job.job_id() is not None:
         return requeued(status, f"{message}. Next attempt: {decision.words}.")
     return status
 

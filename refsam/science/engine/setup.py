@@ -156,7 +156,7 @@ def describe_savings(config: RefsamConfig, savings: Savings | None) -> dict[str,
         savings_used = {
             "object_chunk": savings.object_chunk,
             "checkpoint_every": savings.checkpoint_every,
-            "checkpoint_decoder": savings.checkpoint_decoder,
+            "checkpoint_decoder": savings.checkpoint_decoder if settings.decoder else None,
             "attention": savings.attention,
             "auto_from": savings.auto_from,
         }

@@ -69,6 +69,12 @@ class Learner:
         rate: float = self.optimizer.param_groups[0]["lr"]
         return rate
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all that is trained is a number."""
+        trained = [value for model in self.models for value in model.parameters() if value.requires_grad]
+        return bool(torch.stack([value.isfinite().all() for value in trained]).all())
+
     def decoder_state(self) -> dict[str, Any]:
         """Of both checkpoints: the segmentation decoder's weights, where there is one."""
         if self.unetr is None:

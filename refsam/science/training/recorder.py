@@ -254,9 +254,15 @@ class Recorder:
             write_adapter(self.learner.model.sam, self.keeping.peft, self.paths.adapter)
 
     def save_position(self) -> None:
-        """Write latest.pt in the middle of an epoch, unless it says the same already."""
+        """Write latest.pt in the middle of an epoch, unless it says the same already.
+
+        A training that has diverged leaves the one that it was written before, from which another precision
+        may go on.
+        """
         found = self._position
         if found is None or (found.iteration == self._saved_iteration and found.losses is None):
+            return
+        if not self.learner.is_finite:
             return
         found.restore(self._statistics, self.learner.arithmetic.scaler)
         now = time.monotonic()
