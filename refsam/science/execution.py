@@ -34,7 +34,7 @@ from refsam.records.status import (
 from refsam.science.data import test_images, training_loaders, validation_images
 from refsam.science.environment import describe_environment
 from refsam.science.evaluation import evaluate, unmeasured
-from refsam.science.hardware import choose_device, is_out_of_memory
+from refsam.science.hardware import choose_device, is_out_of_memory, release_memory
 from refsam.science.randomness import be_deterministic, let_kernels_be_fast, seed_everything
 from refsam.science.strategies.opening import predictor_and_decoder
 from refsam.science.training.build import train
@@ -180,11 +180,14 @@ def _execute(config: RefsamConfig, paths: RunPaths, status: StatusWriter, trains
     # What trained the model is kept when only an evaluation is made up for, perhaps on another machine.
     if not (paths.training.exists() and paths.environment.exists()):
         write_json(paths.environment, describe_environment(config, device))
+    if config.train.engine == "micro_sam":
+        let_kernels_be_fast(device)
     if not trained:
         train(config, paths, training_loaders(config), status.training)
     if trains_only:
         return False
     if unmeasured(config, paths):
+        release_memory(device)
         let_kernels_be_fast(device)
         predictor, decoder = predictor_and_decoder(config, paths, device)
         evaluate(

@@ -27,7 +27,7 @@ from refsam.records.fits import Outcome
 from refsam.records.paths import RunPaths
 from refsam.science.data import Image, patch_loaders
 from refsam.science.hardware import GIB, choose_device, is_out_of_memory, peak_memory, resident_memory
-from refsam.science.randomness import be_deterministic, seed_everything
+from refsam.science.randomness import be_deterministic, let_kernels_be_fast, seed_everything
 from refsam.science.training.build import Training, build_training
 from refsam.system.files import write_json
 
@@ -38,7 +38,11 @@ EVEN_ITERATION = 2
 
 
 def measure(config: RefsamConfig) -> dict[str, Any]:
-    """Seconds and memory (GiB) of one step, with the state that the optimizer has after its first one."""
+    """Seconds and memory (GiB) of one step, with the state that the optimizer has after its first one.
+
+    On a GPU of the second of two equal ones: in the first it loads its kernels and chooses among them. On a
+    CPU that would take as long again, and tell little.
+    """
     be_deterministic()
     seed_everything(config.seed, "fit")
     with tempfile.TemporaryDirectory() as folder:
@@ -50,11 +54,14 @@ def measure(config: RefsamConfig) -> dict[str, Any]:
         training = build_training(config, paths, loaders, lambda progress: None)
         training.learner.switch(training=True)
         device = training.learner.arithmetic.device
+        if config.train.engine == "micro_sam":
+            let_kernels_be_fast(device)
         base = resident_memory(device)
         _make_optimizer_state(training.learner.optimizer)
-        if device.type == "cuda":
-            _warm_up(training)  # on a CPU it would take as long as the step, and tell little
-        seconds = _step(training)
+        x, y = next(iter(training.loaders[0]))
+        for _ in range(2 if device.type == "cuda" else 1):
+            seed_everything(config.seed, "step")
+            seconds = _seconds(training, x, y)
     return {
         "seconds": seconds,
         "peak_gib": _peak(device),
@@ -85,26 +92,14 @@ def _make_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
 
 
-def _warm_up(training: Training) -> None:
-    """A small step, of one object: a GPU chooses its kernels and loads them."""
-    x, y = _patch(training)
-    first = y[:, :1][y[:, :1] > 0].min()
-    _take(training, x, torch.cat([y[:, :1] * (y[:, :1] == first), y[:, 1:]], dim=1))
-
-
-def _step(training: Training) -> float:
-    """Seconds of a step, loading of the patch included."""
+def _seconds(training: Training, x: torch.Tensor, y: torch.Tensor) -> float:
+    """Seconds of a step of a batch."""
     started = time.perf_counter()
-    _take(training, *_patch(training))
+    _take(training, x, y)
     device = training.learner.arithmetic.device
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - started
-
-
-def _patch(training: Training) -> tuple[torch.Tensor, torch.Tensor]:
-    x, y = next(iter(training.loaders[0]))
-    return x, y
 
 
 def _take(training: Training, x: torch.Tensor, y: torch.Tensor) -> None:

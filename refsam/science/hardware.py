@@ -1,5 +1,6 @@
 """The machine that a run has: device, arithmetic, memory, and what environment.json says about it."""
 
+import gc
 import os
 import platform
 import re
@@ -129,6 +130,16 @@ def peak_memory(device: torch.device) -> float:
         return int(found[1]) * 1024 / GIB
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what nobody uses any more: a training's model, optimizer and trainer refer to one another.
+
+    Other libraries (cuDNN, bitsandbytes) find no room in what torch's allocator only keeps.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def describe(device: torch.device) -> dict[str, Any]:

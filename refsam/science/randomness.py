@@ -36,9 +36,11 @@ def be_deterministic() -> None:
 
 
 def let_kernels_be_fast(device: torch.device) -> None:
-    """Take any kernel on a GPU, for an evaluation, whose results are thresholded masks.
+    """Take any kernel on a GPU: for an evaluation, whose results are thresholded masks, and micro-sam's step.
 
-    Its deterministic bilinear resizing is a slow decomposition that holds seven times the enlarged masks.
+    The deterministic bilinear resizing is a slow decomposition that holds seven times the enlarged masks. Our
+    step needs none (engine/masks.py). micro-sam's asks for no deterministic kernels, with which it would be
+    measured slower than it is.
     """
     if device.type == "cuda":
         torch.use_deterministic_algorithms(False)

@@ -23,13 +23,14 @@ def plain_state(model: nn.Module) -> StateDict:
     """State dict of `model` as it would be if no strategy had ever changed its modules.
 
     Names are those before the strategy, values those that give the same output in evaluation mode, in the
-    precision of the computation.
+    precision of the computation. They are copies in main memory, made one by one: a GPU may have no room for
+    a second model beside a training.
 
     Raises:
         TypeError: for AdaptFormer's bottleneck, which no plain model has.
     """
     with in_evaluation_mode(model):
-        return {name: value.detach().clone() for name, value in _plain(model, "")}
+        return {name: value.detach().to("cpu", copy=True) for name, value in _plain(model, "")}
 
 
 def _plain(module: nn.Module, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:

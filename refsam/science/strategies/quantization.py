@@ -8,6 +8,7 @@ precision of the run: autocast takes the 32 bits to bfloat16 as everywhere else.
 """
 
 import importlib
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -60,11 +61,10 @@ def _bytes(parameter: nn.Parameter) -> int:
 
 def _quantized(library: ModuleType, layer: nn.Linear, peft: PeftConfig) -> nn.Module:
     device = layer.weight.device
-    quantized: nn.Module = library.nn.Linear4bit(
+    quantized: nn.Module = _layer_class(library)(
         layer.in_features,
         layer.out_features,
         bias=layer.bias is not None,
-        compute_dtype=torch.float32,
         compress_statistics=bool(peft.double_quantization),
         quant_type=peft.quantization,
         device="meta",
@@ -81,6 +81,27 @@ def _quantized(library: ModuleType, layer: nn.Linear, peft: PeftConfig) -> nn.Mo
     # In evaluation mode it would keep another layout on processors with bfloat16, and round once more.
     keep_mode(quantized, training=True)
     return quantized
+
+
+@cache
+def _layer_class(library: ModuleType) -> type[nn.Module]:
+    class Linear4bit(library.nn.Linear4bit):  # type: ignore[name-defined]
+        """A linear layer in 4 bits that computes in autocast's type, and in float32 without autocast.
+
+        bitsandbytes' own stays with the type of the first input that it gets, and rounds its bias to it for
+        good.
+        """
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            kind = x.device.type
+            mixed = torch.is_autocast_enabled(kind)
+            dtype = torch.get_autocast_dtype(kind) if mixed else torch.float32
+            bias = None if self.bias is None else self.bias.to(dtype)
+            state = self.weight.quant_state
+            output = library.matmul_4bit(x.to(dtype), self.weight, bias=bias, quant_state=state)
+            return output if mixed else output.to(x.dtype)
+
+    return Linear4bit
 
 
 def _library(peft: PeftConfig) -> ModuleType:

@@ -115,9 +115,7 @@ def train(
     write_json(paths.savings, training.savings)
     device = training.learner.arithmetic.device
     with ending_workers(loaders):
-        latest = read_latest(paths)
-        if latest is not None:
-            training.recorder.load(latest)
+        _go_on(training.recorder, paths)
         base_memory_gib = resident_memory(device)
         if not training.recorder.finished:
             loop.train(training.learner, training.step, loaders, training.recorder, config.seed)
@@ -125,6 +123,13 @@ def train(
     write_json(paths.training, asdict(summary))
     previous_latest(paths).unlink(missing_ok=True)
     return summary
+
+
+def _go_on(recorder: Recorder, paths: RunPaths) -> None:
+    """Take over latest.pt, where there is one, without keeping it: it is as large as model and optimizer."""
+    latest = read_latest(paths)
+    if latest is not None:
+        recorder.load(latest)
 
 
 def build_training(

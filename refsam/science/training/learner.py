@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from refsam.science.micro_sam import UNETR, TrainableSAM
 from refsam.science.training.arithmetic import Arithmetic
-from refsam.science.training.optimizers import Schedule
+from refsam.science.training.optimizers import Schedule, load_optimizer_state
 
 ENCODER = "encoder."  # of the segmentation decoder's network: the encoder of the model
 
@@ -103,7 +103,7 @@ class Learner:
             own = self.unetr.state_dict()
             encoder = {key: own[key] for key in own if key.startswith(ENCODER)}
             self.unetr.load_state_dict({**encoder, **checkpoint["decoder_state"]})
-        self.optimizer.load_state_dict(checkpoint["optimizer_state"])
+        load_optimizer_state(self.optimizer, checkpoint["optimizer_state"])
         self.schedule.load_state_dict(checkpoint["scheduler_state"])
         if self.arithmetic.scaler.is_enabled():
             self.arithmetic.scaler.load_state_dict(checkpoint["scaler_state"])

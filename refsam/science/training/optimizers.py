@@ -30,6 +30,7 @@ from refsam.configuration.schema import TrainConfig
 from refsam.errors import BadInput
 
 Schedule = ReduceLROnPlateau | LambdaLR
+MOMENTS = {"state1", "state2"}  # as bitsandbytes names them; Lion has one
 
 
 def build_optimizer(
@@ -72,6 +73,20 @@ def build_schedule(settings: TrainConfig, optimizer: torch.optim.Optimizer, step
     return ReduceLROnPlateau(
         optimizer, mode="min", factor=settings.scheduler_factor, patience=settings.scheduler_patience
     )
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take over the state of an optimizer of the same kind.
+
+    A paged one of bitsandbytes would have its moments on the GPU from then on: they are put into pages again.
+    """
+    optimizer.load_state_dict(state)
+    if getattr(optimizer, "is_paged", False):
+        paged: Any = optimizer
+        for parameter, values in paged.state.items():
+            for name in MOMENTS & values.keys():
+                pages = paged.get_state_buffer(parameter, dtype=values[name].dtype)
+                values[name] = pages.copy_(values[name])
 
 
 class StepInBackward:
