@@ -19,7 +19,7 @@ from refsam.system import signals
 TESTS = Path(__file__).parent
 CONF = TESTS.parent / "conf"
 sys.path.insert(0, str(TESTS))  # test files of several folders import the modules that lie here
-FOLDERS = ("slurm", "integration", "engine", "browser", "unit")
+FOLDERS = ("slurm", "integration", "gpu", "engine", "browser", "unit")
 
 
 def dataset_config(name: str, root: Path, **values: object) -> DatasetConfig:
