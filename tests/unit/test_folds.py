@@ -89,7 +89,10 @@ def test_fewer_than_two_folds_are_refused(folds):
         (("evaluate.fold=2",), r"evaluate\.fold: 2 was given without evaluate\.folds"),
         (("evaluate.folds=3", "evaluate.fold=4"), r"evaluate\.fold: 4 was given, .* from 1 to 3"),
         (("evaluate.folds=2", "dataset.n_validation=5"), "10 images in 2 folds cannot be split"),
-        (("evaluate.folds=2", "n_images=5"), "4 are for training in a fold .1 for validation, 5 for test"),
+        (
+            ("evaluate.folds=2", "n_images=5"),
+            "from 1 to 4, .* in a fold .validation has 1, test 5., got 5",
+        ),
     ],
 )
 def test_folds_that_cannot_be_are_refused_in_a_sentence(overrides, sentence):
