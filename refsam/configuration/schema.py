@@ -237,6 +237,9 @@ class TrainConfig:
     engine: str = "micro_sam"  # refsam, or micro_sam for its own step; the same gradients
     object_chunk: Any = "auto"  # objects decoded at a time, or auto: as many as the memory allows
     loss: str = "dice"  # dice (micro-sam's), or dice_focal; with the regression of the IoU
+    focal_alpha: float | None = 0.25  # of dice_focal: weight of objects against background; null: the same
+    # Logit from which a pixel is in the mask: of the IoU that dice_focal regresses, and of stop_on=mIoU.
+    mask_threshold: float = 0.0
     save: str = "all"  # what checkpoints hold: all weights, or adapter (only what is trained)
     joint: str = "separate"  # with the decoder: separate (micro-sam's two optimizer steps), or summed (one)
     checkpoint_encoder: Any = "off"  # off, on, every how many blocks, or auto: where the memory asks for it

@@ -45,6 +45,8 @@ _USUAL_TRAINING = {
     "accumulate": 1,
     "scheduler": "plateau",
     "stop_on": "loss",
+    "focal_alpha": 0.25,
+    "mask_threshold": 0.0,
 }
 # Of the interactive segmentation, which `peft=decoder` leaves alone.
 _NOT_OF_DECODER = ("prompts", "n_sub_iterations", "mask_prob", "box_distortion", "loss", "joint")
@@ -134,6 +136,10 @@ def result_values(config: RefsamConfig) -> dict[str, Any]:
             del values[section][name]
     if not encoder_is_frozen(config.peft):
         del values["train"]["embedding_dtype"]  # nothing is rounded
+    if config.train.loss != "dice_focal":
+        del values["train"]["focal_alpha"]  # there is no focal loss
+        if config.train.stop_on != "mIoU":
+            del values["train"]["mask_threshold"]  # micro-sam's IoU has its own
     # What the other schedule takes.
     unused = (
         ("warmup",) if config.train.scheduler == "plateau" else ("scheduler_factor", "scheduler_patience")

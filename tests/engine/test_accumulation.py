@@ -120,7 +120,7 @@ def test_the_iou_of_a_validation_is_that_of_the_pixels_of_all_objects_of_an_imag
 
     interactive = Interactive(
         learner.model, Encoder(learner.model), prompts(learner.model), loss, learner.arithmetic, 1, 5,
-        measures_iou=True,
+        iou_threshold=0.0,
     )  # fmt: skip
     x, y = discs(CASE)
     with torch.no_grad():
@@ -133,4 +133,4 @@ def test_the_iou_of_a_validation_is_that_of_the_pixels_of_all_objects_of_an_imag
         true = np.concatenate([targets[image].numpy() > 0 for _, targets in kept])
         ious.append((masks & true).sum() / (masks | true).sum())
     assert miou.item() == pytest.approx(np.mean(ious), rel=1e-6)
-    assert replace(interactive, measures_iou=False).validate(x, y[:, :1], 0)[2] is None
+    assert replace(interactive, iou_threshold=None).validate(x, y[:, :1], 0)[2] is None

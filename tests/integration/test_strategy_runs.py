@@ -11,12 +11,13 @@ from training_runs import TINY, Killed, kill_at, rows, run_training, small_confi
 from transformers import SamModel
 
 from refsam.cli import main
+from refsam.configuration.compose import compose
 from refsam.configuration.frozen import freeze
 from refsam.configuration.schema import DatasetConfig, RefsamConfig
 from refsam.records.paths import RunPaths
 from refsam.science.models import build_model
 from refsam.science.strategies.opening import finished_model, finished_predictor, initial_model
-from refsam.science.training.losses import dice_focal_loss
+from refsam.science.training.losses import dice_focal_loss, mask_loss_of
 
 FRAME = 1024  # pixels of the square in which prompts are given
 FOUR_BIT = ("peft=qdora", "peft.rank=2")
@@ -213,29 +214,49 @@ def test_nothing_is_exported_over_what_is_there(
     assert f"--output: {paths.config} is there already" in capsys.readouterr().err
 
 
-def test_the_other_studys_loss_is_dice_and_twenty_times_focal_and_the_error_of_the_iou() -> None:
+@pytest.mark.parametrize(("alpha", "threshold"), [(None, 0.0), (None, 0.5), (0.25, 0.0)])
+def test_the_other_studys_loss_is_dice_and_twenty_times_focal_and_the_error_of_the_iou(
+    alpha: float | None, threshold: float
+) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn((3, 2, 8, 8), generator=generator)
     ious = torch.rand((3, 2), generator=generator)
     targets = (torch.rand((1, 3, 1, 8, 8), generator=generator) > 0.5).float()
-    loss, mask_loss, iou_loss = dice_focal_loss([{"masks": logits, "iou_predictions": ious}], targets)
+    outputs = [{"masks": logits, "iou_predictions": ious}]
+    loss, mask_loss, iou_loss = dice_focal_loss(outputs, targets, alpha, threshold)
     best, errors = [], []
     for index in range(3):
         each = []
         for mask in range(2):
             target, p = targets[0, index, 0], logits[index, mask].sigmoid()
             right = torch.where(target == 1, p, 1 - p)
-            share = torch.where(target == 1, 0.25, 0.75)
+            share = 1 if alpha is None else torch.where(target == 1, alpha, 1 - alpha)
             focal = (-share * (1 - right) ** 2 * right.log()).mean()
             dice = 1 - 2 * (p * target).sum() / (p.square().sum() + target.sum())
             each.append(dice + 20 * focal)
-            predicted = p > 0.5
+            predicted = logits[index, mask] > threshold
             union = (predicted | (target == 1)).sum()
             errors.append((ious[index, mask] - (predicted & (target == 1)).sum() / union) ** 2)
         best.append(min(each))
     torch.testing.assert_close(mask_loss, torch.stack(best).mean())
     torch.testing.assert_close(iou_loss, torch.stack(errors).mean())
     torch.testing.assert_close(loss, mask_loss + iou_loss)
+
+
+def test_the_loss_is_monai_s_and_its_iou_that_of_the_study() -> None:
+    """Of monai 1.3.2: DiceFocalLoss(sigmoid=True, squared_pred=True, reduction="mean", lambda_focal=20.0)."""
+    values = torch.arange(2 * 3 * 16 * 16, dtype=torch.float32)
+    logits = (4 * torch.sin(values)).view(2, 3, 1, 16, 16)
+    logits[0, 0, 0, 0, 0] = 0.5  # is in the mask
+    targets = (torch.sin(values / 7) > 0.3).float().view(2, 3, 1, 16, 16)
+    settings = compose(["n_objects=25", "train=trashcan"]).train
+    outputs = [{"masks": of_image, "iou_predictions": torch.zeros(3, 1)} for of_image in logits]
+    _, mask_loss, iou_loss = mask_loss_of(settings)(outputs, targets)
+    assert mask_loss.item() == pytest.approx(25.879438400268555, rel=1e-6)
+    predicted = (logits >= 0.5).float()
+    overlap = (predicted * targets).sum((3, 4))
+    union = predicted.sum((3, 4)) + targets.sum((3, 4)) - overlap
+    assert iou_loss.item() == pytest.approx((overlap / union).square().mean().item())
 
 
 def test_either_engine_trains_with_the_other_studys_loss(synthetic: DatasetConfig, tmp_path: Path) -> None:

@@ -110,6 +110,15 @@ def test_fields_that_are_newer_than_a_run_leave_its_identity_as_it_was():
     assert set(identity(compose(["peft=lora", "n_objects=5"]), "data", None)["train"]) == usual
 
 
+def test_the_loss_of_before_is_the_same_run_and_the_study_s_another_one():
+    focal, before = "train.loss=dice_focal", "train.focal_alpha=0.25"
+    values = identity(compose(["peft=full", "n_objects=5", focal, before]), "data", None)["train"]
+    assert not {"focal_alpha", "mask_threshold"} & set(values)
+    assert name(focal) == name(focal, "train.focal_alpha=null") != name(focal, before)
+    assert name(focal, "train.mask_threshold=0.5") != name(focal)
+    assert name("train.focal_alpha=0.5", "train.mask_threshold=0.5") == name()
+
+
 def test_the_decoder_is_part_of_the_run_however_it_is_frozen():
     frozen = name("peft=dora", "peft.freeze=[prompt_encoder,mask_decoder]")
     assert name("peft=dora", "peft.decoder=freeze") == frozen

@@ -181,6 +181,12 @@ _RULES = (
     ),
     _Rule("train.checkpoint_decoder", lambda value: value in SWITCHED, "auto, on or off", SWITCHES),
     _choice("train.loss", LOSSES),
+    _Rule(
+        "train.focal_alpha",
+        _optional(lambda value: 0 <= value <= 1),
+        "null, or a number from 0 to 1",
+    ),
+    _Rule("train.mask_threshold", _from_zero, "a number from 0"),
     _choice("train.save", SAVED),
     _choice("train.train", TRAINED),
     _choice("train.prompts", PROMPTS),

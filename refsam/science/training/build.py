@@ -157,7 +157,7 @@ def build_training(
     learner = _learner(settings, model, unetr, parameters, Arithmetic(precision, device), limits.steps)
     prompts = _prompts(config, model)
     if savings is None:
-        loss = mask_loss_of(settings.loss)
+        loss = mask_loss_of(settings)
         step = micro_sam_step(learner, prompts, loss, prompts.rounds(settings.n_sub_iterations))
     else:
         step = _refsam_step(config, paths, learner, prompts, savings)
@@ -237,11 +237,11 @@ def _refsam_step(
         model=learner.model,
         encoder=encoder,
         prompts=prompts,
-        loss=mask_loss_of(settings.loss),
+        loss=mask_loss_of(settings),
         arithmetic=arithmetic,
         n_sub_iterations=prompts.rounds(settings.n_sub_iterations),
         object_chunk=savings.object_chunk,
-        measures_iou=settings.stop_on == "mIoU",
+        iou_threshold=settings.mask_threshold if settings.stop_on == "mIoU" else None,
     )
     if learner.unetr is None:
         return refsam_step(interactive, None)

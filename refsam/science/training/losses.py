@@ -2,24 +2,27 @@
 
 - `dice`, micro-sam's: Dice of each object's mask, and the squared error of its predicted IoU.
 - `dice_focal`, the Hugging Face study's: Dice + 20 · focal loss, and the squared error of the predicted IoU.
+  It is monai's DiceFocalLoss(sigmoid=True, squared_pred=True, lambda_focal=20), whose focal loss weighs
+  objects and background alike; train.focal_alpha weighs them as Lin et al. 2017 do.
 
 Both are means over objects, so that a step can be cut into chunks of objects. Of three masks for one object
 the best one counts, as in Segment Anything.
 """
 
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import mse_loss
 from torchvision.ops import sigmoid_focal_loss
 
+from refsam.configuration.schema import TrainConfig
 from refsam.science.micro_sam import DiceBasedDistanceLoss, DiceLoss
 
 FOCAL_WEIGHT = 20.0
-# Of the focal loss (Lin et al. 2017, arXiv:1708.02002).
-FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
+FOCAL_GAMMA = 2.0  # of the focal loss (Lin et al. 2017, arXiv:1708.02002)
+NO_ALPHA = -1.0  # of torchvision: objects and background weigh the same
 EPSILON = 1e-7
 
 Outputs = list[dict[str, torch.Tensor]]
@@ -53,9 +56,18 @@ def mean_losses(losses: Sequence[StepLosses]) -> StepLosses:
     return StepLosses(*(torch.stack(column).mean(dim=0) for column in zip(*known, strict=True)))
 
 
-def mask_loss_of(name: str) -> MaskLoss:
-    """The function of a value of train.loss."""
-    return {"dice": dice_loss, "dice_focal": dice_focal_loss}[name]
+def mask_loss_of(settings: TrainConfig) -> MaskLoss:
+    """The function of train.loss."""
+    if settings.loss == "dice":
+        return dice_loss
+    return partial(dice_focal_loss, alpha=settings.focal_alpha, threshold=settings.mask_threshold)
+
+
+def is_mask(logits: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Which pixels are in a mask: at 0 as in Segment Anything those above, else as in the study those from
+    the threshold on.
+    """
+    return logits > 0 if threshold == 0 else logits >= threshold
 
 
 def instance_loss() -> DiceBasedDistanceLoss:
@@ -98,29 +110,38 @@ def _iou(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return overlap / (union + EPSILON)
 
 
-def dice_focal_loss(outputs: Outputs, targets: torch.Tensor) -> MaskLosses:
+def dice_focal_loss(
+    outputs: Outputs, targets: torch.Tensor, alpha: float | None = None, threshold: float = 0.0
+) -> MaskLosses:
     """Loss, mask loss and IoU loss, each a mean over images and objects.
 
     Args:
         outputs: one per image: `masks` (objects, masks, H, W) logits, and `iou_predictions` (objects, masks).
         targets: (images, objects, 1, H, W) of 0 and 1.
+        alpha: weight of objects in the focal loss, and one minus that of background; None: both weigh 1.
+        threshold: logit from which a pixel is in the mask whose IoU is to be predicted.
     """
-    per_image = [_of_image(output, target) for output, target in zip(outputs, targets, strict=True)]
+    per_image = [
+        _of_image(output, target, NO_ALPHA if alpha is None else alpha, threshold)
+        for output, target in zip(outputs, targets, strict=True)
+    ]
     mask_loss = torch.stack([mask for mask, _ in per_image]).mean()
     iou_loss = torch.stack([iou for _, iou in per_image]).mean()
     return mask_loss + iou_loss, mask_loss, iou_loss
 
 
-def _of_image(output: dict[str, Any], target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _of_image(
+    output: dict[str, Any], target: torch.Tensor, alpha: float, threshold: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     logits = output["masks"].float()
     target = target.float().expand_as(logits)
     probabilities = logits.sigmoid()
     overlap = (probabilities * target).sum((-2, -1))
     dice = 1 - 2 * overlap / ((probabilities.square() + target.square()).sum((-2, -1)) + EPSILON)
-    focal = sigmoid_focal_loss(logits, target, FOCAL_ALPHA, FOCAL_GAMMA).mean((-2, -1))
+    focal = sigmoid_focal_loss(logits, target, alpha, FOCAL_GAMMA).mean((-2, -1))
     best, _ = (dice + FOCAL_WEIGHT * focal).min(dim=1)
     with torch.no_grad():
-        predicted, true = logits > 0, target > 0
+        predicted, true = is_mask(logits, threshold), target > 0
         union = (predicted | true).sum((-2, -1))
         true_iou = (predicted & true).sum((-2, -1)) / (union + EPSILON)
     return best.mean(), mse_loss(output["iou_predictions"], true_iou.to(output["iou_predictions"].dtype))

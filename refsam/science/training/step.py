@@ -18,7 +18,7 @@ import torch
 from refsam.science.micro_sam import UNETR, DiceBasedDistanceLoss, TrainableSAM
 from refsam.science.training.arithmetic import Arithmetic
 from refsam.science.training.encoder import Encoder
-from refsam.science.training.losses import MaskLoss, Outputs, StepLosses
+from refsam.science.training.losses import MaskLoss, Outputs, StepLosses, is_mask
 from refsam.science.training.prompts import BatchedInputs, Choice, Prompts, select_objects
 
 Targets = torch.Tensor  # (batch, objects, 1, H, W) bool or float of 0 and 1
@@ -73,7 +73,8 @@ class Interactive:
         arithmetic: of forward and backward.
         n_sub_iterations: rounds of prompts in a step.
         object_chunk: how many objects of an image are decoded at a time.
-        measures_iou: whether a validation gives the mean IoU of its images.
+        iou_threshold: logit from which a pixel is in the mask, for the mean IoU of a validation's images;
+            None where that is not measured.
     """
 
     model: TrainableSAM
@@ -83,7 +84,7 @@ class Interactive:
     arithmetic: Arithmetic
     n_sub_iterations: int
     object_chunk: int
-    measures_iou: bool = False
+    iou_threshold: float | None = None
 
     def gradients(self, x: torch.Tensor, y: torch.Tensor, iteration: int) -> tuple[StepLosses, Targets]:
         """Step.interactive, of micro-sam's loss: the mean over all sub-iterations."""
@@ -142,10 +143,11 @@ class Interactive:
                 outputs, losses = self._predict(batch, objects, multimask_output=choice[-1])
                 ious = _predicted_ious(outputs)
                 totals += weight * torch.stack([*losses, ious.mean()])
-                masks, targets = best_masks(outputs, ious)[0], batch.targets[:, objects]
+                masks = best_masks(outputs, ious, self.iou_threshold or 0.0)[0]
+                targets = batch.targets[:, objects]
                 overlap += (masks & targets).sum((1, 2, 3, 4))
                 union += (masks | targets).sum((1, 2, 3, 4))
-        miou = (overlap / union).mean() if self.measures_iou else None
+        miou = None if self.iou_threshold is None else (overlap / union).mean()
         return StepLosses(*_in_precision_of(batch.embeddings, totals)), batch.targets, miou
 
     def _sub_iteration(
@@ -267,21 +269,23 @@ def decoder_step(segmentation: Segmentation) -> Step:
     return Step(gradients, None, validate)
 
 
-def best_masks(outputs: Outputs, ious: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def best_masks(
+    outputs: Outputs, ious: torch.Tensor, threshold: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Of the masks that were predicted for each object, the one with the best predicted IoU.
 
     Args:
         outputs: one per image.
         ious: (batch, objects, masks), predicted.
+        threshold: logit from which a pixel is in the mask.
 
     Returns:
         (batch, objects, 1, H, W) bool; (batch, objects, 1, h, w) float, logits in the decoder's resolution.
     """
     best = torch.zeros_like(ious).scatter(2, ious.argmax(dim=2, keepdim=True), value=1).bool()
     masks, logits = (torch.stack([output[name] for output in outputs]) for name in ("masks", "low_res_masks"))
-    return masks[best].view(*masks.shape[:2], 1, *masks.shape[-2:]) > 0.0, logits[best].view(
-        *logits.shape[:2], 1, *logits.shape[-2:]
-    )
+    chosen = masks[best].view(*masks.shape[:2], 1, *masks.shape[-2:])
+    return is_mask(chosen, threshold), logits[best].view(*logits.shape[:2], 1, *logits.shape[-2:])
 
 
 def _predicted_ious(outputs: Outputs) -> torch.Tensor:
