@@ -2,13 +2,17 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# constraints-cuda12.txt for GPUs before Turing: make install CONSTRAINTS=constraints-cuda12.txt
+CONSTRAINTS ?= constraints.txt
+CUDA12 := $(VENV)-cuda12
+INSTALLED := $(VENV)/installed-$(basename $(CONSTRAINTS))
 # Byte code is made afterwards, by every core, where pip would use one.
-INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint $(CONSTRAINTS)
 COMPILE := $(BIN)/python -m compileall -qq --workers 0 $(VENV)/lib || true  # some packages bring files of Python 2
 # Everything the demo makes stays below the checkout.
 export REFSAM_DATA ?= $(CURDIR)/.demo/data
 
-.PHONY: demo test test-fast check architecture docs install install-dev slurm-up slurm-down clean
+.PHONY: demo test test-fast test-cuda12 check architecture docs install install-dev slurm-up slurm-down clean
 
 demo: install  ## the sample data, a small sweep on it, its table, figure and report
 	$(BIN)/refsam prepare dataset=nuclei
@@ -23,6 +27,9 @@ test: install-dev check  ## linters, types, import contracts, all tests
 
 test-fast: install-dev  ## what is tested without Slurm, a browser or whole runs, less the tests marked slow
 	$(BIN)/python -m pytest tests/unit tests/engine -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test-cuda12: $(CUDA12)/installed  ## the tests of the engine with PyTorch for CUDA 12.6, less those marked slow
+	$(CUDA12)/bin/python -m pytest tests/engine -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: install-dev
 	$(BIN)/ruff check .
@@ -42,22 +49,33 @@ slurm-up: install  ## a real Slurm on this machine, to try sweeps on (root)
 slurm-down:
 	$(BIN)/python -m refsam.test_cluster down
 
-install: $(VENV)/installed
-install-dev: $(VENV)/installed-dev
+install: $(INSTALLED)
+install-dev: $(INSTALLED)-dev
 
-$(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
+$(INSTALLED): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(INSTALL) --editable .
 	$(COMPILE)
+	rm -f $(VENV)/installed*  # of other constraints
 	touch $@
 
-$(VENV)/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+$(INSTALLED)-dev: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(INSTALL) --editable '.[dev]'
 	$(COMPILE)
-	touch $(VENV)/installed $@
+	rm -f $(VENV)/installed*
+	touch $(INSTALLED) $@
+
+# PyTorch for CUDA 12.6 and what it brings, in front of everything else that is installed.
+$(CUDA12)/installed: constraints-cuda12.txt $(INSTALLED)-dev
+	$(PYTHON) -m venv $(CUDA12)
+	$(CUDA12)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile \
+		--constraint constraints-cuda12.txt torch torchvision
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> $$($(CUDA12)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/first.pth
+	touch $@
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "refsam needs Python 3.11 or later")'
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) .demo .docs build dist
+	rm -rf $(VENV) $(CUDA12) .demo .docs build dist

@@ -2,12 +2,18 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from refsam.configuration.compose import compose
-from refsam.orchestration.planning import kernels
+from refsam.errors import BadInput
+from refsam.orchestration.planning import kernels, preflight
 from refsam.orchestration.planning.kernels import kernels_problem, oldest_gpu
+from refsam.records.paths import RunsFolder
+from refsam.records.run import Run
+
+ROOT = Path(__file__).parents[2]
 
 
 def resource(name, *overrides):
@@ -41,7 +47,7 @@ def test_a_gpu_without_kernels_is_named_with_what_has_them(monkeypatch):
     said = kernels_problem(resource("gtx1080"))
     assert "gtx1080 has 6.1" in said
     assert "kernels for 7.5 and later" in said
-    assert "torch==2.7.1" in said
+    assert "constraints-cuda12.txt" in said
     assert kernels_problem(resource("v100")) is not None
     assert kernels_problem(resource("rtx5000")) is None
     assert kernels_problem(resource("a100")) is None
@@ -55,3 +61,38 @@ def test_a_pytorch_for_cpus_is_named_where_a_gpu_is_asked_for(monkeypatch):
     assert "is for CPUs alone" in kernels_problem(resource("v100"))
     assert kernels_problem(resource("medium_8g")) is None
     assert kernels_problem(resource("local")) is None
+
+
+def test_the_environments_for_old_and_new_gpus_differ_in_pytorch_alone():
+    of_pytorch = ("nvidia-", "cuda-", "torch==", "torchvision==", "triton==")
+    pins = []
+    for name in ("constraints.txt", "constraints-cuda12.txt"):
+        lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+        pins.append({line for line in lines if not line.startswith(("#", *of_pytorch))})
+    assert pins[0] == pins[1]
+    assert "torch==2.7.1" in lines
+
+
+@pytest.mark.parametrize("script_only", [False, True])
+def test_a_plan_for_a_gpu_without_kernels_is_refused_unless_scripts_are_carried_away(
+    script_only, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(kernels, "_installed", lambda: ("2.15.0", "13.2"))
+    monkeypatch.setattr(preflight, "_request_problems", lambda *given: ([], []))
+    monkeypatch.setattr(preflight.shutil, "which", lambda name: f"/usr/bin/{name}")
+    folder = RunsFolder(tmp_path)
+
+    def found(*overrides):
+        config = compose(["model=vit_nano", "peft=full", *overrides])
+        config.cluster.script_only = script_only
+        run = Run("a", config, "a run")
+        return preflight.preflight_of([run], folder, [], on_slurm=True, cluster=config.cluster)
+
+    refused = found("resource=gtx1080")
+    said = refused.notes if script_only else refused.problems
+    assert [sentence for sentence in said if "gtx1080 has 6.1" in sentence]
+    if not script_only:
+        with pytest.raises(BadInput, match="constraints-cuda12"):
+            refused.check()
+    found("resource=gtx1080", "resource.device=cpu").check()
+    found("resource=rtx5000").check()

@@ -33,8 +33,8 @@ def kernels_problem(resource: ResourceConfig) -> str | None:
         return None
     return (
         f"resource.compute_capability: {resource.name} has {capability}, and PyTorch {version} (CUDA {cuda}) "
-        f"has kernels for {oldest} and later; `pip install torch==2.7.1 torchvision==0.22.1` has them, see "
-        "docs/gpu.md"
+        f"has kernels for {oldest} and later; `pip install --constraint constraints-cuda12.txt torch "
+        "torchvision` in a checkout of refsam installs one that has them, see docs/gpu.md"
     )
 
 

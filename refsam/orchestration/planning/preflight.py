@@ -83,9 +83,10 @@ def preflight_of(
     elif on_slurm:
         of_site, notes = _request_problems(runs, folder, cluster)
         problems += of_site
-        # A warning: the site's setup may bring a job another PyTorch than the one here.
-        without_kernels = (kernels_problem(each) for config in configs for each in used_resources(config))
-        notes += dict.fromkeys(problem for problem in without_kernels if problem is not None)
+        asked = (kernels_problem(each) for config in configs for each in used_resources(config))
+        without_kernels = [problem for problem in asked if problem is not None]
+        # A job starts the Python that submits it; scripts may be carried to another machine.
+        (notes if cluster.script_only else problems).extend(dict.fromkeys(without_kernels))
     return Preflight(tuple(dict.fromkeys(problems)), tuple(notes))
 
 
