@@ -86,7 +86,7 @@ class RefsamLauncher(Launcher):
         if self.kind == "local":
             return run_here(application, job_overrides, first)
         if self.kind != "slurm":
-            raise BadInput(f"hydra.launcher.kind: {self.kind} was given, allowed is local or slurm")
+            raise BadInput(f"hydra.launcher.kind must be local or slurm, got {self.kind}")
         request, cluster = OmegaConf.to_object(self.request), OmegaConf.to_object(self.cluster)
         assert isinstance(request, RequestConfig)
         assert isinstance(cluster, ClusterConfig)
@@ -132,8 +132,8 @@ class RefsamSweeper(BasicSweeper):
             if override.is_interval_sweep():  # an interval has no number of values
                 value = str(override.input_line).partition("=")[2]
                 raise BadInput(
-                    f"{override.get_key_element()}: {value} was given, allowed are "
-                    "values with commas, choice(…), range(…) and glob(…)"
+                    f"{override.get_key_element()} must be values with commas, choice(…), range(…) or "
+                    f"glob(…), got {value}"
                 )
         returns: list[JobReturn] = []
         try:

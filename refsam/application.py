@@ -49,8 +49,8 @@ def run_one(config: DictConfig) -> None:
     plan = plan_jobs(loader, master, [overrides])
     if (folds := len(plan.jobs[0])) > 1:
         raise BadInput(
-            f"evaluate.folds: {folds} was given, which are as many runs, and without -m one run is "
-            "executed; allowed is -m, or evaluate.fold=1 for one of them"
+            f"evaluate.folds={folds}, which are as many runs, and without -m one run is "
+            "executed; expected -m, or evaluate.fold=1 for one of them"
         )
     statuses = submit(plan, standard_console(), in_process=True)
     if failed(statuses):

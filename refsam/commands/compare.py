@@ -66,12 +66,12 @@ def add(commands: Commands) -> None:
 
 def _compare(options: argparse.Namespace) -> int:
     if not options.baseline:
-        raise BadInput("--baseline: nothing was given, allowed is a run or AXIS=VALUE, such as model=vit_b")
+        raise BadInput("--baseline must be a run or AXIS=VALUE, such as model=vit_b, got nothing")
     page = page_of(options)
     where = assignments(options.where)
     given = assignments([options.baseline]) if "=" in options.baseline else None
     if "fold" in where:
-        raise BadInput("--where: fold was given, but folds are compared together, over the images of all")
+        raise BadInput("--where=fold, but folds are compared together, over the images of all")
     chosen = selected(argparse.Namespace(**vars(options), sweeps=[options.sweep], all=False))
     import pandas as pd
 

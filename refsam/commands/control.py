@@ -226,9 +226,9 @@ def _reasons(text: str) -> set[str]:
     for reason in sorted(given):
         if reason not in allowed:
             hint = nearest(reason, allowed)
-            raise BadInput(f"--reason: {reason} was given{hint}, allowed are {', '.join(allowed)}")
+            raise BadInput(f"--reason must be one of {', '.join(allowed)}, got {reason}{hint}")
     if not given:
-        raise BadInput(f"--reason: nothing was given, allowed are {', '.join(allowed)}")
+        raise BadInput(f"--reason must be one of {', '.join(allowed)}, got nothing")
     return given
 
 

@@ -90,7 +90,7 @@ def _wanted(overrides: list[str]) -> "tuple[set[str], EvaluateConfig]":
         if group != "evaluate" or (field and field.partition(".")[0] not in EXTENDABLE):
             fields = ", ".join(f"evaluate.{name}" for name in EXTENDABLE)
             raise BadInput(
-                f"{key}: given to refsam evaluate, which changes nothing that identifies a run; allowed are "
+                f"{key}: given to refsam evaluate, which changes nothing that identifies a run; expected "
                 f"evaluate=FILE, {fields}"
             )
         named |= {field.partition(".")[0]} if field else set(EXTENDABLE)

@@ -55,13 +55,13 @@ def _positive(text: str) -> float:
     except ValueError:
         number = 0.0
     if not 0 < number < float("inf"):
-        raise BadInput(f"--limit-gb and --minutes: {text!r} was given, allowed is a number above 0")
+        raise BadInput(f"--limit-gb and --minutes must be a number > 0, got {text!r}")
     return number
 
 
 def _whole(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise BadInput(f"--max-objects: {text!r} was given, allowed is a whole number from 1")
+        raise BadInput(f"--max-objects must be an integer >= 1, got {text!r}")
     return int(text)
 
 

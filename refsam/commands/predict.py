@@ -62,7 +62,7 @@ def add(commands: Commands) -> None:
 def _part(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)
     if found is None or int(found[1]) > int(found[2]):
-        raise BadInput(f"--part: {text!r} was given, and allowed is K/N with K from 1 to N, such as 1/4")
+        raise BadInput(f"--part must be K/N with K from 1 to N, such as 1/4, got {text!r}")
     return int(found[1]), int(found[2])
 
 

@@ -72,22 +72,22 @@ def _positive(option: str, text: str) -> float:
     except ValueError:
         number = math.nan
     if not 0 < number < math.inf:
-        raise BadInput(f"{option}: {text!r} was given, allowed is a number above 0")
+        raise BadInput(f"{option} must be a number > 0, got {text!r}")
     return number
 
 
 def _n_images(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) < 1:
-        raise BadInput(f"--n-images: {text!r} was given, allowed is a whole number from 1")
+        raise BadInput(f"--n-images must be an integer >= 1, got {text!r}")
     return int(text)
 
 
 def _recommend(options: argparse.Namespace) -> int:
     if options.memory is None:
-        raise BadInput("--memory: nothing was given, allowed is a number of GB above 0")
+        raise BadInput("--memory must be a number of GB above 0, got nothing")
     if options.gpu == options.cpu:
         given = "both were given" if options.gpu else "neither was given"
-        raise BadInput(f"--gpu, --cpu: {given}, allowed is one of them")
+        raise BadInput(f"--gpu, --cpu: {given}; expected one of them")
     chosen = _own(options)
     from refsam.records.fits import known_fits
     from refsam.records.paths import RunsFolder
@@ -134,7 +134,7 @@ def _check_dataset(name: str | None, chosen: Selection | None) -> None:
         known |= set(chosen.frame["dataset"].dropna())
     if name is not None and name not in known:
         there = ", ".join(sorted(known))
-        raise BadInput(f"--dataset: {name!r} was given{nearest(name, known)}; allowed are {there}")
+        raise BadInput(f"--dataset must be one of {there}, got {name!r}{nearest(name, known)}")
 
 
 def _command(advice: "Advice", folder: "RunsFolder", directories: "Directories", named: bool) -> list[str]:

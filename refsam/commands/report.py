@@ -43,7 +43,7 @@ def add(commands: Commands) -> None:
 def _report(options: argparse.Namespace) -> int:
     for name, value, least in (("--pue", options.pue, 1.0), ("--gpu-watts", options.gpu_watts, 0.0)):
         if value is not None and not least <= value < math.inf:
-            raise BadInput(f"{name}: {value:g} was given, allowed is a number from {least:g}")
+            raise BadInput(f"{name} must be a number from {least:g}, got {value:g}")
     chosen = selected(options)
     from refsam.results.collect import damaged, write_results
     from refsam.results.report.cost import read_power

@@ -84,7 +84,7 @@ def _logs(options: argparse.Namespace) -> int:
     from refsam.orchestration.operating.targets import find_run
 
     if options.lines is not None and options.lines < 0:
-        raise BadInput(f"--lines: {options.lines} was given, allowed is a whole number from 0")
+        raise BadInput(f"--lines must be an integer >= 0, got {options.lines}")
     if options.follow and options.json:
         raise BadInput("--follow: a log that goes on is no JSON document; give --follow or --json")
     folder = open_folder(options)

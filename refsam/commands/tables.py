@@ -259,4 +259,4 @@ def _strategies(options: argparse.Namespace) -> int:
 def _check_choices(option: str, given: tuple[str, ...], allowed: tuple[str, ...]) -> None:
     for name in given:
         if name not in allowed:
-            raise BadInput(f"{option} {name!r}: allowed are {', '.join(allowed)}")
+            raise BadInput(f"{option} must be one of {', '.join(allowed)}, got {name!r}")

@@ -136,7 +136,7 @@ class Composer:
             parsed = self._parser.parse_override(override)
             key = str(parsed.get_key_element())
             if not key:
-                raise BadInput(f"the override {override!r} has no key, allowed is KEY=VALUE")
+                raise BadInput(f"the override {override!r} has no key; expected KEY=VALUE")
             if (
                 not set(key) & set("+~@")
                 and self._is_group(key)
@@ -286,7 +286,7 @@ def compose_sweep(
     name, added = config_name or "config", []
     if config_dir is not None:
         if not Path(config_dir).is_dir():
-            raise BadInput(f"--config-dir: {config_dir!r} was given, allowed is a folder")
+            raise BadInput(f"--config-dir must be a folder, got {config_dir!r}")
         quoted = str(Path(config_dir).absolute()).replace("\\", "\\\\").replace("'", "\\'")
         added = [f"hydra.searchpath=['file://{quoted}']"]
     with hydra_session():

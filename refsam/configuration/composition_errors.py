@@ -19,7 +19,7 @@ from refsam.configuration.resources import folder
 from refsam.configuration.schema import RefsamConfig
 from refsam.errors import nearest
 
-_TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}
+_TYPES = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false", "String": "text"}
 SHOWN = 3  # fields that may be meant
 # What OmegaConf says of a value that a field does not take, and what the field takes.
 _SAID = (
@@ -51,7 +51,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, ValueError) and "Invalid defaults list" in str(error):
         return _first_line(str(error))
     if isinstance(error, ValueError) and "Config group override must be" in str(error):
-        return "a config group was given no name, allowed is GROUP=CHOICE; --help lists the choices"
+        return "a config group was given no name; expected GROUP=CHOICE; --help lists the choices"
     return None
 
 
@@ -62,10 +62,8 @@ def choice_problem(group: str, value: object) -> str | None:
     """
     if isinstance(value, list):
         values = ",".join(map(str, value))
-        return (
-            f"{group}: [{values}] was given, allowed is one choice; a sweep over several: -m {group}={values}"
-        )
-    return None if isinstance(value, str) else f"{group}: {value} was given, allowed is one of its choices"
+        return f"{group} must be one choice, got [{values}]; a sweep over several: -m {group}={values}"
+    return None if isinstance(value, str) else f"{group} must be one of its choices, got {value}"
 
 
 def _missing_choice(error: MissingConfigException) -> str:
@@ -77,15 +75,16 @@ def _missing_choice(error: MissingConfigException) -> str:
         )
         if not allowed:  # a file names it among its defaults
             return f"{group}: there is no {choice}.yaml, which the defaults of a configuration file name"
-        return f"{group}: {choice!r} is no choice{nearest(choice, allowed)}, allowed are {', '.join(allowed)}"
+        hint = nearest(choice, allowed)
+        return f"{group}: {choice!r} is not a valid choice{hint}; choose from {', '.join(allowed)}"
     allowed = ["config", *sorted(path.stem for path in folder("sweeps").glob("*.yaml"))]
     if not choice or choice in allowed:  # where Hydra was told to look, it is not
         return (
-            f"--config-path: there is no {choice or 'config'}.yaml in what was given, allowed is a folder "
+            f"--config-path: there is no {choice or 'config'}.yaml in what was given; expected a folder "
             "that has all of refsam's conf/; your own choices beside refsam's: --config-dir FOLDER"
         )
     hint = nearest(choice, allowed)
-    return f"--config-name: {choice!r} is no configuration{hint}, allowed are {', '.join(allowed)}"
+    return f"--config-name: {choice!r} is not a configuration{hint}; choose from {', '.join(allowed)}"
 
 
 def _unreadable_file(error: yaml.YAMLError | UnicodeDecodeError) -> str:
@@ -93,10 +92,10 @@ def _unreadable_file(error: yaml.YAMLError | UnicodeDecodeError) -> str:
     mark = getattr(error, "problem_mark", None)
     if mark is not None:
         where = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}"
-        return f"{where}: {getattr(error, 'problem', None) or 'the syntax is wrong'}; allowed is YAML"
+        return f"{where}: {getattr(error, 'problem', None) or 'the syntax is wrong'}; expected YAML"
     if isinstance(error, yaml.reader.ReaderError):
-        return f"{error.name}: {_first_line(str(error))}; allowed is YAML"
-    return f"{_opened_file(error)}: {error}; allowed is YAML in UTF-8"
+        return f"{error.name}: {_first_line(str(error))}; expected YAML"
+    return f"{_opened_file(error)}: {error}; expected YAML in UTF-8"
 
 
 def _opened_file(error: BaseException) -> str:
@@ -114,7 +113,7 @@ def _unreadable(override: str, said: str) -> str:
     evaluating = re.search(r"while evaluating .*", said)
     reason = f" ({evaluating[0]})" if evaluating else ""
     return (
-        f"the override {override!r} cannot be read{reason}, allowed is KEY=VALUE, with commas between the "
+        f"the override {override!r} cannot be read{reason}; expected KEY=VALUE, with commas between the "
         "values of a sweep, and with quotes inside of the shell's around what is more than letters, digits "
         "and /-+.:_: \"KEY='VALUE'\""
     )
@@ -124,15 +123,13 @@ def _of_hydra(said: str) -> str:
     if match := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", said):
         key, values = match[1], match[2].replace("'", "")
         if "list[" in str(_type_of(key)):
-            return f"{key}: {values} was given, allowed is a list: {key}=[{values}]"
+            return f"{key} must be a list, got {values}; write {key}=[{values}]"
         whole = f"; a comma in the value: \"{key}='{values}'\"" if _type_of(key) in (str, str | None) else ""
-        return (
-            f"{key}: {values} was given without -m, allowed is one value; a sweep: -m {key}={values}{whole}"
-        )
+        return f"{key} must be one value without -m, got {values}; a sweep: -m {key}={values}{whole}"
     if match := re.search(r"Could not append to config. An item is already at '(.+?)'", said):
-        return f"{match[1]}: +{match[1]} was given, but the field is there already; allowed is {match[1]}=…"
+        return f"{match[1]}=+{match[1]}, but the field is there already; expected {match[1]}=…"
     if match := re.search(r"Could not delete from config. (?:The value of )?'(.+?)'", said):
-        return f"{match[1]}: ~{match[1]} was given, but there is no such field or it has another value"
+        return f"{match[1]}=~{match[1]}, but there is no such field or it has another value"
     return _first_line(said)
 
 
@@ -152,14 +149,14 @@ def _value(error: OmegaConfBaseException, given: tuple[str, str] | None) -> str:
         parent, _, name = key.rpartition(".")
         fields = _fields(parent)
         if name in fields:
-            return f"{key}: {value} was given, allowed is one of its choices; --help lists them"
+            return f"{key} must be one of its choices, got {value}; --help lists them"
         meant = [field for field in field_names() if field.rpartition(".")[2] == name]
         if meant:
             return f"{key}: there is no such field (did you mean {' or '.join(meant[:SHOWN])}?)"
         allowed = f"; choose from {', '.join(fields)}" if fields else ""
         return f"{key}: there is no such field{nearest(name, fields)}{allowed}"
     if isinstance(error, ValidationError) and value is not None:
-        return f"{key}: {value} was given, allowed is {_allowed(said)}"
+        return f"{key} must be {_allowed(said)}, got {value}"
     return f"{key}: {_first_line(said)}"
 
 

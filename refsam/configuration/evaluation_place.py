@@ -24,9 +24,7 @@ def evaluation_resource(where: str, compose: Callable[[str], RefsamConfig]) -> R
     except MissingConfigException as error:
         names = list(error.options or ())
         allowed = f"{OWN_JOB}, or one of the resources {', '.join(names)}"
-        raise BadInput(
-            f"evaluate.where: {where!r} was given{nearest(where, names)}, allowed is {allowed}"
-        ) from error
+        raise BadInput(f"evaluate.where must be {allowed}, got {where!r}{nearest(where, names)}") from error
 
 
 def used_resources(config: RefsamConfig) -> list[ResourceConfig]:

@@ -47,7 +47,7 @@ def from_values(kind: type[Config], values: dict[str, Any], path: str = "") -> C
     arguments = {}
     for name, value in values.items():
         if value == MISSING:
-            raise BadInput(f"{path}{name}: nothing was given, and there is no default; give {path}{name}=…")
+            raise BadInput(f"{path}{name} must be given: {path}{name}=… (there is no default)")
         if name not in types_of:
             raise BadInput(f"{path}{name}: there is no such field{nearest(name, types_of)}")
         arguments[name] = _value(types_of[name], value, f"{path}{name}.")

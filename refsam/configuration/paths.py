@@ -31,16 +31,12 @@ def with_absolute_paths(config: RefsamConfig) -> RefsamConfig:
 def absolute_path(field: str, given: str) -> str:
     """`given` with ~ expanded, from the present folder. Raises BadInput that names `field`."""
     if not given or any(unicodedata.category(character) in _UNUSABLE for character in given):
-        raise BadInput(
-            f"{field}: {given!a} was given, allowed is a path without line breaks and other characters that "
-            "cannot be printed"
-        )
+        raise BadInput(f"{field} must be a path of printable characters without line breaks, got {given!a}")
     try:
         path = Path(given).expanduser().absolute()
     except RuntimeError as error:  # how pathlib says that there is no such user
         raise BadInput(
-            f"{field}: {given} was given, but the home folder that it begins with is not known; allowed is "
-            "the whole path"
+            f"{field}={given}, but the home folder that it begins with is not known; expected the whole path"
         ) from error
     try:
         path.stat()
@@ -48,7 +44,7 @@ def absolute_path(field: str, given: str) -> str:
         pass  # whoever needs it says what is missing
     except OSError as error:
         raise BadInput(
-            f"{field}: {path} was given, but it cannot be looked at ({os_reason(error)}); allowed is a path "
+            f"{field}={path}, but it cannot be looked at ({os_reason(error)}); expected a path "
             "that you can read"
         ) from error
     return str(path)

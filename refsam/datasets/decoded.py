@@ -88,11 +88,11 @@ class Request:
         has = f"{self.named} has shape {tuple(shape)}" + (f" (axes {axes})" if axes else "")
         if self.is_labels:
             return BadInput(
-                f"{has}, and allowed are 2D label images (H, W) that hold the id of an object at each pixel, "
+                f"{has}; expected 2D label images (H, W) that hold the id of an object at each pixel, "
                 "not colours"
             )
         choose = "" if axes else "; of other channels choose one to three, such as dataset.channels=[0,1]"
-        return BadInput(f"{has}, and allowed are 2D images, grey (H, W) or RGB (H, W, 3){choose}")
+        return BadInput(f"{has}; expected 2D images, grey (H, W) or RGB (H, W, 3){choose}")
 
     def check_size(self, shape: Sequence[int], itemsize: int) -> None:
         """Refuse a file that claims far more than it can hold, before memory is taken for it."""

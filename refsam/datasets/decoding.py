@@ -54,7 +54,7 @@ def decode(request: Request, key: str | None) -> Decoded:
         raise
     except Exception as error:
         raise BadInput(
-            f"{request.named} cannot be read as an image ({_one_line(error)}); allowed are {FORMATS}"
+            f"{request.named} cannot be read as an image ({_one_line(error)}); expected {FORMATS}"
         ) from error
 
 
@@ -126,8 +126,7 @@ def _with_pillow(request: Request, head: bytes) -> Decoded:
         frames = getattr(picture, "n_frames", 1)
         if frames > 1 and name not in FIRST_FRAME:
             raise BadInput(
-                f"{request.named} holds {frames} frames, and allowed is one; save the one "
-                "that is meant as a file"
+                f"{request.named} holds {frames} frames; expected one; save the one that is meant as a file"
             )
         request.check_size((picture.height, picture.width, len(picture.getbands())), 1)
         lossy = _lossy(request.path, name)
@@ -193,7 +192,7 @@ def _deep_ppm(path: Path, picture: Any) -> NDArray[Any]:
 
     with path.open("rb") as file:
         if file.read(2) != b"P6":
-            raise BadInput(f"{path} is a PPM in letters with more than 8 bit, and allowed are binary ones")
+            raise BadInput(f"{path} is a PPM in letters with more than 8 bit; expected binary ones")
         file.seek(picture.tile[0][2])
         data = file.read(picture.height * picture.width * 6)
     samples = np.frombuffer(data, ">u2").reshape(picture.height, picture.width, 3)

@@ -146,7 +146,7 @@ def check_images(dataset: DatasetConfig, facts: Mapping[str, ImageFacts], patch_
         if not dataset.padding and (fact.image.shape[0] < height or fact.image.shape[1] < width):
             raise BadInput(
                 f"train.patch_shape is {shape_text((height, width))} pixels, but the image {name} has "
-                f"{shape_text(fact.image.shape)}; allowed are patches that fit every image, or "
+                f"{shape_text(fact.image.shape)}; expected patches that fit every image, or "
                 "dataset.padding=true"
             )
 

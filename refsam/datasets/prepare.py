@@ -86,8 +86,7 @@ def prepare(dataset: DatasetConfig, say: Say = print) -> None:
             write_source(folder, *fetch_covid_if(folder))
     else:
         raise BadInput(
-            f"dataset.name {dataset.name!r} has no preparation, and allowed are folder, coco, "
-            f"{', '.join(PREPARED)}"
+            f"dataset.name {dataset.name!r} has no preparation; expected folder, coco, {', '.join(PREPARED)}"
         )
     say(f"dataset {dataset.name} is ready: {_summary(list_pairs(dataset), root)}")
     _say_what_is_left_out(dataset, say)

@@ -181,15 +181,13 @@ def open_labels(path: Path, key: str | None = None) -> ReadLabels:
     if labels.size == 0:
         raise BadInput(f"dataset.labels: {path} has shape {labels.shape}, and at least one pixel is needed")
     if labels.dtype.kind not in "buif":
-        raise BadInput(
-            f"dataset.labels: {path} holds {labels.dtype} values, and allowed are object ids (integers)"
-        )
+        raise BadInput(f"dataset.labels: {path} holds {labels.dtype} values; expected object ids (integers)")
     if labels.dtype.kind == "f" and not (np.isfinite(labels).all() and (labels == np.round(labels)).all()):
-        raise BadInput(f"dataset.labels: {path} holds fractions, and allowed are object ids (whole numbers)")
+        raise BadInput(f"dataset.labels: {path} holds fractions; expected object ids (whole numbers)")
     lowest, highest = labels.min().item(), labels.max().item()
     if lowest < 0 or highest >= 2**64:
         raise BadInput(
-            f"dataset.labels: {path} holds values from {lowest} to {highest}, and allowed are 0 (background) "
+            f"dataset.labels: {path} holds values from {lowest} to {highest}; expected 0 (background) "
             f"to {2**64 - 1}"
         )
     ids = labels.astype(np.uint32 if highest <= np.iinfo(np.uint32).max else np.uint64)
@@ -219,7 +217,7 @@ def to_8bit(image: NDArray[Any], normalization: Normalization) -> NDArray[np.uin
         if image.min() < 0 or image.max() > 255:
             raise BadInput(
                 f"dataset.normalize none keeps pixel values as they are, but they go from {image.min()} to "
-                f"{image.max()}, and allowed are 0 to 255; take auto, minmax or percentile"
+                f"{image.max()}; expected 0 to 255; take auto, minmax or percentile"
             )
         return np.round(image).astype(np.uint8)
     if normalization is Normalization.patch:
@@ -305,14 +303,14 @@ def _index(request: Request, decoded: Decoded, name: int | str | None) -> int | 
         return None
     if isinstance(name, str) and not decoded.colours:
         raise BadInput(
-            f"dataset.channels: {name} was given, but {request.path} has no colours; allowed are the numbers "
+            f"dataset.channels={name}, but {request.path} has no colours; expected the numbers "
             f"of its channels, 0 to {in_file - 1}"
         )
     index = COLOURS[name] if isinstance(name, str) else name
     if index >= in_file:
         raise BadInput(
-            f"dataset.channels: {name} was given, but {request.path} has {in_file} "
-            f"{'channel' if in_file == 1 else 'channels'}; allowed are 0 to {in_file - 1}"
+            f"dataset.channels={name}, but {request.path} has {in_file} "
+            f"{'channel' if in_file == 1 else 'channels'}; expected 0 to {in_file - 1}"
         )
     return index
 
@@ -322,9 +320,7 @@ def _check_values(request: Request, image: NDArray[Any]) -> None:
 
     path = request.path
     if image.dtype.kind not in "uif":
-        raise BadInput(
-            f"dataset.images: {path} holds {image.dtype} values, and allowed are integers and floats"
-        )
+        raise BadInput(f"dataset.images: {path} holds {image.dtype} values; expected integers and floats")
     if image.size == 0:
         raise BadInput(f"dataset.images: {path} has shape {image.shape}, and at least one pixel is needed")
     if image.dtype.kind == "f" and not np.isfinite(image).all():

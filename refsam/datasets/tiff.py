@@ -72,7 +72,7 @@ def _picture(file: Any, request: Request) -> tuple[Any, tuple[int, ...], str]:
         shapes = ", ".join(" × ".join(map(str, each.shape)) for each in full[:3])
         raise BadInput(
             f"{request.named} holds {len(full)} pictures (series of {shapes}"
-            f"{', …' if len(full) > 3 else ''}), and allowed is one; save the one that is meant as a file"
+            f"{', …' if len(full) > 3 else ''}); expected one; save the one that is meant as a file"
         )
     own = [page for page in full[0].pages if _is_in(page, file)]
     if len(own) == len(full[0].pages):

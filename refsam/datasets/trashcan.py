@@ -45,7 +45,7 @@ def trashcan_archive(archive: str | None) -> Iterator[Folder]:
         file = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
         raise BadInput(
-            f"dataset.archive: {archive} cannot be opened ({error}); allowed is the dataset.zip of TrashCan "
+            f"dataset.archive: {archive} cannot be opened ({error}); expected the dataset.zip of TrashCan "
             "1.0, or the folder that it was unpacked to"
         ) from error
     with file:
@@ -76,6 +76,6 @@ def _version(root: Folder, archive: str) -> Folder:
         if all((place / name).is_file() for name in wanted):
             return place
     raise BadInput(
-        f"dataset.archive: {archive} holds no dataset/{VERSION} with {' and '.join(wanted)}; allowed is the "
+        f"dataset.archive: {archive} holds no dataset/{VERSION} with {' and '.join(wanted)}; expected the "
         "dataset.zip of TrashCan 1.0, or the folder that it was unpacked to"
     )

@@ -34,13 +34,13 @@ def model_problem(model: ModelConfig) -> str | None:
     """Why the values of a model do not go together, in one sentence; None where they do."""
     if model.family == MICRO_SAM and model.hub_id is not None:
         return (
-            f"model.hub_id: {model.hub_id} was given, but model={model.name} is not of the Hugging Face hub; "
-            "allowed is null, or model=hf"
+            f"model.hub_id={model.hub_id}, but model={model.name} is not of the Hugging Face hub; "
+            "expected null, or model=hf"
         )
     if model.family == MICRO_SAM and model.custom is None and model.architecture not in MICRO_SAM_SHAPES:
         return (
-            f"model.architecture: {model.architecture} was given, allowed are {', '.join(MICRO_SAM_SHAPES)}, "
-            "and another one with model.custom"
+            f"model.architecture must be one of {', '.join(MICRO_SAM_SHAPES)} (another needs "
+            f"model.custom), got {model.architecture}"
         )
     if model.custom is not None and (problem := _shape_problem(model.custom)):
         return problem
@@ -49,8 +49,8 @@ def model_problem(model: ModelConfig) -> str | None:
     shape_is_known = model.custom is not None or model.architecture in KNOWN_SHAPES
     if model.weights == "random" and model.family == HUGGING_FACE and not shape_is_known:
         return (
-            f"model.weights: random was given, but the shape of {model.name} is known only with its weights; "
-            "allowed are pretrained and the path of a folder"
+            f"model.weights=random, but the shape of {model.name} is known only with its weights; "
+            "expected pretrained or the path of a folder"
         )
     return None
 
@@ -64,12 +64,12 @@ def _shape_problem(shape: ArchitectureConfig) -> str | None:
         ("prompt_embed_dim", of_decoder, f"for model.custom.decoder_num_heads={shape.decoder_num_heads}"),
     ):
         if (size := getattr(shape, name)) % divisor:
-            return f"model.custom.{name}: {size} was given, allowed is a multiple of {divisor} ({why})"
+            return f"model.custom.{name} must be a multiple of {divisor} ({why}), got {size}"
     for index in shape.global_attn_indexes:
         if not 0 <= index < shape.depth:
             return (
-                f"model.custom.global_attn_indexes: {index} was given, allowed are blocks from 0 to "
-                f"{shape.depth - 1} (model.custom.depth)"
+                f"model.custom.global_attn_indexes must be blocks from 0 to {shape.depth - 1} "
+                f"(model.custom.depth), got {index}"
             )
     return None
 
@@ -77,8 +77,8 @@ def _shape_problem(shape: ArchitectureConfig) -> str | None:
 def _pretrained_problem(model: ModelConfig) -> str | None:
     if model.custom is not None:
         return (
-            f"model.weights: pretrained was given, but nobody publishes weights of {model.name}; "
-            "allowed are random and the path of a checkpoint"
+            f"model.weights=pretrained, but nobody publishes weights of {model.name}; "
+            "expected random or the path of a checkpoint"
         )
     if model.family == HUGGING_FACE and model.hub_id is None:
         return (

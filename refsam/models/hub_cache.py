@@ -54,11 +54,11 @@ def require_model(folder: Path) -> None:
         kind = json.loads((folder / CONFIGURATION).read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise BadInput(
-            f"{given} has no {CONFIGURATION} that can be read; allowed is a folder as save_pretrained of "
+            f"{given} has no {CONFIGURATION} that can be read; expected a folder as save_pretrained of "
             "transformers.SamModel writes it"
         ) from error
     if kind != KIND:
-        raise BadInput(f"{given} holds a model of type {kind}, and allowed is {KIND} (transformers.SamModel)")
+        raise BadInput(f"{given} holds a model of type {kind}; expected {KIND} (transformers.SamModel)")
     if not any((folder / name).exists() for name in WEIGHTS):
         raise BadInput(f"{given} holds no weights; needed is one of {', '.join(WEIGHTS)}")
 

@@ -418,7 +418,7 @@ _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "alpha": (
         lambda value: value == LEARNABLE or (isinstance(value, int | float) and value > 0),
-        f"a number above 0, or {LEARNABLE} for adaptformer",
+        f"a number > 0, or {LEARNABLE} for adaptformer",
     ),
     "dropout": (lambda value: 0 <= value < 1, "a number from 0 to less than 1"),
     "projection": (lambda value: value >= 1, "1 and more channels"),

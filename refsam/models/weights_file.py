@@ -18,7 +18,7 @@ from refsam.models.families import HUGGING_FACE
 SAFETENSORS = ".safetensors"
 DEPTHS = {12: "vit_b", 24: "vit_l", 32: "vit_h"}  # blocks of Segment Anything's image encoders
 
-_ALLOWED = "allowed is a checkpoint of Segment Anything, as torch.save or safetensors writes it"
+_ALLOWED = "expected a checkpoint of Segment Anything, as torch.save or safetensors writes it"
 _TRANSFORMERS = "a SamModel of transformers"
 _SHAPE_OF_HUGGING_FACE = "sam_config"  # where a checkpoint of refsam says it
 _INTERRUPTED = "the download or the copy was interrupted"

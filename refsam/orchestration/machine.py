@@ -144,7 +144,7 @@ def parallel_runs(
     """
     if str(requested) != AUTO:
         if isinstance(requested, bool) or not re.fullmatch(r"[0-9]+", str(requested)) or int(requested) < 1:
-            raise BadInput(f"cluster.parallel={requested}: allowed are auto and whole numbers from 1")
+            raise BadInput(f"cluster.parallel must be auto or an integer >= 1, got {requested}")
         return int(requested)
     by_memory = int(memory_available_gb / memory_gb_per_run) if memory_gb_per_run > 0 else cores
     limits = [cores, by_memory] if devices == 0 else [cores, by_memory, devices]

@@ -46,9 +46,7 @@ def fetch_weights(model_name: str) -> Path:
     registry = models()
     encoders = sorted(name for name in registry.registry if not name.endswith("_decoder"))
     if model_name not in encoders:
-        raise BadInput(
-            f"model.name {model_name!r} has no published weights, and allowed are {', '.join(encoders)}"
-        )
+        raise BadInput(f"model.name {model_name!r} has no published weights; expected {', '.join(encoders)}")
     for name in (model_name, f"{model_name}_decoder"):
         if name in registry.registry:
             require_published(registry, name)

@@ -228,7 +228,7 @@ def open_model(source: str | Path, prompt_frame: int) -> HuggingFaceSam:
     except UnpicklingError as error:
         raise BadInput(
             f"model.weights: {source} has a .bin file that holds other objects than tensors, which are never "
-            "loaded; allowed are a .bin file of tensors alone, and safetensors"
+            "loaded; expected a .bin file of tensors alone, and safetensors"
         ) from error
     # What is missing is an OSError, another model a ValueError or a RuntimeError about its tensors.
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -244,7 +244,7 @@ def open_model(source: str | Path, prompt_frame: int) -> HuggingFaceSam:
             f"such as {lacking[0]}"
         )
     if not isinstance(model.vision_encoder.config.image_size, int):
-        raise BadInput(f"model.weights: {source} takes images that are no squares, and allowed are squares")
+        raise BadInput(f"model.weights: {source} takes images that are no squares; expected squares")
     return HuggingFaceSam(model.eval(), prompt_frame)
 
 

@@ -154,11 +154,11 @@ class TrainedModel:
         if mode is not None and mode not in allowed:
             what = "boxes or points" if given else "label images as prompts" if objects else "no prompts"
             raise BadInput(
-                f"mode: {mode!r} was given with {what}, and allowed is {', '.join(allowed) or 'none'} then"
+                f"mode: {mode!r} was given with {what}; expected {', '.join(allowed) or 'none'} then"
             )
         obstacle = self.model.obstacle(chosen)
         if obstacle is not None:
-            raise BadInput(f"mode: {chosen!r} was given, but {obstacle}; amg needs none")
+            raise BadInput(f"mode={chosen!r}, but {obstacle}; amg needs none")
         return chosen
 
     def parameters_of(self, mode: str, changed: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -171,8 +171,7 @@ class TrainedModel:
         unknown = [name for name in changed or {} if name not in allowed]
         if unknown:
             raise BadInput(
-                f"parameters: mode {mode} has no {unknown[0]!r}, and allowed is "
-                f"{', '.join(allowed) or 'none'}"
+                f"parameters: mode {mode} has no {unknown[0]!r}; expected {', '.join(allowed) or 'none'}"
             )
         if mode not in AUTOMATIC:
             return {}
@@ -186,7 +185,7 @@ class TrainedModel:
         is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] == 3)
         if not is_image or pixels.size == 0 or pixels.dtype.kind not in "uif":
             raise BadInput(
-                f"image has shape {pixels.shape} and type {pixels.dtype}, and allowed are numbers of shape "
+                f"image has shape {pixels.shape} and type {pixels.dtype}; expected numbers of shape "
                 "(H, W), grey, or (H, W, 3), RGB"
             )
         if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
@@ -243,7 +242,7 @@ def _device(name: str) -> torch.device:
         *(f"cuda:{i}" for i in range(torch.cuda.device_count())),
     ]
     if device is None or str(device) not in usable:
-        raise BadInput(f"device: {name!r} was given, and allowed here are auto, {', '.join(usable)}")
+        raise BadInput(f"device={name!r}, and allowed here are auto, {', '.join(usable)}")
     return device
 
 
@@ -270,7 +269,7 @@ def _prompts(
         return Prompts(coordinates, np.ones(of_points, dtype=np.int64), corners)
     labels = _numbers("point_labels", point_labels, str(of_points), lambda s: s == of_points)
     if not np.isin(labels, (0, 1)).all():
-        raise BadInput("point_labels: allowed are 1 (inside of the object) and 0 (outside)")
+        raise BadInput("point_labels must be 1 (inside of the object) or 0 (outside)")
     return Prompts(coordinates, labels.astype(np.int64), corners)
 
 
@@ -282,12 +281,12 @@ def _numbers(
     except (TypeError, ValueError) as error:
         raise BadInput(f"{name} holds something else than numbers of shape {allowed}") from error
     if not fits(values.shape) or not np.isfinite(values).all():
-        raise BadInput(f"{name} has shape {values.shape}, and allowed are finite numbers of shape {allowed}")
+        raise BadInput(f"{name} has shape {values.shape}; expected finite numbers of shape {allowed}")
     return values
 
 
 def _ids(objects: NDArray[Any]) -> NDArray[Any]:
     """Labels as the numbering takes them. Raises BadInput for what is no label image."""
     if objects.dtype.kind not in "bui" or objects.min(initial=0) < 0:
-        raise BadInput(f"objects has type {objects.dtype}, and allowed are object ids, integers from 0")
+        raise BadInput(f"objects has type {objects.dtype}; expected object ids, integers from 0")
     return objects.astype(np.uint64 if objects.max(initial=0) > np.iinfo(np.uint32).max else np.uint32)

@@ -39,7 +39,7 @@ def read_weights(path: Path) -> dict[str, Any]:
             raise
         reason = (str(error).strip().splitlines() or [""])[0]
         raise BadInput(
-            f"{path} cannot be read as weights ({type(error).__name__}: {reason}); allowed is a file that "
+            f"{path} cannot be read as weights ({type(error).__name__}: {reason}); expected a file that "
             "torch.save has written"
         ) from error
     if not isinstance(values, dict):

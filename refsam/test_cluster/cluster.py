@@ -143,8 +143,8 @@ class Cluster:
         """Root's own folder, made by this program or not there: its content will be removed one day."""
         if len(os.fsencode(self.root)) > LONGEST_ROOT:
             raise BadInput(
-                f"--root: {self.root} was given, allowed is a path of {LONGEST_ROOT} bytes at most, because "
-                "Slurm makes sockets below it"
+                f"--root must be a path of {LONGEST_ROOT} bytes at most (Slurm makes sockets below "
+                f"it), got {self.root}"
             )
         if not self.root.exists():
             return
@@ -153,7 +153,7 @@ class Cluster:
             raise BadInput(f"--root: {self.root} is not a folder of this user")
         if not (self.root / "cluster.json").exists() and any(self.root.iterdir()):
             raise BadInput(
-                f"--root: {self.root} is neither empty nor a test cluster's; allowed is a folder of its own"
+                f"--root: {self.root} is neither empty nor a test cluster's; expected a folder of its own"
             )
 
     def _prepare(self) -> None:

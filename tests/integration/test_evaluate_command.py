@@ -106,11 +106,11 @@ def test_where_nothing_is_missing_nothing_happens(folder, capsys):
     [
         ("evaluate.crop=[8,8]", "evaluate.crop: given to refsam evaluate"),
         ("model=vit_b", "model: given to refsam evaluate"),
-        ("evaluate.grid=fine", "evaluate.grid: 'fine' was given, allowed is study, small, defaults"),
+        ("evaluate.grid=fine", "evaluate.grid must be study, small, defaults, got 'fine'"),
         ("evaluate.rownds=2", "evaluate.rownds: given to refsam evaluate"),
         (
             "evaluate.small_grid.amg.pred_iou_thresh=[]",
-            "allowed is for each automatic mode its parameters with a list of values",
+            "must be for each automatic mode its parameters with a list of values",
         ),
     ],
 )

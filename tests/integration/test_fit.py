@@ -81,10 +81,10 @@ def test_a_step_that_the_limit_kills_does_not_fit(here: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("model=vit_bb",), "model: 'vit_bb' is no choice (did you mean vit_b?)"),
-        (("train.n_sub_iterations=0",), "train.n_sub_iterations: 0 was given, allowed is a whole number"),
-        (("--limit-gb", "much"), "--limit-gb and --minutes: 'much' was given, allowed is a number above 0"),
-        (("--max-objects", "0"), "--max-objects: '0' was given, allowed is a whole number from 1"),
+        (("model=vit_bb",), "model: 'vit_bb' is not a valid choice (did you mean vit_b?)"),
+        (("train.n_sub_iterations=0",), "train.n_sub_iterations must be an integer, got 0"),
+        (("--limit-gb", "much"), "--limit-gb and --minutes must be a number > 0, got 'much'"),
+        (("--max-objects", "0"), "--max-objects must be an integer >= 1, got '0'"),
         (("model=vit_t", "peft=lora", "n_objects=1"), "peft.name=lora does not go with"),
         (("resource=medium_8g", "model=vit_b"), "peft=auto: resource medium_8g has no settings for vit_b"),
         (("resource=gtx1080", "resource.device=cuda"), "memory of a GPU is measured on a GPU"),

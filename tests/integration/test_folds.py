@@ -80,14 +80,14 @@ def test_what_cannot_be_is_refused_before_anything_is_written(capsys, folder):
     for arguments, sentence in (
         (
             ("-m", "evaluate.folds=7", "n_images=2"),
-            "evaluate.folds: 7 was given, and dataset=folder has 6 images",
+            "evaluate.folds=7, and dataset=folder has 6 images",
         ),
         (
             ("-m", "evaluate.folds=1"),
-            "evaluate.folds: 1 was given, allowed is null, or a whole number from 2",
+            "evaluate.folds must be null, or an integer >= 2, got 1",
         ),
         (("-m", "evaluate.folds=3", "dataset.test=0*", "n_images=2"), "does not go with dataset.test=0*"),
-        (("evaluate.folds=3", "n_images=2"), "allowed is -m, or evaluate.fold=1 for one of them"),
+        (("evaluate.folds=3", "n_images=2"), "expected -m, or evaluate.fold=1 for one of them"),
     ):
         status, _, error = plan(capsys, *arguments)
         assert (status, sentence in error) == (2, True), error

@@ -136,16 +136,16 @@ def closed_folder(tmp_path):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("runs={closed}/runs", "runs: {closed}/runs was given, but it cannot be looked at"),
-        ("runs={closed}", "runs: {closed} was given, but {closed} cannot be read"),
-        ("data={closed}/data", "data: {closed}/data was given, but it cannot be looked at"),
+        ("runs={closed}/runs", "runs={closed}/runs, but it cannot be looked at"),
+        ("runs={closed}", "runs={closed}, but {closed} cannot be read"),
+        ("data={closed}/data", "data={closed}/data, but it cannot be looked at"),
         (
             "model.weights={closed}/weights.pt",
-            "model.weights: {closed}/weights.pt was given, but it cannot be",
+            "model.weights={closed}/weights.pt, but it cannot be",
         ),
         (
             "dataset.root={closed}/inside",
-            "dataset.root: {closed}/inside was given, but it cannot be looked at",
+            "dataset.root={closed}/inside, but it cannot be looked at",
         ),
         ("dataset.labels=closed/*", "dataset.labels 'closed/*' matches no file in"),
     ],

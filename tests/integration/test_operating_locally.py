@@ -171,7 +171,7 @@ def test_failed_runs_are_tried_again_here_and_the_rest_is_continued(folder, caps
 def test_what_cannot_be_tried_again_is_one_sentence(folder, capsys, monkeypatch):
     add_runs(folder, a="complete")
     assert cli.main(["retry", "--reason", "out_of_memroy", "--runs", str(folder.root)]) == 2
-    assert "out_of_memroy was given (did you mean out_of_memory?)" in capsys.readouterr().err
+    assert "got out_of_memroy (did you mean out_of_memory?)" in capsys.readouterr().err
     monkeypatch.setenv("REFSAM_DATA", str(folder.root / "nowhere"))
     add_runs(folder, b="complete")
     assert cli.main(["continue", "study", "--runs", str(folder.root)]) == 2

@@ -284,12 +284,12 @@ def test_an_overlay_of_a_large_image_is_reduced_and_keeps_its_outlines(tmp_path:
         ({"boxes": [[1, 2, 3]]}, "boxes has shape (1, 3)"),
         ({"boxes": [[5, 2, 3, 4]]}, "x_min < x_max"),
         ({"points": [1, 2]}, "points has shape (2,)"),
-        ({"points": [[1, 2]], "point_labels": [[2]]}, "point_labels: allowed are 1"),
+        ({"points": [[1, 2]], "point_labels": [[2]]}, "point_labels must be 1"),
         ({"points": [[1, 2]], "boxes": [[1, 1, 2, 2]] * 2}, "boxes are for 2 objects and points for 1"),
         ({"point_labels": [[1]]}, "without points"),
         ({"mode": "box"}, "mode: 'box' was given with no prompts"),
         ({"boxes": [[1, 2, 3, 4]], "mode": "ais"}, "mode: 'ais' was given with boxes or points"),
-        ({"parameters": {"size": 1}}, "mode ais has no 'size', and allowed is center_distance_threshold"),
+        ({"parameters": {"size": 1}}, "mode ais has no 'size'; expected center_distance_threshold"),
         ({"objects": np.ones((4, 4), int)}, "objects has shape (4, 4) and the image (40, 50)"),
         ({"objects": np.ones((40, 50))}, "objects has type float64"),
     ],
@@ -316,7 +316,7 @@ def test_a_baseline_without_a_decoder_segments_with_amg_and_says_whose_parameter
     assert "1 images segmented (amg)" in said.out
     assert "mode amg was not evaluated in this run, so micro-sam's default parameters are used" in said.err
     assert predict(run, tmp_path / "other", tested[0], "--mode", "ais") == 2
-    assert "mode: 'ais' was given, but the model has no decoder" in capsys.readouterr().err
+    assert "mode='ais', but the model has no decoder" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
     record = read_json(PredictionsFolder(tmp_path / "out").record(tested[0].stem))
     assert record["parameters"] == {"pred_iou_thresh": 0.88, "stability_score_thresh": 0.95}
@@ -350,6 +350,6 @@ def test_an_image_of_any_size_is_segmented_in_tiles(run: RunPaths, tmp_path: Pat
 
 
 def test_a_device_that_is_not_here_is_one_sentence(run: RunPaths) -> None:
-    with pytest.raises(BadInput, match="device: 'tpu9' was given, and allowed here are auto, cpu"):
+    with pytest.raises(BadInput, match="device='tpu9', and allowed here are auto, cpu"):
         refsam.load(run.root, device="tpu9")
     assert torch.is_grad_enabled()

@@ -128,7 +128,7 @@ def test_a_folder_whose_path_leaves_no_room_for_sockets_is_refused(slurm_machine
     root = tmp_path / ("long" * 20)
     answer = command_line("up", "--root", root)
     assert answer.returncode == 2
-    assert "allowed is a path of 71 bytes at most" in answer.stderr
+    assert "must be a path of 71 bytes at most" in answer.stderr
     assert not root.exists()
 
 

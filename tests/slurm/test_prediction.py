@@ -49,6 +49,6 @@ def test_each_task_of_an_array_segments_its_part_and_nothing_is_submitted_twice(
 def test_a_resource_that_is_not_there_is_one_sentence(folder, arguments, capsys):
     assert cli.main([*arguments, "--runs", str(folder.root), "--on", "v10"]) == 2
     said = capsys.readouterr().err
-    assert "--on: 'v10' was given (did you mean v100?)" in said
+    assert "got 'v10' (did you mean v100?)" in said
     assert said.count("\n") == 1
     assert not (folder.root.parent / "segmented").exists()

@@ -313,7 +313,7 @@ def test_a_line_break_never_reaches_a_job_script(field):
 
 def test_a_template_that_is_not_there_is_named_with_those_that_are():
     with pytest.raises(
-        BadInput, match=r"cluster\.template: sccc was given \(did you mean scc\?\), allowed is .*default"
+        BadInput, match=r"cluster\.template must be default, .*got sccc \(did you mean scc\?\)"
     ):
         prologue("sccc")
 

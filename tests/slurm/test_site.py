@@ -60,19 +60,19 @@ def test_what_some_node_has_can_be_asked_for(possible):
         ),
         (
             request(time="2-00:00:01"),
-            "resource.request.time: 2-00:00:01 was given, allowed in partition medium is 2-00:00:00 at most",
+            "resource.request.time must be at most 2-00:00:00 in partition medium, got 2-00:00:01",
         ),
         (
             request(partition="gpu", gpu="A100", gpus=1),
-            "resource.request.gpu: 1 × A100 was given, but in partition gpu its nodes have 2 × V100, 4 × GPU",
+            "resource.request.gpu=1 × A100, but in partition gpu its nodes have 2 × V100, 4 × GPU",
         ),
         (
             request(partition="gpu", gpu="V100", gpus=1, cores=17),
-            "resource.request.cores: 17 was given, allowed in partition gpu with V100 is 16 cores at most",
+            "resource.request.cores must be at most 16 cores in partition gpu with V100, got 17",
         ),
         (
             request(cores=9, memory_gb=65),
-            "resource.request.memory_gb: 65 was given, allowed in partition medium is 64 GiB at most",
+            "resource.request.memory_gb must be at most 64 GiB in partition medium, got 65",
         ),
     ],
 )
@@ -104,7 +104,7 @@ def test_a_node_that_slurm_does_not_count_on_is_out_of_service_for_what_it_could
 def test_the_configuration_says_how_long_jobs_may_be_where_scontrol_does_not():
     cluster = ClusterConfig(max_times={"gpu": "2-00:00:00"})
     too_long = request(partition="gpu", time="2-00:00:01")
-    sentence = "resource.request.time: 2-00:00:01 was given, allowed in partition gpu is 2-00:00:00 at most"
+    sentence = "resource.request.time must be at most 2-00:00:00 in partition gpu, got 2-00:00:01"
     assert unasked_problem(too_long, cluster) == sentence
     for possible in (request(partition="gpu", time="48:00:00"), request(partition="medium", time="9-0")):
         assert unasked_problem(possible, cluster) is None

@@ -214,14 +214,14 @@ def test_a_run_is_named_by_its_beginning_and_stands_alone(folder, capsys):
         ),
         (
             "peft=lora",
-            "'peft=lora' was given, which may be one of 2 settings: 1 image; 5 images; choose by n_images=1",
+            "--baseline='peft=lora', which may be one of 2 settings: 1 image; 5 images; choose by n_images=1",
         ),
         ("peft=full,n_images=5", "no setting with results is all of that; there are full, 1 image; lora"),
         ("peft=lroa", "did you mean lora"),
         ("modle=vit_b", "did you mean model"),
         ("vit_b-lora", "one of vit_b-lora-n1; vit_b-lora-n5"),
         ("vit_b-fulll-n1", "did you mean vit_b-full-n1"),
-        ("", "nothing was given"),
+        ("", "got nothing"),
     ],
 )
 def test_a_baseline_that_is_unclear_is_refused_with_the_candidates(folder, capsys, baseline, words):
@@ -238,7 +238,7 @@ def test_a_baseline_that_is_unclear_is_refused_with_the_candidates(folder, capsy
         (["study", "--baseline", "peft=full", "--where", "mode=boxes"], "did you mean box"),
         (["study", "--baseline", "peft=full", "--style", "nowhere"], "not a file"),
         (["stduy", "--baseline", "peft=full"], "did you mean study"),
-        (["study"], "--baseline: nothing was given"),
+        (["study"], "--baseline must be a run or AXIS=VALUE, such as model=vit_b, got nothing"),
     ],
 )
 def test_bad_input_is_one_sentence(folder, capsys, arguments, words):

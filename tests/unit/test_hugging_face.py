@@ -212,7 +212,7 @@ def test_a_cache_without_weights_does_not_count(name: str, hub: Path, tmp_path: 
     [
         ({}, "has no config.json that can be read"),
         ({"config.json": "{"}, "has no config.json that can be read"),
-        ({"config.json": '{"model_type": "bert"}'}, "holds a model of type bert, and allowed is sam"),
+        ({"config.json": '{"model_type": "bert"}'}, "holds a model of type bert; expected sam"),
         ({"config.json": '{"model_type": "sam"}'}, "holds no weights"),
     ],
 )

@@ -147,7 +147,7 @@ def test_check_data_prints_the_table_and_refuses_what_no_run_could_use(
     assert "objects       16; per image: fewest 1, median 3, most 3\n" in out
     status, out, err = check(capsys, f"dataset.root={folder}", "dataset.channels=[0,2]")
     assert (status, out) == (2, "")
-    assert err.startswith("refsam: dataset.channels: 2 was given, but ")
+    assert err.startswith("refsam: dataset.channels=2, but ")
     assert err.count("\n") == 1
     for path in (folder / "labels").iterdir():
         rewrite(path, (labels(6, 8) > 0).astype(np.uint8) * np.uint8(255))

@@ -403,8 +403,8 @@ def test_chosen_channels_are_stretched_each_by_itself_and_colours_together(tmp_p
 def test_a_channel_that_is_not_there_is_refused(tmp_path: Path) -> None:
     fluorescence(tmp_path / "a.tif")
     Image.fromarray(values(8, 9)).save(tmp_path / "a.png")
-    assert "4 was given" in refusal(reading.read_image, tmp_path / "a.tif", None, [0, 4])
-    assert "r was given" in refusal(reading.read_image, tmp_path / "a.tif", None, ["r"])
+    assert "dataset.channels=4, but" in refusal(reading.read_image, tmp_path / "a.tif", None, [0, 4])
+    assert "dataset.channels=r, but" in refusal(reading.read_image, tmp_path / "a.tif", None, ["r"])
     assert "1 channel;" in refusal(reading.read_image, tmp_path / "a.png", None, [1])
     np.testing.assert_array_equal(reading.read_image(tmp_path / "a.png", None, [0]), values(8, 9))
 

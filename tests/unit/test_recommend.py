@@ -259,16 +259,16 @@ def test_it_is_said_when_finetuning_does_not_help(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--memory", "0", "--gpu"), "--memory: '0' was given, allowed is a number above 0"),
-        (("--memory", "-8", "--gpu"), "--memory: '-8' was given"),
-        (("--memory", "much", "--gpu"), "--memory: 'much' was given"),
-        (("--memory", "nan", "--gpu"), "--memory: 'nan' was given"),
-        (("--gpu",), "--memory: nothing was given"),
-        (("--memory", "8"), "--gpu, --cpu: neither was given, allowed is one of them"),
+        (("--memory", "0", "--gpu"), "--memory must be a number > 0, got '0'"),
+        (("--memory", "-8", "--gpu"), "--memory must be a number > 0, got '-8'"),
+        (("--memory", "much", "--gpu"), "--memory must be a number > 0, got 'much'"),
+        (("--memory", "nan", "--gpu"), "--memory must be a number > 0, got 'nan'"),
+        (("--gpu",), "--memory must be a number of GB above 0, got nothing"),
+        (("--memory", "8"), "--gpu, --cpu: neither was given; expected one of them"),
         (("--memory", "8", "--gpu", "--cpu"), "--gpu, --cpu: both were given"),
-        (("--memory", "8", "--gpu", "--hours", "0"), "--hours: '0' was given"),
-        (("--memory", "8", "--gpu", "--hours", "-1"), "--hours: '-1' was given"),
-        (("--memory", "8", "--gpu", "--n-images", "0"), "--n-images: '0' was given"),
+        (("--memory", "8", "--gpu", "--hours", "0"), "--hours must be a number > 0, got '0'"),
+        (("--memory", "8", "--gpu", "--hours", "-1"), "--hours must be a number > 0, got '-1'"),
+        (("--memory", "8", "--gpu", "--n-images", "0"), "--n-images must be an integer >= 1, got '0'"),
         (("--memory", "8", "--gpu", "--metric", "SA_50"), "did you mean SA50"),
         (("--memory", "8", "--gpu", "--dataset", "nuclei_"), "did you mean nuclei"),
         (("stduy", "--memory", "8", "--gpu"), "did you mean study"),
@@ -289,7 +289,7 @@ def test_results_of_several_data_sets_are_not_mixed(folder, capsys):
     trained(folder, "cells", 0.2, "peft=full", "n_images=5", "dataset=covid_if")
     sweep(folder)
     assert cli.main(["recommend", "--memory", "8", "--cpu", "--runs", str(folder.root)]) == 2
-    assert "there are results of covid_if, nuclei; choose one" in capsys.readouterr().err
+    assert "--dataset must be given: there are results of covid_if, nuclei" in capsys.readouterr().err
     found = ask(folder, capsys, "--memory", "8", "--cpu", "--dataset", "nuclei")
     assert found["winner"]["run_ids"] == ["nuclei"]
     found = ask(folder, capsys, "--memory", "8", "--cpu", "--dataset", "trashcan")

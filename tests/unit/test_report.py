@@ -376,9 +376,9 @@ def test_a_damaged_manifest_is_named(tmp_path, capsys):
     [
         (["stduy"], "did you mean study"),
         ([], "name one sweep or several"),
-        (["study", "--pue", "0.5"], "--pue: 0.5 was given, allowed is a number from 1"),
-        (["study", "--pue", "nan"], "--pue: nan was given"),
-        (["study", "--gpu-watts", "-1"], "--gpu-watts: -1 was given, allowed is a number from 0"),
+        (["study", "--pue", "0.5"], "--pue must be a number from 1, got 0.5"),
+        (["study", "--pue", "nan"], "--pue must be a number from 1, got nan"),
+        (["study", "--gpu-watts", "-1"], "--gpu-watts must be a number from 0, got -1"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, words, tmp_path, capsys):

@@ -66,9 +66,7 @@ def test_the_first_prompt_counts_and_the_mode_can_be_chosen() -> None:
     )
     assert over_seeds(given)["mIoU"].tolist() == [0.8]
     assert over_seeds(given, "no_prompt")["mIoU"].tolist() == [0.5]
-    with pytest.raises(
-        BadInput, match="--mode: amg was given, but the sweep has been measured in box, no_prompt"
-    ):
+    with pytest.raises(BadInput, match="--mode=amg, but the sweep has been measured in box, no_prompt"):
         over_seeds(given, "amg")
 
 

@@ -370,10 +370,10 @@ def test_collect_writes_a_wide_table_in_four_formats_with_its_origin(tmp_path, c
     ("arguments", "words"),
     [
         (["collect"], "name one sweep"),
-        (["collect", "study", "--format", "word"], "allowed are csv"),
+        (["collect", "study", "--format", "word"], "must be one of csv"),
         (["collect", "study", "--rows", "model", "--name", "../x"], "not the name of a file"),
         (["collect", "study", "--rows", "model", "--where", "model"], "AXIS=VALUE"),
-        (["plot", "study", "--kind", "pie"], "allowed are study"),
+        (["plot", "study", "--kind", "pie"], "must be one of study"),
         (["plot", "study", "--metric", "SA_50"], "did you mean SA50"),
         (["plot", "study", "--style", "nowhere"], "not a file"),
         (["plot", "study", "--mode", "bx"], "mode=bx: no run of the sweep has this value"),

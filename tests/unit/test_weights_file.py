@@ -29,7 +29,7 @@ def test_a_file_that_is_no_checkpoint_is_named(kind: str, tmp_path: Path) -> Non
     assert sentence is not None
     assert sentence.startswith(f"model.weights: {path} {UNUSABLE[kind][1]}")
     assert sentence.endswith(
-        "; allowed is a checkpoint of Segment Anything, as torch.save or safetensors writes it"
+        "; expected a checkpoint of Segment Anything, as torch.save or safetensors writes it"
     )
     assert weights_not_fetched(model("vit_b", path)) == sentence
 
@@ -43,7 +43,7 @@ def test_what_may_be_a_checkpoint_passes(tmp_path: Path) -> None:
 
 
 def test_a_folder_or_nothing_is_no_file(tmp_path: Path) -> None:
-    assert f"{tmp_path} is a folder; allowed are" in str(weights_not_fetched(model("vit_b", tmp_path)))
+    assert f"{tmp_path} is a folder; expected" in str(weights_not_fetched(model("vit_b", tmp_path)))
     assert "is no file" in str(weights_not_fetched(model("vit_b", tmp_path / "none.pt")))
 
 

@@ -38,7 +38,7 @@ def choose_run(
         BadInput: when there is none, or nothing of the sweep was measured.
     """
     if metric is not None and metric not in METRICS:
-        raise BadInput(f"metric: {metric!r} was given, and allowed is {', '.join(METRICS)}")
+        raise BadInput(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
     path = Path(target).expanduser()
     if (path / "config.yaml").is_file():
         return _named(RunPaths(path.absolute()), metric)

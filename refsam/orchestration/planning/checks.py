@@ -118,7 +118,7 @@ _RULES = (
     _Rule(
         "seed",
         lambda value: _whole(0)(value) and value <= LARGEST_SEED,
-        f"a whole number from 0 to {LARGEST_SEED}",
+        f"an integer from 0 to {LARGEST_SEED}",
     ),
     _Rule(
         "name",  # of a folder and a job, and a word of commands
@@ -126,15 +126,15 @@ _RULES = (
         "100 letters, digits, _ . - at most, the first one no . or -",
     ),
     _choice("model.family", FAMILIES),
-    *(_Rule(f"model.custom.{name}", _whole(1), "a whole number from 1") for name in SIZES),
-    _Rule("model.custom.window_size", _whole(0), "a whole number from 0 (0: all attention is global)"),
-    _Rule("model.custom.position_scale", _above_zero, "a number above 0"),
-    _Rule("train.epochs", _optional(_whole(1)), "null, or a whole number from 1"),
-    _Rule("train.max_steps", _optional(_whole(1)), "null, or a whole number from 1"),
-    _Rule("train.batch_size", _whole(1), "a whole number from 1"),
+    *(_Rule(f"model.custom.{name}", _whole(1), "an integer >= 1") for name in SIZES),
+    _Rule("model.custom.window_size", _whole(0), "an integer >= 0 (0: all attention is global)"),
+    _Rule("model.custom.position_scale", _above_zero, "a number > 0"),
+    _Rule("train.epochs", _optional(_whole(1)), "null, or an integer >= 1"),
+    _Rule("train.max_steps", _optional(_whole(1)), "null, or an integer >= 1"),
+    _Rule("train.batch_size", _whole(1), "an integer >= 1"),
     _Rule("train.accumulate", _whole(1), "an integer >= 1"),
-    _Rule("train.min_samples", _whole(1), "a whole number from 1"),
-    _Rule("train.validation_samples", _optional(_whole(1)), "null, or a whole number from 1"),
+    _Rule("train.min_samples", _whole(1), "an integer >= 1"),
+    _Rule("train.validation_samples", _optional(_whole(1)), "null, or an integer >= 1"),
     _choice("train.validation_patches", (FIXED, NEW)),
     _Rule("train.lr", _above_zero, "a number above 0"),
     _choice("peft.decoder", DECODERS),
@@ -145,13 +145,13 @@ _RULES = (
         "null, or two numbers from 0 to less than 1, as [0.9,0.999]",
     ),
     _Rule("train.weight_decay", _optional(_from_zero), "null, or a number from 0"),
-    _Rule("train.max_grad_norm", _optional(_above_zero), "null, or a number above 0"),
+    _Rule("train.max_grad_norm", _optional(_above_zero), "null, or a number > 0"),
     _choice("train.scheduler", SCHEDULERS),
     _Rule("train.warmup", lambda value: 0 <= value < 1, "a number from 0 to less than 1"),
     _choice("train.stop_on", STOPS),
     _Rule("train.scheduler_factor", lambda value: 0 < value < 1, "a number between 0 and 1"),
-    _Rule("train.scheduler_patience", _whole(0), "a whole number from 0"),
-    _Rule("train.early_stopping", _optional(_whole(1)), "null, or a whole number from 1"),
+    _Rule("train.scheduler_patience", _whole(0), "an integer >= 0"),
+    _Rule("train.early_stopping", _optional(_whole(1)), "null, or an integer >= 1"),
     _Rule(
         "train.patch_shape",
         lambda shape: (
@@ -159,11 +159,11 @@ _RULES = (
         ),
         f"two multiples of {PATCH_MULTIPLE} pixels, as [512,512]",
     ),
-    _Rule("train.n_sub_iterations", _whole(1), "a whole number from 1"),
+    _Rule("train.n_sub_iterations", _whole(1), "an integer >= 1"),
     _Rule("train.mask_prob", lambda value: 0 <= value <= 1, "a number from 0 to 1"),
     _Rule("train.box_distortion", _from_zero, "a number from 0"),
-    _Rule("train.workers", lambda value: value == AUTO or _whole(0)(value), "auto, or a whole number from 0"),
-    _Rule("train.patch_pool", is_patch_pool, "auto, null, a whole number from 1, or a multiple as 4x"),
+    _Rule("train.workers", lambda value: value == AUTO or _whole(0)(value), "auto, or an integer >= 0"),
+    _Rule("train.patch_pool", is_patch_pool, "auto, null, an integer >= 1, or a multiple as 4x"),
     _choice("train.embedding_cache", EMBEDDING_CACHES),
     _Rule(
         "train.embedding_disk_gib",
@@ -172,11 +172,11 @@ _RULES = (
     ),
     _choice("train.embedding_dtype", EMBEDDING_DTYPES),
     _choice("train.engine", ENGINES),
-    _Rule("train.object_chunk", _positive_or_auto, "auto, or a whole number from 1"),
+    _Rule("train.object_chunk", _positive_or_auto, "auto, or an integer >= 1"),
     _Rule(
         "train.checkpoint_encoder",
         lambda value: value in SWITCHED or _whole(1)(value),
-        "auto, on, off, or a whole number from 1",
+        "auto, on, off, or an integer >= 1",
         SWITCHES,
     ),
     _Rule("train.checkpoint_decoder", lambda value: value in SWITCHED, "auto, on or off", SWITCHES),
@@ -203,10 +203,10 @@ _RULES = (
         lambda where: re.fullmatch(r"[\w.-]+", where) is not None,
         "run, or the name of a resource",
     ),
-    _Rule("evaluate.rounds", _whole(0), "a whole number from 0"),
+    _Rule("evaluate.rounds", _whole(0), "an integer >= 0"),
     _choice("evaluate.grid", GRIDS),
-    _Rule("evaluate.pictures", _whole(0), "a whole number from 0"),
-    _Rule("evaluate.points_per_side", _whole(1), "a whole number from 1"),
+    _Rule("evaluate.pictures", _whole(0), "an integer >= 0"),
+    _Rule("evaluate.points_per_side", _whole(1), "an integer >= 1"),
     _Rule(
         "evaluate.small_grid",
         is_grid,
@@ -218,21 +218,21 @@ _RULES = (
         _some_of((True, False)),
         "a list of true and false",
     ),
-    _Rule("evaluate.max_images", _optional(_whole(1)), "null, or a whole number from 1"),
+    _Rule("evaluate.max_images", _optional(_whole(1)), "null, or an integer >= 1"),
     _Rule(
         "evaluate.crop",
         _optional(lambda crop: len(crop) == 2 and all(map(_whole(1), crop))),
-        "null, or two whole numbers of pixels, as [256,256]",
+        "null, or two integers (pixels), as [256,256]",
     ),
-    _Rule("evaluate.folds", _optional(_whole(2)), "null, or a whole number from 2"),
-    _Rule("evaluate.fold", _optional(_whole(1)), "null, or a whole number from 1"),
-    _Rule("evaluate.batch_size", _whole(1), "a whole number from 1"),
-    _Rule("evaluate.dilation", _whole(0), "a whole number of pixels from 0"),
+    _Rule("evaluate.folds", _optional(_whole(2)), "null, or an integer >= 2"),
+    _Rule("evaluate.fold", _optional(_whole(1)), "null, or an integer >= 1"),
+    _Rule("evaluate.batch_size", _whole(1), "an integer >= 1"),
+    _Rule("evaluate.dilation", _whole(0), "an integer >= 0 (pixels)"),
     _choice("dataset.split", SPLITS),
     _Rule(
         "dataset.split_seed",
         _optional(lambda value: _whole(0)(value) and value <= LARGEST_SEED),
-        f"null (that of the run), or a whole number from 0 to {LARGEST_SEED}",
+        f"null (that of the run), or an integer from 0 to {LARGEST_SEED}",
     ),
     _choice("dataset.format", FORMATS),
     _Rule(
@@ -245,29 +245,29 @@ _RULES = (
     _choice("dataset.on_problem", REACTIONS),
     _choice("dataset.empty_images", REACTIONS),
     _choice("dataset.crowds", CROWDS),
-    _Rule("dataset.train_pool", _whole(1), "a whole number from 1"),
-    _Rule("dataset.n_validation", _whole(1), "a whole number from 1"),
-    _Rule("dataset.n_unused", _whole(0), "a whole number from 0"),
-    _Rule("dataset.min_object_size", _whole(0), "a whole number of pixels from 0"),
+    _Rule("dataset.train_pool", _whole(1), "an integer >= 1"),
+    _Rule("dataset.n_validation", _whole(1), "an integer >= 1"),
+    _Rule("dataset.n_unused", _whole(0), "an integer >= 0"),
+    _Rule("dataset.min_object_size", _whole(0), "an integer >= 0 (pixels)"),
     _choice("cluster.kind", CLUSTERS),
     _Rule(
         "cluster.parallel",
         lambda value: value == AUTO or re.fullmatch(r"0*[1-9][0-9]*", value) is not None,
-        "auto, or a whole number from 1",
+        "auto, or an integer >= 1",
     ),
     *(
-        _Rule(f"cluster.{name}", _optional(_whole(1)), "null, or a whole number from 1")
+        _Rule(f"cluster.{name}", _optional(_whole(1)), "null, or an integer >= 1")
         for name in ("array_parallelism", "max_array_size", "max_submit_jobs")
     ),
     _Rule(
         "cluster.signal_seconds",
         lambda value: _whole(1)(value) and value <= 65535,  # Slurm's own limit
-        "a whole number of seconds from 1 to 65535",
+        "an integer from 1 to 65535 (seconds)",
     ),
     _choice("resource.device", DEVICES),
-    _Rule("resource.request.cores", _whole(1), "a whole number from 1"),
-    _Rule("resource.request.memory_gb", _whole(1), "a whole number of GiB from 1"),
-    _Rule("resource.request.gpus", _whole(0), "a whole number from 0"),
+    _Rule("resource.request.cores", _whole(1), "an integer >= 1"),
+    _Rule("resource.request.memory_gb", _whole(1), "an integer >= 1 (GiB)"),
+    _Rule("resource.request.gpus", _whole(0), "an integer >= 0"),
     _Rule("resource.request.time", _is_time, "a time as Slurm writes it, 2-00:00:00"),
     _Rule(
         "cluster.max_times",
@@ -296,19 +296,15 @@ def check_values(config: RefsamConfig) -> None:
             continue
         value = getattr(parent, name)
         if value == MISSING:
-            raise BadInput(f"{rule.field}: nothing was given, and there is no default; give {rule.field}=…")
+            raise BadInput(f"{rule.field} must be given: {rule.field}=… (there is no default)")
         if not rule.holds(value):
-            raise BadInput(f"{rule.field}: {value!r} was given, allowed is {rule.allowed}")
+            raise BadInput(f"{rule.field} must be {rule.allowed}, got {value!r}")
     for name, setting in config.resource.settings.items():
         field = f"resource.settings.{name}"  # of a person's own file
         if not _whole(1)(setting.n_objects):
-            raise BadInput(
-                f"{field}.n_objects: {setting.n_objects!r} was given, allowed is a whole number from 1"
-            )
+            raise BadInput(f"{field}.n_objects must be an integer >= 1, got {setting.n_objects!r}")
         if setting.peft in (AUTO, MISSING):
-            raise BadInput(
-                f"{field}.peft: {setting.peft!r} was given, allowed is the name of a finetuning strategy"
-            )
+            raise BadInput(f"{field}.peft must be the name of a finetuning strategy, got {setting.peft!r}")
 
 
 def excluded(config: RefsamConfig) -> str | None:
@@ -357,9 +353,7 @@ def _fold_problem(config: RefsamConfig, total_images: int) -> str | None:
     dataset, folds, fold = config.dataset, config.evaluate.folds, config.evaluate.fold
     if folds is None:
         return (
-            None
-            if fold is None
-            else f"evaluate.fold: {fold} was given without evaluate.folds, allowed is null"
+            None if fold is None else f"evaluate.fold: {fold} was given without evaluate.folds; expected null"
         )
     for field, value, usual in (("test", dataset.test, None), ("split", dataset.split, SEEDED)):
         if value != usual:
@@ -369,11 +363,11 @@ def _fold_problem(config: RefsamConfig, total_images: int) -> str | None:
             )
     if folds > total_images:
         return (
-            f"evaluate.folds: {folds} was given, and dataset={dataset.name} has {total_images} images, of "
+            f"evaluate.folds={folds}, and dataset={dataset.name} has {total_images} images, of "
             "which each fold tests one at least"
         )
     if fold is not None and fold > folds:
-        return f"evaluate.fold: {fold} was given, allowed is null, or a whole number from 1 to {folds}"
+        return f"evaluate.fold must be null, or an integer from 1 to {folds}, got {fold}"
     return None
 
 

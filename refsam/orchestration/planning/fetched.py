@@ -47,10 +47,10 @@ def no_weights(model: ModelConfig) -> str:
     """The sentence about weights that are neither a file nor a word."""
     if model.family == HUGGING_FACE:
         return (
-            f"model.weights: {model.weights} is neither a folder nor a file; allowed are pretrained (with "
+            f"model.weights: {model.weights} is neither a folder nor a file; expected pretrained (with "
             "model.hub_id=OWNER/NAME), random, and the path of a folder of save_pretrained or of a checkpoint"
         )
-    allowed = "allowed are pretrained, random and the path of a checkpoint"
+    allowed = "expected pretrained, random or the path of a checkpoint"
     if Path(model.weights).is_dir():
         return f"model.weights: {model.weights} is a folder; {allowed}, and folders with model=hf"
     return f"model.weights: {model.weights} is no file; {allowed}"

@@ -98,5 +98,5 @@ def _sentence(
         )
     return (
         f"{field}: {values[0]} and {values[1]} were given for the same run {run_id}, which has one of them; "
-        "allowed is one value in each command"
+        "give one value in each command"
     )

@@ -316,7 +316,7 @@ class Planner:
                     self._hashes[path] = file_hash(path)
                 except OSError as error:
                     raise BadInput(
-                        f"model.weights: {path} cannot be read ({os_reason(error)}); allowed is a file that "
+                        f"model.weights: {path} cannot be read ({os_reason(error)}); expected a file that "
                         "can be"
                     ) from error
             else:
@@ -475,11 +475,9 @@ def _folder(path: str) -> Path:
     root = Path(path)
     existing = next(parent for parent in (root, *root.parents) if parent.exists())
     if not existing.is_dir():
-        raise BadInput(f"runs: {path} was given, but {existing} is a file; allowed is a folder")
+        raise BadInput(f"runs={path}, but {existing} is a file; expected a folder")
     if not os.access(existing, os.R_OK | os.X_OK):
-        raise BadInput(
-            f"runs: {path} was given, but {existing} cannot be read; allowed is a folder that can be"
-        )
+        raise BadInput(f"runs={path}, but {existing} cannot be read; expected a folder that can be")
     return root
 
 

@@ -77,8 +77,8 @@ def preflight_of(
     notes: list[str] = []
     if on_slurm and not cluster.script_only and shutil.which("sbatch") is None:
         problems.append(
-            f"cluster.kind: {cluster.kind} was given, but there is no sbatch on this "
-            "machine; allowed is cluster=local, or the same command on a login node"
+            f"cluster.kind={cluster.kind}, but there is no sbatch on this "
+            "machine; expected cluster=local, or the same command on a login node"
         )
     elif on_slurm:
         of_site, notes = _request_problems(runs, folder, cluster)
@@ -133,7 +133,7 @@ def _folder_problems(folder: RunsFolder, needed: int) -> list[str]:
             pass
     except OSError as error:
         return [
-            f"runs: {folder.root} was given, but it cannot be written ({os_reason(error)}); allowed is a "
+            f"runs={folder.root}, but it cannot be written ({os_reason(error)}); expected a "
             "folder that can be"
         ]
     free = shutil.disk_usage(existing).free

@@ -114,7 +114,7 @@ def request_problem(
     named = {partition.name: partition for partition in partitions}
     name = _partition_name(request, partitions)
     if name is None:
-        return "resource.request.partition: null was given, but the site has no default partition"
+        return "resource.request.partition=null, but the site has no default partition"
     if name not in named:
         return (
             f"resource.request.partition: {name} was given{nearest(name, named)}, this Slurm has "
@@ -157,10 +157,7 @@ def unasked_problem(request: RequestConfig, cluster: ClusterConfig) -> str | Non
 
 
 def _time_problem(request: RequestConfig, partition: str, limit: str) -> str:
-    return (
-        f"resource.request.time: {request.time} was given, allowed in partition {partition} is {limit} at "
-        "most"
-    )
+    return f"resource.request.time must be at most {limit} in partition {partition}, got {request.time}"
 
 
 def _hardware_problem(request: RequestConfig, partition: str, nodes: Sequence[Node]) -> str | None:
@@ -173,14 +170,14 @@ def _hardware_problem(request: RequestConfig, partition: str, nodes: Sequence[No
         nodes = [node for node in nodes if _gpus_of(node, request.gpu) >= request.gpus]
         if not nodes:
             there = f"its nodes have {', '.join(kinds)}" if kinds else "its nodes have no GPU"
-            return f"resource.request.gpu: {word} was given, but in partition {partition} {there}"
+            return f"resource.request.gpu={word}, but in partition {partition} {there}"
     fields = (("cores", request.cores, "cores"), ("memory_gb", request.memory_gb, "GiB"))
     for index, (field, wanted, unit) in enumerate(fields):
         largest = max(node.size[index] for node in nodes)
         if wanted > largest:
             return (
-                f"resource.request.{field}: {wanted} was given, allowed in partition {partition}"
-                f"{f' with {request.gpu}' if request.gpu else ''} is {largest} {unit} at most"
+                f"resource.request.{field} must be at most {largest} {unit} in partition {partition}"
+                f"{f' with {request.gpu}' if request.gpu else ''}, got {wanted}"
             )
         nodes = [node for node in nodes if node.size[index] >= wanted]
     return None

@@ -77,7 +77,7 @@ def _configuration(resource: str) -> RefsamConfig:
     except MissingConfigException as error:
         names = list(error.options or ())
         raise BadInput(
-            f"--on: {resource!r} was given{nearest(resource, names)}, and allowed is {', '.join(names)}"
+            f"--on must be {', '.join(names)}, got {resource!r}{nearest(resource, names)}"
         ) from error
 
 

@@ -40,7 +40,7 @@ def parse_option(option: str) -> tuple[str, str | bool]:
     """Name and value (True where it has none). Raises BadInput for what cannot be one."""
     field = f"cluster.extra: {option!r} was given"
     if re.fullmatch(r"--[a-z][a-z-]*[a-z](=.+)?", option) is None or not option.isprintable():
-        raise BadInput(f"{field}, allowed is an option of sbatch in one line, as --name=value or --name")
+        raise BadInput(f"{field}; expected an option of sbatch in one line, as --name=value or --name")
     name, equals, value = option.removeprefix("--").partition("=")
     # sbatch also takes the beginning of a name.
     own = name if name in _OWN else next((each for each in _OWN if each.startswith(name)), None)

@@ -106,7 +106,7 @@ def check_folder(path: Path) -> None:
     """Raise BadInput for a folder whose name means something else in a job script than in the shell."""
     _check_text("runs", str(path))
     if "%" in str(path) or "\\" in str(path):
-        raise BadInput(f"runs: {path} was given, but Slurm replaces % and \\ in the names of its log files")
+        raise BadInput(f"runs={path}, but Slurm replaces % and \\ in the names of its log files")
 
 
 def prologue(template: str | None) -> list[str]:
@@ -117,12 +117,12 @@ def prologue(template: str | None) -> list[str]:
     path = known.get(template, Path(template).expanduser())
     if not path.is_file():
         raise BadInput(
-            f"cluster.template: {template} was given{nearest(template, known)}, allowed is "
-            f"{', '.join(known)} or the path of a file"
+            f"cluster.template must be {', '.join(known)} or the path of a file, got {template}"
+            f"{nearest(template, known)}"
         )
     return path.read_text(encoding="utf-8").splitlines()
 
 
 def _check_text(name: str, value: str) -> None:
     if not value.isprintable():  # a line break would end the comment that a line for sbatch is
-        raise BadInput(f"{name}: {value!r} was given, allowed is text of one line without control characters")
+        raise BadInput(f"{name} must be text of one line without control characters, got {value!r}")

@@ -31,7 +31,7 @@ def take_snapshot(runs: RunsFolder) -> Path:
     """
     if ":" in str(runs.root):
         raise BadInput(
-            f"runs: {runs.root} was given, but with cluster.snapshot=true jobs find their code there, and "
+            f"runs={runs.root}, but with cluster.snapshot=true jobs find their code there, and "
             "Python's search path takes no colon"
         )
     files = {name: path.read_bytes() for name, path in _files().items()}

@@ -60,7 +60,7 @@ def submit(plan: Plan, console: Console, in_process: bool = False) -> dict[str, 
     if config.cluster.script_only and not on_slurm:
         where_instead = "without -m" if in_process else "with cluster=local"
         raise BadInput(
-            f"cluster.script_only: true was given, but {where_instead} a run is executed here; allowed is "
+            f"cluster.script_only=true, but {where_instead} a run is executed here; expected "
             "-m with cluster=auto, cluster=slurm or a cluster of your own"
         )
     found = preflight(plan, on_slurm)

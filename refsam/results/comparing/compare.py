@@ -132,7 +132,7 @@ def check_metric(metric: str) -> None:
     """Raises BadInput for what is not measured on single images."""
     if metric not in METRICS:
         hint = nearest(metric, METRICS)
-        raise BadInput(f"--metric: {metric!r} was given{hint}; allowed are {', '.join(METRICS)}")
+        raise BadInput(f"--metric must be one of {', '.join(METRICS)}, got {metric!r}{hint}")
 
 
 class ImageValues:

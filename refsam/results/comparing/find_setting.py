@@ -23,14 +23,14 @@ def setting_with(values: Mapping[str, str], settings: list[Setting], given: str)
         chosen = _with_value(chosen, name, value, settings)
     if not chosen:
         raise BadInput(
-            f"--baseline: {given!r} was given, and no setting with results is all of that; there are "
+            f"--baseline={given!r}, and no setting with results is all of that; there are "
             f"{listed([setting.words(varying(settings)) for setting in settings])}"
         )
     if len(chosen) > 1:
         apart = [axis for axis in varying(chosen) if len({repr(each.value(axis)) for each in chosen}) > 1]
         texts = [f"{axis}={axis_text(chosen[0].value(axis))}" for axis in apart]
         raise BadInput(
-            f"--baseline: {given!r} was given, which may be one of {len(chosen)} settings: "
+            f"--baseline={given!r}, which may be one of {len(chosen)} settings: "
             f"{listed([setting.words(apart) for setting in chosen])}; choose by {' or '.join(texts)}, or "
             "name a run"
         )
@@ -47,10 +47,10 @@ def setting_of_run(part: str, settings: list[Setting], frame: pd.DataFrame) -> S
     matches = matches or [run for run in known if part and part in run]
     if not matches:
         hint = nearest(part, known) or f"; there are {listed(known)}"
-        raise BadInput(f"--baseline: {part!r} was given, and the sweep has no such run{hint}")
+        raise BadInput(f"--baseline={part!r}, and the sweep has no such run{hint}")
     if len(matches) > 1:
         raise BadInput(
-            f"--baseline: {part!r} was given, which may be one of {listed(matches)}; give a part of the "
+            f"--baseline={part!r}, which may be one of {listed(matches)}; give a part of the "
             "name that only one has"
         )
     for setting in settings:
@@ -79,7 +79,7 @@ def _with_value(chosen: list[Setting], name: str, value: str, settings: list[Set
     there = sorted({text for setting in settings if (text := _value(setting, name))})
     if not any(same_text(value, text) for text in there):
         hint = nearest(value, there) or f"; there are {', '.join(there) or 'none'}"
-        raise BadInput(f"--baseline: {name}={value} was given, and nothing with results has it{hint}")
+        raise BadInput(f"--baseline={name}={value}, and nothing with results has it{hint}")
     return [setting for setting in chosen if same_text(value, _value(setting, name))]
 
 

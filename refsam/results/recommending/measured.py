@@ -63,7 +63,7 @@ def own_results(
     names = sorted(set(rows["dataset"].dropna()))
     if dataset is None and len(names) > 1:
         there = ", ".join(names)
-        raise BadInput(f"--dataset: nothing was given, and there are results of {there}; choose one")
+        raise BadInput(f"--dataset must be given: there are results of {there}")
     chosen = dataset or next(iter(names), None)
     rows = rows[rows["dataset"] == chosen]
     if chosen is None or rows.empty:

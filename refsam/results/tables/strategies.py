@@ -63,7 +63,7 @@ def over_seeds(frame: pd.DataFrame, mode: str | None = None) -> pd.DataFrame:
     chosen = mode if mode is not None else next(iter(measured), None)
     if chosen not in measured:
         raise BadInput(
-            f"--mode: {mode or 'nothing'} was given, but the sweep has been measured in "
+            f"--mode={mode or 'nothing'}, but the sweep has been measured in "
             f"{', '.join(measured) or 'no mode yet'}"
         )
     rows = frame[frame["mode"] == chosen]

@@ -27,7 +27,7 @@ class WeightsAndBiases(Tracker):
         except ImportError as error:
             raise missing("wandb", "wandb") from error
         if set(project) & set(_FORBIDDEN):
-            raise BadInput(f"--name {project!r} cannot be a project; allowed are names without {_FORBIDDEN}")
+            raise BadInput(f"--name {project!r} cannot be a project; expected names without {_FORBIDDEN}")
         self._project = project
         self._folder = folder_of(destination, default)
         self._ledger = Ledger(self._folder)

@@ -173,7 +173,7 @@ def first_prompts(part: Part, mode: str, dilation: int, batch_size: int) -> Prom
         ValueError: when the mode is unknown.
     """
     if mode not in PROMPTED:
-        raise ValueError(f"{mode!r} was given as the first prompt, allowed are {' and '.join(PROMPTED)}")
+        raise ValueError(f"{mode!r} was given as the first prompt; expected {' and '.join(PROMPTED)}")
     points = mode == "point"
     generator = PointAndBoxPromptGenerator(
         n_positive_points=int(points),

@@ -72,7 +72,7 @@ def evaluate(
         return
     for each in wanted:
         if each.mode not in MODES:
-            raise ValueError(f"evaluate.modes has {each.mode!r}, allowed are {', '.join(MODES)}")
+            raise ValueError(f"evaluate.modes has {each.mode!r}; expected {', '.join(MODES)}")
     predictor.model.eval()
     paths.results.mkdir(parents=True, exist_ok=True)
     model = Model(predictor, decoder, config.evaluate)
