@@ -113,8 +113,8 @@ def _positive_or_auto(value: Any) -> bool:
 
 
 _RULES = (
-    _Rule("n_images", lambda value: value == ALL or _whole(1)(value), "all, or a whole number from 1"),
-    _Rule("n_objects", _positive_or_auto, "auto, or a whole number from 1"),
+    _Rule("n_images", lambda value: value == ALL or _whole(1)(value), "all, or an integer >= 1"),
+    _Rule("n_objects", _positive_or_auto, "auto, or an integer >= 1"),
     _Rule(
         "seed",
         lambda value: _whole(0)(value) and value <= LARGEST_SEED,
@@ -136,7 +136,7 @@ _RULES = (
     _Rule("train.min_samples", _whole(1), "an integer >= 1"),
     _Rule("train.validation_samples", _optional(_whole(1)), "null, or an integer >= 1"),
     _choice("train.validation_patches", (FIXED, NEW)),
-    _Rule("train.lr", _above_zero, "a number above 0"),
+    _Rule("train.lr", _above_zero, "a number > 0"),
     _choice("peft.decoder", DECODERS),
     _choice("train.optimizer", tuple(OPTIMIZERS)),
     _Rule(
