@@ -204,7 +204,8 @@ def test_a_plan_says_what_else_its_sweep_has(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "recipe", ["covid_if", "peft_micro_sam", "peft_micro_sam_late", "peft_micro_sam_late_ft"]
+    "recipe",
+    ["covid_if", "peft_micro_sam", "peft_micro_sam_late", "peft_micro_sam_late_ft", "peft_trashcan"],
 )
 def test_the_plan_of_a_study_is_the_one_in_the_documentation(capsys, recipe):
     assert sweep("--config-name", recipe, "dry_run=true") == 0
