@@ -80,12 +80,13 @@ def _wanted(overrides: list[str]) -> "tuple[set[str], EvaluateConfig]":
     from refsam.configuration.compose import compose
     from refsam.configuration.composition_errors import explain
     from refsam.configuration.evaluation_place import evaluation_resource
+    from refsam.configuration.overrides import split_override
     from refsam.orchestration.planning.checks import check_values
     from refsam.records.measurements import EXTENDABLE
 
     named: set[str] = set()
     for override in overrides:
-        key = override.lstrip("+~").partition("=")[0]
+        key, _ = split_override(override)
         group, _, field = key.partition(".")
         if group != "evaluate" or (field and field.partition(".")[0] not in EXTENDABLE):
             fields = ", ".join(f"evaluate.{name}" for name in EXTENDABLE)

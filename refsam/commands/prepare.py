@@ -23,10 +23,11 @@ def add(commands: Commands) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> int:
+    from refsam.configuration.overrides import split_override
     from refsam.models.families import HUGGING_FACE, model_problem
 
     configs = configurations(options)
-    named = {override.lstrip("+~").partition("=")[0].partition(".")[0] for override in options.overrides}
+    named = {split_override(override)[0].partition(".")[0] for override in options.overrides}
     named = set() if options.config_name else named - {"data"}  # only where the data sets are
     models = {repr(config.model): config.model for config in configs if config.model.weights == "pretrained"}
     models = {} if named == {"dataset"} else models

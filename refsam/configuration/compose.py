@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from refsam.configuration.composition_errors import choice_problem
 from refsam.configuration.frozen import from_values, to_config
+from refsam.configuration.overrides import split_override
 from refsam.configuration.paths import with_absolute_paths
 from refsam.configuration.resources import folder
 from refsam.configuration.schema import RefsamConfig, register
@@ -292,7 +293,7 @@ def compose_sweep(
     with hydra_session():
         whole = hydra_compose(name, overrides=added, return_hydra_config=True)
         params = OmegaConf.select(whole, "hydra.sweeper.params") or {}
-        given = {override.partition("=")[0] for override in overrides}
+        given = {split_override(override)[0] for override in overrides}
         asked = [*(f"{key}={value}" for key, value in params.items() if key not in given), *overrides]
         loader = GlobalHydra.instance().config_loader()
         composer = Composer(

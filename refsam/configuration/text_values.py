@@ -11,6 +11,7 @@ from typing import Any
 from antlr4 import CommonTokenStream, InputStream  # Hydra's own
 from hydra.grammar.gen.OverrideLexer import OverrideLexer
 
+from refsam.configuration.overrides import split_override
 from refsam.configuration.schema import RefsamConfig
 
 _NUMBERED_GROUP = "n_train_images"  # its choices are numbers, and Hydra takes no bare number for a choice
@@ -28,7 +29,7 @@ def quote_text(overrides: Sequence[str]) -> list[str]:
     `dataset.categories=['2_0',a]`, and `runs=~/study` becomes `runs='~/study'`. A null stays null, and so do
     arguments of functions other than choice.
     """
-    return [_quoted(text, text_shape(text.partition("=")[0].lstrip("+"))) for text in overrides]
+    return [_quoted(text, text_shape(split_override(text)[0])) for text in overrides]
 
 
 @functools.cache

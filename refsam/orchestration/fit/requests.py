@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from refsam.configuration.compose import combinations, hydra_session, without_hydra
 from refsam.configuration.composition_errors import explain
 from refsam.configuration.frozen import to_config
+from refsam.configuration.overrides import split_override
 from refsam.configuration.schema import AUTO, RefsamConfig
 from refsam.configuration.text_values import quote_text
 from refsam.errors import BadInput
@@ -66,7 +67,7 @@ def _with_strategy(job: list[str]) -> RefsamConfig:
     check_values(config)
     setting = config.resource.settings.get(config.model.architecture)
     if setting is not None and config.peft.name == AUTO:
-        others = [override for override in job if override.partition("=")[0] != "peft"]
+        others = [override for override in job if split_override(override)[0] != "peft"]
         config = _compose([*others, f"peft={setting.peft}"])
     if setting is not None and config.n_objects == AUTO:
         config = replace(config, n_objects=setting.n_objects)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from refsam.configuration.compose import Composer, typed
 from refsam.configuration.evaluation_place import evaluation_resource
+from refsam.configuration.overrides import split_override
 from refsam.configuration.patch_pool import with_patch_pool
 from refsam.configuration.paths import with_absolute_paths
 from refsam.configuration.schema import (
@@ -158,7 +159,7 @@ class Planner:
         skipped: list[Skipped] = []
         first: RefsamConfig | None = None
         for job in jobs:
-            overrides = {key: value for key, value in _pairs(job) if key in varied}
+            overrides = {key: value for key, value in map(split_override, job) if key in varied}
             config, problem = self._resolve(job)
             first = first or config
             without = None if problem is not None else excluded(config)
@@ -219,7 +220,7 @@ class Planner:
         problem = missing_setting(config) if needs_setting and setting is None else None
         strategy = DECODER if config.train.train == DECODER else setting and setting.peft
         if strategy is not None and config.peft.name == AUTO:
-            others = [override for override in job if _pairs([override])[0][0] != "peft"]
+            others = [override for override in job if split_override(override)[0] != "peft"]
             config = typed(self.composer.values([*others, f"peft={strategy}"]))
         if config.peft.name == DECODER:
             config = replace(config, train=replace(config.train, train=DECODER))
@@ -237,7 +238,7 @@ class Planner:
     def _evaluation_resource(self, where: str, job: Sequence[str]) -> ResourceConfig | None:
         """As its file says: what is given as `resource.…` is meant for the training."""
         if where not in self._places:
-            others = [override for override in job if _pairs([override])[0][0].split(".")[0] != "resource"]
+            others = [override for override in job if split_override(override)[0].split(".")[0] != "resource"]
             self._places[where] = evaluation_resource(
                 where, lambda chosen: typed(self.composer.values([*others, chosen]))
             )
@@ -495,15 +496,11 @@ def _refuse(valid: Sequence[object], skipped: Sequence[Skipped], config: RefsamC
     raise BadInput(reasons[0] + more)
 
 
-def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
-    return [(key, value) for key, _, value in (override.partition("=") for override in overrides)]
-
-
 def _varied(jobs: Sequence[Sequence[str]]) -> set[str]:
     """Keys that do not have the same value in all jobs."""
     values: dict[str, set[str]] = {}
     for job in jobs:
-        for key, value in _pairs(job):
+        for key, value in map(split_override, job):
             values.setdefault(key, set()).add(value)
     return {key for key, given in values.items() if len(given) > 1}
 
