@@ -65,6 +65,7 @@ def parser_and_commands() -> tuple[argparse.ArgumentParser, list[str]]:
     """The parser, and the names of the commands."""
     # Imported here, where Ctrl-C is answered.
     from refsam.commands import (
+        annotate,
         check_data,
         cite,
         compare,
@@ -100,6 +101,7 @@ def parser_and_commands() -> tuple[argparse.ArgumentParser, list[str]]:
     evaluate.add(commands)
     prepare.add(commands)
     predict.add(commands)
+    annotate.add(commands)
     check_data.add(commands)
     fit.add(commands)
     export.add(commands)
