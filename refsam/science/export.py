@@ -1,11 +1,14 @@
 """A finished run's model in the formats of others: `refsam export RUN --to FORMAT`."""
 
 import shutil
+import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.utils import logging as transformers_logging
@@ -16,6 +19,7 @@ from refsam.errors import BadInput, os_reason
 from refsam.models.families import HUGGING_FACE
 from refsam.models.strategies import STRATEGIES
 from refsam.records.paths import RunPaths
+from refsam.science.bioimageio import Details, ExportedModel, write_package
 from refsam.science.hugging_face import (
     HuggingFaceSam,
     from_segment_anything,
@@ -42,13 +46,16 @@ class Exported:
     lines: Lines
 
 
-def export_run(paths: RunPaths, target: str, output: Path | None) -> Exported:
+def export_run(
+    paths: RunPaths, target: str, output: Path | None, details: Mapping[str, Any] | None = None
+) -> Exported:
     """Write the model of a run in another format.
 
     Args:
         paths: of a run with a best.pt.
         target: of WRITERS.
         output: file or folder that is made; None for one in the run directory.
+        details: what a package of bioimageio says beside the model: what its Details take.
 
     Raises:
         BadInput: when the run has no such model, the format cannot hold it, or `output` is there already or
@@ -62,7 +69,7 @@ def export_run(paths: RunPaths, target: str, output: Path | None) -> Exported:
         raise BadInput(f"run {paths.run_id} is a baseline: it trains nothing, so there is nothing to export")
     if not paths.best.exists():
         raise BadInput(f"run {paths.run_id} has no best.pt yet: it has not come to the end of an epoch")
-    write, suffix = WRITERS[target]
+    write, suffix = WRITERS.get(target, (partial(_write_bioimageio, details=details), ".zip"))
     written = output or paths.exports / f"{paths.run_id}-{target}{suffix}"
     if written.exists():
         raise BadInput(f"--output: {written} is there already, allowed: a path where nothing is")
@@ -97,15 +104,40 @@ def _finished(config: RefsamConfig, paths: RunPaths) -> Finished:
 
 def _write_micro_sam(config: RefsamConfig, paths: RunPaths, output: Path) -> Lines:
     """A checkpoint that get_sam_model and the annotator open, with the decoder if it has one."""
-    _refuse_own_shape(config, "micro_sam")
+    architecture, finished = _save_for_micro_sam(config, paths, output, "micro_sam")
+    return _lines_of_micro_sam(config, finished, architecture, output)
+
+
+def _save_for_micro_sam(
+    config: RefsamConfig, paths: RunPaths, output: Path, target: str
+) -> tuple[str, Finished]:
+    """Write micro-sam's checkpoint for the format `target`; the architecture, and what is in it."""
+    _refuse_own_shape(config, target)
     finished = _finished(config, paths)
-    architecture, plain = _segment_anything_state(config, finished, "micro_sam")
+    architecture, plain = _segment_anything_state(config, finished, target)
     state = {f"{SAM_PREFIX}{name}": value for name, value in plain.items()}
     values: dict[str, dict[str, torch.Tensor]] = {"model_state": state}
     if finished.decoder_state is not None:
         values["decoder_state"] = dict(finished.decoder_state)
     write_atomically(output, lambda file: torch.save(values, file))
-    return _lines_of_micro_sam(config, finished, architecture, output)
+    return architecture, finished
+
+
+def _write_bioimageio(
+    config: RefsamConfig, paths: RunPaths, output: Path, details: Mapping[str, Any] | None
+) -> Lines:
+    """A package of the BioImage Model Zoo, with the decoder if there is one."""
+    assert details is not None
+    _refuse_unmergeable(config, BIOIMAGEIO)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "checkpoint.pt"
+        architecture, finished = _save_for_micro_sam(config, paths, checkpoint, BIOIMAGEIO)
+        model = ExportedModel(checkpoint, architecture, finished.decoder_state is not None)
+        write_package(config, paths, model, Details(**details), output)
+    return (
+        "from bioimageio.core import load_model_description, predict",
+        f"model = load_model_description({str(output)!r})",
+    )
 
 
 def _lines_of_micro_sam(config: RefsamConfig, finished: Finished, architecture: str, output: Path) -> Lines:
@@ -186,6 +218,7 @@ def _write_folder(output: Path, write: Callable[[Path], object]) -> None:
     unfinished.rename(output)
 
 
+BIOIMAGEIO = "bioimageio"
 WRITERS: dict[str, tuple[Writer, str]] = {
     "micro_sam": (_write_micro_sam, ".pt"),
     "hf": (_write_hugging_face, ""),

@@ -223,3 +223,52 @@ def test_the_command_says_nothing_but_the_path_and_the_lines(
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stderr == ""
     assert done.stdout.splitlines()[:2] == [str(paths.exports / "a-run-hf"), "In Python:"]
+
+
+DETAILS = ("--author", "Ada Lovelace", "--author", "Grace Hopper", "--license", "MIT")
+
+
+@pytest.mark.parametrize("decoder", [False, True])
+def test_a_package_of_the_model_zoo_passes_its_own_test(
+    decoder: bool, synthetic: DatasetConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import zipfile
+
+    from bioimageio.core import load_model_description
+    from bioimageio.core import test_model as check
+
+    model = ("model=vit_t", "model.weights=random")
+    config = small_config(synthetic, "peft=full", model=model)
+    paths = as_trained(config, tmp_path / "a-run")
+    if decoder:
+        add_decoder(config, paths)
+    package = tmp_path / "zoo.zip"
+    words = ["export", paths.run_id, "--to", "bioimageio", "--output", str(package), *DETAILS]
+    assert main([*words, "--runs", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert said.out.splitlines()[0] == str(package)
+    summary = check(package, devices=["cpu"])
+    assert summary.status == "passed", summary.format()
+    found = load_model_description(package)
+    assert [author.name for author in found.authors] == ["Ada Lovelace", "Grace Hopper"]
+    assert found.license == "MIT"
+    assert any("Segment Anything for Microscopy" in entry.text for entry in found.cite)
+    assert "config.yaml" in zipfile.ZipFile(package).namelist()
+
+
+def test_a_package_of_the_model_zoo_needs_authors_and_a_license(
+    synthetic: DatasetConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = as_trained(small_config(synthetic, "peft=full"), tmp_path / "a-run")
+    words = ["export", paths.run_id, "--to", "bioimageio", "--runs", str(tmp_path)]
+    for given, said in (
+        ([], "--to bioimageio needs --author, and there is no terminal to ask at"),
+        (["--author", "A B"], "--to bioimageio needs --license"),
+        (
+            DETAILS,
+            "--to bioimageio: model=vit_nano has a shape that segment_anything and micro-sam do not build",
+        ),
+    ):
+        assert main([*words, *given]) == 2
+        assert capsys.readouterr().err.startswith(f"refsam: {said}")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from refsam.records.paths import Directories
+from refsam.records.paths import Directories, RunPaths
 from refsam.results.run_rows import BASELINE, INVALID
 from refsam.system.files import read_yaml, read_yaml_sections
 
@@ -62,7 +62,30 @@ def citations(frame: pd.DataFrame, directories: Directories) -> Citations:
             frame.
     """
     runs = frame[(frame["status"] != INVALID) & frame["run_id"].notna()].drop_duplicates(_SAME)
-    used = [_used(row, directories) for row in runs.to_dict("records")]
+    return _cited([_used(row, directories) for row in runs.to_dict("records")])
+
+
+def citations_of_run(paths: RunPaths) -> Citations:
+    """What to cite for one run. Raises ValueError and OSError where its configuration cannot be read."""
+    return _cited([_used_by(paths.config)])
+
+
+def in_words(entry: str) -> tuple[str, str] | None:
+    """Authors, title and year of an entry in one line, and its DOI or address; None where it has neither."""
+    fields = dict(re.findall(r"^  (\w+) = \{(.*)\},?$", entry, re.MULTILINE))
+    plain = {name: re.sub(r"\\\W|[{}]", "", value) for name, value in fields.items()}
+    address = plain.get("doi") or plain.get("url")
+    if address is None and "eprint" in plain:
+        address = f"https://arxiv.org/abs/{plain['eprint']}"
+    if address is None:
+        return None
+    first, *others = plain["author"].split(" and ")
+    names = f"{first.partition(',')[0]}{' et al.' if others else ''}"
+    year = f" ({plain['year']})" if "year" in plain else ""
+    return f"{names}{year}: {plain['title']}", address
+
+
+def _cited(used: list["Used"]) -> Citations:
     rules = read_yaml(RULES)
     keys: set[str] = set(rules["always"]) if used else set()
     unknown: dict[str, None] = {}
@@ -99,20 +122,24 @@ def _keys(used: Used, rules: Mapping[str, Any], unknown: dict[str, None]) -> set
 def _used(row: Mapping[Any, Any], directories: Directories) -> Used:
     """What a run uses, by its frozen configuration, else by its row in the table."""
     try:
-        config = directories[row["run_id"]].config
-        kind, model, peft, dataset, train = read_yaml_sections(config, *_SECTIONS)
-        is_trained = kind != BASELINE
-        return Used(
-            model=model["name"],
-            family=model.get("family", "micro_sam"),
-            hub_id=model.get("hub_id"),
-            strategy=peft["name"] if is_trained else None,
-            optimizer=train["optimizer"] if is_trained else None,
-            dataset=dataset["name"],
-        )
+        return _used_by(directories[row["run_id"]].config)
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         pass  # not written yet, or damaged, which the table says; the row says the most of it
     values = {name: None if pd.isna(row[name]) else str(row[name]) for name in _SAME}
     # The table adds settings to the name: `late_lora 50 %, rank 8`.
     strategy = re.split("[ ,]", values["strategy"])[0] if values["strategy"] else None
     return Used(values["model"], None, None, strategy, values["optimizer"], values["dataset"])
+
+
+def _used_by(config: Path) -> Used:
+    """What a run uses, by its frozen configuration."""
+    kind, model, peft, dataset, train = read_yaml_sections(config, *_SECTIONS)
+    is_trained = kind != BASELINE
+    return Used(
+        model=model["name"],
+        family=model.get("family", "micro_sam"),
+        hub_id=model.get("hub_id"),
+        strategy=peft["name"] if is_trained else None,
+        optimizer=train["optimizer"] if is_trained else None,
+        dataset=dataset["name"],
+    )
