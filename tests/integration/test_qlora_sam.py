@@ -15,8 +15,8 @@ from refsam.records.paths import RunPaths
 from refsam.science.data import training_loaders
 from refsam.science.training.build import Training, build_training
 
-STRATEGIES = {"qlora_sam_lora": "hf_lora", "qlora_sam_dora": "dora"}
-QUANTIZED = {"qlora_sam_qlora": "hf_qlora", "qlora_sam_qdora": "qdora"}
+STRATEGIES = {"hf_lora_trashcan": "hf_lora", "dora_trashcan": "dora"}
+QUANTIZED = {"hf_qlora_trashcan": "hf_qlora", "qdora_trashcan": "qdora"}
 PREFIX = "sam."  # of the parameters of the model that is trained
 
 
@@ -99,7 +99,7 @@ def test_what_is_trained_is_what_the_study_trains(
 
 
 def test_two_steps_of_the_recipe_are_recorded(synthetic: DatasetConfig, tmp_path: Path) -> None:
-    paths, summary = run_training(small(synthetic, "qlora_sam_qdora"), tmp_path / "run")
+    paths, summary = run_training(small(synthetic, "qdora_trashcan"), tmp_path / "run")
     (row,) = rows(paths)
     assert (row["iteration"], summary.iterations) == ("2", 2)
     # The first of two steps warms up from 0, the second has the whole learning rate.
