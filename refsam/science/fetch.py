@@ -41,9 +41,9 @@ def fetch_weights(model_name: str) -> Path:
     Raises:
         BadInput: when the registry has no such model, or the download fails.
     """
-    from micro_sam.util import models
+    from refsam.science.micro_sam import util
 
-    registry = models()
+    registry = util.models()
     encoders = sorted(name for name in registry.registry if not name.endswith("_decoder"))
     if model_name not in encoders:
         raise BadInput(f"model.name {model_name!r} has no published weights; expected {', '.join(encoders)}")

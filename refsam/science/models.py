@@ -10,11 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import micro_sam.util
 import numpy as np
 import torch
-from micro_sam.instance_segmentation import DecoderAdapter, get_unetr
-from micro_sam.training.trainable_sam import TrainableSAM
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from segment_anything import SamPredictor
@@ -30,6 +27,7 @@ from refsam.models.families import HUGGING_FACE
 from refsam.models.weights_file import is_safetensors, weights_problem
 from refsam.science.checkpoint_layout import find_weights, misfit
 from refsam.science.fetch import require_published
+from refsam.science.micro_sam import DecoderAdapter, TrainableSAM, get_unetr, util
 from refsam.science.safe_load import read_weights
 
 StateDict = Mapping[str, torch.Tensor]
@@ -110,7 +108,7 @@ def weights_info(model: ModelConfig, seed: int) -> WeightsInfo:
     if model.family == HUGGING_FACE:
         return _hugging_face_info(model)
     if model.weights == PRETRAINED:
-        published = micro_sam.util.models().registry
+        published = util.models().registry
         if model.name not in published:
             raise BadInput(
                 f"model.weights=pretrained: {model.name} has no published weights, allowed: random or a path"
@@ -121,7 +119,7 @@ def weights_info(model: ModelConfig, seed: int) -> WeightsInfo:
         raise BadInput(f"model.weights={path} is not there, allowed: pretrained, random, or a checkpoint")
     if problem := weights_problem(path):
         raise BadInput(problem)
-    return WeightsInfo(path.name, micro_sam.util._compute_hash(path))
+    return WeightsInfo(path.name, util._compute_hash(path))
 
 
 def _hugging_face_info(model: ModelConfig) -> WeightsInfo:
@@ -139,7 +137,7 @@ def _hugging_face_info(model: ModelConfig) -> WeightsInfo:
         )
     if problem := weights_problem(path):
         raise BadInput(problem)
-    return WeightsInfo(path.name, micro_sam.util._compute_hash(path))
+    return WeightsInfo(path.name, util._compute_hash(path))
 
 
 def _cached(model: ModelConfig) -> Path:
@@ -194,7 +192,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], StateDict | No
 
 def _read_published(name: str) -> tuple[dict[str, torch.Tensor], StateDict | None]:
     """The same of a model of micro-sam's registry, which checks the hashes of its files."""
-    registry = micro_sam.util.models()
+    registry = util.models()
     decoder = f"{name}_decoder"
     require_published(registry, name)
     state, decoder_state = read_checkpoint(Path(registry.fetch(name)))
@@ -284,11 +282,11 @@ def load_predictor(
     if model.family == HUGGING_FACE:
         hugging_face = _hugging_face_of_run(checkpoint).to(device)
         decoder = read_checkpoint(checkpoint)[1]
-        return predictor_of(hugging_face, model, micro_sam.util._compute_hash(checkpoint)), decoder
+        return predictor_of(hugging_face, model, util._compute_hash(checkpoint)), decoder
     state_dict, decoder_state = read_checkpoint(checkpoint)
     sam = build_model(model)
     sam.load_state_dict(state_dict)
-    return predictor_of(sam.to(device), model, micro_sam.util._compute_hash(checkpoint)), decoder_state
+    return predictor_of(sam.to(device), model, util._compute_hash(checkpoint)), decoder_state
 
 
 def initial_predictor(
@@ -303,7 +301,7 @@ def initial_predictor(
 def predictor_of(sam: Sam, model: ModelConfig, weights_hash: str) -> SamPredictor:
     """A predictor with the attributes that micro-sam's functions read."""
     sam.eval()
-    predictor = micro_sam.util.SamPredictor(sam)
+    predictor = util.SamPredictor(sam)
     predictor.transform = PromptFrame(sam.image_encoder.img_size)
     predictor.model_type = model.architecture
     predictor.model_name = model.name
@@ -321,7 +319,7 @@ def _seeded(seed: int, build: Callable[[], Built]) -> Built:
 def build_model(model: ModelConfig) -> Sam:
     """The model with weights that mean nothing yet."""
     if model.custom is None:
-        return micro_sam.util.sam_model_registry[model.architecture]()
+        return util.sam_model_registry[model.architecture]()
     return _build_custom(model.custom)
 
 

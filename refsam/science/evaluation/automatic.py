@@ -9,9 +9,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from micro_sam import util
-from micro_sam.inference import batched_inference, batched_tiled_inference
-from micro_sam.instance_segmentation import (
+from numpy.typing import NDArray
+from segment_anything import SamPredictor
+from segment_anything.utils.amg import MaskData
+from torch_em.util.segmentation import size_filter
+
+from refsam.science.evaluation.prompts import decode, enlarge
+from refsam.science.micro_sam import (
     AutomaticMaskGenerator,
     AutomaticPromptGenerator,
     DecoderAdapter,
@@ -20,13 +24,10 @@ from micro_sam.instance_segmentation import (
     TiledAutomaticPromptGenerator,
     TiledInstanceSegmentationWithDecoder,
     _derive_point_prompts,
+    batched_inference,
+    batched_tiled_inference,
+    util,
 )
-from numpy.typing import NDArray
-from segment_anything import SamPredictor
-from segment_anything.utils.amg import MaskData
-from torch_em.util.segmentation import size_filter
-
-from refsam.science.evaluation.prompts import decode, enlarge
 
 ENLARGED_AT_A_TIME = 32  # masks; one of 1024 x 1024 pixels takes 4 MiB, and its steps several times that
 

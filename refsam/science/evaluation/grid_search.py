@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 from elf.evaluation import mean_segmentation_accuracy
-from micro_sam.evaluation.instance_segmentation import (
-    default_grid_search_values_amg,
-    default_grid_search_values_apg,
-    default_grid_search_values_instance_segmentation_with_decoder,
-)
 from numpy.typing import NDArray
 
 from refsam.configuration.schema import EvaluateConfig
 from refsam.records.measurements import DEFAULTS, SMALL, STUDY
 from refsam.science.evaluation.automatic import Segmenter
+from refsam.science.micro_sam import (
+    default_grid_search_values_amg,
+    default_grid_search_values_apg,
+    default_grid_search_values_instance_segmentation_with_decoder,
+)
 
 Values = Mapping[str, Sequence[Any]]
 Parameters = dict[str, Any]

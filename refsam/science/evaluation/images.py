@@ -10,7 +10,6 @@ import torch
 import zarr
 from bioimage_cpp.segmentation import relabel_sequential
 from bioimage_cpp.utils import Blocking
-from micro_sam.util import precompute_image_embeddings, set_precomputed
 from numpy.typing import NDArray
 from segment_anything import SamPredictor
 
@@ -20,6 +19,7 @@ from refsam.datasets.pair import Pair
 from refsam.datasets.pairs import read_pair
 from refsam.records.paths import RunPaths
 from refsam.science.engine.cache import DiskStore, pixel_hash, shared_store
+from refsam.science.micro_sam import precompute_image_embeddings, set_precomputed
 
 Place = tuple[slice, slice]  # rows and columns of an image
 

@@ -12,14 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 from bioimage_cpp.segmentation import relabel_sequential
-from micro_sam.inference import batched_inference
-from micro_sam.prompt_generators import IterativePromptGenerator, PointAndBoxPromptGenerator
-from micro_sam.util import get_centers_and_bounding_boxes, mask_data_to_segmentation
 from numpy.typing import NDArray
 from segment_anything import SamPredictor
 
 from refsam.records.measurements import PROMPTED
 from refsam.science.evaluation.images import Tile
+from refsam.science.micro_sam import (
+    IterativePromptGenerator,
+    PointAndBoxPromptGenerator,
+    batched_inference,
+    get_centers_and_bounding_boxes,
+    mask_data_to_segmentation,
+)
 from refsam.science.models import prompt_frame
 
 # micro_sam.inference.batched_inference brings prompts to this frame, whatever the model's image size is.

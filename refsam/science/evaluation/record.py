@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import tifffile
-from micro_sam.util import _compute_hash
 from numpy.typing import NDArray
 
 from refsam.configuration.schema import Kind, RefsamConfig
@@ -15,6 +14,7 @@ from refsam.records.measurements import missing
 from refsam.records.metrics import Measurement, MetricsRow, measurement, read_metrics
 from refsam.records.paths import RunPaths
 from refsam.records.per_image import Row
+from refsam.science.micro_sam import _compute_hash
 from refsam.system.files import write_atomically
 
 Key = tuple[str, Measurement]  # the name of an image, and what was measured on it

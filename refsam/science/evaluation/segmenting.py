@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from micro_sam.instance_segmentation import DecoderAdapter
 from numpy.typing import NDArray
 from segment_anything import SamPredictor
 
@@ -15,6 +14,7 @@ from refsam.configuration.schema import EvaluateConfig
 from refsam.science.evaluation.automatic import Segmenter, make_segmenter
 from refsam.science.evaluation.images import EmbeddedImage
 from refsam.science.evaluation.prompts import Prompts, decode, enlarge, parts_of, rounds, segment_prompts
+from refsam.science.micro_sam import DecoderAdapter
 
 NO_DECODER = "the model has no decoder for automatic segmentation (train.decoder=true trains one)"
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from micro_sam.instance_segmentation import DecoderAdapter
 from numpy.typing import NDArray
 from segment_anything import SamPredictor
 
@@ -32,6 +31,7 @@ from refsam.science.evaluation.record import (
 from refsam.science.evaluation.segmenting import Model
 from refsam.science.evaluation.statistics import summary
 from refsam.science.hardware import processor_name
+from refsam.science.micro_sam import DecoderAdapter
 from refsam.system.files import read_json, write_json
 
 Report = Callable[[str, int, int], None]

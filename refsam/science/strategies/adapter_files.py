@@ -14,12 +14,12 @@ from typing import Any
 import peft as hugging_face
 import safetensors.torch
 import torch
-from micro_sam.models.peft_sam import AttentionLoRA, FacTSurgery, MLPLoRA
 from torch import nn
 
 from refsam.configuration.schema import PeftConfig
 from refsam.models.strategies import HEADS, STRATEGIES, Method, adapted_layers
 from refsam.science.hugging_face import HuggingFaceSam
+from refsam.science.micro_sam import AttentionLoRA, FacTSurgery, MLPLoRA
 from refsam.science.state_names import transformers_part
 from refsam.science.strategies.injection import ADAPTER, peft_config
 from refsam.science.strategies.parts import linear_layers, part, part_name, part_of

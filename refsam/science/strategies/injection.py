@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any, TypeVar
 
-import micro_sam.models.peft_sam as micro_sam_peft
 import peft as hugging_face
 from torch import nn
 
@@ -20,6 +19,7 @@ from refsam.models.strategies import (
     frozen_parts,
     layers_problem,
 )
+from refsam.science.micro_sam import peft_sam
 from refsam.science.strategies.parts import (
     keep_mode,
     keep_statistics,
@@ -76,9 +76,7 @@ def _operate(model: nn.Module, peft: PeftConfig, strategy: Strategy) -> None:
     """micro-sam's surgery; it freezes the encoder and knows nothing of the other parts."""
     assert strategy.kind is not None
     depth = len(part(model, "image_encoder").blocks)  # type: ignore[arg-type]
-    micro_sam_peft.PEFT_Sam(
-        model, peft_module=getattr(micro_sam_peft, strategy.kind), **surgery_arguments(peft, depth)
-    )
+    peft_sam.PEFT_Sam(model, peft_module=getattr(peft_sam, strategy.kind), **surgery_arguments(peft, depth))
 
 
 def surgery_arguments(peft: PeftConfig, depth: int) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from micro_sam.models.peft_sam import AdaptFormer, AttentionLoRA, FacTSurgery, MLPLoRA, ScaleShiftLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from refsam.science.micro_sam import AdaptFormer, AttentionLoRA, FacTSurgery, MLPLoRA, ScaleShiftLayer
 from refsam.science.strategies.parts import in_evaluation_mode
 from refsam.science.strategies.quantization import dequantized, is_quantized_layer
 

@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import micro_sam.util
 import torch
-from micro_sam.instance_segmentation import DecoderAdapter
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from torch import nn
@@ -15,6 +13,7 @@ from refsam.configuration.schema import Kind, RefsamConfig
 from refsam.models.families import HUGGING_FACE
 from refsam.models.strategies import STRATEGIES
 from refsam.records.paths import RunPaths
+from refsam.science.micro_sam import DecoderAdapter, util
 from refsam.science.models import (
     SAM_PREFIX,
     StateDict,
@@ -65,7 +64,7 @@ def finished_predictor(config: RefsamConfig, paths: RunPaths, device: torch.devi
     if values.get(HOLDS) != TRAINED:
         return load_predictor(paths.best, config.model, device)[0]
     sam = finished_model(config, paths, device).sam
-    return predictor_of(sam, config.model, micro_sam.util._compute_hash(paths.best))
+    return predictor_of(sam, config.model, util._compute_hash(paths.best))
 
 
 def initial_model(run: Path | str) -> nn.Module:
