@@ -9,11 +9,14 @@ from gpu_runs import HUGGING_FACE, execute, execute_on_gpu, quick_config
 from pretended_gpu import gpu
 from training_runs import rows, run_training
 
-from refsam.configuration.schema import DatasetConfig, RefsamConfig
+from refsam.configuration.schema import DatasetConfig, PeftConfig, RefsamConfig
 from refsam.models.strategies import STRATEGIES
 from refsam.records.metrics import read_metrics
 from refsam.records.paths import RunPaths
 from refsam.records.status import State, read_status
+from refsam.science import execution
+from refsam.science.engine.prompts import BooleanPrompts
+from refsam.science.strategies.quantization import dequantized, quantize
 from refsam.science.training.build import TrainingSummary
 from refsam.science.training.recorder import Progress
 
@@ -188,3 +191,48 @@ def test_workers_prepare_samples_in_pinned_memory_and_end(
         monkeypatch.undo()
     assert read_status(paths).state is State.completed
     assert pinned
+
+
+@pytest.mark.parametrize(("engine", "expected"), [("refsam", True), ("micro_sam", False)])
+def test_micro_sams_step_is_not_slowed_by_deterministic_kernels(
+    synthetic: DatasetConfig, tmp_path: Path, engine: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def look(*given: object) -> None:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(execution, "train", look)
+    with gpu(A100), pytest.raises(KeyboardInterrupt):
+        execute(quick_config(synthetic, f"train.engine={engine}"), tmp_path / "run")
+    assert seen == [expected]
+
+
+def test_a_layer_in_4_bits_follows_autocast_and_keeps_its_bias() -> None:
+    with gpu(A100):
+        model = torch.nn.Module()
+        model.image_encoder = torch.nn.Sequential(torch.nn.Linear(128, 64))
+        model.to("cuda:0")
+        quantize(model, PeftConfig(name="qlora", quantization="nf4", double_quantization=True))
+        (layer,) = model.image_encoder
+        x, bias = torch.rand(3, 128, device="cuda"), layer.bias.detach().clone()
+        with torch.autocast("cuda", torch.bfloat16):
+            assert layer(x).dtype == layer(x.bfloat16()).dtype == torch.bfloat16
+        assert layer.bias.dtype == torch.float32
+        assert torch.equal(layer.bias, bias)
+        exact = torch.nn.functional.linear(x, dequantized(layer), bias)
+        torch.testing.assert_close(layer(x).cpu(), exact.cpu())
+
+
+def test_the_host_waits_for_a_gpu_as_often_for_many_objects_as_for_few() -> None:
+    waits = []
+    with gpu(A100) as device:
+        for number in (2, 45):
+            objects = torch.zeros(number, 1, 64, 64, dtype=torch.bool)
+            objects[:, :, 20:40, 20:40] = True
+            given, predicted = objects.to("cuda:0"), objects.roll(5, dims=2).to("cuda:0")
+            device.waits.clear()
+            BooleanPrompts()(given, predicted)
+            waits.append(sum(device.waits.values()))
+    assert waits == [7, 7]
