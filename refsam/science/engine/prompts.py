@@ -35,7 +35,8 @@ class BooleanPrompts(IterativePromptGenerator):
         positive = _drawn(inside, {})
         negative = _drawn(extra, self._elsewhere(segmentation, any_extra))
         del inside, extra
-        points = torch.tensor([positive, negative]).transpose(0, 1)
+        # Contiguous: by the strides of its factors a product of matrices rounds otherwise.
+        points = torch.stack([torch.tensor(positive), torch.tensor(negative)], dim=1)
         return points, torch.tensor([[1, 0]] * len(points)), None, None
 
     def _elsewhere(
