@@ -25,7 +25,7 @@ from refsam.configuration.resources import folder
 from refsam.configuration.schema import ClusterConfig, RequestConfig, ResourceConfig
 from refsam.configuration.text_values import quote_text
 from refsam.datasets.pair import DataMissing
-from refsam.errors import BadInput, RunFailed
+from refsam.errors import ConfigError, RunFailed
 from refsam.system.terminal import standard_console
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class RefsamLauncher(Launcher):
         folds their mean.
 
         The status stays UNKNOWN for a run that Slurm has and nobody waits for. A combination that cannot run
-        is FAILED with BadInput.
+        is FAILED with ConfigError.
         """
         if not _is_refsam(self.config):
             return self._launch_others(job_overrides, initial_job_idx)
@@ -86,7 +86,7 @@ class RefsamLauncher(Launcher):
         if self.kind == "local":
             return run_here(application, job_overrides, first)
         if self.kind != "slurm":
-            raise BadInput(f"hydra.launcher.kind must be local or slurm, got {self.kind}")
+            raise ConfigError(f"hydra.launcher.kind must be local or slurm, got {self.kind}")
         request, cluster = OmegaConf.to_object(self.request), OmegaConf.to_object(self.cluster)
         assert isinstance(request, RequestConfig)
         assert isinstance(cluster, ClusterConfig)
@@ -108,7 +108,7 @@ def _job_return(
     ended = [status for status in statuses if status.state.value in ("failed", "unreadable")]
     if not statuses:
         result.status = JobStatus.FAILED
-        result.return_value = BadInput("the combination cannot run; dry_run=true says why")
+        result.return_value = ConfigError("the combination cannot run; dry_run=true says why")
     elif ended:
         result.status = JobStatus.FAILED
         result.return_value = RunFailed(ended[0].message or "not completed")
@@ -131,7 +131,7 @@ class RefsamSweeper(BasicSweeper):
         for override in overrides:
             if override.is_interval_sweep():  # an interval has no number of values
                 value = str(override.input_line).partition("=")[2]
-                raise BadInput(
+                raise ConfigError(
                     f"{override.get_key_element()} must be values with commas, choice(…), range(…) or "
                     f"glob(…), got {value}"
                 )
@@ -140,7 +140,7 @@ class RefsamSweeper(BasicSweeper):
             for batch in self.split_arguments(overrides, self.max_batch_size):
                 returns += self.launcher.launch(batch, initial_job_idx=len(returns))
         except DataMissing as error:
-            raise BadInput(f"{error}{_comma_hint(overrides)}") from error
+            raise ConfigError(f"{error}{_comma_hint(overrides)}") from error
         unfinished = getattr(self.launcher, "unfinished", 0)
         if unfinished:
             raise RunFailed(f"{unfinished} of the runs have no result; the lines above say why")

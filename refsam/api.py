@@ -30,6 +30,6 @@ def load(
         device: `cpu`, `cuda`, `cuda:1`, …; `auto` takes the GPU where there is one.
 
     Raises:
-        BadInput: when there is no such run or sweep, or it has no model that can be used.
+        ConfigError: when there is no such run or sweep, or it has no model that can be used.
     """
     return open_run(choose_run(target, metric, mode, runs).paths, device)

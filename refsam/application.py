@@ -18,7 +18,7 @@ from refsam.configuration.composition_errors import explain
 from refsam.configuration.resources import folder
 from refsam.configuration.schema import register
 from refsam.configuration.text_values import quote_text
-from refsam.errors import BadInput, DamagedManifest, RunFailed, os_problem
+from refsam.errors import ConfigError, DamagedManifest, RunFailed, os_problem
 from refsam.system.terminal import (
     any_encoding,
     flush_standard_output,
@@ -48,7 +48,7 @@ def run_one(config: DictConfig) -> None:
         overrides.append("baseline=false")
     plan = plan_jobs(loader, master, [overrides])
     if (folds := len(plan.jobs[0])) > 1:
-        raise BadInput(
+        raise ConfigError(
             f"evaluate.folds={folds}, which are as many runs, and without -m one run is "
             "executed; expected -m, or evaluate.fold=1 for one of them"
         )
@@ -90,13 +90,13 @@ def _answer(application: Callable[[], None], errors: list[Exception], wants_trac
         if _is_multirun(sys.argv[1:]) and any(
             given.split("=")[0] in ONE_CONFIGURATION for given in sys.argv[1:]
         ):
-            raise BadInput("--cfg and --info are about one configuration; leave out -m")
+            raise ConfigError("--cfg and --info are about one configuration; leave out -m")
         with _known_mode(sys.argv[1:]):
             application()
         if errors:
             raise errors[0]
         flush_standard_output()
-    except BadInput as error:
+    except ConfigError as error:
         _leave(str(error), 2)
     except DamagedManifest as error:
         _leave(str(error), 1)

@@ -14,9 +14,9 @@ from refsam.commands.options import (
     EXIT_STATUSES,
     FAILED,
     INTERRUPTED,
-    SLURM_SILENT,
+    SLURM_UNAVAILABLE,
 )
-from refsam.errors import BadInput, DamagedManifest, RunFailed, SlurmSilent, nearest, os_problem
+from refsam.errors import ConfigError, DamagedManifest, RunFailed, SlurmUnavailable, nearest, os_problem
 from refsam.system.terminal import any_encoding, flush_standard_output, leave_standard_output, plain_output
 
 
@@ -42,14 +42,14 @@ def _answer(given: list[str]) -> int:
                 return code
         finally:
             flush_standard_output()
-    except BadInput as error:
+    except ConfigError as error:
         return _refuse(error, BAD_INPUT)
     except DamagedManifest as error:
         return _refuse(error, DAMAGED_RECORDS)
-    except SlurmSilent as error:
-        return _refuse(f"Slurm does not answer, so nothing was done: {error}", SLURM_SILENT)
+    except SlurmUnavailable as error:
+        return _refuse(f"Slurm does not answer, so nothing was done: {error}", SLURM_UNAVAILABLE)
     except RunFailed as error:
-        return _refuse(error, SLURM_SILENT if isinstance(error.__cause__, SlurmSilent) else FAILED)
+        return _refuse(error, SLURM_UNAVAILABLE if isinstance(error.__cause__, SlurmUnavailable) else FAILED)
     except KeyboardInterrupt:
         return _refuse("stopped by Ctrl-C", INTERRUPTED)
     except BrokenPipeError:
@@ -116,7 +116,9 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
     """What was typed. Overrides may stand before and after options; argparse takes one group of them only."""
     parser, commands = parser_and_commands()
     if given and not given[0].startswith("-") and given[0] not in commands:
-        raise BadInput(f"{given[0]!r} is no command{nearest(given[0], commands)}; refsam --help lists them")
+        raise ConfigError(
+            f"{given[0]!r} is no command{nearest(given[0], commands)}; refsam --help lists them"
+        )
     options, rest = parser.parse_known_args(given)
     unknown = [word for word in rest if word.startswith("-") or "=" not in word]
     if unknown or (rest and not hasattr(options, "overrides")):

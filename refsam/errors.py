@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable
 
 
-class BadInput(Exception):
+class ConfigError(Exception):
     """A value that cannot be used. The message names the field, what was given and what is allowed."""
 
 
@@ -13,7 +13,7 @@ class RunFailed(RuntimeError):
     """A run ended without a result; its record says why. The commands exit with status 1."""
 
 
-class SlurmSilent(RuntimeError):
+class SlurmUnavailable(RuntimeError):
     """A Slurm command failed or gave no answer in time. The message is the first line of what it said."""
 
 

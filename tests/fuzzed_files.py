@@ -42,7 +42,7 @@ from refsam.datasets.coco_writing import labels_to_coco
 from refsam.datasets.listing import list_pairs
 from refsam.datasets.pairs import read_pair_labels
 from refsam.datasets.reading import read_image, read_labels
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.models.families import MICRO_SAM
 from refsam.models.weights_file import architecture_problem, weights_problem
 from refsam.records.history import read_history
@@ -73,7 +73,7 @@ class Group:
 
     files: dict[str, bytes]
     read: Callable[[Path], Any]
-    raises: tuple[type[Exception], ...] = (BadInput,)
+    raises: tuple[type[Exception], ...] = (ConfigError,)
     suffixes: tuple[str, ...] = ()
     extra: tuple[tuple[str, bytes], ...] = ()  # names and contents of further cases
     compared: bool = True  # whether what was read of a part has to be what is read of the whole
@@ -347,7 +347,7 @@ def records() -> Group:
             "config.yaml": yaml.safe_dump(config).encode(),
         },
         read,
-        (ValueError, BadInput),
+        (ValueError, ConfigError),
         compared=False,
         extra=(
             ("deep.json", b"[" * 1_000_000),
@@ -369,7 +369,7 @@ def weights() -> Group:
         model = ModelConfig("vit_b", "vit_b", str(path), 1.0, family=MICRO_SAM)
         for sentence in (weights_problem(path), architecture_problem(path, model)):
             if sentence is not None:
-                raise BadInput(sentence)
+                raise ConfigError(sentence)
         return "may be a checkpoint"
 
     return Group(

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from refsam.commands.options import COMPLETED, Commands, add_command
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 
 
 def add(commands: Commands) -> None:
@@ -35,10 +35,12 @@ def _annotate(options: argparse.Namespace) -> int:
     from refsam.orchestration.operating.chosen_run import choose_run
 
     if importlib.util.find_spec("napari") is None:
-        raise BadInput("refsam annotate needs napari, which is not installed here: pip install 'napari[all]'")
+        raise ConfigError(
+            "refsam annotate needs napari, which is not installed here: pip install 'napari[all]'"
+        )
     folder = options.output.expanduser()
     if folder.exists() and not folder.is_dir():
-        raise BadInput(f"--output: {folder} is a file, and a folder is needed")
+        raise ConfigError(f"--output: {folder} is a file, and a folder is needed")
     chosen = choose_run(options.target, None, None, options.runs)
     images = list_images(options.images, without=folder / LABELS)
     annotations = [annotation_of(each.path, each.name, folder) for each in images]

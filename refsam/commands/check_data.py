@@ -41,7 +41,7 @@ def _check_data(options: argparse.Namespace) -> int:
 
 
 def _print_table(dataset: "DatasetConfig", patch_shape: Sequence[int]) -> None:
-    """Print what a data set holds. Raises BadInput for what no run could use, after the table."""
+    """Print what a data set holds. Raises ConfigError for what no run could use, after the table."""
     from rich.text import Text
 
     from refsam.datasets.index import check_images, default_cache, inspect

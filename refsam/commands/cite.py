@@ -5,7 +5,7 @@ from pathlib import Path
 
 from refsam.commands.options import Commands, add_command
 from refsam.commands.selection import add_selection, add_where, assignments, name_problems, selected
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 
 
 def add(commands: Commands) -> None:
@@ -27,9 +27,9 @@ def add(commands: Commands) -> None:
 def _cite(options: argparse.Namespace) -> int:
     if options.output is not None:
         if not options.output.absolute().parent.is_dir():
-            raise BadInput(f"--output {str(options.output)!r}: {options.output.parent} is not a folder")
+            raise ConfigError(f"--output {str(options.output)!r}: {options.output.parent} is not a folder")
         if options.output.is_dir():
-            raise BadInput(f"--output {str(options.output)!r} is a folder; give the name of a file")
+            raise ConfigError(f"--output {str(options.output)!r} is a folder; give the name of a file")
     chosen = selected(options)
     from refsam.results.citations.cite import citations
     from refsam.results.tables.wide import choose

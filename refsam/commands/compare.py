@@ -25,7 +25,7 @@ from refsam.commands.selection import (
     selected,
     shown_of,
 )
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.paths import file_name
 
 if TYPE_CHECKING:
@@ -66,12 +66,12 @@ def add(commands: Commands) -> None:
 
 def _compare(options: argparse.Namespace) -> int:
     if not options.baseline:
-        raise BadInput("--baseline must be a run or AXIS=VALUE, such as model=vit_b, got nothing")
+        raise ConfigError("--baseline must be a run or AXIS=VALUE, such as model=vit_b, got nothing")
     page = page_of(options)
     where = assignments(options.where)
     given = assignments([options.baseline]) if "=" in options.baseline else None
     if "fold" in where:
-        raise BadInput("--where=fold, but folds are compared together, over the images of all")
+        raise ConfigError("--where=fold, but folds are compared together, over the images of all")
     chosen = selected(argparse.Namespace(**vars(options), sweeps=[options.sweep], all=False))
     import pandas as pd
 

@@ -15,7 +15,7 @@ from refsam.commands.options import (
     open_folder,
     print_json,
 )
-from refsam.errors import BadInput, nearest
+from refsam.errors import ConfigError, nearest
 from refsam.system.terminal import standard_console
 
 if TYPE_CHECKING:
@@ -226,9 +226,9 @@ def _reasons(text: str) -> set[str]:
     for reason in sorted(given):
         if reason not in allowed:
             hint = nearest(reason, allowed)
-            raise BadInput(f"--reason must be one of {', '.join(allowed)}, got {reason}{hint}")
+            raise ConfigError(f"--reason must be one of {', '.join(allowed)}, got {reason}{hint}")
     if not given:
-        raise BadInput(f"--reason must be one of {', '.join(allowed)}, got nothing")
+        raise ConfigError(f"--reason must be one of {', '.join(allowed)}, got nothing")
     return given
 
 

@@ -14,7 +14,7 @@ from refsam.commands.options import (
     open_folder,
     print_json,
 )
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.system.terminal import standard_console
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _wanted(overrides: list[str]) -> "tuple[set[str], EvaluateConfig]":
         group, _, field = key.partition(".")
         if group != "evaluate" or (field and field.partition(".")[0] not in EXTENDABLE):
             fields = ", ".join(f"evaluate.{name}" for name in EXTENDABLE)
-            raise BadInput(
+            raise ConfigError(
                 f"{key}: given to refsam evaluate, which changes nothing that identifies a run; expected "
                 f"evaluate=FILE, {fields}"
             )
@@ -101,7 +101,7 @@ def _wanted(overrides: list[str]) -> "tuple[set[str], EvaluateConfig]":
         sentence = explain(error)
         if sentence is None:
             raise
-        raise BadInput(sentence) from error
+        raise ConfigError(sentence) from error
     check_values(config)
     place = evaluation_resource(config.evaluate.where, lambda chosen: compose([chosen]))
     return named, replace(config.evaluate, resource=place)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refsam.commands.options import COMPLETED, Commands, add_command, open_folder
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 
 if TYPE_CHECKING:
     from refsam.records.paths import RunPaths
@@ -56,13 +56,15 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _details(options: argparse.Namespace, paths: "RunPaths") -> dict[str, Any]:
-    """What a package of the zoo says beside the model. Raises BadInput where nobody is there to be asked."""
+    """What a package of the zoo says beside the model. Raises ConfigError where nobody is there to be
+    asked.
+    """
     from refsam.results.citations.cite import citations_of_run, in_words
 
     authors = options.author or _asked("--author", "Authors of the model, separated by semicolons").split(";")
     names = [name.strip() for name in authors if name.strip()]
     if not names:
-        raise BadInput("--author: the BioImage Model Zoo asks for at least one, got none")
+        raise ConfigError("--author: the BioImage Model Zoo asks for at least one, got none")
     return {
         "authors": names,
         "license": options.license or _asked("--license", "License, as SPDX names it (CC-BY-4.0)").strip(),
@@ -72,5 +74,5 @@ def _details(options: argparse.Namespace, paths: "RunPaths") -> dict[str, Any]:
 
 def _asked(option: str, question: str) -> str:
     if not sys.stdin.isatty():
-        raise BadInput(f"--to bioimageio needs {option}, and there is no terminal to ask at")
+        raise ConfigError(f"--to bioimageio needs {option}, and there is no terminal to ask at")
     return input(f"{question}: ")

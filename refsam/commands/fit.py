@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refsam.commands.options import COMPLETED, Commands, add_command, add_json, print_json
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.paths import default_runs
 
 if TYPE_CHECKING:
@@ -55,13 +55,13 @@ def _positive(text: str) -> float:
     except ValueError:
         number = 0.0
     if not 0 < number < float("inf"):
-        raise BadInput(f"--limit-gb and --minutes must be a number > 0, got {text!r}")
+        raise ConfigError(f"--limit-gb and --minutes must be a number > 0, got {text!r}")
     return number
 
 
 def _whole(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise BadInput(f"--max-objects must be an integer >= 1, got {text!r}")
+        raise ConfigError(f"--max-objects must be an integer >= 1, got {text!r}")
     return int(text)
 
 

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.paths import default_runs
 
 if TYPE_CHECKING:
     from refsam.records.paths import RunsFolder
     from refsam.results.figures.page import Page
 
-COMPLETED, BAD_INPUT, SLURM_SILENT, INTERRUPTED = 0, 2, 3, 130
+COMPLETED, BAD_INPUT, SLURM_UNAVAILABLE, INTERRUPTED = 0, 2, 3, 130
 DAMAGED_RECORDS = FAILED = 1
 COMPLETING = "_ARGCOMPLETE"  # in the environment where a shell asks how a command line may go on
 EXIT_STATUSES = (
@@ -67,16 +67,16 @@ def add_page(parser: argparse.ArgumentParser) -> None:
 
 
 def page_of(options: argparse.Namespace) -> "Page":
-    """The page that figures are for. Raises BadInput where the style is not a file."""
+    """The page that figures are for. Raises ConfigError where the style is not a file."""
     if options.style is not None and not options.style.is_file():
-        raise BadInput(f"--style {str(options.style)!r} is not a file")
+        raise ConfigError(f"--style {str(options.style)!r} is not a file")
     from refsam.results.figures.page import Page
 
     return Page(columns=options.width, style=options.style)
 
 
 def open_folder(options: argparse.Namespace) -> "RunsFolder":
-    """The folder of --runs. Raises BadInput where there is none."""
+    """The folder of --runs. Raises ConfigError where there is none."""
     from refsam.results.sweeps import runs_folder
 
     return runs_folder(options.runs)

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 
 if TYPE_CHECKING:
     from refsam.configuration.schema import RefsamConfig
@@ -22,7 +22,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def configurations(options: argparse.Namespace) -> list["RefsamConfig"]:
-    """The configurations of all runs that were asked for. Raises BadInput for what cannot be composed."""
+    """The configurations of all runs that were asked for. Raises ConfigError for what cannot be composed."""
     from refsam.configuration.compose import compose_sweep
     from refsam.configuration.composition_errors import explain
 
@@ -32,4 +32,4 @@ def configurations(options: argparse.Namespace) -> list["RefsamConfig"]:
         sentence = explain(error)
         if sentence is None:
             raise
-        raise BadInput(sentence) from error
+        raise ConfigError(sentence) from error

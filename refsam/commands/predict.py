@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refsam.commands.options import BAD_INPUT, COMPLETED, Commands, add_command
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.metrics import METRICS
 from refsam.system.terminal import standard_console
 
@@ -62,7 +62,7 @@ def add(commands: Commands) -> None:
 def _part(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)
     if found is None or int(found[1]) > int(found[2]):
-        raise BadInput(f"--part must be K/N with K from 1 to N, such as 1/4, got {text!r}")
+        raise ConfigError(f"--part must be K/N with K from 1 to N, such as 1/4, got {text!r}")
     return int(found[1]), int(found[2])
 
 
@@ -73,7 +73,7 @@ def _predict(options: argparse.Namespace) -> int:
 
     folder = PredictionsFolder(options.output.expanduser())
     if folder.root.exists() and not folder.root.is_dir():
-        raise BadInput(f"--output: {folder.root} is a file, and a folder is needed")
+        raise ConfigError(f"--output: {folder.root} is a file, and a folder is needed")
     chosen = choose_run(options.target, options.metric, options.mode, options.runs)
     images = list_images(options.images, without=folder.root)
     prompts = _prompts(options.prompts, images, folder)

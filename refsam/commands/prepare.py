@@ -4,7 +4,7 @@ import argparse
 
 from refsam.commands.options import COMPLETED, Commands, add_command
 from refsam.commands.overrides import add_overrides, configurations
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 
 
 def add(commands: Commands) -> None:
@@ -33,7 +33,7 @@ def _prepare(options: argparse.Namespace) -> int:
     models = {} if named == {"dataset"} else models
     problems = [problem for model in models.values() if (problem := model_problem(model))]
     if problems:
-        raise BadInput(problems[0])
+        raise ConfigError(problems[0])
     if named != {"model"}:
         from refsam.datasets.prepare import prepare
 

@@ -16,12 +16,12 @@ from refsam.commands.options import (
     print_json,
 )
 from refsam.commands.selection import Selection, add_join, name_problems, say_problems, selected
-from refsam.errors import BadInput, nearest
+from refsam.errors import ConfigError, nearest
 from refsam.records.paths import default_runs
 
 if TYPE_CHECKING:
     from refsam.records.paths import Directories, RunsFolder
-    from refsam.results.recommending.candidates import Candidate, Limits
+    from refsam.results.recommending.candidates import Candidate, Constraints
     from refsam.results.recommending.recommend import Advice
 
 _PROGRAM = ("python", "-m", "refsam.sweep")
@@ -72,33 +72,33 @@ def _positive(option: str, text: str) -> float:
     except ValueError:
         number = math.nan
     if not 0 < number < math.inf:
-        raise BadInput(f"{option} must be a number > 0, got {text!r}")
+        raise ConfigError(f"{option} must be a number > 0, got {text!r}")
     return number
 
 
 def _n_images(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) < 1:
-        raise BadInput(f"--n-images must be an integer >= 1, got {text!r}")
+        raise ConfigError(f"--n-images must be an integer >= 1, got {text!r}")
     return int(text)
 
 
 def _recommend(options: argparse.Namespace) -> int:
     if options.memory is None:
-        raise BadInput("--memory must be a number of GB above 0, got nothing")
+        raise ConfigError("--memory must be a number of GB above 0, got nothing")
     if options.gpu == options.cpu:
         given = "both were given" if options.gpu else "neither was given"
-        raise BadInput(f"--gpu, --cpu: {given}; expected one of them")
+        raise ConfigError(f"--gpu, --cpu: {given}; expected one of them")
     chosen = _own(options)
     from refsam.records.fits import known_fits
     from refsam.records.paths import RunsFolder
     from refsam.results.comparing.compare import check_metric
-    from refsam.results.recommending.candidates import CPU, CUDA, Limits
+    from refsam.results.recommending.candidates import CPU, CUDA, Constraints
     from refsam.results.recommending.recommend import recommend
     from refsam.results.recommending.text import as_json, lines
 
     check_metric(options.metric)
     _check_dataset(options.dataset, chosen)
-    limits = Limits(options.memory, CUDA if options.gpu else CPU, options.hours, options.n_images)
+    limits = Constraints(options.memory, CUDA if options.gpu else CPU, options.hours, options.n_images)
     folder = RunsFolder(Path(options.runs)) if chosen is None else chosen.folder
     frame, directories = (None, {}) if chosen is None else (chosen.frame, chosen.directories)
     fits = known_fits(folder.root)
@@ -134,7 +134,7 @@ def _check_dataset(name: str | None, chosen: Selection | None) -> None:
         known |= set(chosen.frame["dataset"].dropna())
     if name is not None and name not in known:
         there = ", ".join(sorted(known))
-        raise BadInput(f"--dataset must be one of {there}, got {name!r}{nearest(name, known)}")
+        raise ConfigError(f"--dataset must be one of {there}, got {name!r}{nearest(name, known)}")
 
 
 def _command(advice: "Advice", folder: "RunsFolder", directories: "Directories", named: bool) -> list[str]:
@@ -172,7 +172,7 @@ def _command(advice: "Advice", folder: "RunsFolder", directories: "Directories",
     ]
 
 
-def _resource(winner: "Candidate", limits: "Limits") -> str | None:
+def _resource(winner: "Candidate", limits: "Constraints") -> str | None:
     """The resource that the setting is known from, where the limits hold it; else the largest they hold."""
     from refsam.configuration.resource_files import shipped_resources
 

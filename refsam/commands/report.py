@@ -5,7 +5,7 @@ import math
 
 from refsam.commands.options import Commands, add_command, add_json, print_json
 from refsam.commands.selection import add_selection, name_problems, selected
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 
 
 def add(commands: Commands) -> None:
@@ -43,7 +43,7 @@ def add(commands: Commands) -> None:
 def _report(options: argparse.Namespace) -> int:
     for name, value, least in (("--pue", options.pue, 1.0), ("--gpu-watts", options.gpu_watts, 0.0)):
         if value is not None and not least <= value < math.inf:
-            raise BadInput(f"{name} must be a number from {least:g}, got {value:g}")
+            raise ConfigError(f"{name} must be a number from {least:g}, got {value:g}")
     chosen = selected(options)
     from refsam.results.collect import damaged, write_results
     from refsam.results.report.cost import read_power

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from refsam.commands.options import COMPLETED, DAMAGED_RECORDS, add_wide, open_folder
-from refsam.errors import BadInput, DamagedManifest
+from refsam.errors import ConfigError, DamagedManifest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,7 +101,7 @@ def assignments(texts: list[str]) -> dict[str, str]:
     """`axis=value`, also several with commas; the groups of a command may be named as they are there.
 
     What follows a comma and is no assignment belongs to the value before it: `strategy=lora, rank 8`.
-    Raises BadInput for what is no assignment.
+    Raises ConfigError for what is no assignment.
     """
     found: dict[str, str] = {}
     for text in texts:
@@ -114,7 +114,7 @@ def assignments(texts: list[str]) -> dict[str, str]:
             elif last is not None:
                 found[last] += f", {part}"
             else:
-                raise BadInput(f"{part!r} is not AXIS=VALUE, such as model=vit_b")
+                raise ConfigError(f"{part!r} is not AXIS=VALUE, such as model=vit_b")
     return found
 
 
@@ -122,7 +122,7 @@ def selected(options: argparse.Namespace) -> Selection:
     """The sweeps that were asked for and their rows. Looks names up before pandas is imported.
 
     Raises:
-        BadInput: when a sweep is not there, or none was named.
+        ConfigError: when a sweep is not there, or none was named.
         DamagedManifest: when the only one that was named is damaged.
     """
     from refsam.results.sweeps import find_sweep, read_manifest, runs_folder, sweep_names
@@ -130,12 +130,14 @@ def selected(options: argparse.Namespace) -> Selection:
     folder = open_folder(options)
     folders = [folder, *(runs_folder(path, "--join") for path in options.join)]
     if options.all == bool(options.sweeps):
-        raise BadInput("SWEEP: name one sweep or several, or give --all and no name")
+        raise ConfigError("SWEEP: name one sweep or several, or give --all and no name")
     sweeps: list[tuple[SweepPaths, RunsFolder]] = []
     if options.all:
         sweeps = [(each.sweep(name), each) for each in folders for name in sweep_names(each)]
         if not sweeps:
-            raise BadInput(f"--all: there are no sweeps in {', '.join(str(each.root) for each in folders)}")
+            raise ConfigError(
+                f"--all: there are no sweeps in {', '.join(str(each.root) for each in folders)}"
+            )
     for name in options.sweeps:
         having = [each for each in folders if name in sweep_names(each)]
         sweeps += [(each.sweep(name), each) for each in having] or [(find_sweep(name, folder), folder)]

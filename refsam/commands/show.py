@@ -14,7 +14,7 @@ from refsam.commands.options import (
     open_folder,
     print_json,
 )
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.logs import find_log
 
 if TYPE_CHECKING:
@@ -84,9 +84,9 @@ def _logs(options: argparse.Namespace) -> int:
     from refsam.orchestration.operating.targets import find_run
 
     if options.lines is not None and options.lines < 0:
-        raise BadInput(f"--lines must be an integer >= 0, got {options.lines}")
+        raise ConfigError(f"--lines must be an integer >= 0, got {options.lines}")
     if options.follow and options.json:
-        raise BadInput("--follow: a log that goes on is no JSON document; give --follow or --json")
+        raise ConfigError("--follow: a log that goes on is no JSON document; give --follow or --json")
     folder = open_folder(options)
     paths = find_run(options.run_name, folder)
     if options.follow:

@@ -16,7 +16,7 @@ from refsam.commands.options import (
     open_folder,
     print_json,
 )
-from refsam.errors import BadInput, DamagedManifest
+from refsam.errors import ConfigError, DamagedManifest
 from refsam.system.terminal import standard_console
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _list(options: argparse.Namespace) -> int:
     for name in names:
         try:
             sweeps.append({"sweep": name, "states": dict(count_states(folder.sweep(name), folder))})
-        except (BadInput, DamagedManifest) as error:
+        except (ConfigError, DamagedManifest) as error:
             print(f"refsam: {error}", file=sys.stderr)
             status = DAMAGED_RECORDS
     if any({DAMAGED, UNREADABLE} & set(sweep["states"]) for sweep in sweeps):

@@ -18,7 +18,7 @@ from refsam.commands.selection import (
     selected,
     shown_of,
 )
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.paths import file_name
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _add_strategies(commands: Commands) -> None:
 def _collect(options: argparse.Namespace) -> int:
     _check_choices("--format", options.format, FORMATS)
     if options.published and options.study != STUDIES[0]:
-        raise BadInput(f"--published needs --study {STUDIES[0]}, got {options.study or 'no study'}")
+        raise ConfigError(f"--published needs --study {STUDIES[0]}, got {options.study or 'no study'}")
     chosen = selected(options)
     frame = chosen.frame
     from refsam.results.collect import write_results
@@ -176,7 +176,7 @@ def _write_table(options: argparse.Namespace, chosen: Selection) -> None:
         made_of = "-".join([*metrics, *rows, "by", *columns, *where.values()])
         name = options.name or file_name(made_of)
     if Path(name).name != name:
-        raise BadInput(f"--name {name!r} is not the name of a file; it goes into {chosen.output.tables}")
+        raise ConfigError(f"--name {name!r} is not the name of a file; it goes into {chosen.output.tables}")
     if not table.rows:
         print("No run of this sweep has these values yet, so the table is empty.", file=sys.stderr)
     table = replace(table, notes=(*table.notes, *(f"{sentence}." for sentence in joined.sentences)))
@@ -259,4 +259,4 @@ def _strategies(options: argparse.Namespace) -> int:
 def _check_choices(option: str, given: tuple[str, ...], allowed: tuple[str, ...]) -> None:
     for name in given:
         if name not in allowed:
-            raise BadInput(f"{option} must be one of {', '.join(allowed)}, got {name!r}")
+            raise ConfigError(f"{option} must be one of {', '.join(allowed)}, got {name!r}")

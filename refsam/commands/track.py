@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from refsam.commands.options import Commands, add_command
 from refsam.commands.selection import Selection, add_selection, name_problems, selected
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 
 if TYPE_CHECKING:
     from refsam.results.trackers.tracker import Tracker
@@ -39,7 +39,7 @@ def add(commands: Commands) -> None:
 
 def _track(options: argparse.Namespace) -> int:
     if options.name is not None and options.target == "tensorboard":
-        raise BadInput("--name: TensorBoard has no experiments; give --destination instead")
+        raise ConfigError("--name: TensorBoard has no experiments; give --destination instead")
     chosen = selected(options)
     from refsam.results.trackers.tracked import tracked_run
     from refsam.results.trackers.tracker import tell

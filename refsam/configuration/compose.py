@@ -30,7 +30,7 @@ from refsam.configuration.paths import with_absolute_paths
 from refsam.configuration.resources import folder
 from refsam.configuration.schema import RefsamConfig, register
 from refsam.configuration.text_values import quote_text
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 
 Load = Callable[[list[str]], DictConfig]
 Leaves = dict[tuple[str, ...], Any]
@@ -69,7 +69,8 @@ class Composer:
     def values(self, overrides: Sequence[str]) -> dict[str, Any]:
         """The plain, resolved values of the run that `overrides` ask for.
 
-        Raises hydra's and omegaconf's errors for what cannot be composed, and BadInput for what is no choice.
+        Raises hydra's and omegaconf's errors for what cannot be composed, and ConfigError for what is no
+        choice.
         """
         keyed = {self._key(override): override for override in overrides}
         if self._base is None:
@@ -137,13 +138,13 @@ class Composer:
             parsed = self._parser.parse_override(override)
             key = str(parsed.get_key_element())
             if not key:
-                raise BadInput(f"the override {override!r} has no key; expected KEY=VALUE")
+                raise ConfigError(f"the override {override!r} has no key; expected KEY=VALUE")
             if (
                 not set(key) & set("+~@")
                 and self._is_group(key)
                 and (problem := choice_problem(key, parsed.value()))
             ):
-                raise BadInput(problem)
+                raise ConfigError(problem)
             self._parsed[override] = parsed
         return self._parsed[override]
 
@@ -257,7 +258,7 @@ def hydra_session() -> Iterator[None]:
 def compose(overrides: Sequence[str], config_name: str = "config") -> RefsamConfig:
     """The typed configuration of one run, its paths absolute.
 
-    Raises hydra's and omegaconf's errors, and BadInput for a path that cannot be one.
+    Raises hydra's and omegaconf's errors, and ConfigError for a path that cannot be one.
     """
     with hydra_session():
         config = to_config(without_hydra(hydra_compose(config_name, overrides=quote_text(overrides))))
@@ -282,12 +283,12 @@ def compose_sweep(
         config_name: of a named sweep, whose own values and choices are those that no override names.
         config_dir: a folder whose groups are found besides refsam's.
 
-    Raises hydra's and omegaconf's errors, and BadInput for a folder that is not there or what is no path.
+    Raises hydra's and omegaconf's errors, and ConfigError for a folder that is not there or what is no path.
     """
     name, added = config_name or "config", []
     if config_dir is not None:
         if not Path(config_dir).is_dir():
-            raise BadInput(f"--config-dir must be a folder, got {config_dir!r}")
+            raise ConfigError(f"--config-dir must be a folder, got {config_dir!r}")
         quoted = str(Path(config_dir).absolute()).replace("\\", "\\\\").replace("'", "\\'")
         added = [f"hydra.searchpath=['file://{quoted}']"]
     with hydra_session():

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from hydra.errors import MissingConfigException
 
 from refsam.configuration.schema import OWN_JOB, RefsamConfig, ResourceConfig
-from refsam.errors import BadInput, nearest
+from refsam.errors import ConfigError, nearest
 
 
 def evaluation_resource(where: str, compose: Callable[[str], RefsamConfig]) -> ResourceConfig | None:
@@ -15,7 +15,7 @@ def evaluation_resource(where: str, compose: Callable[[str], RefsamConfig]) -> R
         compose: a configuration with an override that chooses the resource.
 
     Raises:
-        BadInput: when there is no such resource.
+        ConfigError: when there is no such resource.
     """
     if where == OWN_JOB:
         return None
@@ -24,7 +24,9 @@ def evaluation_resource(where: str, compose: Callable[[str], RefsamConfig]) -> R
     except MissingConfigException as error:
         names = list(error.options or ())
         allowed = f"{OWN_JOB}, or one of the resources {', '.join(names)}"
-        raise BadInput(f"evaluate.where must be {allowed}, got {where!r}{nearest(where, names)}") from error
+        raise ConfigError(
+            f"evaluate.where must be {allowed}, got {where!r}{nearest(where, names)}"
+        ) from error
 
 
 def used_resources(config: RefsamConfig) -> list[ResourceConfig]:

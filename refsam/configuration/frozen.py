@@ -14,7 +14,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from refsam.configuration.run_names import check_name
 from refsam.configuration.schema import RefsamConfig
-from refsam.errors import BadInput, WrittenByNewer, nearest
+from refsam.errors import ConfigError, WrittenByNewer, nearest
 from refsam.system.files import is_sealed, read_yaml, write_yaml
 
 Config = TypeVar("Config")
@@ -41,15 +41,15 @@ def from_values(kind: type[Config], values: dict[str, Any], path: str = "") -> C
     """A dataclass of the schema from plain values that OmegaConf has checked already; 500 times faster than
     it.
 
-    Raises BadInput, naming the field, for a mandatory value that is not given.
+    Raises ConfigError, naming the field, for a mandatory value that is not given.
     """
     types_of = _field_types(kind)
     arguments = {}
     for name, value in values.items():
         if value == MISSING:
-            raise BadInput(f"{path}{name} must be given: {path}{name}=… (there is no default)")
+            raise ConfigError(f"{path}{name} must be given: {path}{name}=… (there is no default)")
         if name not in types_of:
-            raise BadInput(f"{path}{name}: there is no such field{nearest(name, types_of)}")
+            raise ConfigError(f"{path}{name}: there is no such field{nearest(name, types_of)}")
         arguments[name] = _value(types_of[name], value, f"{path}{name}.")
     return kind(**arguments)
 

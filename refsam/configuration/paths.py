@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from refsam.configuration.schema import RefsamConfig
-from refsam.errors import BadInput, os_reason
+from refsam.errors import ConfigError, os_reason
 
 # Line breaks end a line of a job script, and what is no text (surrogates) cannot be written into a record.
 _UNUSABLE = ("Cc", "Cs", "Zl", "Zp")
@@ -14,7 +14,8 @@ _UNUSABLE = ("Cc", "Cs", "Zl", "Zp")
 def with_absolute_paths(config: RefsamConfig) -> RefsamConfig:
     """The same configuration with `runs`, `data`, `dataset.root` and a path in `model.weights` made absolute.
 
-    Raises BadInput for what can be no path, or cannot be looked at. That nothing is there is no error here.
+    Raises ConfigError for what can be no path, or cannot be looked at. That nothing is there is no error
+    here.
     """
     weights = config.model.weights
     if weights not in ("pretrained", "random"):
@@ -29,13 +30,15 @@ def with_absolute_paths(config: RefsamConfig) -> RefsamConfig:
 
 
 def absolute_path(field: str, given: str) -> str:
-    """`given` with ~ expanded, from the present folder. Raises BadInput that names `field`."""
+    """`given` with ~ expanded, from the present folder. Raises ConfigError that names `field`."""
     if not given or any(unicodedata.category(character) in _UNUSABLE for character in given):
-        raise BadInput(f"{field} must be a path of printable characters without line breaks, got {given!a}")
+        raise ConfigError(
+            f"{field} must be a path of printable characters without line breaks, got {given!a}"
+        )
     try:
         path = Path(given).expanduser().absolute()
     except RuntimeError as error:  # how pathlib says that there is no such user
-        raise BadInput(
+        raise ConfigError(
             f"{field}={given}, but the home folder that it begins with is not known; expected the whole path"
         ) from error
     try:
@@ -43,7 +46,7 @@ def absolute_path(field: str, given: str) -> str:
     except (FileNotFoundError, NotADirectoryError):
         pass  # whoever needs it says what is missing
     except OSError as error:
-        raise BadInput(
+        raise ConfigError(
             f"{field}={path}, but it cannot be looked at ({os_reason(error)}); expected a path "
             "that you can read"
         ) from error

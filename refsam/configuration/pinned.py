@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.system.files import read_yaml
 
 
@@ -19,7 +19,7 @@ def check_file(path: Path) -> str:
     """The SHA-256 of a file that was fetched, with its kind before it.
 
     Raises:
-        BadInput: when a file of this name is pinned with another one.
+        ConfigError: when a file of this name is pinned with another one.
     """
     found = sha256(path)
     require_hash(path.name, found, _pinned()["files"].get(path.name, found))
@@ -27,9 +27,9 @@ def check_file(path: Path) -> str:
 
 
 def require_hash(name: str, found: str, expected: str) -> None:
-    """Raises BadInput where a file that was fetched is not the one that was asked for."""
+    """Raises ConfigError where a file that was fetched is not the one that was asked for."""
     if found != expected:
-        raise BadInput(f"{name} must have the hash {expected}, got {found}; remove it and fetch it again")
+        raise ConfigError(f"{name} must have the hash {expected}, got {found}; remove it and fetch it again")
 
 
 def sha256(path: Path) -> str:

@@ -11,7 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.system.files import write_atomically
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Annotation:
         """The objects so far, (H, W); None before there are any.
 
         Raises:
-            BadInput: when they have another size than the image, or cannot be read.
+            ConfigError: when they have another size than the image, or cannot be read.
         """
         import numpy as np
 
@@ -50,7 +50,7 @@ class Annotation:
             return None
         found = read_labels(self.labels)
         if found.shape != shape:
-            raise BadInput(f"--output: {self.labels} has shape {found.shape} and its image {shape}")
+            raise ConfigError(f"--output: {self.labels} has shape {found.shape} and its image {shape}")
         return found.astype(np.uint32)
 
     def save(self, labels: "NDArray[np.uint32]") -> int:
@@ -71,7 +71,7 @@ class Annotation:
 
 
 def annotation_of(image: Path, name: str, folder: Path) -> Annotation:
-    """Where an image and its objects lie in a folder. Raises BadInput where another image has the name.
+    """Where an image and its objects lie in a folder. Raises ConfigError where another image has the name.
 
     Args:
         name: of the image in the folder, without suffix.
@@ -79,7 +79,7 @@ def annotation_of(image: Path, name: str, folder: Path) -> Annotation:
     kept = folder / IMAGES / f"{name}{image.suffix}"
     others = [path for path in kept.parent.glob(f"{name}.*") if path.stem == name and path != kept]
     if others or (kept.exists() and not kept.samefile(image) and not filecmp.cmp(kept, image, shallow=False)):
-        raise BadInput(
+        raise ConfigError(
             f"--output: {others[0] if others else kept} is another image of the same name; annotate {image} "
             "into another folder"
         )

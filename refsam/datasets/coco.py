@@ -11,11 +11,11 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from refsam.datasets.coco_file import CROWD, INCLUDE, Found, read_coco
+from refsam.datasets.coco_file import CROWD, INCLUDE, CocoProblem, read_coco
 from refsam.datasets.coco_segmentation import painted
 from refsam.datasets.decoded import PLAUSIBLE_BYTES, PLAUSIBLE_RATIO
 from refsam.datasets.pair import DataMissing, Pair, missing_data
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.system.names import normalized
 
 if TYPE_CHECKING:
@@ -33,19 +33,19 @@ def list_coco_pairs(dataset: DatasetConfig) -> list[Pair]:
 
     Raises:
         DataMissing: when `dataset.root` is no folder.
-        BadInput: when the file cannot be read, when nothing is left, and where `dataset.on_problem` or
+        ConfigError: when the file cannot be read, when nothing is left, and where `dataset.on_problem` or
             `dataset.empty_images` refuses what was found.
     """
     found = _look(dataset)
     if found.problems and dataset.on_problem == REFUSE:
-        raise BadInput(
+        raise ConfigError(
             f"dataset.labels: {_path(dataset)} has {_counted(found.problems)}; correct the file, or leave "
             f"out what is wrong with dataset.on_problem={SKIP}"
         )
     if not found.pairs:
-        raise BadInput(f"dataset.labels: {_path(dataset)} {_nothing_left(found)}")
+        raise ConfigError(f"dataset.labels: {_path(dataset)} {_nothing_left(found)}")
     if found.empty and dataset.empty_images == REFUSE:
-        raise BadInput(
+        raise ConfigError(
             f"dataset.labels: {_path(dataset)} has {_number(len(found.empty), 'image')} without objects "
             f"({_some(found.empty)}); annotate them, or leave them out with dataset.empty_images={SKIP}"
         )
@@ -76,8 +76,8 @@ def read_coco_labels(pair: Pair, dataset: DatasetConfig) -> NDArray[np.uint32]:
 @dataclass(frozen=True)
 class _Look:
     pairs: list[Pair]
-    problems: list[Found]
-    no_objects: list[Found]
+    problems: list[CocoProblem]
+    no_objects: list[CocoProblem]
     empty: list[str]
 
 
@@ -86,7 +86,9 @@ def _look(dataset: DatasetConfig) -> _Look:
     if not root.is_dir():
         raise DataMissing(missing_data(dataset))
     if not path.is_file():
-        raise BadInput(f"dataset.labels: {path} is no file; give COCO's annotation file, below dataset.root")
+        raise ConfigError(
+            f"dataset.labels: {path} is no file; give COCO's annotation file, below dataset.root"
+        )
     read = read_coco(path, dataset.categories, dataset.crowds)
     folder = root / dataset.images
     listed = cache(lambda: {normalized(name): folder / name for name in _files_below(folder)})
@@ -97,15 +99,15 @@ def _look(dataset: DatasetConfig) -> _Look:
         # What a run calls the image: the name of its file without suffix.
         name = normalized(file.relative_to(folder).with_suffix("").as_posix()) if file else ""
         if _leaves(image.name.replace("\\", "/")):
-            problems.append(Found("file name that leaves dataset.images", image.name))
+            problems.append(CocoProblem("file name that leaves dataset.images", image.name))
         elif file is None:
-            problems.append(Found("missing image", image.name))
+            problems.append(CocoProblem("missing image", image.name))
         elif image.height * image.width > max(PLAUSIBLE_BYTES, PLAUSIBLE_RATIO * file.stat().st_size):
-            problems.append(Found("image of a size that its file cannot have", image.name))
+            problems.append(CocoProblem("image of a size that its file cannot have", image.name))
         elif not read.objects[key]:
             empty.append(image.name)
         elif name in pairs:
-            problems.append(Found("duplicate file name", image.name))
+            problems.append(CocoProblem("duplicate file name", image.name))
         else:
             pairs[name] = Pair(name, file, path, key)
     return _Look([pairs[name] for name in sorted(pairs)], problems, read.no_objects, empty)
@@ -164,7 +166,7 @@ def _crowds(found: _Look) -> int:
     return sum(item.kind == CROWD for item in found.no_objects)
 
 
-def _counted(found: Sequence[Found]) -> str:
+def _counted(found: Sequence[CocoProblem]) -> str:
     """`2 × missing image (a.png, b.png), 1 × broken polygon (annotation 7 of c.png)`."""
     kinds = Counter(item.kind for item in found)
     return ", ".join(

@@ -15,7 +15,7 @@ from typing import Any
 
 from refsam.datasets.coco_segmentation import RunLengths, Unusable, covered, run_lengths
 from refsam.datasets.coco_values import Key, flag, key, whole
-from refsam.errors import BadInput, nearest, os_reason
+from refsam.errors import ConfigError, nearest, os_reason
 from refsam.system.names import normalized
 
 INCLUDE = "include"  # of dataset.crowds
@@ -36,7 +36,7 @@ class CocoImage:
 
 
 @dataclass(frozen=True)
-class Found:
+class CocoProblem:
     """Something that is left out: what kind of thing, and where."""
 
     kind: str
@@ -58,8 +58,8 @@ class CocoFile:
 
     images: dict[Key, CocoImage] = field(default_factory=dict)
     objects: dict[Key, list[RunLengths]] = field(default_factory=dict)
-    problems: list[Found] = field(default_factory=list)
-    no_objects: list[Found] = field(default_factory=list)
+    problems: list[CocoProblem] = field(default_factory=list)
+    no_objects: list[CocoProblem] = field(default_factory=list)
 
 
 def read_coco(path: Path, categories: Sequence[str], crowds: str) -> CocoFile:
@@ -70,12 +70,12 @@ def read_coco(path: Path, categories: Sequence[str], crowds: str) -> CocoFile:
         crowds: `include` where crowds are objects too.
 
     Raises:
-        BadInput: when the file cannot be read, is of another format, or lacks one of the categories.
+        ConfigError: when the file cannot be read, is of another format, or lacks one of the categories.
     """
     try:
         state = path.stat()
     except OSError as error:
-        raise BadInput(f"dataset.labels: {path} cannot be read ({os_reason(error)})") from error
+        raise ConfigError(f"dataset.labels: {path} cannot be read ({os_reason(error)})") from error
     return _read(path, tuple(categories), crowds == INCLUDE, state.st_mtime_ns, state.st_size)
 
 
@@ -85,7 +85,7 @@ def _read(path: Path, categories: tuple[str, ...], crowds: bool, changed: int, s
     try:
         content = parse(path.read_bytes(), where)
     except OSError as error:
-        raise BadInput(f"{where} cannot be read ({os_reason(error)})") from error
+        raise ConfigError(f"{where} cannot be read ({os_reason(error)})") from error
     found = CocoFile()
     known = _take_categories(found, content["categories"])
     wanted = _wanted_categories(path, known, categories)
@@ -99,11 +99,11 @@ def _read(path: Path, categories: tuple[str, ...], crowds: bool, changed: int, s
             continue
         image = None if of_image is None else found.images.get(of_image)
         if identity is None:
-            found.problems.append(Found("annotation without an id", place))
+            found.problems.append(CocoProblem("annotation without an id", place))
         elif identity in seen:
-            found.problems.append(Found("duplicate annotation id", place))
+            found.problems.append(CocoProblem("duplicate annotation id", place))
         elif image is None:
-            found.problems.append(Found("annotation of an unknown image", place))
+            found.problems.append(CocoProblem("annotation of an unknown image", place))
         else:
             place = f"{place} of {image.name}"
             _take_annotation(found, annotation, image, place, known, wanted, crowds)
@@ -111,7 +111,7 @@ def _read(path: Path, categories: tuple[str, ...], crowds: bool, changed: int, s
         if identity is not None:
             seen.add(identity)
     for image_key, objects in found.objects.items():
-        found.no_objects += [Found(COVERED, names[image_key][index]) for index in covered(objects)]
+        found.no_objects += [CocoProblem(COVERED, names[image_key][index]) for index in covered(objects)]
     return found
 
 
@@ -127,18 +127,18 @@ def _take_annotation(
     category, crowd = key(annotation.get("category_id")), flag(annotation.get("iscrowd"))
     if category is None or category not in known:
         kind = "annotation without a category" if category is None else "annotation of an unknown category"
-        found.problems.append(Found(kind, place))
+        found.problems.append(CocoProblem(kind, place))
     elif category not in wanted:
-        found.no_objects.append(Found(OTHER_CATEGORY, place))
+        found.no_objects.append(CocoProblem(OTHER_CATEGORY, place))
     elif crowd is None:
-        found.problems.append(Found("iscrowd that is neither 0 nor 1", place))
+        found.problems.append(CocoProblem("iscrowd that is neither 0 nor 1", place))
     elif crowd and not crowds:
-        found.no_objects.append(Found(CROWD, place))
+        found.no_objects.append(CocoProblem(CROWD, place))
     else:
         try:
             found.objects[image.key].append(run_lengths(annotation, (image.height, image.width)))
         except Unusable as problem:
-            found.problems.append(Found(str(problem), place))
+            found.problems.append(CocoProblem(str(problem), place))
 
 
 def parse(encoded: bytes, where: str) -> dict[str, Any]:
@@ -147,43 +147,45 @@ def parse(encoded: bytes, where: str) -> dict[str, Any]:
     Ids of images and categories are those that `key` makes of them, names of categories are text.
 
     Raises:
-        BadInput: when it is something else; the sentence begins with `where`.
+        ConfigError: when it is something else; the sentence begins with `where`.
     """
     content = _json(encoded, where)
     for name in ("images", "annotations", "categories"):
         items = content.get(name) if isinstance(content, dict) else None
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             if (other := other_format(content)) is not None:
-                raise BadInput(f"{where} looks like {other}; export it in COCO's format (instances)")
-            raise BadInput(f"{where} has no list of {name}, which COCO's format asks for")
+                raise ConfigError(f"{where} looks like {other}; export it in COCO's format (instances)")
+            raise ConfigError(f"{where} has no list of {name}, which COCO's format asks for")
     if any("segments_info" in item for item in content["annotations"]):
-        raise BadInput(f"{where} looks like COCO's panoptic format; export it as COCO instances")
+        raise ConfigError(f"{where} looks like COCO's panoptic format; export it as COCO instances")
     for name, text_field in (("images", "file_name"), ("categories", "name")):
         for index, item in enumerate(content[name]):
             if (found := key(item.get("id"))) is None:
-                raise BadInput(f"{where} has no id in number {index} of its {name}, a whole number or a name")
+                raise ConfigError(
+                    f"{where} has no id in number {index} of its {name}, a whole number or a name"
+                )
             text = item.get(text_field)
             if name == "categories" and whole(text) is not None:
                 text = str(text)
             if not isinstance(text, str) or not text:
-                raise BadInput(f"{where} has no {text_field} in number {index} of its {name}")
+                raise ConfigError(f"{where} has no {text_field} in number {index} of its {name}")
             content[name][index] = {**item, "id": found, text_field: text}
     return dict(content)
 
 
 def _json(encoded: bytes, where: str) -> Any:
     if encoded.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise BadInput(f"{where} is encoded as UTF-16; save it as UTF-8")
+        raise ConfigError(f"{where} is encoded as UTF-16; save it as UTF-8")
     try:
         text = encoded.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadInput(f"{where} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+        raise ConfigError(f"{where} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
     if text.lstrip().startswith("<"):
-        raise BadInput(f"{where} is XML or HTML, not JSON; export it in COCO's format")
+        raise ConfigError(f"{where} is XML or HTML, not JSON; export it in COCO's format")
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{where} cannot be read as JSON ({error})") from error
+        raise ConfigError(f"{where} cannot be read as JSON ({error})") from error
 
 
 def other_format(content: Any) -> str | None:
@@ -224,7 +226,7 @@ def _take_categories(found: CocoFile, listed: Sequence[dict[str, Any]]) -> dict[
     known: dict[Key, str] = {}
     for item in listed:
         if item["id"] in known:
-            found.problems.append(Found("duplicate category id", f"{item['id']} of {item['name']}"))
+            found.problems.append(CocoProblem("duplicate category id", f"{item['id']} of {item['name']}"))
         known.setdefault(item["id"], normalized(item["name"]))
     return known
 
@@ -234,7 +236,7 @@ def _wanted_categories(path: Path, known: Mapping[Key, str], names: Sequence[str
     there, asked = list(dict.fromkeys(known.values())), [normalized(name) for name in names]
     for name in asked:
         if name not in there:
-            raise BadInput(
+            raise ConfigError(
                 f"dataset.categories: {path} has no category {name}{nearest(name, there)}; it has "
                 f"{', '.join(there) or 'none'}"
             )
@@ -264,7 +266,7 @@ def _take_images(found: CocoFile, images: Sequence[dict[str, Any]]) -> set[Key |
             found.objects[image.key] = []
         else:
             where = f"{image.key} of {image.name}" if kind == "duplicate image id" else image.name
-            found.problems.append(Found(kind, where))
+            found.problems.append(CocoProblem(kind, where))
             if image.key not in found.images:
                 dropped.add(image.key)
         names.add(name)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,7 +22,7 @@ QUARTER_TURNS = (5, 6, 7, 8)  # orientations that exchange height and width
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedImage:
     """The samples of an image file.
 
     Attributes:
@@ -56,7 +56,7 @@ class Decoded:
 
 
 @dataclass(frozen=True)
-class Request:
+class ReadRequest:
     """What is read, for sentences and decisions.
 
     Attributes:
@@ -79,7 +79,7 @@ class Request:
         """Whether the numbers themselves are meant: a palette's indices, and nothing inverted."""
         return self.field == "dataset.labels"
 
-    def refused(self, shape: Sequence[int], axes: str | None = None) -> BadInput:
+    def refused(self, shape: Sequence[int], axes: str | None = None) -> ConfigError:
         """The sentence for an array that is no 2D image.
 
         Args:
@@ -87,18 +87,18 @@ class Request:
         """
         has = f"{self.named} has shape {tuple(shape)}" + (f" (axes {axes})" if axes else "")
         if self.is_labels:
-            return BadInput(
+            return ConfigError(
                 f"{has}; expected 2D label images (H, W) that hold the id of an object at each pixel, "
                 "not colours"
             )
         choose = "" if axes else "; of other channels choose one to three, such as dataset.channels=[0,1]"
-        return BadInput(f"{has}; expected 2D images, grey (H, W) or RGB (H, W, 3){choose}")
+        return ConfigError(f"{has}; expected 2D images, grey (H, W) or RGB (H, W, 3){choose}")
 
     def check_size(self, shape: Sequence[int], itemsize: int) -> None:
         """Refuse a file that claims far more than it can hold, before memory is taken for it."""
         claimed = math.prod(shape) * itemsize
         if claimed > max(PLAUSIBLE_BYTES, PLAUSIBLE_RATIO * self.path.stat().st_size):
-            raise BadInput(
+            raise ConfigError(
                 f"{self.named} is damaged: it claims to hold an array of shape {tuple(shape)} "
                 f"in {self.path.stat().st_size} bytes"
             )
@@ -119,14 +119,14 @@ class Layout:
         return array if self.channels is None else np.moveaxis(array, self.channels, -1)
 
 
-def layout(request: Request, shape: Sequence[int], axes: str | None) -> Layout:
+def layout(request: ReadRequest, shape: Sequence[int], axes: str | None) -> Layout:
     """Where the channels of an array are. Axes of length 1 are dropped.
 
     Args:
         axes: one letter of tifffile's for each axis; None where the file does not say.
 
     Raises:
-        BadInput: for a stack, and for channels that nobody has named while nobody chooses from them.
+        ConfigError: for a stack, and for channels that nobody has named while nobody chooses from them.
     """
     named = axes is not None and {"Y", "X"} <= set(axes) and not set(axes) & set(UNKNOWN_AXES)
     letters = axes if axes is not None and named else " " * len(shape)

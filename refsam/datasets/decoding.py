@@ -11,10 +11,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refsam.datasets.decoded import RGB, Decoded, Request, layout, orientation_of, palette_colours
+from refsam.datasets.decoded import RGB, DecodedImage, ReadRequest, layout, orientation_of, palette_colours
 from refsam.datasets.lossy import LOSSY_FORMATS, loses_in_jpeg2000, loses_in_webp
 from refsam.datasets.tiff import ORIENTATION, SIGNATURES, read_tiff
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,14 +35,14 @@ COLOURED = ("RGB", "RGBA", "RGBX", "RGBa")
 WITH_ALPHA = {"LA": 1, "RGBA": 3}
 
 
-def decode(request: Request, key: str | None) -> Decoded:
+def decode(request: ReadRequest, key: str | None) -> DecodedImage:
     """What a file holds.
 
     Args:
         key: path of the array inside an HDF5 file.
 
     Raises:
-        BadInput: when the file cannot be read, or holds another thing than one image.
+        ConfigError: when the file cannot be read, or holds another thing than one image.
     """
     if request.path.suffix.lower() in HDF5_SUFFIXES or key is not None:
         return _read_hdf5(request, key)
@@ -50,19 +50,19 @@ def decode(request: Request, key: str | None) -> Decoded:
     # files.
     try:
         return _decode(request)
-    except BadInput:
+    except ConfigError:
         raise
     except Exception as error:
-        raise BadInput(
+        raise ConfigError(
             f"{request.named} cannot be read as an image ({_one_line(error)}); expected {FORMATS}"
         ) from error
 
 
-def _decode(request: Request) -> Decoded:
+def _decode(request: ReadRequest) -> DecodedImage:
     with request.path.open("rb") as file:
         head = file.read(132)
     if head.startswith(LFS):
-        raise BadInput(
+        raise ConfigError(
             f"{request.named} is a Git LFS pointer instead of an image; fetch it with git lfs pull"
         )
     if head.startswith(SIGNATURES):
@@ -74,11 +74,11 @@ def _decode(request: Request) -> Decoded:
         import imageio.v3
 
         found = imageio.v3.imread(request.path, plugin="DICOM")
-        return Decoded(layout(request, found.shape, None).arranged(found), "DICOM")
+        return DecodedImage(layout(request, found.shape, None).arranged(found), "DICOM")
     return _with_pillow(request, head)
 
 
-def _with_codec(request: Request, name: str) -> Decoded:
+def _with_codec(request: ReadRequest, name: str) -> DecodedImage:
     """JPEG XR and JPEG XL, which are grey or RGB and may have an opacity besides."""
     import imagecodecs
 
@@ -89,10 +89,10 @@ def _with_codec(request: Request, name: str) -> Decoded:
     colours = samples.ndim == 3 and samples.shape[-1] in (3, 4)
     has_alpha = samples.ndim == 3 and samples.shape[-1] in (2, 4)
     alpha = samples.shape[-1] - 1 if has_alpha else None
-    return Decoded(samples, LOSSY_FORMATS[name], colours, alpha, lossy=LOSSY_FORMATS[name])
+    return DecodedImage(samples, LOSSY_FORMATS[name], colours, alpha, lossy=LOSSY_FORMATS[name])
 
 
-def _check_jpegxr(request: Request, data: bytes) -> None:
+def _check_jpegxr(request: ReadRequest, data: bytes) -> None:
     """Refuse a JPEG XR file without its end, which its decoder would make up, or of an impossible size.
 
     Its directory is one of TIFF's (ISO 29199-2, annex A).
@@ -104,7 +104,7 @@ def _check_jpegxr(request: Request, data: bytes) -> None:
     request.check_size((tags.get(0xBC80, 0), tags.get(0xBC81, 0)), 1)
     end = tags.get(0xBCC0, 0) + tags.get(0xBCC1, 0)
     if stop > len(data) or end > len(data):
-        raise BadInput(f"{request.named} is cut off: it has {len(data)} of at least {end} bytes")
+        raise ConfigError(f"{request.named} is cut off: it has {len(data)} of at least {end} bytes")
 
 
 @lru_cache(maxsize=1)
@@ -118,14 +118,14 @@ def _pillow_formats() -> tuple[str, ...]:
     return tuple(name for name in Image.ID if name in PILLOW_FORMATS)
 
 
-def _with_pillow(request: Request, head: bytes) -> Decoded:
+def _with_pillow(request: ReadRequest, head: bytes) -> DecodedImage:
     from PIL import Image
 
     with Image.open(request.path, formats=_pillow_formats()) as picture:
         name = str(picture.format)
         frames = getattr(picture, "n_frames", 1)
         if frames > 1 and name not in FIRST_FRAME:
-            raise BadInput(
+            raise ConfigError(
                 f"{request.named} holds {frames} frames; expected one; save the one that is meant as a file"
             )
         request.check_size((picture.height, picture.width, len(picture.getbands())), 1)
@@ -137,15 +137,15 @@ def _with_pillow(request: Request, head: bytes) -> Decoded:
             samples = imagecodecs.png_decode(request.path.read_bytes())
             alpha = samples.shape[-1] - 1 if head[25] in (4, 6) else None  # types with an opacity
             samples = samples[..., :3] if head[25] == 2 else samples  # without the one of a single colour
-            return Decoded(samples, "PNG, 16 bit", samples.shape[-1] >= 3, alpha, orientation)
+            return DecodedImage(samples, "PNG, 16 bit", samples.shape[-1] >= 3, alpha, orientation)
         if name == "JPEG2000":
             return _jpeg2000(request.path.read_bytes(), orientation, lossy)
         if name == "PPM" and picture.mode == "RGB" and _depth_of_ppm(picture) > 255:
-            return Decoded(_deep_ppm(request.path, picture), "PPM, 16 bit", colours=True)
+            return DecodedImage(_deep_ppm(request.path, picture), "PPM, 16 bit", colours=True)
         samples, mode = _samples(picture, request.is_labels)
         source = f"{LOSSY_FORMATS.get(name, name)}, {picture.mode}"
         colours = mode in COLOURED and samples.ndim == 3
-        return Decoded(samples, source, colours, WITH_ALPHA.get(mode), orientation, lossy=lossy)
+        return DecodedImage(samples, source, colours, WITH_ALPHA.get(mode), orientation, lossy=lossy)
 
 
 def _samples(picture: Image, indices: bool) -> tuple[NDArray[Any], str]:
@@ -169,7 +169,7 @@ def _samples(picture: Image, indices: bool) -> tuple[NDArray[Any], str]:
     return samples.astype(samples.dtype.newbyteorder("="), copy=False), mode
 
 
-def _jpeg2000(data: bytes, orientation: int, lossy: str | None) -> Decoded:
+def _jpeg2000(data: bytes, orientation: int, lossy: str | None) -> DecodedImage:
     """With all bits. The last of four components is the opacity only where a channel definition says it."""
     import imagecodecs
 
@@ -177,7 +177,7 @@ def _jpeg2000(data: bytes, orientation: int, lossy: str | None) -> Decoded:
     components = samples.shape[-1] if samples.ndim == 3 else 1
     defined = b"cdef" in data[: data.find(b"\xff\x4f\xff\x51")]
     alpha = components - 1 if components == 2 or (components == 4 and defined) else None
-    return Decoded(samples, "JPEG 2000", components >= 3, alpha, orientation, lossy=lossy)
+    return DecodedImage(samples, "JPEG 2000", components >= 3, alpha, orientation, lossy=lossy)
 
 
 def _depth_of_ppm(picture: Any) -> int:
@@ -192,7 +192,7 @@ def _deep_ppm(path: Path, picture: Any) -> NDArray[Any]:
 
     with path.open("rb") as file:
         if file.read(2) != b"P6":
-            raise BadInput(f"{path} is a PPM in letters with more than 8 bit; expected binary ones")
+            raise ConfigError(f"{path} is a PPM in letters with more than 8 bit; expected binary ones")
         file.seek(picture.tile[0][2])
         data = file.read(picture.height * picture.width * 6)
     samples = np.frombuffer(data, ">u2").reshape(picture.height, picture.width, 3)
@@ -207,13 +207,13 @@ def _lossy(path: Path, name: str) -> str | None:
     return LOSSY_FORMATS.get(name)
 
 
-def _read_hdf5(request: Request, key: str | None) -> Decoded:
+def _read_hdf5(request: ReadRequest, key: str | None) -> DecodedImage:
     import h5py
     import numpy as np
 
     field = "dataset.label_key" if request.is_labels else "dataset.image_key"
     if key is None:
-        raise BadInput(
+        raise ConfigError(
             f"{field} is null, but {request.path} is an HDF5 file, and the path of the array inside it is "
             "needed"
         )
@@ -224,19 +224,21 @@ def _read_hdf5(request: Request, key: str | None) -> Decoded:
                 found = layout(request, item.shape, None)
                 request.check_size(item.shape, item.dtype.itemsize)
                 samples = found.arranged(np.asarray(item[()]))
-                return Decoded(samples, f"HDF5, {key}", samples.shape[2:] == (RGB,) == item.shape[-1:])
+                return DecodedImage(samples, f"HDF5, {key}", samples.shape[2:] == (RGB,) == item.shape[-1:])
             names: list[str] = []
             file.visititems(
                 lambda name, found: names.append(name) if isinstance(found, h5py.Dataset) else None
             )
-    except BadInput:
+    except ConfigError:
         raise
     except Exception as error:  # h5py raises whatever the library stumbles over in a damaged file
-        raise BadInput(
+        raise ConfigError(
             f"{request.named} cannot be read as HDF5 ({_one_line(error)}), which {field} {key!r} asks for; "
             "set it to null for other files"
         ) from error
-    raise BadInput(f"{field} {key!r} is no array in {request.path}; there are: {', '.join(names) or 'none'}")
+    raise ConfigError(
+        f"{field} {key!r} is no array in {request.path}; there are: {', '.join(names) or 'none'}"
+    )
 
 
 def _one_line(error: Exception) -> str:

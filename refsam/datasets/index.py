@@ -29,7 +29,7 @@ from refsam.datasets.numbering import COMPONENTS, piece_counts
 from refsam.datasets.pair import COCO, Pair
 from refsam.datasets.pairs import open_pair
 from refsam.datasets.reading import ImageRecord
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.system.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def inspect(
     path, its size and its time of modification are.
 
     Raises:
-        BadInput: when a file cannot be read as an image or a label image.
+        ConfigError: when a file cannot be read as an image or a label image.
     """
     root = str(Path(dataset.root).resolve())
     store = (cache or default_cache()) / f"{hashlib.sha256(root.encode()).hexdigest()[:16]}.json"
@@ -117,34 +117,34 @@ def check_images(dataset: DatasetConfig, facts: Mapping[str, ImageFacts], patch_
     """Refuse images that a run could not use.
 
     Raises:
-        BadInput: for labels that look like binary masks, an image and a label image of different sizes,
+        ConfigError: for labels that look like binary masks, an image and a label image of different sizes,
             labels without any object that is as large as `dataset.min_object_size`, or an image smaller than
             `patch_shape` (H, W) while `dataset.padding` is off.
     """
     height, width = patch_shape
     if split := binary_masks(dataset, facts):
-        raise BadInput(
+        raise ConfigError(
             f"dataset.labels: the labels of {split} of {len(facts)} images hold one id in several pieces: "
             "these look like binary masks; dataset.labels_are=components makes an object of each piece, "
             "dataset.labels_are=instances takes them as one object"
         )
     for name, fact in facts.items():
         if fact.image.shape != fact.label_shape:
-            raise BadInput(
+            raise ConfigError(
                 f"dataset.labels: the label image of {name} has {shape_text(fact.label_shape)} pixels and "
                 f"its image {shape_text(fact.image.shape)}, and both have to have the same height and width"
             )
         if fact.n_objects == 0:
-            raise BadInput(
+            raise ConfigError(
                 f"dataset.labels: the label image of {name} has no object, and at least one is needed"
             )
         if fact.largest_object < dataset.min_object_size:
-            raise BadInput(
+            raise ConfigError(
                 f"dataset.min_object_size is {dataset.min_object_size} pixels, but the largest object of "
                 f"{name} has {fact.largest_object}, and at least one object has to be that large"
             )
         if not dataset.padding and (fact.image.shape[0] < height or fact.image.shape[1] < width):
-            raise BadInput(
+            raise ConfigError(
                 f"train.patch_shape is {shape_text((height, width))} pixels, but the image {name} has "
                 f"{shape_text(fact.image.shape)}; expected patches that fit every image, or "
                 "dataset.padding=true"
@@ -190,7 +190,7 @@ def _read_all(pairs: Sequence[Pair], dataset: DatasetConfig) -> dict[str, ImageF
                 facts[pair.name] = fact
                 advance()
         except BrokenProcessPool as error:
-            raise BadInput(
+            raise ConfigError(
                 f"dataset.root: reading the images of {dataset.root} was killed, most likely because the "
                 "memory is full; free some, or give smaller images"
             ) from error
@@ -235,7 +235,7 @@ def fingerprint(
         facts: about all of its images, by name, where they are known already.
 
     Raises:
-        BadInput: as list_pairs and inspect do, for a data set without a version.
+        ConfigError: as list_pairs and inspect do, for a data set without a version.
     """
     if dataset.version is not None:
         return dataset.version

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from refsam.datasets.coco import list_coco_pairs
 from refsam.datasets.pair import COCO, DataMissing, Pair, missing_data
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.system.names import normalized
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def list_pairs(dataset: DatasetConfig) -> list[Pair]:
 
     Raises:
         DataMissing: when `dataset.root` is not a folder.
-        BadInput: when a pattern finds nothing, images and labels do not pair, or annotations cannot be used.
+        ConfigError: when a pattern finds nothing, images and labels do not pair, or annotations cannot be
+            used.
     """
     if dataset.format == COCO:
         return list_coco_pairs(dataset)
@@ -41,7 +42,7 @@ def list_pairs(dataset: DatasetConfig) -> list[Pair]:
     labels = _matches(root, dataset.labels, "dataset.labels")
     if dataset.images == dataset.labels:
         if dataset.image_key is None or dataset.label_key is None or dataset.image_key == dataset.label_key:
-            raise BadInput(
+            raise ConfigError(
                 f"dataset.labels is the same pattern as dataset.images ({dataset.images!r}), which is "
                 "allowed only for HDF5 files with a dataset.image_key and another dataset.label_key"
             )
@@ -50,7 +51,7 @@ def list_pairs(dataset: DatasetConfig) -> list[Pair]:
     known = set(labels)
     images = [path for path in _matches(root, dataset.images, "dataset.images") if path not in known]
     if not images:
-        raise BadInput(
+        raise ConfigError(
             f"dataset.images {dataset.images!r} matches only files that dataset.labels {dataset.labels!r} "
             "matches too; the patterns have to tell images from labels"
         )
@@ -61,13 +62,13 @@ def complete_pairs(dataset: DatasetConfig) -> list[Pair]:
     """All pairs of a data set, sorted by name: of a published one as many as were published.
 
     Raises:
-        BadInput: as list_pairs does, and where the folder holds another number of images.
+        ConfigError: as list_pairs does, and where the folder holds another number of images.
     """
     pairs = list_pairs(dataset)
     # Annotations that cannot be used are left out, and that is said.
     if dataset.n_files in (None, len(pairs)) or dataset.version is None or dataset.format == COCO:
         return pairs
-    raise BadInput(
+    raise ConfigError(
         f"dataset.root {dataset.root} holds {len(pairs)} of the {dataset.n_files} images of {dataset.name}; "
         "remove the folder and prepare it again, or give another dataset.root (your own images: "
         "dataset=folder)"
@@ -78,7 +79,7 @@ def count_images(dataset: DatasetConfig) -> int:
     """How many images a data set has; for a published one that is not fetched yet, as published.
 
     Raises:
-        BadInput: as list_pairs does.
+        ConfigError: as list_pairs does.
     """
     if dataset.version is not None and dataset.n_files is not None and not Path(dataset.root).is_dir():
         return dataset.n_files
@@ -95,9 +96,13 @@ def _root(dataset: DatasetConfig) -> Path:
 def _matches(root: Path, pattern: str, field: str) -> list[Path]:
     parts = PurePosixPath(pattern).parts
     if not parts or PurePosixPath(pattern).is_absolute() or ".." in parts:
-        raise BadInput(f"{field} {pattern!r} is not a glob pattern below dataset.root, such as images/*.tif")
+        raise ConfigError(
+            f"{field} {pattern!r} is not a glob pattern below dataset.root, such as images/*.tif"
+        )
     if any("**" in part and part != "**" for part in parts):
-        raise BadInput(f"{field} {pattern!r}: ** stands for folders, alone between slashes, as in **/*.tif")
+        raise ConfigError(
+            f"{field} {pattern!r}: ** stands for folders, alone between slashes, as in **/*.tif"
+        )
     listed = {
         path
         for form in _forms(pattern)
@@ -106,14 +111,16 @@ def _matches(root: Path, pattern: str, field: str) -> list[Path]:
     }
     for path in listed:
         if path.is_symlink() and not path.exists():
-            raise BadInput(f"{field} {pattern!r} matches {path}, a link to what is not there")
+            raise ConfigError(f"{field} {pattern!r} matches {path}, a link to what is not there")
         if not _is_text(str(path)):
-            raise BadInput(f"{field} {pattern!r} matches {str(path)!a}, whose name is not UTF-8; rename it")
+            raise ConfigError(
+                f"{field} {pattern!r} matches {str(path)!a}, whose name is not UTF-8; rename it"
+            )
     found = sorted(path for path in listed if path.is_file())
     if not found:
         closed = _closed_folder(root, parts)
         why = f" ({closed} cannot be read)" if closed else ""
-        raise BadInput(f"{field} {pattern!r} matches no file in {root}{why}; at least one is needed")
+        raise ConfigError(f"{field} {pattern!r} matches no file in {root}{why}; at least one is needed")
     return found
 
 
@@ -164,7 +171,7 @@ def _paired(
             label for suffix in LABEL_SUFFIXES for label in candidates.get((*folders, stem + suffix), ())
         ]
         if len(found) > 1:
-            raise BadInput(
+            raise ConfigError(
                 f"dataset.labels {dataset.labels!r} matches {len(found)} label images for "
                 f"{_below(root, image)} ({_some([_below(root, label) for label in found])}), and exactly one "
                 "is allowed"
@@ -176,7 +183,7 @@ def _paired(
     if unmatched:
         used = {label for _, label in pairs}
         spare = [_below(root, label) for label in labels if label not in used]
-        raise BadInput(
+        raise ConfigError(
             f"dataset.images found {len(images)} images and dataset.labels {len(labels)} label images in "
             f"{root}, but {len(unmatched)} images have no label ({_some(unmatched)}; labels left over: "
             f"{_some(spare)}); every image needs a label image of the same name, or with one of "
@@ -186,7 +193,7 @@ def _paired(
     twice = [label for label, count in Counter(label for _, label in pairs).items() if count > 1]
     if twice:
         owners = [_below(root, image) for image, label in pairs if label == twice[0]]
-        raise BadInput(
+        raise ConfigError(
             f"dataset.images matches {len(owners)} images ({_some(owners)}) for the one label image "
             f"{_below(root, twice[0])}, and exactly one is allowed"
         )
@@ -210,7 +217,7 @@ def _named(root: Path, files: Sequence[tuple[Path, Path]]) -> list[Pair]:
     )
     repeated = [name for name, count in Counter(pair.name for pair in pairs).items() if count > 1]
     if repeated:
-        raise BadInput(
+        raise ConfigError(
             f"dataset.images matches several files that differ only in their suffix ({_some(repeated)}), and "
             "one file per name is allowed; name the suffix in the pattern, such as images/*.tif"
         )

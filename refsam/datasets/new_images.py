@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refsam.datasets.decoding import HDF5_SUFFIXES
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 
 # Of the files in a folder; a file that is named itself may have any suffix.
 SUFFIXES = (
@@ -36,20 +36,20 @@ def list_images(given: Sequence[str], without: Path, field: str = "IMAGES") -> l
         field: of the command line, for sentences.
 
     Raises:
-        BadInput: when one of them names no image, or two images would have the same name.
+        ConfigError: when one of them names no image, or two images would have the same name.
     """
     found: dict[Path, NewImage] = {}
     excluded = without.resolve()
     for one in given:
         images = [each for each in _named(one, field) if excluded not in each.path.resolve().parents]
         if not images:
-            raise BadInput(f"{field}: {one!r} names no image; {ALLOWED}")
+            raise ConfigError(f"{field}: {one!r} names no image; {ALLOWED}")
         found |= {each.path.resolve(): each for each in images}
     by_name: dict[str, Path] = {}
     for each in found.values():
         other = by_name.setdefault(each.name, each.path)
         if other != each.path:
-            raise BadInput(
+            raise ConfigError(
                 f"{field}: {other} and {each.path} would both be written as {each.name!r}; predict them into "
                 "different folders"
             )
@@ -68,7 +68,7 @@ def _named(given: str, field: str) -> Iterator[NewImage]:
         first = next(number for number, part in enumerate(parts) if MAGIC.search(part))
         yield from _below(fixed.joinpath(*parts[:first]), "/".join(parts[first:]), None)
     else:
-        raise BadInput(f"{field}: {given!r} is not there; {ALLOWED}")
+        raise ConfigError(f"{field}: {given!r} is not there; {ALLOWED}")
 
 
 def _below(root: Path, pattern: str, suffixes: tuple[str, ...] | None) -> Iterator[NewImage]:

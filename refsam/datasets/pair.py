@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 
 if TYPE_CHECKING:
     from refsam.configuration.schema import DatasetConfig  # importing Hydra takes a third of a second
@@ -36,7 +36,7 @@ class Pair:
     item: int | str | None = None
 
 
-class DataMissing(BadInput):
+class DataMissing(ConfigError):
     """The folder of a data set is not there. The message says how to get it."""
 
 

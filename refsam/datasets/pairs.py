@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from refsam.datasets.numbering import COMPONENTS, numbered, numbered_pieces
 from refsam.datasets.pair import COCO, Pair
 from refsam.datasets.reading import ReadImage, ReadLabels, open_image, open_labels
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +36,7 @@ def open_pair(pair: Pair, dataset: DatasetConfig) -> ReadPair:
     """Read an image and its labels.
 
     Raises:
-        BadInput: when one of them cannot be read.
+        ConfigError: when one of them cannot be read.
     """
     labels = _open_labels(pair, dataset)
     image = open_image(pair.image, dataset.image_key, dataset.channels, labels)
@@ -53,7 +53,7 @@ def read_pair(
             itself then, so the values are those of the file, of any type.
 
     Raises:
-        BadInput: when one of them cannot be read, or they differ in height or width.
+        ConfigError: when one of them cannot be read, or they differ in height or width.
     """
     from refsam.configuration.schema import Normalization
 
@@ -61,7 +61,7 @@ def read_pair(
     as_read = for_patches and dataset.normalize == Normalization.patch
     image = read.image.pixels() if as_read else read.image.as_8bit(dataset.normalize)
     if image.shape[:2] != read.labels.shape:
-        raise BadInput(
+        raise ConfigError(
             f"dataset.labels: the label image of {pair.name} has shape {read.labels.shape} and its image "
             f"{image.shape[:2]}, and both have to have the same height and width"
         )
@@ -74,7 +74,7 @@ def read_pair_labels(pair: Pair, dataset: DatasetConfig) -> NDArray[np.uint32]:
     With `dataset.labels_are=components` each connected piece of an id is an object.
 
     Raises:
-        BadInput: when the labels cannot be read.
+        ConfigError: when the labels cannot be read.
     """
     return number_objects(_open_labels(pair, dataset).ids, dataset)
 

@@ -26,7 +26,7 @@ from refsam.datasets.listing import complete_pairs, list_pairs
 from refsam.datasets.pair import COCO, PREPARED, Pair
 from refsam.datasets.source import write_source
 from refsam.datasets.trashcan import trashcan_archive, write_trashcan
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +51,7 @@ def prepare(dataset: DatasetConfig, say: Say = print) -> None:
     """Fetch or make the data set below `dataset.root`, and say what is there. A second call changes nothing.
 
     Raises:
-        BadInput: when the data cannot be fetched or written, or the folder holds something else.
+        ConfigError: when the data cannot be fetched or written, or the folder holds something else.
     """
     root = Path(dataset.root)
     if dataset.name in ("folder", "coco"):
@@ -85,7 +85,7 @@ def prepare(dataset: DatasetConfig, say: Say = print) -> None:
         with _complete_folder(root) as folder:
             write_source(folder, *fetch_covid_if(folder))
     else:
-        raise BadInput(
+        raise ConfigError(
             f"dataset.name {dataset.name!r} has no preparation; expected folder, coco, {', '.join(PREPARED)}"
         )
     say(f"dataset {dataset.name} is ready: {_summary(list_pairs(dataset), root)}")
@@ -117,7 +117,7 @@ def _complete_folder(root: Path) -> Iterator[Path]:
             # process, not.
             folder.rename(root)
     except OSError as error:
-        raise BadInput(
+        raise ConfigError(
             f"dataset.root {root} cannot be written ({error}); give a folder that you may write to"
         ) from error
 
@@ -144,7 +144,7 @@ def _write_experiment(experiment: Path, folder: Path, split: str, seen: set[byte
     masks = {path.stem: path for path in (experiment / "nucleus_masks").glob("*.png")}
     if set(stems) != set(masks):
         odd = sorted(set(stems) ^ set(masks))
-        raise BadInput(
+        raise ConfigError(
             f"{MNFINDER} {MNFINDER_VERSION} is damaged: image or mask missing for {odd[0]} in {experiment}"
         )
     names = []
@@ -154,7 +154,7 @@ def _write_experiment(experiment: Path, folder: Path, split: str, seen: set[byte
         image = tifffile.imread(tiff) if tiff.exists() else imageio.v3.imread(tiff.with_suffix(".png"))
         labels = _labels_of_drawing(imageio.v3.imread(masks[stem]))
         if image.ndim != 2 or image.shape != labels.shape or not labels.any():
-            raise BadInput(
+            raise ConfigError(
                 f"{MNFINDER} {MNFINDER_VERSION} is damaged: image {image.shape} and mask {labels.shape} of "
                 f"{stem} in {experiment} do not belong together"
             )
@@ -237,7 +237,7 @@ def _downloaded_mnfinder(folder: Path) -> tuple[Path, str]:
     wheel = folder / WHEEL
     if result.returncode != 0 or not wheel.exists():
         lines = result.stderr.strip().splitlines()
-        raise BadInput(
+        raise ConfigError(
             f"dataset=nuclei needs the Python package {requirement}, which pip could not download "
             f"({lines[-1] if lines else 'no message'}); on a machine with internet, run: "
             f"python -m pip install --no-deps {requirement}"
@@ -287,5 +287,5 @@ def _write_pair(folder: Path, name: str, image: NDArray[Any], labels: NDArray[An
         path = folder / kind / f"{name}.tif"
         path.parent.mkdir(exist_ok=True)
         if path.exists():
-            raise BadInput(f"two images would be written as {path.name}; names have to be unique")
+            raise ConfigError(f"two images would be written as {path.name}; names have to be unique")
         tifffile.imwrite(path, pixels, compression="zlib")

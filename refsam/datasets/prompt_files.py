@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refsam.datasets.new_images import NewImage, list_images
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 
 BOX, POINT = ("x_min", "y_min", "x_max", "y_max"), ("x", "y")
 FIELD = "--prompts"
@@ -43,13 +43,13 @@ class PromptFile:
         return " and ".join(kind for kind, is_there in kinds.items() if is_there) or "box"
 
     def check(self, name: str, shape: tuple[int, int]) -> None:
-        """Raise BadInput for a prompt that is not within the image (H, W) of this name."""
+        """Raise ConfigError for a prompt that is not within the image (H, W) of this name."""
         height, width = shape
         for row in self.rows.get(name, []):
             corners = [*(row.box or ()), *(row.point or ())]
             xs, ys = corners[::2], corners[1::2]
             if min(corners) < 0 or max(xs) > width or max(ys) > height:
-                raise BadInput(
+                raise ConfigError(
                     f"{FIELD}: line {row.line} of {self.path} is not within image {name}, which has "
                     f"{width} x {height} pixels (width x height)"
                 )
@@ -62,7 +62,7 @@ def read_prompt_file(path: Path, images: Sequence[NewImage]) -> PromptFile:
     the columns of a box, of a point, or of both. Images without rows have no objects.
 
     Raises:
-        BadInput: when a column is missing, a value is no number, or an image is not one of `images`.
+        ConfigError: when a column is missing, a value is no number, or an image is not one of `images`.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -71,7 +71,7 @@ def read_prompt_file(path: Path, images: Sequence[NewImage]) -> PromptFile:
             table.fieldnames = columns
             kinds = [kind for kind in (BOX, POINT) if set(kind) <= set(columns)]
             if not kinds or ("image" not in columns and len(images) > 1):
-                raise BadInput(
+                raise ConfigError(
                     f"{FIELD}: {path} has the columns {', '.join(columns) or '(none)'}, and needed are "
                     f"{COLUMNS}"
                 )
@@ -80,13 +80,13 @@ def read_prompt_file(path: Path, images: Sequence[NewImage]) -> PromptFile:
             for row in table:
                 given = row.get("image", images[0].name)
                 if given not in known:
-                    raise BadInput(
+                    raise ConfigError(
                         f"{FIELD}: line {table.line_num} of {path} is for the image {given!r}, which is not "
                         "one of IMAGES"
                     )
                 found.setdefault(known[given], []).append(_row(row, table.line_num, kinds, path))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"{FIELD}: {path} cannot be read as a CSV file ({error})") from error
+        raise ConfigError(f"{FIELD}: {path} cannot be read as a CSV file ({error})") from error
     return PromptFile(path, found)
 
 
@@ -96,12 +96,12 @@ def _row(row: dict[str, str], line: int, kinds: Sequence[tuple[str, ...]], path:
         try:
             values[kind] = tuple(float(row[name]) for name in kind)
         except (TypeError, ValueError) as error:
-            raise BadInput(f"{FIELD}: line {line} of {path} lacks a number in {','.join(kind)}") from error
+            raise ConfigError(f"{FIELD}: line {line} of {path} lacks a number in {','.join(kind)}") from error
         if not all(math.isfinite(value) for value in values[kind]):
-            raise BadInput(f"{FIELD}: line {line} of {path} has a value that is not finite")
+            raise ConfigError(f"{FIELD}: line {line} of {path} has a value that is not finite")
     box = values.get(BOX)
     if box is not None and not (box[0] < box[2] and box[1] < box[3]):
-        raise BadInput(
+        raise ConfigError(
             f"{FIELD}: line {line} of {path} has the box {box}, and needed are x_min < x_max and "
             "y_min < y_max"
         )
@@ -116,14 +116,14 @@ def match_labels(given: str, images: Sequence[NewImage], without: Path) -> dict[
         without: see list_images.
 
     Raises:
-        BadInput: when an image has none.
+        ConfigError: when an image has none.
     """
     labels = {each.name: each.path for each in list_images([given], without, FIELD)}
     if len(images) == len(labels) == 1:
         return {images[0].name: next(iter(labels.values()))}
     missing = [each.name for each in images if each.name not in labels]
     if missing:
-        raise BadInput(
+        raise ConfigError(
             f"{FIELD}: {given!r} has no label image for {len(missing)} of {len(images)} images, such as "
             f"{missing[0]!r}; a label image has the name of its image"
         )

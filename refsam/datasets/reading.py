@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refsam.datasets.decoded import QUARTER_TURNS, RGB, Decoded, Request, turned
+from refsam.datasets.decoded import QUARTER_TURNS, RGB, DecodedImage, ReadRequest, turned
 from refsam.datasets.decoding import decode
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,7 +87,7 @@ class ReadImage:
         """The same with values from 0 to 255, see to_8bit.
 
         Raises:
-            BadInput: as to_8bit does.
+            ConfigError: as to_8bit does.
         """
         import numpy as np
 
@@ -105,7 +105,7 @@ def read_image(path: Path, key: str | None = None, channels: Channels | None = N
         channels: see open_image.
 
     Raises:
-        BadInput: as open_image does.
+        ConfigError: as open_image does.
     """
     return open_image(path, key, channels).pixels()
 
@@ -128,11 +128,11 @@ def open_image(
         labels: of the image. One that has their height and width only while it is not turned is not turned.
 
     Raises:
-        BadInput: when the file cannot be read, or holds a stack, other channels than those that are asked
+        ConfigError: when the file cannot be read, or holds a stack, other channels than those that are asked
         for, values that are no numbers, or an orientation of TIFF from which its labels do not say whether it
         is meant.
     """
-    request = Request(path, "dataset.images", channels is not None)
+    request = ReadRequest(path, "dataset.images", channels is not None)
     decoded = decode(request, key)
     read = _all_channels(request, decoded) if channels is None else _chosen(request, decoded, channels)
     _check_values(request, read.taken)
@@ -154,7 +154,7 @@ def open_image(
 
 
 def read_labels(path: Path, key: str | None = None) -> NDArray[np.uint32 | np.uint64]:
-    """The ids that open_labels finds. Raises BadInput as it does."""
+    """The ids that open_labels finds. Raises ConfigError as it does."""
     return open_labels(path, key).ids
 
 
@@ -165,28 +165,32 @@ def open_labels(path: Path, key: str | None = None) -> ReadLabels:
     inside an HDF5 file.
 
     Raises:
-        BadInput: when the file cannot be read, is not 2D, was compressed with loss, or holds values that are
-        no object ids.
+        ConfigError: when the file cannot be read, is not 2D, was compressed with loss, or holds values that
+        are no object ids.
     """
     import numpy as np
 
-    request = Request(path, "dataset.labels")
+    request = ReadRequest(path, "dataset.labels")
     decoded = decode(request, key)
     if decoded.lossy is not None:
-        raise BadInput(
+        raise ConfigError(
             f"dataset.labels: {path} is compressed with loss ({decoded.lossy}), which changes ids; allowed "
             "are lossless formats such as PNG and TIFF, written from the original labels"
         )
     labels = _one_channel(request, decoded)
     if labels.size == 0:
-        raise BadInput(f"dataset.labels: {path} has shape {labels.shape}, and at least one pixel is needed")
+        raise ConfigError(
+            f"dataset.labels: {path} has shape {labels.shape}, and at least one pixel is needed"
+        )
     if labels.dtype.kind not in "buif":
-        raise BadInput(f"dataset.labels: {path} holds {labels.dtype} values; expected object ids (integers)")
+        raise ConfigError(
+            f"dataset.labels: {path} holds {labels.dtype} values; expected object ids (integers)"
+        )
     if labels.dtype.kind == "f" and not (np.isfinite(labels).all() and (labels == np.round(labels)).all()):
-        raise BadInput(f"dataset.labels: {path} holds fractions; expected object ids (whole numbers)")
+        raise ConfigError(f"dataset.labels: {path} holds fractions; expected object ids (whole numbers)")
     lowest, highest = labels.min().item(), labels.max().item()
     if lowest < 0 or highest >= 2**64:
-        raise BadInput(
+        raise ConfigError(
             f"dataset.labels: {path} holds values from {lowest} to {highest}; expected 0 (background) "
             f"to {2**64 - 1}"
         )
@@ -203,7 +207,7 @@ def to_8bit(image: NDArray[Any], normalization: Normalization) -> NDArray[np.uin
     truncated.
 
     Raises:
-        BadInput: for `none` and values outside 0 to 255.
+        ConfigError: for `none` and values outside 0 to 255.
     """
     import numpy as np
 
@@ -215,7 +219,7 @@ def to_8bit(image: NDArray[Any], normalization: Normalization) -> NDArray[np.uin
         normalization = Normalization.percentile
     if normalization is Normalization.none:
         if image.min() < 0 or image.max() > 255:
-            raise BadInput(
+            raise ConfigError(
                 f"dataset.normalize none keeps pixel values as they are, but they go from {image.min()} to "
                 f"{image.max()}; expected 0 to 255; take auto, minmax or percentile"
             )
@@ -254,7 +258,7 @@ class _Taken:
     together: bool = True
 
 
-def _all_channels(request: Request, decoded: Decoded) -> _Taken:
+def _all_channels(request: ReadRequest, decoded: DecodedImage) -> _Taken:
     """Those of a grey or RGB image, less its opacity."""
     import numpy as np
 
@@ -269,7 +273,7 @@ def _all_channels(request: Request, decoded: Decoded) -> _Taken:
     return _Taken(colours)
 
 
-def _chosen(request: Request, decoded: Decoded, channels: Channels) -> _Taken:
+def _chosen(request: ReadRequest, decoded: DecodedImage, channels: Channels) -> _Taken:
     indices = [_index(request, decoded, name) for name in channels]
     chosen = [index for index in indices if index is not None]
     samples = decoded.samples if decoded.samples.ndim == 3 else decoded.samples[..., None]
@@ -280,7 +284,9 @@ def _chosen(request: Request, decoded: Decoded, channels: Channels) -> _Taken:
     return _Taken(taken, places, decoded.colours and set(chosen) <= set(COLOURS.values()))
 
 
-def _turns(request: Request, decoded: Decoded, shape: tuple[int, ...], labels: ReadLabels | None) -> bool:
+def _turns(
+    request: ReadRequest, decoded: DecodedImage, shape: tuple[int, ...], labels: ReadLabels | None
+) -> bool:
     """Whether an image of this shape, which is not turned yet, is to be turned by its orientation."""
     stored = shape[:2]
     upright = stored[::-1] if decoded.orientation in QUARTER_TURNS else stored
@@ -289,47 +295,47 @@ def _turns(request: Request, decoded: Decoded, shape: tuple[int, ...], labels: R
     if upright != stored == labels.ids.shape:
         return False
     if decoded.disputed and upright == stored and labels.orientation != decoded.orientation:
-        raise BadInput(
+        raise ConfigError(
             f"{request.named} has the orientation {decoded.orientation} in its TIFF tag, "
             "which some programs follow and others ignore, and its labels have another; save it without one"
         )
     return True
 
 
-def _index(request: Request, decoded: Decoded, name: int | str | None) -> int | None:
+def _index(request: ReadRequest, decoded: DecodedImage, name: int | str | None) -> int | None:
     """The sample that a channel of dataset.channels is; None for an empty one."""
     in_file = decoded.n_samples
     if name is None:
         return None
     if isinstance(name, str) and not decoded.colours:
-        raise BadInput(
+        raise ConfigError(
             f"dataset.channels={name}, but {request.path} has no colours; expected the numbers "
             f"of its channels, 0 to {in_file - 1}"
         )
     index = COLOURS[name] if isinstance(name, str) else name
     if index >= in_file:
-        raise BadInput(
+        raise ConfigError(
             f"dataset.channels={name}, but {request.path} has {in_file} "
             f"{'channel' if in_file == 1 else 'channels'}; expected 0 to {in_file - 1}"
         )
     return index
 
 
-def _check_values(request: Request, image: NDArray[Any]) -> None:
+def _check_values(request: ReadRequest, image: NDArray[Any]) -> None:
     import numpy as np
 
     path = request.path
     if image.dtype.kind not in "uif":
-        raise BadInput(f"dataset.images: {path} holds {image.dtype} values; expected integers and floats")
+        raise ConfigError(f"dataset.images: {path} holds {image.dtype} values; expected integers and floats")
     if image.size == 0:
-        raise BadInput(f"dataset.images: {path} has shape {image.shape}, and at least one pixel is needed")
+        raise ConfigError(f"dataset.images: {path} has shape {image.shape}, and at least one pixel is needed")
     if image.dtype.kind == "f" and not np.isfinite(image).all():
-        raise BadInput(
+        raise ConfigError(
             f"dataset.images: {path} holds NaN or infinite values, and only finite ones are allowed"
         )
 
 
-def _one_channel(request: Request, decoded: Decoded) -> NDArray[Any]:
+def _one_channel(request: ReadRequest, decoded: DecodedImage) -> NDArray[Any]:
     """(H, W) of a label image: its only channel, or any where all are equal."""
     labels = decoded.samples
     if labels.ndim == 2:

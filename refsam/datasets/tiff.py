@@ -6,14 +6,21 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from refsam.datasets.decoded import UNKNOWN_AXES, Decoded, Request, layout, orientation_of, palette_colours
+from refsam.datasets.decoded import (
+    UNKNOWN_AXES,
+    DecodedImage,
+    ReadRequest,
+    layout,
+    orientation_of,
+    palette_colours,
+)
 from refsam.datasets.lossy import (
     JPEG2000_COMPRESSIONS,
     LOSSY_COMPRESSIONS,
     loses_in_jpeg2000,
     loses_in_webp,
 )
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,11 +36,11 @@ INKS = 4  # of CMYK
 ALPHAS = ("ASSOCALPHA", "UNASSALPHA")
 
 
-def read_tiff(request: Request) -> Decoded:
+def read_tiff(request: ReadRequest) -> DecodedImage:
     """The one picture in a TIFF file. Levels of a pyramid, thumbnails and masks are no pictures.
 
     Raises:
-        BadInput: for several pictures, a stack, or colours that are not converted here.
+        ConfigError: for several pictures, a stack, or colours that are not converted here.
         Exception: whatever tifffile and its decoders raise for damaged files.
     """
     import tifffile
@@ -44,7 +51,7 @@ def read_tiff(request: Request) -> Decoded:
         picture, shape, axes = _picture(file, request)
         page = picture[0].keyframe if isinstance(picture, list) else picture.keyframe
         if page.dtype is None:
-            raise BadInput(f"{request.named} has samples of a type that numpy does not have")
+            raise ConfigError(f"{request.named} has samples of a type that numpy does not have")
         request.check_size(shape, page.dtype.itemsize)
         request.check_size(page.chunks, page.dtype.itemsize)  # tiles and strips may be larger than the image
         _check_segments(request, picture)
@@ -53,13 +60,13 @@ def read_tiff(request: Request) -> Decoded:
         source = f"TIFF, axes {axes}, {_name(page.photometric)}"
         orientation = orientation_of(page.tags.valueof(ORIENTATION, 1))
         # Viewers of photographs turn them, ImageJ and tifffile do not.
-        decoded = Decoded(
+        decoded = DecodedImage(
             samples, source, orientation=orientation, disputed=orientation != 1, lossy=_lossy(file, page)
         )
         return _interpreted(request, decoded, page)
 
 
-def _picture(file: Any, request: Request) -> tuple[Any, tuple[int, ...], str]:
+def _picture(file: Any, request: ReadRequest) -> tuple[Any, tuple[int, ...], str]:
     """What to read: a page, a series, or a list of pages that are a stack; with its shape and axes."""
     # Asked first: pages that follow one another in a circle are found by counting them, and by nothing else.
     if len(file.pages) == 1 and file.is_ome:
@@ -70,7 +77,7 @@ def _picture(file: Any, request: Request) -> tuple[Any, tuple[int, ...], str]:
     full = [each for each in series if not (each.keyframe.is_reduced or each.keyframe.is_mask)] or series
     if len(full) != 1:
         shapes = ", ".join(" × ".join(map(str, each.shape)) for each in full[:3])
-        raise BadInput(
+        raise ConfigError(
             f"{request.named} holds {len(full)} pictures (series of {shapes}"
             f"{', …' if len(full) > 3 else ''}); expected one; save the one that is meant as a file"
         )
@@ -82,7 +89,7 @@ def _picture(file: Any, request: Request) -> tuple[Any, tuple[int, ...], str]:
     return own, (len(own), *own[0].shape), UNKNOWN_AXES[0] + own[0].axes
 
 
-def _check_segments(request: Request, picture: Any) -> None:
+def _check_segments(request: ReadRequest, picture: Any) -> None:
     """Refuse tiles and strips that end behind the file, before memory is taken for them.
 
     Of a JPEG that is cut off, decoders make up the rest.
@@ -97,7 +104,7 @@ def _check_segments(request: Request, picture: Any) -> None:
         starts = [0] * len(counts) if page is None or page.keyframe.compression == 1 else page.dataoffsets
         last = max((start + count for start, count in zip(starts, counts, strict=False)), default=0)
         if last > size:
-            raise BadInput(f"{request.named} is cut off or damaged: it has {size} of {last} bytes")
+            raise ConfigError(f"{request.named} is cut off or damaged: it has {size} of {last} bytes")
 
 
 def _is_in(page: Any, file: Any) -> bool:
@@ -129,7 +136,7 @@ def _lossy(file: Any, page: Any) -> str | None:
     return "WebP" if loses_in_webp(segment) else None
 
 
-def _interpreted(request: Request, decoded: Decoded, page: Any) -> Decoded:
+def _interpreted(request: ReadRequest, decoded: DecodedImage, page: Any) -> DecodedImage:
     """The samples as what the photometric interpretation says that they are; of labels the numbers stay."""
     import numpy as np
 
@@ -161,7 +168,7 @@ def _interpreted(request: Request, decoded: Decoded, page: Any) -> Decoded:
         return replace(decoded, samples=rgb, colours=True)
     if photometric in ("CIELAB", "ICCLAB") and of_pixel == 3 and samples.dtype in (np.uint8, np.uint16):
         return replace(decoded, samples=_from_lab(samples, photometric == "ICCLAB"), colours=True)
-    raise BadInput(
+    raise ConfigError(
         f"{request.named} has {of_pixel} samples of {samples.dtype} per pixel with "
         f"photometric interpretation {photometric}, which cannot be read; save it as grey or RGB"
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from refsam.datasets.coco_file import parse
 from refsam.datasets.coco_writing import merge_coco
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 
 VERSION = "instance_version"
 PARTS = ("train", "val")
@@ -30,10 +30,10 @@ def trashcan_archive(archive: str | None) -> Iterator[Folder]:
     """The folder of the annotations in the archive, which may be unpacked already.
 
     Raises:
-        BadInput: when there is no archive, or something else in it.
+        ConfigError: when there is no archive, or something else in it.
     """
     if archive is None:
-        raise BadInput(
+        raise ConfigError(
             f"dataset.archive: nothing was given; download dataset.zip of TrashCan 1.0 from {PAGE} and give "
             "its path as dataset.archive=PATH"
         )
@@ -44,7 +44,7 @@ def trashcan_archive(archive: str | None) -> Iterator[Folder]:
     try:
         file = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
-        raise BadInput(
+        raise ConfigError(
             f"dataset.archive: {archive} cannot be opened ({error}); expected the dataset.zip of TrashCan "
             "1.0, or the folder that it was unpacked to"
         ) from error
@@ -75,7 +75,7 @@ def _version(root: Folder, archive: str) -> Folder:
     for place in (root, root / VERSION, root / "dataset" / VERSION):
         if all((place / name).is_file() for name in wanted):
             return place
-    raise BadInput(
+    raise ConfigError(
         f"dataset.archive: {archive} holds no dataset/{VERSION} with {' and '.join(wanted)}; expected the "
         "dataset.zip of TrashCan 1.0, or the folder that it was unpacked to"
     )

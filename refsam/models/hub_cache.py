@@ -6,7 +6,7 @@ from pathlib import Path
 
 from refsam.configuration.pinned import revision
 from refsam.configuration.schema import ModelConfig
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 
 CONFIGURATION = "config.json"
 # As transformers looks for them: the first one that is there is loaded.
@@ -48,19 +48,19 @@ def missing(name: str, hub_id: str | None) -> str:
 
 
 def require_model(folder: Path) -> None:
-    """Raise BadInput for a folder that save_pretrained of a SamModel has not written."""
+    """Raise ConfigError for a folder that save_pretrained of a SamModel has not written."""
     given = f"model.weights: {folder}"
     try:
         kind = json.loads((folder / CONFIGURATION).read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
-        raise BadInput(
+        raise ConfigError(
             f"{given} has no {CONFIGURATION} that can be read; expected a folder as save_pretrained of "
             "transformers.SamModel writes it"
         ) from error
     if kind != KIND:
-        raise BadInput(f"{given} holds a model of type {kind}; expected {KIND} (transformers.SamModel)")
+        raise ConfigError(f"{given} holds a model of type {kind}; expected {KIND} (transformers.SamModel)")
     if not any((folder / name).exists() for name in WEIGHTS):
-        raise BadInput(f"{given} holds no weights; needed is one of {', '.join(WEIGHTS)}")
+        raise ConfigError(f"{given} holds no weights; needed is one of {', '.join(WEIGHTS)}")
 
 
 def model_shape(model: ModelConfig) -> tuple[int, int, int, int] | None:

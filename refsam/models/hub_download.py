@@ -5,7 +5,7 @@ from pathlib import Path
 
 from refsam.configuration.pinned import require_hash, revision, sha256
 from refsam.configuration.schema import ModelConfig
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.models.hub_cache import CONFIGURATION, WEIGHTS, require_model
 
 INDEX = ".index.json"
@@ -16,7 +16,7 @@ def download(model: ModelConfig) -> Path:
     """Fetch configuration and weights of `model.hub_id`, and nothing else; returns their folder in the cache.
 
     Raises:
-        BadInput: when the hub cannot be reached, or has no such model, another kind, or other files.
+        ConfigError: when the hub cannot be reached, or has no such model, another kind, or other files.
     """
     from huggingface_hub import list_repo_files, snapshot_download
 
@@ -28,7 +28,7 @@ def download(model: ModelConfig) -> Path:
     # The hub's library hands on the errors of whichever HTTP library it uses, which have no kind in common.
     except Exception as error:
         lines = str(error).strip().splitlines()
-        raise BadInput(
+        raise ConfigError(
             f"model.hub_id: {hub_id} could not be fetched from the Hugging Face hub ({type(error).__name__}"
             f"{': ' + lines[0] if lines else ''}); on a machine with internet, run the same command"
         ) from error
@@ -38,7 +38,7 @@ def download(model: ModelConfig) -> Path:
 
 
 def _check_files(folder: Path) -> None:
-    """Raises BadInput where a file of the hub's cache is not the one that the hub has named.
+    """Raises ConfigError where a file of the hub's cache is not the one that the hub has named.
 
     The cache keeps large files under their SHA-256, and links to them from the folder of the commit.
     """

@@ -25,7 +25,7 @@ class Ending:
 
 
 # Seen by the process that computes the run (science/execution.py, in_job/child.py).
-BAD_INPUT = Ending("the run raises BadInput", Reason.error, "{problem}")
+BAD_INPUT = Ending("the run raises ConfigError", Reason.error, "{problem}")
 RAISED = Ending("the run raises another exception", Reason.error, "{error}: {problem}")
 NOT_LOADED = Ending("the run raises before its record is open", Reason.error, "{error}: {problem}; see {log}")
 DISK_FULL = Ending(

@@ -19,7 +19,7 @@ from refsam.models.strategies import TRAIN
 from refsam.records.paths import file_name
 from refsam.system.files import read_json, write_json
 
-Record = TypeVar("Record", bound="Measurement | Fit")
+Record = TypeVar("Record", bound="StepMeasurement | Fit")
 
 # Of the memory: the rest is for what a step does not show (another patch, the evaluation, the system).
 SAFETY_MARGIN = 0.1
@@ -29,7 +29,7 @@ LARGEST_RATIO = 2.0
 SAME_MEMORY = 1.02
 
 
-class Outcome(StrEnum):
+class StepOutcome(StrEnum):
     """How a measured step ended."""
 
     fits = "fits"
@@ -96,7 +96,7 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Step:
+class FitStep:
     """One training step: what is computed, and with which savings (None: micro-sam's step has none)."""
 
     engine: str
@@ -108,7 +108,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Measurement:
+class StepMeasurement:
     """One step as it was measured.
 
     Memory in GiB is of the whole process without the pages of files, which the kernel can give back; on a
@@ -116,12 +116,12 @@ class Measurement:
     """
 
     setup: Setup
-    step: Step
+    step: FitStep
     hardware: str
     threads: int
     limit_gib: float
     limited_by: str  # cgroup, rlimit or cuda
-    outcome: Outcome
+    outcome: StepOutcome
     message: str | None = None
     seconds: float | None = None
     peak_gib: float | None = None
@@ -208,7 +208,7 @@ class FitsFolder:
         """The table without its ending: `.csv` and `.md`."""
         return self.root / "fits"
 
-    def add_measurement(self, measurement: Measurement) -> None:
+    def add_measurement(self, measurement: StepMeasurement) -> None:
         _write(self.measurements, _digest(asdict(measurement)), measurement)
 
     def add_fit(self, fit: Fit) -> Fit:
@@ -226,7 +226,7 @@ class FitsFolder:
         _write(self.root, fit.name, fit)
         return fit
 
-    def read_measurements(self) -> list[Measurement]:
+    def read_measurements(self) -> list[StepMeasurement]:
         """All steps that were measured; a damaged file is as if it were not there, and is measured again."""
         return list(_read(self.measurements, _measurement))
 
@@ -306,11 +306,11 @@ def _read(root: Path, parse: Any) -> Iterable[Any]:
             continue
 
 
-def _measurement(values: dict[str, Any]) -> Measurement:
-    return Measurement(
-        **_known(Measurement, values)
-        | {"setup": _setup(values["setup"]), "step": Step(**values["step"])}
-        | {"outcome": Outcome(values["outcome"])}
+def _measurement(values: dict[str, Any]) -> StepMeasurement:
+    return StepMeasurement(
+        **_known(StepMeasurement, values)
+        | {"setup": _setup(values["setup"]), "step": FitStep(**values["step"])}
+        | {"outcome": StepOutcome(values["outcome"])}
     )
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.paths import RunPaths
 
 SUFFIXES = (".out", ".err")  # the errors are in the first one unless it is old
@@ -20,12 +20,12 @@ def attempt_numbers(paths: RunPaths) -> list[int]:
 def find_log(paths: RunPaths, attempt: int | None = None) -> tuple[int, Path] | None:
     """An attempt and its log: of the last attempt that has one, where none is named. None: there is no log.
 
-    Raises BadInput for an attempt that the run does not have.
+    Raises ConfigError for an attempt that the run does not have.
     """
     numbers = attempt_numbers(paths)
     if attempt is not None and attempt not in numbers:
         known = ", ".join(map(str, numbers)) or "none"
-        raise BadInput(f"--attempt: {attempt} was given, run {paths.run_id} has {known}")
+        raise ConfigError(f"--attempt: {attempt} was given, run {paths.run_id} has {known}")
     for number in [attempt] if attempt is not None else reversed(numbers):
         for suffix in SUFFIXES:
             logs = [path for path in paths.attempt(number).glob(f"*{suffix}") if path.exists()]

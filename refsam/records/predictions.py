@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.system.files import read_json, write_json
 
 FORMAT = 1
@@ -67,7 +67,7 @@ def read_record(folder: PredictionsFolder, name: str) -> dict[str, Any] | None:
     """The record of an image; None where there is none, or half of one.
 
     Raises:
-        BadInput: when it is of a newer format.
+        ConfigError: when it is of a newer format.
     """
     try:
         values = read_json(folder.record(name))
@@ -76,7 +76,7 @@ def read_record(folder: PredictionsFolder, name: str) -> dict[str, Any] | None:
     if not isinstance(values, dict):
         return None
     if values.get("format") != FORMAT:
-        raise BadInput(
+        raise ConfigError(
             f"{folder.record(name)} has the format {values.get('format')}, this refsam reads {FORMAT}; give "
             "another --output"
         )

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from refsam.errors import BadInput, Unreadable, os_reason
+from refsam.errors import ConfigError, Unreadable, os_reason
 from refsam.records.attempts import Attempt, read_attempt
 from refsam.records.logs import attempt_numbers
 from refsam.records.metrics import read_metrics
@@ -152,5 +152,5 @@ def _is_complete(paths: RunPaths) -> bool:
         return not missing(from_values(EvaluateConfig, evaluate), read_metrics(paths.metrics))
     except Unreadable:
         raise
-    except (FileNotFoundError, AttributeError, KeyError, TypeError, ValueError, BadInput):
+    except (FileNotFoundError, AttributeError, KeyError, TypeError, ValueError, ConfigError):
         return False

@@ -17,7 +17,7 @@ import yaml
 from refsam.configuration.frozen import from_values, leaves
 from refsam.configuration.schema import Kind, RefsamConfig
 from refsam.configuration.split import SEEDED, split_seed
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.identity import (
     NOT_IDENTITY,
     NOT_RESULT_OF_EVALUATION,
@@ -121,7 +121,7 @@ def _resolved(values: Mapping[str, Any]) -> Setting:
         needed = {**values, "resource": {**values["resource"], "settings": {}}}
         needed["evaluate"] = {**(values.get("evaluate") or {}), "resource": None}
         return setting_values(from_values(RefsamConfig, needed))
-    except (AttributeError, BadInput, KeyError, TypeError, ValueError):
+    except (AttributeError, ConfigError, KeyError, TypeError, ValueError):
         known = {name: value for name, value in values.items() if name not in (*NOT_IDENTITY, "seed")}
         trained = known.get("kind") != Kind.baseline
         found = {name: value for name, value in leaves(known).items() if _counts(name, trained)}

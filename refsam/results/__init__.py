@@ -15,7 +15,7 @@ def load(sweep_name: str, runs: str | Path = "runs") -> "pd.DataFrame":
         runs: The folder of the run directories.
 
     Raises:
-        BadInput: when there is no such sweep; the message names the nearest.
+        ConfigError: when there is no such sweep; the message names the nearest.
         DamagedManifest: when the sweep's manifest is damaged.
     """
     from refsam.records.paths import (

@@ -78,7 +78,7 @@ def collect(sweep: SweepPaths, runs: RunsFolder, unchanged: AbstractSet[str] = f
         dotted name (results.fields), in the manifest's order of runs; empty cells are missing values.
 
     Raises:
-        BadInput: when the sweep has no manifest or one of a newer format.
+        ConfigError: when the sweep has no manifest or one of a newer format.
         DamagedManifest: when the manifest is damaged.
     """
     return with_fields(_collected(sweep, runs, unchanged))

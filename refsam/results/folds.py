@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.metrics import METRICS, SECONDS
 from refsam.records.settings import AXES
 from refsam.results.fields import fields
@@ -51,9 +51,9 @@ class JoinedFolds:
     sentences: list[str]
 
     def results(self) -> pd.DataFrame:
-        """The frame. Raises BadInput where all that was measured are incomplete sets of folds."""
+        """The frame. Raises ConfigError where all that was measured are incomplete sets of folds."""
         if self.sentences and not self.frame["mode"].notna().any():
-            raise BadInput(f"no set of folds is complete: {'; '.join(self.sentences)}")
+            raise ConfigError(f"no set of folds is complete: {'; '.join(self.sentences)}")
         return self.frame
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refsam.errors import BadInput, DamagedManifest, WrittenByNewer, nearest
+from refsam.errors import ConfigError, DamagedManifest, WrittenByNewer, nearest
 from refsam.records.paths import RunsFolder, SweepPaths, default_runs
 from refsam.records.recovery import look_up
 from refsam.records.status import State
@@ -59,27 +59,27 @@ def sweep_names(folder: RunsFolder) -> list[str]:
 
 
 def find_sweep(name: str, folder: RunsFolder) -> SweepPaths:
-    """The paths of a sweep. Raises BadInput with the nearest name where there is no such sweep."""
+    """The paths of a sweep. Raises ConfigError with the nearest name where there is no such sweep."""
     names = sweep_names(folder)
     if name in names:
         return folder.sweep(name)
     if not names:
-        raise BadInput(f"sweep {name!r} is not in {folder.root}: there are no sweeps")
+        raise ConfigError(f"sweep {name!r} is not in {folder.root}: there are no sweeps")
     hint = nearest(name, names) or f"; there are {', '.join(names)}"
-    raise BadInput(f"sweep {name!r} is not in {folder.root}{hint}")
+    raise ConfigError(f"sweep {name!r} is not in {folder.root}{hint}")
 
 
 def read_manifest(sweep: SweepPaths) -> Manifest:
     """The manifest of a sweep.
 
     Raises:
-        BadInput: when it is not there, or is of a format that a newer refsam writes.
+        ConfigError: when it is not there, or is of a format that a newer refsam writes.
         DamagedManifest: when it is damaged.
     """
     try:
         values = read_json(sweep.manifest)
     except FileNotFoundError as error:
-        raise BadInput(f"sweep {sweep.name!r} has no {sweep.manifest}") from error
+        raise ConfigError(f"sweep {sweep.name!r} has no {sweep.manifest}") from error
     except ValueError as error:
         raise DamagedManifest(str(error)) from error
     try:
@@ -95,7 +95,7 @@ def read_manifest(sweep: SweepPaths) -> Manifest:
             times.get("updated") or None,
         )
     except WrittenByNewer as error:
-        raise BadInput(str(error)) from error
+        raise ConfigError(str(error)) from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         words = str(error) if str(sweep.manifest) in str(error) else f"{sweep.manifest} is damaged: {error!r}"
         raise DamagedManifest(words) from error
@@ -122,13 +122,13 @@ def count_states(sweep: SweepPaths, folder: RunsFolder) -> Counter[str]:
 
 
 def runs_folder(path: str | Path, option: str = "--runs") -> RunsFolder:
-    """The runs folder at `path`, as an option has it. Raises BadInput where it is not a folder."""
+    """The runs folder at `path`, as an option has it. Raises ConfigError where it is not a folder."""
     path = Path(path).expanduser()
     if path.is_dir():
         return RunsFolder(path)
     if option == "--runs" and str(path) == default_runs():
-        raise BadInput(
+        raise ConfigError(
             f"there is no runs folder {str(path)!r}; run a sweep first, or name the folder with --runs or "
             "the environment variable REFSAM_RUNS"
         )
-    raise BadInput(f"{option} {str(path)!r} is not a folder")
+    raise ConfigError(f"{option} {str(path)!r} is not a folder")

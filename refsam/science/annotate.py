@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refsam.datasets.annotations import Annotation
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.paths import RunPaths
 from refsam.science.evaluation.images import LONGEST_SIDE, TILE_HALO, TILE_SHAPE
 from refsam.science.prediction import TrainedModel, open_run
@@ -22,7 +22,7 @@ def annotate_all(
     """Show one image after the other with the model of a run.
 
     Raises:
-        BadInput: as `open_run` and `annotate` do.
+        ConfigError: as `open_run` and `annotate` do.
     """
     model = open_run(run, device)
     for each in annotations:
@@ -37,14 +37,14 @@ def annotate(model: TrainedModel, annotation: Annotation) -> NDArray[np.uint32]:
         annotation: the image, and its objects as they were saved before.
 
     Raises:
-        BadInput: when napari is not installed, there is no display, or the image cannot be used.
+        ConfigError: when napari is not installed, there is no display, or the image cannot be used.
     """
     try:
         import napari
         from micro_sam.sam_annotator._state import AnnotatorState
         from micro_sam.sam_annotator.annotator_2d import Annotator2d
     except ImportError as error:
-        raise BadInput(f"the annotator needs napari ({error}): pip install 'napari[all]'") from error
+        raise ConfigError(f"the annotator needs napari ({error}): pip install 'napari[all]'") from error
     image = model.open(annotation.image).as_8bit(model.config.dataset.normalize)
     before = annotation.read_labels(image.shape[:2])
     viewer = napari.Viewer(title=f"refsam annotate: {annotation.image.name}")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from skimage.segmentation import relabel_sequential
 
 from refsam.configuration.schema import RefsamConfig
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.models.strategies import strategy_label
 from refsam.records.paths import RunPaths
 from refsam.science.data import test_images
@@ -67,14 +67,14 @@ def write_package(
         output: a zip file that is made.
 
     Raises:
-        BadInput: when the extra is not installed, a detail is not what the zoo allows, or no test image shows
-            what the model does.
+        ConfigError: when the extra is not installed, a detail is not what the zoo allows, or no test image
+            shows what the model does.
     """
     try:
         from bioimageio import spec
         from micro_sam.bioimageio.model_export import export_sam_model
     except ImportError as error:
-        raise BadInput(
+        raise ConfigError(
             f"--to bioimageio needs the packages of the BioImage Model Zoo ({error}): "
             "pip install 'refsam[bioimageio]'"
         ) from error
@@ -91,7 +91,7 @@ def write_package(
                 if "did not find any objects" not in str(error):
                     raise
         else:
-            raise BadInput(
+            raise ConfigError(
                 f"--to bioimageio: the model of run {paths.run_id} segments no test image that a package "
                 "could show (with a segmentation decoder one object, else two to ask for); allowed: micro_sam"
             )
@@ -109,7 +109,9 @@ def write_package(
 def _described(
     config: RefsamConfig, paths: RunPaths, model: ExportedModel, details: Details
 ) -> dict[str, Any]:
-    """Arguments of micro-sam's export that say what the model is. Raises BadInput for what is not allowed."""
+    """Arguments of micro-sam's export that say what the model is. Raises ConfigError for what is not
+    allowed.
+    """
     from bioimageio.spec.model import v0_5
     from pydantic import ValidationError
 
@@ -118,7 +120,7 @@ def _described(
         v0_5.LicenseId(details.license)
     except (ValidationError, ValueError) as error:
         reason = re.sub(r"\s+", " ", str(error))
-        raise BadInput(
+        raise ConfigError(
             f"--author, --license: the BioImage Model Zoo does not allow this ({reason})"
         ) from error
     strategy = strategy_label(vars(config.peft))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.models.weights_file import encoder_in
 
 StateDict = Mapping[str, torch.Tensor]
@@ -27,14 +27,14 @@ def find_weights(content: Any, where: str) -> tuple[dict[str, torch.Tensor], dic
     taken off; parameters of other modules of such a trainer are left out.
 
     Raises:
-        BadInput: when there is none; the sentence begins with `where`.
+        ConfigError: when there is none; the sentence begins with `where`.
     """
     for state in _state_dicts(content, _DEEPEST):
         name = next(filter(_ENCODER.match, state))
         match = _ENCODER.match(name)
         assert match is not None
         return _without_prefix(state, match[1]), _decoder(content)
-    raise BadInput(f"{where} holds {_described(content)}, and no state dict of a Segment Anything model")
+    raise ConfigError(f"{where} holds {_described(content)}, and no state dict of a Segment Anything model")
 
 
 def misfit(state: StateDict, module: nn.Module, wanted: str) -> str | None:

@@ -29,7 +29,7 @@ from refsam.configuration.split import Split, n_images_problem, split_of
 from refsam.datasets.listing import list_pairs
 from refsam.datasets.pair import Pair
 from refsam.datasets.pairs import read_pair
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.science.hardware import GIB
 
 # torch-em's 500 would stop one run in five on an image of 4000 x 4000 pixels with a single object.
@@ -50,7 +50,7 @@ def load_pairs(dataset: DatasetConfig, pairs: Sequence[Pair]) -> list[Image]:
     The images are uint8; with `dataset.normalize=patch` they have the values of their files.
 
     Raises:
-        BadInput: when a file cannot be used, or an image and its labels differ in height or width.
+        ConfigError: when a file cannot be used, or an image and its labels differ in height or width.
     """
     return [read_pair(pair, dataset, for_patches=True) for pair in pairs]
 
@@ -84,12 +84,12 @@ def training_loaders(config: RefsamConfig) -> tuple[TorchLoader, TorchLoader]:
     the same patches in every epoch, or new ones (`train.validation_patches`).
 
     Raises:
-        BadInput: when `n_images` is more than the split has for training, or a file cannot be used.
+        ConfigError: when `n_images` is more than the split has for training, or a file cannot be used.
     """
     pairs, split = _split(config)
     sizes = len(split.pool), len(split.validation), len(split.test)
     if problem := n_images_problem(config, sizes):
-        raise BadInput(problem)
+        raise ConfigError(problem)
     training = load_pairs(config.dataset, [pairs[index] for index in split.pool[: config.n_images]])
     validation = load_pairs(config.dataset, [pairs[index] for index in split.validation])
     return patch_loaders(config, training, validation)

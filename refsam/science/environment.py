@@ -27,7 +27,7 @@ def describe_environment(config: RefsamConfig, device: torch.device) -> dict[str
     """Versions, commit, hardware, weights and arithmetic of a run on `device`.
 
     Raises:
-        BadInput: when the weights are not there.
+        ConfigError: when the weights are not there.
     """
     is_baseline = config.kind is Kind.baseline  # evaluation is in float32
     precision = Precision.float32 if is_baseline else choose_precision(config.train.precision, device)

@@ -17,7 +17,7 @@ import torch
 
 from refsam.configuration.frozen import load, with_settings
 from refsam.configuration.schema import Kind, RefsamConfig
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records import endings
 from refsam.records.attempts import free_number, parse_attempt, read_attempt
 from refsam.records.endings import Ending, failed
@@ -215,7 +215,7 @@ def _ending(error: BaseException) -> Ending:
         return endings.NO_MEMORY
     if isinstance(error, Diverged):
         return endings.DIVERGED
-    if isinstance(error, BadInput):
+    if isinstance(error, ConfigError):
         return endings.BAD_INPUT
     if isinstance(error, OSError) and error.errno in FULL:
         return endings.DISK_FULL
@@ -226,7 +226,7 @@ def _facts(error: BaseException) -> dict[str, object]:
     """What the sentence of an ending may name."""
     return {
         "error": type(error).__name__,
-        "problem": error if isinstance(error, BadInput) else _first_line(error),
+        "problem": error if isinstance(error, ConfigError) else _first_line(error),
         "what": getattr(error, "filename", None) or "a file",
     }
 

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from refsam.configuration.frozen import load
 from refsam.configuration.schema import Kind, RefsamConfig
-from refsam.errors import BadInput, os_reason
+from refsam.errors import ConfigError, os_reason
 from refsam.models.families import HUGGING_FACE
 from refsam.models.strategies import STRATEGIES
 from refsam.records.paths import RunPaths
@@ -58,27 +58,29 @@ def export_run(
         details: what a package of bioimageio says beside the model: what its Details take.
 
     Raises:
-        BadInput: when the run has no such model, the format cannot hold it, or `output` is there already or
-            cannot be written.
+        ConfigError: when the run has no such model, the format cannot hold it, or `output` is there already
+            or cannot be written.
     """
     try:
         config = load(paths.config)
     except ValueError as error:
-        raise BadInput(str(error)) from error
+        raise ConfigError(str(error)) from error
     if config.kind == Kind.baseline:
-        raise BadInput(f"run {paths.run_id} is a baseline: it trains nothing, so there is nothing to export")
+        raise ConfigError(
+            f"run {paths.run_id} is a baseline: it trains nothing, so there is nothing to export"
+        )
     if not paths.best.exists():
-        raise BadInput(f"run {paths.run_id} has no best.pt yet: it has not come to the end of an epoch")
+        raise ConfigError(f"run {paths.run_id} has no best.pt yet: it has not come to the end of an epoch")
     write, suffix = WRITERS.get(target, (partial(_write_bioimageio, details=details), ".zip"))
     written = output or paths.exports / f"{paths.run_id}-{target}{suffix}"
     if written.exists():
-        raise BadInput(f"--output: {written} is there already, allowed: a path where nothing is")
+        raise ConfigError(f"--output: {written} is there already, allowed: a path where nothing is")
     try:
         written.parent.mkdir(parents=True, exist_ok=True)
         with _quiet():
             lines = write(config, paths, written.absolute())
     except OSError as error:
-        raise BadInput(f"--output: {written} cannot be written ({os_reason(error)})") from error
+        raise ConfigError(f"--output: {written} cannot be written ({os_reason(error)})") from error
     return Exported(written, lines)
 
 
@@ -98,7 +100,7 @@ def _quiet() -> Iterator[None]:
 
 def _finished(config: RefsamConfig, paths: RunPaths) -> Finished:
     if (found := damage(paths.best)) is not None:
-        raise BadInput(f"best.pt of run {paths.run_id} is damaged ({found}): there is nothing to export")
+        raise ConfigError(f"best.pt of run {paths.run_id} is damaged ({found}): there is nothing to export")
     return finished_model(config, paths, "cpu")
 
 
@@ -175,7 +177,7 @@ def _write_hugging_face(config: RefsamConfig, paths: RunPaths, output: Path) -> 
     """A folder for transformers.SamModel.from_pretrained."""
     _refuse_unmergeable(config, "hf")
     if config.model.architecture == "vit_t":
-        raise BadInput(
+        raise ConfigError(
             "--to hf: model.architecture=vit_t has a TinyViT, which transformers' SamModel has not, allowed: "
             "micro_sam, merged, adapter"
         )
@@ -198,7 +200,7 @@ def _write_adapter(config: RefsamConfig, paths: RunPaths, output: Path) -> Lines
     """A folder for peft.PeftModel.from_pretrained."""
     if not STRATEGIES[config.peft.name].adapter:
         allowed = ", ".join(name for name, strategy in STRATEGIES.items() if strategy.adapter)
-        raise BadInput(
+        raise ConfigError(
             f"--to adapter: what peft.name={config.peft.name} trains is no adapter that peft has; it has "
             f"those of {allowed}"
         )
@@ -246,10 +248,10 @@ def _refuse_own_shape(config: RefsamConfig, target: str) -> None:
         raise _own_shape(config, target)
 
 
-def _own_shape(config: RefsamConfig, target: str) -> BadInput:
+def _own_shape(config: RefsamConfig, target: str) -> ConfigError:
     strategy = STRATEGIES[config.peft.name]
     others = [name for name, can in (("hf", strategy.mergeable), ("adapter", strategy.adapter)) if can]
-    return BadInput(
+    return ConfigError(
         f"--to {target}: model={config.model.name} has a shape that segment_anything and micro-sam do not "
         f"build; allowed: {', '.join([*others, 'in Python refsam.load'])}"
     )
@@ -257,7 +259,7 @@ def _own_shape(config: RefsamConfig, target: str) -> BadInput:
 
 def _refuse_unmergeable(config: RefsamConfig, target: str) -> None:
     if not STRATEGIES[config.peft.name].mergeable:
-        raise BadInput(
+        raise ConfigError(
             f"--to {target}: peft.name={config.peft.name} adds layers that a plain model has not, allowed: "
             "micro_sam, which opens them with get_sam_model(…, peft_kwargs=…) if the model's shape is one of "
             "its own"

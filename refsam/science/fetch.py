@@ -8,7 +8,7 @@ from zipfile import BadZipFile
 import pooch
 
 from refsam.configuration.pinned import require_hash
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.models.weights_cache import weights_path, weights_present
 
 
@@ -19,7 +19,7 @@ def fetch_covid_if(root: Path) -> tuple[str, str]:
         The name of the archive, and its hash, which torch-em checks.
 
     Raises:
-        BadInput: when the download fails.
+        ConfigError: when the download fails.
     """
     from torch_em.data.datasets.light_microscopy.covid_if import CHECKSUM, COVID_IF_URL, get_covid_if_data
 
@@ -39,14 +39,16 @@ def fetch_weights(model_name: str) -> Path:
     Returns the path of the model's weights in micro-sam's cache.
 
     Raises:
-        BadInput: when the registry has no such model, or the download fails.
+        ConfigError: when the registry has no such model, or the download fails.
     """
     from refsam.science.micro_sam import util
 
     registry = util.models()
     encoders = sorted(name for name in registry.registry if not name.endswith("_decoder"))
     if model_name not in encoders:
-        raise BadInput(f"model.name {model_name!r} has no published weights; expected {', '.join(encoders)}")
+        raise ConfigError(
+            f"model.name {model_name!r} has no published weights; expected {', '.join(encoders)}"
+        )
     for name in (model_name, f"{model_name}_decoder"):
         if name in registry.registry:
             require_published(registry, name)
@@ -59,7 +61,8 @@ def fetch_weights(model_name: str) -> Path:
 
 
 def require_published(registry: pooch.Pooch, name: str) -> None:
-    """Raises BadInput where micro-sam's cache has another file than its registry under the name of weights.
+    """Raises ConfigError where micro-sam's cache has another file than its registry under the name of
+    weights.
 
     pooch would fetch it again without a word, on a compute node in vain.
     """
@@ -86,4 +89,4 @@ def _fetch(download: Callable[[], object], failure: str, remedy: str) -> None:
     except (OSError, HTTPError, ValueError, RuntimeError, BadZipFile) as error:
         differs = any(word in str(error) for word in ("hash", "checksum"))
         reason = "the file that came has another hash" if differs else type(error).__name__
-        raise BadInput(f"{failure} ({reason}); {remedy}") from error
+        raise ConfigError(f"{failure} ({reason}); {remedy}") from error

@@ -23,7 +23,7 @@ import torch
 import refsam
 from refsam.configuration.frozen import load
 from refsam.configuration.schema import RefsamConfig
-from refsam.records.fits import Outcome
+from refsam.records.fits import StepOutcome
 from refsam.records.paths import RunPaths
 from refsam.science.data import Image, patch_loaders
 from refsam.science.hardware import GIB, choose_device, is_out_of_memory, peak_memory, resident_memory
@@ -150,11 +150,11 @@ def main() -> None:
             sys.exit("this step was to be measured on a GPU")
         _limit_gpu(arguments.gpu_gib, device)
     try:
-        result = {"outcome": Outcome.fits, **measure(config)}
+        result = {"outcome": StepOutcome.fits, **measure(config)}
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        result = {"outcome": Outcome.out_of_memory, "message": str(error).strip().splitlines()[0]}
+        result = {"outcome": StepOutcome.out_of_memory, "message": str(error).strip().splitlines()[0]}
     versions = {name: importlib.metadata.version(name) for name in VERSIONS}
     write_json(arguments.result, {**result, "versions": {"refsam": refsam.__version__, **versions}})
 

@@ -15,7 +15,7 @@ import psutil
 import torch
 
 from refsam.configuration.schema import Precision, RefsamConfig
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 
 GIB = 2**30
 CPU_INFORMATION = Path("/proc/cpuinfo")
@@ -39,8 +39,8 @@ def choose_device(config: RefsamConfig) -> torch.device:
     A GPU has its index, which some functions of torch.cuda ask for: 0, the first that the process may see.
 
     Raises:
-        BadInput: when the resource's device is not here and the cluster does not say that it may be missing,
-            and for a GPU that this PyTorch has no kernels for.
+        ConfigError: when the resource's device is not here and the cluster does not say that it may be
+            missing, and for a GPU that this PyTorch has no kernels for.
     """
     wanted = config.resource.device
     if wanted == "cpu":
@@ -53,7 +53,7 @@ def choose_device(config: RefsamConfig) -> torch.device:
     if wanted == "auto" or config.cluster.explicit:
         print(f"resource.device={wanted}: {why}; the run takes the CPU", file=sys.stderr)
         return torch.device("cpu")
-    raise BadInput(f"resource.device={wanted}: {why}; allowed here are cpu and auto")
+    raise ConfigError(f"resource.device={wanted}: {why}; allowed here are cpu and auto")
 
 
 def _check_kernels(device: torch.device) -> None:
@@ -70,7 +70,7 @@ def _check_kernels(device: torch.device) -> None:
         binary = kind == "sm" and number // 10 == major and number % 10 <= minor
         if binary or (kind == "compute" and number <= 10 * major + minor):
             return
-    raise BadInput(
+    raise ConfigError(
         f"resource.device: {torch.cuda.get_device_name(device)} has compute capability {major}.{minor}, and "
         f"PyTorch {torch.__version__} was built for {', '.join(built_for)}; install one that has kernels for "
         "it, see docs/gpu.md"

@@ -30,7 +30,7 @@ from transformers.models.sam.modeling_sam import (
     SamVisionEncoder,
 )
 
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.models.families import KNOWN_SHAPES
 from refsam.science.checkpoint_layout import misfit
 from refsam.science.engine.attention import fused_attention
@@ -217,7 +217,7 @@ def open_model(source: str | Path, prompt_frame: int) -> HuggingFaceSam:
     """The Sam in a folder as save_pretrained writes it, or of a hub id that is in the cache. Never downloads.
 
     Raises:
-        BadInput: when it is not there, or holds something else than a SamModel.
+        ConfigError: when it is not there, or holds something else than a SamModel.
     """
     model: SamModel
     loaded: dict[str, Any]
@@ -226,25 +226,25 @@ def open_model(source: str | Path, prompt_frame: int) -> HuggingFaceSam:
             source, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
     except UnpicklingError as error:
-        raise BadInput(
+        raise ConfigError(
             f"model.weights: {source} has a .bin file that holds other objects than tensors, which are never "
             "loaded; expected a .bin file of tensors alone, and safetensors"
         ) from error
     # What is missing is an OSError, another model a ValueError or a RuntimeError about its tensors.
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         lines = str(error).strip().splitlines()
-        raise BadInput(
+        raise ConfigError(
             f"model.weights: {source} cannot be opened as a SamModel of transformers: {' '.join(lines[:1])}"
         ) from error
     # transformers would give what is missing random values, and say so in a warning.
     lacking = sorted({str(name) for name in loaded["missing_keys"]} - {POSITIONS, POSITIONS_AGAIN})
     if lacking:
-        raise BadInput(
+        raise ConfigError(
             f"model.weights: {source} lacks {len(lacking)} of the weights that its configuration asks for, "
             f"such as {lacking[0]}"
         )
     if not isinstance(model.vision_encoder.config.image_size, int):
-        raise BadInput(f"model.weights: {source} takes images that are no squares; expected squares")
+        raise ConfigError(f"model.weights: {source} takes images that are no squares; expected squares")
     return HuggingFaceSam(model.eval(), prompt_frame)
 
 
@@ -252,11 +252,11 @@ def build_model(config: dict[str, Any], state: StateDict, prompt_frame: int) -> 
     """The Sam of a configuration (SamConfig.to_dict) with the weights of a HuggingFaceSam's state dict.
 
     Raises:
-        BadInput: when the weights belong to another configuration.
+        ConfigError: when the weights belong to another configuration.
     """
     sam = HuggingFaceSam(SamModel(SamConfig.from_dict(config)).eval(), prompt_frame)
     if why := misfit(state, sam, "its own configuration"):
-        raise BadInput(f"model.weights: the checkpoint {why}")
+        raise ConfigError(f"model.weights: the checkpoint {why}")
     sam.load_state_dict(state)
     return sam
 

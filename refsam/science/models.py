@@ -21,7 +21,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch_em.model import UNETR
 
 from refsam.configuration.schema import ArchitectureConfig, ModelConfig
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.models import hub_cache
 from refsam.models.families import HUGGING_FACE
 from refsam.models.weights_file import is_safetensors, weights_problem
@@ -77,7 +77,7 @@ def load_model(model: ModelConfig, seed: int, device: torch.device | str) -> Loa
     save_pretrained has written, or a checkpoint of refsam.
 
     Raises:
-        BadInput: when the weights are not there or belong to another architecture.
+        ConfigError: when the weights are not there or belong to another architecture.
     """
     weights = weights_info(model, seed)
     if model.family == HUGGING_FACE:
@@ -91,7 +91,7 @@ def load_model(model: ModelConfig, seed: int, device: torch.device | str) -> Loa
         state_dict, decoder_state = read_checkpoint(Path(model.weights).expanduser())
     sam = build_model(model)
     if why := misfit(state_dict, sam, model.architecture):
-        raise BadInput(f"model.weights: {model.weights} {why}")
+        raise ConfigError(f"model.weights: {model.weights} {why}")
     sam.load_state_dict(state_dict)
     # vit_t keeps a copy of its attention biases from before the weights were loaded; eval renews it.
     return LoadedModel(sam.to(device).eval(), decoder_state, weights)
@@ -101,7 +101,7 @@ def weights_info(model: ModelConfig, seed: int) -> WeightsInfo:
     """Which weights load_model takes, without loading them.
 
     Raises:
-        BadInput: when they are not there.
+        ConfigError: when they are not there.
     """
     if model.weights == RANDOM:
         return WeightsInfo(f"random, seed {seed}", None)
@@ -110,15 +110,15 @@ def weights_info(model: ModelConfig, seed: int) -> WeightsInfo:
     if model.weights == PRETRAINED:
         published = util.models().registry
         if model.name not in published:
-            raise BadInput(
+            raise ConfigError(
                 f"model.weights=pretrained: {model.name} has no published weights, allowed: random or a path"
             )
         return WeightsInfo(f"pretrained {model.name}", published[model.name])
     path = Path(model.weights).expanduser()
     if not path.is_file():
-        raise BadInput(f"model.weights={path} is not there, allowed: pretrained, random, or a checkpoint")
+        raise ConfigError(f"model.weights={path} is not there, allowed: pretrained, random, or a checkpoint")
     if problem := weights_problem(path):
-        raise BadInput(problem)
+        raise ConfigError(problem)
     return WeightsInfo(path.name, util._compute_hash(path))
 
 
@@ -131,19 +131,19 @@ def _hugging_face_info(model: ModelConfig) -> WeightsInfo:
         hub_cache.require_model(path)
         return WeightsInfo(path.name, hub_cache.folder_hash(path))
     if not path.is_file():
-        raise BadInput(
+        raise ConfigError(
             f"model.weights={model.weights} is neither a folder nor a file, allowed: pretrained (with "
             "model.hub_id), random, a folder of save_pretrained, or a checkpoint of refsam"
         )
     if problem := weights_problem(path):
-        raise BadInput(problem)
+        raise ConfigError(problem)
     return WeightsInfo(path.name, util._compute_hash(path))
 
 
 def _cached(model: ModelConfig) -> Path:
     found = None if model.hub_id is None else hub_cache.snapshot(model.hub_id)
     if found is None:
-        raise BadInput(hub_cache.missing(model.name, model.hub_id))
+        raise ConfigError(hub_cache.missing(model.name, model.hub_id))
     return found
 
 
@@ -167,7 +167,7 @@ def _hugging_face_of_run(checkpoint: Path) -> Sam:
     try:
         shape = read_weights(checkpoint)["init"][SAM_CONFIG]
     except (KeyError, TypeError) as error:
-        raise BadInput(
+        raise ConfigError(
             f"model.weights={checkpoint} is no checkpoint of refsam of a model of family hf; expected "
             "those and folders of save_pretrained"
         ) from error
@@ -178,14 +178,14 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], StateDict | No
     """State dict of the SAM, LoRA updates merged, and of the decoder if there is one, on the CPU.
 
     Raises:
-        BadInput: for a file that cannot be read as weights, or holds none of a Segment Anything model.
+        ConfigError: for a file that cannot be read as weights, or holds none of a Segment Anything model.
     """
     with path.open("rb") as file:
         of_safetensors = is_safetensors(path, file.read(9))
     try:
         content = load_file(path) if of_safetensors else read_weights(path)
     except SafetensorError as error:
-        raise BadInput(f"model.weights: {path} is a damaged safetensors file ({error})") from error
+        raise ConfigError(f"model.weights: {path} is a damaged safetensors file ({error})") from error
     state, decoder_state = find_weights(content, f"model.weights: {path}")
     return merge_lora(state), decoder_state
 

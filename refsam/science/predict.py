@@ -18,12 +18,12 @@ from refsam.datasets.image_metadata import ImageMetadata, read_metadata
 from refsam.datasets.new_images import NewImage
 from refsam.datasets.prompt_files import PromptFile, PromptRow
 from refsam.datasets.reading import ReadImage, open_labels
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.measurements import AUTOMATIC
 from refsam.records.paths import RunPaths
 from refsam.records.predictions import PredictionsFolder, read_record, source_of, write_record
 from refsam.science.evaluation.pictures import draw_overlay
-from refsam.science.evaluation.prompts import Prompts
+from refsam.science.evaluation.prompts import ImagePrompts
 from refsam.science.prediction import TrainedModel, open_run
 from refsam.science.randomness import be_deterministic
 from refsam.system.files import write_bytes, write_text
@@ -73,12 +73,12 @@ class Predictor:
         return "csv" if isinstance(self.prompts, PromptFile) else "labels"
 
     def check_folder(self) -> None:
-        """Raise BadInput where the folder has images that were segmented in another way."""
+        """Raise ConfigError where the folder has images that were segmented in another way."""
         for name in self.folder.names():
             record = read_record(self.folder, name)
             other = [key for key, value in self.made_with.items() if record and record.get(key) != value]
             if record and other:
-                raise BadInput(
+                raise ConfigError(
                     f"--output: {self.folder.root} holds predictions with another {other[0]} "
                     f"({record.get(other[0])!r}, now {self.made_with[other[0]]!r}); give another folder"
                 )
@@ -86,21 +86,21 @@ class Predictor:
     def is_complete(self, image: NewImage) -> bool:
         """Whether the folder has all of an image, made of the files as they are now.
 
-        Raises BadInput where it has another image of this name.
+        Raises ConfigError where it has another image of this name.
         """
         record = read_record(self.folder, image.name)
         if record is None or not all(path.is_file() for path in self.folder.files(image.name)):
             return False
         sources = self._sources(image)
         if record.get("image", {}).get("path") != sources["image"]["path"]:
-            raise BadInput(
+            raise ConfigError(
                 f"--output: {self.folder.labels(image.name)} was made of another image of the same name than "
                 f"{image.path}; give another folder"
             )
         return all(record.get(name) == value for name, value in sources.items())
 
     def predict(self, image: NewImage) -> Predicted:
-        """Segment an image and write all of it. Raises BadInput when it cannot be used, and OSError."""
+        """Segment an image and write all of it. Raises ConfigError when it cannot be used, and OSError."""
         start = time.perf_counter()
         sources = self._sources(image)  # before it is read: what changes meanwhile is read again next time
         read, labels = self._segment(image)
@@ -157,7 +157,7 @@ def open_predictor(
     """The model of a run, for a folder of predictions.
 
     Raises:
-        BadInput: when there is no model, it cannot do the mode, or the folder holds other predictions.
+        ConfigError: when there is no model, it cannot do the mode, or the folder holds other predictions.
     """
     be_deterministic()
     model = open_run(paths, device)
@@ -179,7 +179,7 @@ def predict_all(predictor: Predictor, images: Sequence[NewImage]) -> Iterator[Pr
     for image in images:
         try:
             yield predictor.predict(image)
-        except BadInput as error:
+        except ConfigError as error:
             yield Predicted(image, problem=str(error))
 
 
@@ -249,10 +249,10 @@ def _write_labels(path: Path, labels: NDArray[np.uint32], metadata: ImageMetadat
     write_bytes(path, encoded.getvalue())
 
 
-def _prompts(rows: Sequence[PromptRow]) -> Prompts:
+def _prompts(rows: Sequence[PromptRow]) -> ImagePrompts:
     boxes = [row.box for row in rows if row.box is not None]
     points = [[row.point] for row in rows if row.point is not None]
-    return Prompts(
+    return ImagePrompts(
         np.array(points, dtype=np.float64) if points else None,
         np.ones((len(points), 1), dtype=np.int64) if points else None,
         np.array(boxes, dtype=np.float64) if boxes else None,

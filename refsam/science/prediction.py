@@ -19,12 +19,12 @@ from refsam.configuration.schema import Kind, RefsamConfig
 from refsam.datasets.decoding import HDF5_SUFFIXES
 from refsam.datasets.pairs import number_objects
 from refsam.datasets.reading import ReadImage, ReadLabels, open_image, to_8bit
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.measurements import AUTOMATIC, NO_PROMPT, PARAMETERS, PROMPTED
 from refsam.records.paths import RunPaths
 from refsam.science.evaluation.grid_search import default_parameters
 from refsam.science.evaluation.images import embed
-from refsam.science.evaluation.prompts import Prompts
+from refsam.science.evaluation.prompts import ImagePrompts
 from refsam.science.evaluation.record import present_metrics
 from refsam.science.evaluation.segmenting import Model, automatic, from_labels, from_prompts, without_prompt
 from refsam.science.strategies.opening import predictor_and_decoder
@@ -95,7 +95,7 @@ class TrainedModel:
             of the prompts either; a mask in several pieces is several objects, as micro-sam has it.
 
         Raises:
-            BadInput: for an image, prompts, a mode or parameters that cannot be used.
+            ConfigError: for an image, prompts, a mode or parameters that cannot be used.
         """
         return self.segment_pixels(
             self._pixels(image), _prompts(boxes, points, point_labels), objects, mode, parameters
@@ -104,7 +104,7 @@ class TrainedModel:
     def segment_pixels(
         self,
         image: NDArray[np.uint8],
-        prompts: Prompts | None = None,
+        prompts: ImagePrompts | None = None,
         objects: NDArray[Any] | None = None,
         mode: str | None = None,
         parameters: Mapping[str, Any] | None = None,
@@ -113,7 +113,7 @@ class TrainedModel:
         mode = self.choose_mode(mode, given=prompts is not None, objects=objects is not None)
         used = self.parameters_of(mode, parameters)
         if objects is not None and objects.shape != image.shape[:2]:
-            raise BadInput(
+            raise ConfigError(
                 f"objects has shape {objects.shape} and the image {image.shape[:2]}, and both have to have "
                 "the same height and width"
             )
@@ -130,7 +130,7 @@ class TrainedModel:
         return segmentation.astype(np.uint32, copy=False)
 
     def open(self, path: Path, labels: ReadLabels | None = None) -> ReadImage:
-        """The image in a file, read as the run's own were. Raises BadInput for one that cannot be used.
+        """The image in a file, read as the run's own were. Raises ConfigError for one that cannot be used.
 
         Args:
             labels: of the image, see open_image.
@@ -147,30 +147,30 @@ class TrainedModel:
             objects: whether there are labels that prompts are made of.
 
         Raises:
-            BadInput: when the mode is unknown, the model cannot do it, or it does not go with the prompts.
+            ConfigError: when the mode is unknown, the model cannot do it, or it does not go with the prompts.
         """
         allowed = () if given else PROMPTED if objects else (*AUTOMATIC, NO_PROMPT)
         chosen = mode or ("box" if given or objects else self.mode)
         if mode is not None and mode not in allowed:
             what = "boxes or points" if given else "label images as prompts" if objects else "no prompts"
-            raise BadInput(
+            raise ConfigError(
                 f"mode: {mode!r} was given with {what}; expected {', '.join(allowed) or 'none'} then"
             )
         obstacle = self.model.obstacle(chosen)
         if obstacle is not None:
-            raise BadInput(f"mode={chosen!r}, but {obstacle}; amg needs none")
+            raise ConfigError(f"mode={chosen!r}, but {obstacle}; amg needs none")
         return chosen
 
     def parameters_of(self, mode: str, changed: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The parameters of a mode: `changed`, else the run's, else micro-sam's defaults; {} for prompts.
 
         Raises:
-            BadInput: when the mode has no parameter of a name in `changed`.
+            ConfigError: when the mode has no parameter of a name in `changed`.
         """
         allowed = PARAMETERS.get(mode, ())
         unknown = [name for name in changed or {} if name not in allowed]
         if unknown:
-            raise BadInput(
+            raise ConfigError(
                 f"parameters: mode {mode} has no {unknown[0]!r}; expected {', '.join(allowed) or 'none'}"
             )
         if mode not in AUTOMATIC:
@@ -184,12 +184,12 @@ class TrainedModel:
         pixels = np.asarray(image)
         is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] == 3)
         if not is_image or pixels.size == 0 or pixels.dtype.kind not in "uif":
-            raise BadInput(
+            raise ConfigError(
                 f"image has shape {pixels.shape} and type {pixels.dtype}; expected numbers of shape "
                 "(H, W), grey, or (H, W, 3), RGB"
             )
         if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-            raise BadInput("image holds NaN or infinite values, and only finite ones are allowed")
+            raise ConfigError("image holds NaN or infinite values, and only finite ones are allowed")
         return to_8bit(pixels, self.config.dataset.normalize)
 
 
@@ -200,20 +200,22 @@ def open_run(paths: RunPaths, device: str = "auto") -> TrainedModel:
         device: `cpu`, `cuda`, `cuda:1`, …; `auto` takes the GPU where there is one.
 
     Raises:
-        BadInput: when the run has no model yet, it is damaged, or the device is not here.
+        ConfigError: when the run has no model yet, it is damaged, or the device is not here.
     """
     chosen = _device(device)
     try:
         config = load(paths.config)
     except FileNotFoundError as error:
-        raise BadInput(f"{paths.root} is no run directory: it has no config.yaml") from error
+        raise ConfigError(f"{paths.root} is no run directory: it has no config.yaml") from error
     except ValueError as error:
-        raise BadInput(str(error)) from error
+        raise ConfigError(str(error)) from error
     if config.kind is Kind.finetuning:
         if not paths.best.exists():
-            raise BadInput(f"run {paths.run_id} has no best.pt yet: it has not come to the end of an epoch")
+            raise ConfigError(
+                f"run {paths.run_id} has no best.pt yet: it has not come to the end of an epoch"
+            )
         if (found := damage(paths.best)) is not None:
-            raise BadInput(f"best.pt of run {paths.run_id} is damaged ({found})")
+            raise ConfigError(f"best.pt of run {paths.run_id} is damaged ({found})")
     predictor, decoder = predictor_and_decoder(config, paths, chosen)
     rows = {row["mode"]: row["parameters"] for row in present_metrics(config, paths) if row.get("parameters")}
     searched = rows.get("amg", {}).get(SETTINGS, {})
@@ -242,35 +244,35 @@ def _device(name: str) -> torch.device:
         *(f"cuda:{i}" for i in range(torch.cuda.device_count())),
     ]
     if device is None or str(device) not in usable:
-        raise BadInput(f"device={name!r}, and allowed here are auto, {', '.join(usable)}")
+        raise ConfigError(f"device={name!r}, and allowed here are auto, {', '.join(usable)}")
     return device
 
 
 def _prompts(
     boxes: ArrayLike | None, points: ArrayLike | None, point_labels: ArrayLike | None
-) -> Prompts | None:
-    """Prompts as the evaluation takes them. Raises BadInput for arrays of another shape."""
+) -> ImagePrompts | None:
+    """Prompts as the evaluation takes them. Raises ConfigError for arrays of another shape."""
     if boxes is None and points is None:
         if point_labels is not None:
-            raise BadInput("point_labels were given without points")
+            raise ConfigError("point_labels were given without points")
         return None
     corners = None if boxes is None else _numbers("boxes", boxes, "(objects, 4)", lambda s: s[1:] == (4,))
     if corners is not None and not (corners[:, :2] < corners[:, 2:]).all():
-        raise BadInput("boxes: x_min < x_max and y_min < y_max are needed of each")
+        raise ConfigError("boxes: x_min < x_max and y_min < y_max are needed of each")
     if points is None:
-        return Prompts(None, None, corners)
+        return ImagePrompts(None, None, corners)
     shapes = "(objects, 2) or (objects, points, 2)"
     coordinates = _numbers("points", points, shapes, lambda s: len(s) in (2, 3) and s[-1] == 2)
     coordinates = coordinates[:, None] if coordinates.ndim == 2 else coordinates
     if corners is not None and len(corners) != len(coordinates):
-        raise BadInput(f"boxes are for {len(corners)} objects and points for {len(coordinates)}")
+        raise ConfigError(f"boxes are for {len(corners)} objects and points for {len(coordinates)}")
     of_points = coordinates.shape[:2]
     if point_labels is None:
-        return Prompts(coordinates, np.ones(of_points, dtype=np.int64), corners)
+        return ImagePrompts(coordinates, np.ones(of_points, dtype=np.int64), corners)
     labels = _numbers("point_labels", point_labels, str(of_points), lambda s: s == of_points)
     if not np.isin(labels, (0, 1)).all():
-        raise BadInput("point_labels must be 1 (inside of the object) or 0 (outside)")
-    return Prompts(coordinates, labels.astype(np.int64), corners)
+        raise ConfigError("point_labels must be 1 (inside of the object) or 0 (outside)")
+    return ImagePrompts(coordinates, labels.astype(np.int64), corners)
 
 
 def _numbers(
@@ -279,14 +281,14 @@ def _numbers(
     try:
         values = np.asarray(given, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise BadInput(f"{name} holds something else than numbers of shape {allowed}") from error
+        raise ConfigError(f"{name} holds something else than numbers of shape {allowed}") from error
     if not fits(values.shape) or not np.isfinite(values).all():
-        raise BadInput(f"{name} has shape {values.shape}; expected finite numbers of shape {allowed}")
+        raise ConfigError(f"{name} has shape {values.shape}; expected finite numbers of shape {allowed}")
     return values
 
 
 def _ids(objects: NDArray[Any]) -> NDArray[Any]:
-    """Labels as the numbering takes them. Raises BadInput for what is no label image."""
+    """Labels as the numbering takes them. Raises ConfigError for what is no label image."""
     if objects.dtype.kind not in "bui" or objects.min(initial=0) < 0:
-        raise BadInput(f"objects has type {objects.dtype}; expected object ids, integers from 0")
+        raise ConfigError(f"objects has type {objects.dtype}; expected object ids, integers from 0")
     return objects.astype(np.uint64 if objects.max(initial=0) > np.iinfo(np.uint32).max else np.uint32)

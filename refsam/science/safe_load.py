@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.science.hardware import is_out_of_memory
 
 ARCHIVE = b"PK\x03\x04"  # torch's format since 1.6; only this one can be mapped into memory
@@ -27,7 +27,8 @@ def read_weights(path: Path) -> dict[str, Any]:
     STAND_IN.
 
     Raises:
-        BadInput: for a file that is damaged, holds something else than a dict, or is a TorchScript archive.
+        ConfigError: for a file that is damaged, holds something else than a dict, or is a TorchScript
+        archive.
         OSError: when it cannot be read now.
     """
     with path.open("rb") as file:
@@ -38,12 +39,12 @@ def read_weights(path: Path) -> dict[str, Any]:
         if isinstance(error, OSError) or is_out_of_memory(error):
             raise
         reason = (str(error).strip().splitlines() or [""])[0]
-        raise BadInput(
+        raise ConfigError(
             f"{path} cannot be read as weights ({type(error).__name__}: {reason}); expected a file that "
             "torch.save has written"
         ) from error
     if not isinstance(values, dict):
-        raise BadInput(f"{path} holds a {type(values).__name__} instead of a dict of weights")
+        raise ConfigError(f"{path} holds a {type(values).__name__} instead of a dict of weights")
     return values
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.system.files import read_json, write_json
 from refsam.test_cluster.daemons import STOP_SECONDS, Daemon, Daemons, daemons_of, end
 from refsam.test_cluster.jobs import end_jobs, job_processes
@@ -66,8 +66,8 @@ class Cluster:
     def up(self) -> None:
         """Start what does not run, and return when all nodes are idle.
 
-        Raises BadInput when this machine or `root` cannot be used, and StartFailed when a part does not come
-        up, with everything stopped again and the logs left.
+        Raises ConfigError when this machine or `root` cannot be used, and StartFailed when a part does not
+        come up, with everything stopped again and the logs left.
         """
         check_machine()
         self._check_root()
@@ -142,7 +142,7 @@ class Cluster:
     def _check_root(self) -> None:
         """Root's own folder, made by this program or not there: its content will be removed one day."""
         if len(os.fsencode(self.root)) > LONGEST_ROOT:
-            raise BadInput(
+            raise ConfigError(
                 f"--root must be a path of {LONGEST_ROOT} bytes at most (Slurm makes sockets below "
                 f"it), got {self.root}"
             )
@@ -150,9 +150,9 @@ class Cluster:
             return
         facts = self.root.lstat()
         if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
-            raise BadInput(f"--root: {self.root} is not a folder of this user")
+            raise ConfigError(f"--root: {self.root} is not a folder of this user")
         if not (self.root / "cluster.json").exists() and any(self.root.iterdir()):
-            raise BadInput(
+            raise ConfigError(
                 f"--root: {self.root} is neither empty nor a test cluster's; expected a folder of its own"
             )
 

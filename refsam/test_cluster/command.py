@@ -5,7 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.test_cluster.cluster import Cluster, StartFailed
 from refsam.test_cluster.packages import install, missing_programs
 
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     except StartFailed as error:
         print(f"refsam: {error}", file=sys.stderr)
         return FAILED
-    except BadInput as error:
+    except ConfigError as error:
         print(f"refsam: {error}", file=sys.stderr)
         return BAD_INPUT
 

@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 
 PACKAGES = ("slurm-wlm", "slurmctld", "slurmd", "slurm-client", "slurmdbd", "munge", "mariadb-server")
 UPDATE = ("apt-get", "update")
@@ -16,12 +16,12 @@ PROGRAMS = (
 
 
 def check_machine() -> None:
-    """Raise BadInput, with what to do, where no test cluster can be started."""
+    """Raise ConfigError, with what to do, where no test cluster can be started."""
     if os.geteuid() != 0:
-        raise BadInput("the test cluster is started by root: it sets memory limits and makes device files")
+        raise ConfigError("the test cluster is started by root: it sets memory limits and makes device files")
     missing = missing_programs()
     if missing:
-        raise BadInput(
+        raise ConfigError(
             f"the test cluster needs {', '.join(missing)}; on Debian install them with: {' '.join(INSTALL)} "
             "(or add --install)"
         )
@@ -33,12 +33,12 @@ def missing_programs() -> list[str]:
 
 
 def install() -> None:
-    """Install the Debian packages. Raises BadInput where that fails."""
+    """Install the Debian packages. Raises ConfigError where that fails."""
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     try:
         subprocess.run(UPDATE, env=environment, check=True)
         subprocess.run(INSTALL, env=environment, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise BadInput(
+        raise ConfigError(
             f"--install: the packages of the test cluster could not be installed: {error}"
         ) from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 
 from refsam.configuration.resources import folder
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 
 # Below the ports that Linux gives to outgoing connections (32768 and above).
 FIRST_PORT, LAST_PORT, PORTS_PER_CLUSTER = 20000, 32700, 20
@@ -42,7 +42,7 @@ def node_names() -> list[str]:
 
 
 def choose_settings() -> Settings:
-    """Ports that nobody uses. Raises BadInput where all of them are taken."""
+    """Ports that nobody uses. Raises ConfigError where all of them are taken."""
     names = [*SERVICES, *node_names()]
     for start in range(FIRST_PORT, LAST_PORT - PORTS_PER_CLUSTER, PORTS_PER_CLUSTER):
         ports = {name: start + offset for offset, name in enumerate(names)}
@@ -50,13 +50,13 @@ def choose_settings() -> Settings:
             # Drawn, because jobs of a cluster that was killed may live on, and their cgroups with them.
             drawn = 1 + secrets.randbelow(LAST_JOB_ID // JOB_IDS_PER_CLUSTER - 1)
             return Settings(ports, first_job_id=drawn * JOB_IDS_PER_CLUSTER)
-    raise BadInput(f"no {len(names)} free TCP ports in a row between {FIRST_PORT} and {LAST_PORT}")
+    raise ConfigError(f"no {len(names)} free TCP ports in a row between {FIRST_PORT} and {LAST_PORT}")
 
 
 def write_configuration(root: Path, settings: Settings) -> None:
     """Fill in the templates below `root`, and make the key and the first statements for the database.
 
-    Raises BadInput where the machine has no cgroup controller that limits memory.
+    Raises ConfigError where the machine has no cgroup controller that limits memory.
     """
     for name in ("munge", "database", "state", "spool", "gpu", "log", "pid"):
         (root / name).mkdir(exist_ok=True)
@@ -107,7 +107,7 @@ def _cgroup_values() -> dict[str, str]:
             "ignore_systemd": "yes",
             "constrain_swap": "yes",
         }
-    raise BadInput(
+    raise ConfigError(
         f"the test cluster limits the memory of jobs through cgroups, and neither {memory} (version 1) nor "
         f"the memory controller in {controllers} (version 2) is on this machine"
     )

@@ -24,7 +24,7 @@ from strategy_models import (
 )
 from torch import nn
 
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.models.linear_layers import linear_layers as known_layers
 from refsam.models.strategies import PARTS, STRATEGIES
 from refsam.science.engine.attention import use_fused_attention
@@ -36,7 +36,7 @@ from refsam.science.strategies.injection import apply_strategy
 from refsam.science.strategies.merging import plain_state
 from refsam.science.strategies.parts import count_parameters, linear_layers
 from refsam.science.strategies.quantization import quantize, weights_bytes
-from refsam.science.strategies.state import HOLDS, Keeping, load_trained
+from refsam.science.strategies.state import HOLDS, CheckpointPolicy, load_trained
 from refsam.science.strategies.state import TRAINED as ONLY_TRAINED
 
 LORA = r"lora_[AB]\.default\.weight"
@@ -169,7 +169,7 @@ def test_the_checkpoints_of_a_strategy_give_the_same_masks(
     expected = masks(sam)
     assert not torch.allclose(expected, masks(fresh(model)), atol=1e-3)
     for adapter_only in (False, True):
-        keeping = Keeping(strategy(name), adapter_only)
+        keeping = CheckpointPolicy(strategy(name), adapter_only)
         latest = through_file(keeping.latest(sam), tmp_path)
         again = apply_strategy(fresh(model), strategy(name))
         again.load_state_dict(keeping.restored(again, latest)["model_state"])
@@ -307,13 +307,13 @@ def test_parameters_in_4_bits_count_by_their_values() -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_pattern_that_matches_nothing_names_the_layers_that_there_are(model: str) -> None:
-    with pytest.raises(BadInput, match=r"image_encoder\..*\.N\.attn\.qkv") as caught:
+    with pytest.raises(ConfigError, match=r"image_encoder\..*\.N\.attn\.qkv") as caught:
         apply_strategy(fresh(model), strategy("dora", targets=[r".*\.attention\..*"]))
     assert r"peft.targets: .*\.attention\..* matches no linear layer" in str(caught.value)
 
 
 def test_a_rank_larger_than_the_layer_names_the_layer() -> None:
-    with pytest.raises(BadInput, match=r"peft.rank=25 is larger than the layer image_encoder\.blocks\.0"):
+    with pytest.raises(ConfigError, match=r"peft.rank=25 is larger than the layer image_encoder\.blocks\.0"):
         apply_strategy(fresh("vit"), strategy("lora", rank=25))
 
 
@@ -329,7 +329,7 @@ def test_updates_may_go_into_the_mask_decoder_which_is_then_frozen_beside_them()
 
 def test_without_bitsandbytes_a_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(BadInput, match=r"peft.name=qdora .* pip install 'refsam\[quantized\]'"):
+    with pytest.raises(ConfigError, match=r"peft.name=qdora .* pip install 'refsam\[quantized\]'"):
         apply_strategy(fresh("vit"), strategy("qdora"))
 
 

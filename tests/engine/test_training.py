@@ -12,7 +12,7 @@ from torch_em.model import UNETR
 
 from refsam.configuration.compose import compose
 from refsam.configuration.schema import DatasetConfig, RefsamConfig
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.paths import RunPaths
 from refsam.science.data import training_loaders
 from refsam.science.engine.cache import MemoryStore
@@ -171,7 +171,8 @@ def test_8_bit_optimizers_train_resume_and_step_in_the_backward(
 
 def test_a_paged_optimizer_is_refused_without_a_gpu(synthetic: DatasetConfig, tmp_path: Path) -> None:
     with pytest.raises(
-        BadInput, match=r"paged_adam8bit needs a GPU, .* allowed there: adam, adamw, lion, adam8bit, lion8bit"
+        ConfigError,
+        match=r"paged_adam8bit needs a GPU, .* allowed there: adam, adamw, lion, adam8bit, lion8bit",
     ):
         history(synthetic, tmp_path / "run", "train.optimizer=paged_adam8bit")
 
@@ -180,7 +181,9 @@ def test_an_8_bit_optimizer_that_is_not_installed_is_refused(
     synthetic: DatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    with pytest.raises(BadInput, match=r"adam8bit needs bitsandbytes, .*: pip install 'refsam\[quantized\]'"):
+    with pytest.raises(
+        ConfigError, match=r"adam8bit needs bitsandbytes, .*: pip install 'refsam\[quantized\]'"
+    ):
         history(synthetic, tmp_path / "run", "train.optimizer=adam8bit")
 
 

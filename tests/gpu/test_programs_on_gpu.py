@@ -15,7 +15,7 @@ from refsam.configuration.frozen import freeze
 from refsam.configuration.schema import DatasetConfig, RefsamConfig
 from refsam.orchestration.submission.live_table import PlainLines
 from refsam.orchestration.submission.local import run_locally
-from refsam.records.fits import FitsFolder, Outcome
+from refsam.records.fits import FitsFolder, StepOutcome
 from refsam.records.paths import RunsFolder
 from refsam.records.status import State, Status, write_status
 from refsam.system.files import read_json
@@ -70,6 +70,6 @@ def test_a_fit_for_a_gpu_is_measured_on_it(tmp_path: Path, capsys: pytest.Captur
     assert row["refsam_largest"] == fit.refsam.n_objects == 2
     measured = FitsFolder(tmp_path / "runs" / "fits").read_measurements()
     assert {(each.setup.device, each.outcome, each.precision) for each in measured} == {
-        ("cuda", Outcome.fits, "float32")
+        ("cuda", StepOutcome.fits, "float32")
     }
     assert all(each.limited_by == "cuda" and each.peak_gib < each.limit_gib < 8 for each in measured)

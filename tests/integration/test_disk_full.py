@@ -12,7 +12,7 @@ from training_runs import rows, run_training, small_config
 
 from refsam.configuration.frozen import freeze
 from refsam.configuration.schema import DatasetConfig, RefsamConfig
-from refsam.orchestration.lifecycle.attempts import Outcome, begin_attempt, end_of_attempt
+from refsam.orchestration.lifecycle.attempts import ProcessEnd, begin_attempt, end_of_attempt
 from refsam.records.attempts import read_attempt
 from refsam.records.paths import RunPaths
 from refsam.records.status import Reason, State, free_reserve, hold_reserve, read_status, write_status
@@ -147,7 +147,7 @@ def test_last_words_are_written_where_somebody_else_takes_every_byte_that_is_giv
         paths, status.changed(state=State.failed, reason=Reason.lost, message="a"), is_last_word=True
     )
     disk.take_the_rest()
-    end_of_attempt(paths, Outcome(-9, 0, 1.0, None, False))
+    end_of_attempt(paths, ProcessEnd(-9, 0, 1.0, None, False))
     disk.take_the_rest()
     assert (read_status(paths).state, read_status(paths).reason) == (State.failed, Reason.lost)
     assert read_attempt(paths, 1).reason is Reason.lost

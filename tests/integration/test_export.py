@@ -21,7 +21,7 @@ from refsam.science.models import SAM_CONFIG, build_unetr, load_model, segmentat
 from refsam.science.strategies.adapter_files import write_adapter
 from refsam.science.strategies.injection import apply_strategy
 from refsam.science.strategies.opening import finished_model
-from refsam.science.strategies.state import Keeping
+from refsam.science.strategies.state import CheckpointPolicy
 from refsam.science.training.checkpoints import write_best
 
 
@@ -36,7 +36,7 @@ def as_trained(config: RefsamConfig, root: Path) -> RunPaths:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
-    keeping = Keeping(config.peft, adapter_only=config.train.save == "adapter")
+    keeping = CheckpointPolicy(config.peft, adapter_only=config.train.save == "adapter")
     shape = getattr(model.sam, "config", None)
     init = {} if shape is None else {SAM_CONFIG: shape.to_dict()}
     write_best(paths, {**keeping.best(model), "init": init})

@@ -8,7 +8,7 @@ import pytest
 from refsam import cli
 from refsam.configuration.compose import compose
 from refsam.orchestration import machine
-from refsam.records.fits import FitsFolder, Outcome
+from refsam.records.fits import FitsFolder, StepOutcome
 
 TINY = (
     "resource=local",
@@ -46,7 +46,7 @@ def test_a_fit_is_measured_once_and_used(here: Path, capsys: pytest.CaptureFixtu
     assert 0.1 < (fit.refsam.peak_gib or 0) < 0.9 * fit.memory_gib
     assert (row["refsam_largest"], row["refsam_seconds"]) == (3, fit.refsam.seconds)
     measured = FitsFolder(here / "runs" / "fits").read_measurements()
-    assert {item.outcome for item in measured} == {Outcome.fits}
+    assert {item.outcome for item in measured} == {StepOutcome.fits}
 
     assert cli.main(command) == 0
     captured = capsys.readouterr()

@@ -14,7 +14,7 @@ from refsam.cli import main
 from refsam.configuration.frozen import freeze
 from refsam.configuration.schema import DatasetConfig, RefsamConfig
 from refsam.datasets.listing import list_pairs
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.paths import RunPaths
 from refsam.records.status import Reason, State, read_status
 from refsam.science import run
@@ -73,7 +73,7 @@ def test_a_run_does_not_continue_from_a_checkpoint_that_holds_more_than_values(
     run.execute(paths.root)
     paths.training.unlink()
     spoil(paths.latest, marker)
-    with pytest.raises(BadInput, match="holds other objects than tensors"):
+    with pytest.raises(ConfigError, match="holds other objects than tensors"):
         run.execute(paths.root)
     assert read_status(paths).reason is Reason.error
     assert not marker.exists()
@@ -126,7 +126,7 @@ def test_a_folder_of_transformers_executes_nothing(
     (folder / "model.safetensors").unlink()
     save_zip({**plain.state_dict(), "evil": Evil(marker)}, folder / "pytorch_model.bin")
     model = small_config(synthetic, model=("model=hf_tiny", *TINY[1:])).model
-    with pytest.raises(BadInput, match="holds other objects than tensors"):
+    with pytest.raises(ConfigError, match="holds other objects than tensors"):
         load_model(replace(model, weights=str(folder)), 0, "cpu")
     save_zip(plain.state_dict(), folder / "pytorch_model.bin")
     load_model(replace(model, weights=str(folder)), 0, "cpu")
@@ -159,7 +159,7 @@ def test_an_image_that_is_a_pickle_executes_nothing(
             np.save(file, content)
         else:
             content.dump(file)
-    with pytest.raises(BadInput, match="cannot be read as an image"):
+    with pytest.raises(ConfigError, match="cannot be read as an image"):
         load_pairs(synthetic, [replace(pair, image=path)])
     assert not marker.exists()
 

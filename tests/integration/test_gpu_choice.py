@@ -9,7 +9,7 @@ import torch
 from training_runs import small_config
 
 from refsam.configuration.schema import DatasetConfig, Precision
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.science import fit
 from refsam.science.engine.setup import memory_gib
 from refsam.science.hardware import GIB, choose_device, choose_precision, describe, is_out_of_memory
@@ -62,7 +62,7 @@ def test_a_gpu_without_kernels_is_refused_before_anything_is_loaded(
         named = (
             rf"has compute capability {capability[0]}\.{capability[1]}, and PyTorch .* was built for sm_75"
         )
-        with pytest.raises(BadInput, match=named):
+        with pytest.raises(ConfigError, match=named):
             choose_device(config)
 
 
@@ -83,7 +83,7 @@ def test_a_gpu_that_is_not_here_is_refused_unless_that_is_said(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = small_config(synthetic, "resource.device=cuda")
-    with pytest.raises(BadInput, match=r"resource\.device=cuda"):
+    with pytest.raises(ConfigError, match=r"resource\.device=cuda"):
         choose_device(config)
     config.cluster.explicit = True
     assert choose_device(config) == torch.device("cpu")
@@ -99,7 +99,7 @@ def test_a_gpu_that_only_nvidia_smi_sees_is_named_with_its_driver(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(BadInput, match=r"V100-SXM2-32GB with driver 470\.57\.02: it needs one for CUDA"):
+    with pytest.raises(ConfigError, match=r"V100-SXM2-32GB with driver 470\.57\.02: it needs one for CUDA"):
         choose_device(small_config(synthetic, "resource.device=cuda"))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from refsam.orchestration.submission.live_table import Place, Row
+from refsam.orchestration.submission.live_table import Location, Row
 from refsam.orchestration.submission.local import run_locally
 from refsam.records.paths import RunsFolder
 from refsam.records.status import Reason, State, Status, read_status, write_status
@@ -112,8 +112,8 @@ def test_no_more_runs_at_a_time_than_asked_for(runs_folder):
         at_work += 1 if event[0] == "start" else -1
         most = max(most, at_work)
     assert most == 2
-    assert max(sum(row.place is Place.here for row in rows) for rows in recorder.shown) == 2
-    assert {row.place for row in recorder.shown[-1]} == {Place.ended}
+    assert max(sum(row.place is Location.here for row in rows) for rows in recorder.shown) == 2
+    assert {row.place for row in recorder.shown[-1]} == {Location.ended}
 
 
 def test_a_run_gets_its_threads_and_a_log_that_others_may_read(runs_folder):
@@ -170,7 +170,7 @@ def test_a_run_that_another_process_holds_is_not_started(runs_folder):
         wait_until(lambda: ready(runs_folder, "a"))
         (a, b), recorder = execute(runs_folder, runs)
         assert (a.state, b.state) == (State.running, State.completed)
-        assert [row.place for row in recorder.shown[-1]] == [Place.elsewhere, Place.ended]
+        assert [row.place for row in recorder.shown[-1]] == [Location.elsewhere, Location.ended]
         assert sorted(science.starts(runs_folder.root)) == ["a", "b"]
     finally:
         (runs_folder.root / "go").touch()
@@ -200,7 +200,7 @@ def test_a_run_that_another_queue_has_started_is_not_started_while_it_still_load
     try:
         (a, b), recorder = execute(runs_folder, runs)
         assert (a.state, a.attempt, b.state) == (State.pending, 1, State.completed)
-        assert [row.place for row in recorder.shown[-1]] == [Place.elsewhere, Place.ended]
+        assert [row.place for row in recorder.shown[-1]] == [Location.elsewhere, Location.ended]
         assert science.starts(runs_folder.root) == ["b"]
     finally:
         other.terminate()
@@ -299,7 +299,7 @@ def test_a_queue_that_was_killed_is_followed_by_the_next_without_starting_its_ru
     try:
         (status,), recorder = execute(runs_folder, runs)
         assert status.state is State.running
-        assert recorder.shown[-1][0].place is Place.elsewhere
+        assert recorder.shown[-1][0].place is Location.elsewhere
     finally:
         (runs_folder.root / "go").touch()
         psutil.wait_procs(processes, timeout=PATIENCE)

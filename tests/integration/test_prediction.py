@@ -18,7 +18,7 @@ from refsam.configuration.compose import compose
 from refsam.configuration.frozen import freeze
 from refsam.configuration.schema import DatasetConfig, Kind
 from refsam.datasets.image_metadata import ImageMetadata, read_metadata
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.paths import RunPaths
 from refsam.records.predictions import PredictionsFolder
 from refsam.science.data import load_pairs, test_images
@@ -298,7 +298,7 @@ def test_what_the_python_function_cannot_use_is_one_sentence(
     given: dict[str, object], sentence: str, run: RunPaths
 ) -> None:
     model = refsam.load(run.root, device="cpu")
-    with pytest.raises(BadInput) as error:
+    with pytest.raises(ConfigError) as error:
         model.segment(**{"image": np.zeros((40, 50), "uint8"), **given})
     assert sentence in str(error.value)
 
@@ -350,6 +350,6 @@ def test_an_image_of_any_size_is_segmented_in_tiles(run: RunPaths, tmp_path: Pat
 
 
 def test_a_device_that_is_not_here_is_one_sentence(run: RunPaths) -> None:
-    with pytest.raises(BadInput, match="device='tpu9', and allowed here are auto, cpu"):
+    with pytest.raises(ConfigError, match="device='tpu9', and allowed here are auto, cpu"):
         refsam.load(run.root, device="tpu9")
     assert torch.is_grad_enabled()

@@ -15,7 +15,7 @@ from training_runs import rows, run_training, small_config
 
 from refsam.configuration.frozen import freeze
 from refsam.configuration.schema import DatasetConfig, Kind, RefsamConfig
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.metrics import read_metrics
 from refsam.records.paths import RunPaths
 from refsam.records.status import AlreadyRunning, Reason, State, Status, read_status, run_lock, write_status
@@ -72,7 +72,7 @@ def test_a_run_that_another_job_evaluates_stops_when_it_is_trained(
     assert paths.training.exists()
     assert not paths.metrics.exists()
     monkeypatch.delenv("REFSAM_TRAINS_ONLY")
-    with pytest.raises(BadInput, match=r"resource\.device=cuda"):
+    with pytest.raises(ConfigError, match=r"resource\.device=cuda"):
         execution.execute(paths.root)
     evaluated_on("cpu")
     execution.execute(paths.root)
@@ -128,7 +128,7 @@ def test_a_baseline_is_only_evaluated(paths: RunPaths, config: RefsamConfig) -> 
 @pytest.mark.parametrize(
     ("error", "reason", "message"),
     [
-        (BadInput("n_images is 12"), Reason.error, "n_images is 12"),
+        (ConfigError("n_images is 12"), Reason.error, "n_images is 12"),
         (Diverged("the metric is nan"), Reason.diverged, "The training diverged: the metric"),
         (ValueError("first line\nsecond line"), Reason.error, "ValueError: first line"),
         (MemoryError(), Reason.out_of_memory, "The memory did not suffice"),

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from training_runs import Killed, kill_at, rows, run_training, small_config
 
 from refsam.configuration.schema import DatasetConfig, Precision
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.paths import RunPaths
 from refsam.science.hardware import choose_precision, resident_memory
 from refsam.science.models import load_model
@@ -209,7 +209,7 @@ def test_mixed_precision_trains_and_continues(synthetic: DatasetConfig, tmp_path
 
 def test_an_unknown_optimizer_is_refused(synthetic: DatasetConfig, tmp_path: Path) -> None:
     with pytest.raises(
-        BadInput,
+        ConfigError,
         match=r"train\.optimizer=sgd, allowed: adam, adamw, lion, adam8bit, paged_adam8bit, lion8bit",
     ):
         run_training(small_config(synthetic, "train.optimizer=sgd"), tmp_path / "run")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from refsam import cli
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.orchestration.slurm import patience, questions
 from refsam.orchestration.submission import arrays
 from refsam.records.paths import RunsFolder
@@ -25,7 +25,7 @@ def slurm_machine() -> None:
     """A machine where a test cluster can be started; elsewhere the test is skipped with the reason."""
     try:
         check_machine()
-    except BadInput as error:
+    except ConfigError as error:
         pytest.skip(str(error))
 
 

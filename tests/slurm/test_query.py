@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from refsam.configuration.schema import ClusterConfig, RefsamConfig, RequestConfig
-from refsam.errors import BadInput, SlurmSilent
+from refsam.errors import ConfigError, SlurmUnavailable
 from refsam.orchestration.slurm.identity import CLOCK_SECONDS, KnownJob, known_job
 from refsam.orchestration.slurm.questions import (
     SlurmQuery,
@@ -34,7 +34,7 @@ class Slurm:
         self.calls.append(command[0])
         answer = self.answers[command[0]]
         if answer is None:
-            raise SlurmSilent("Connection refused")
+            raise SlurmUnavailable("Connection refused")
         return answer
 
 
@@ -282,7 +282,7 @@ def test_times_are_read_as_slurm_reads_them(time, expected):
 
 @pytest.mark.parametrize("time", ["", "two days", "0", "1:2:3:4", "-1", "1\n"])
 def test_other_times_are_refused(time):
-    with pytest.raises(BadInput, match=r"resource\.request\.time"):
+    with pytest.raises(ConfigError, match=r"resource\.request\.time"):
         minutes(time)
 
 
@@ -307,13 +307,13 @@ def test_a_comment_is_no_longer_than_slurm_takes():
 
 @pytest.mark.parametrize("field", ["account", "qos", "constraint", "exclude"])
 def test_a_line_break_never_reaches_a_job_script(field):
-    with pytest.raises(BadInput, match=field):
+    with pytest.raises(ConfigError, match=field):
         some_parameters(**{field: "a\ntouch executed"})
 
 
 def test_a_template_that_is_not_there_is_named_with_those_that_are():
     with pytest.raises(
-        BadInput, match=r"cluster\.template must be default, .*got sccc \(did you mean scc\?\)"
+        ConfigError, match=r"cluster\.template must be default, .*got sccc \(did you mean scc\?\)"
     ):
         prologue("sccc")
 

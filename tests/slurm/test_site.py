@@ -10,11 +10,11 @@ from refsam.configuration.schema import (
     RequestConfig,
     TrainConfig,
 )
-from refsam.errors import SlurmSilent
+from refsam.errors import SlurmUnavailable
 from refsam.orchestration.planning.checkpoint_room import checkpoint_bytes
 from refsam.orchestration.slurm import site
 from refsam.orchestration.slurm.site import (
-    Limits,
+    QueueLimits,
     out_of_service,
     parse_max_submit_jobs,
     parse_nodes,
@@ -118,15 +118,15 @@ def test_the_smaller_limit_on_arrays_counts(monkeypatch, given, answered, expect
     def ask(command):
         if command[0] == "scontrol" and answered is not None:
             return f"MaxArraySize            = {answered}\n"
-        raise SlurmSilent("no")
+        raise SlurmUnavailable("no")
 
     monkeypatch.setattr(site, "run_command", ask)
     cluster = ClusterConfig(max_array_size=given)
     if expected is None:
-        with pytest.raises(SlurmSilent):
+        with pytest.raises(SlurmUnavailable):
             site.limits(cluster, lambda sentence: None)
     else:
-        assert site.limits(cluster, lambda sentence: None) == Limits(expected, None)
+        assert site.limits(cluster, lambda sentence: None) == QueueLimits(expected, None)
 
 
 def test_the_smaller_limit_of_account_and_qos_counts():

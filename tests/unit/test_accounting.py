@@ -2,7 +2,7 @@
 
 import pytest
 
-from refsam.errors import SlurmSilent
+from refsam.errors import SlurmUnavailable
 from refsam.orchestration.slurm import accounting
 from refsam.orchestration.slurm.accounting import parse_costs, record_costs
 from refsam.records.attempts import Attempt, write_attempt
@@ -91,7 +91,7 @@ def test_another_job_with_the_number_of_a_run_s_is_no_cost_of_the_run(folder, mo
 
 def test_costs_wait_for_the_accounting(folder, monkeypatch):
     def away(command):
-        raise SlurmSilent("Connection refused")
+        raise SlurmUnavailable("Connection refused")
 
     paths = add_run(folder, "a", "7_0")
     monkeypatch.setattr(accounting, "run_command", away)

@@ -12,7 +12,7 @@ import pytest
 
 from refsam import __version__, cli
 from refsam.configuration.resources import folder as resource_folder
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.paths import RunsFolder, SweepPaths
 from refsam.records.status import Reason, State, Status, write_status
 from refsam.results.collect import METRICS
@@ -198,7 +198,7 @@ def test_prepare_finds_a_site_s_own_choices(fetched, tmp_path, capsys):
     assert cli.main(["prepare", "--config-dir", str(site), "resource=h100", "dataset=synthetic"]) == 0
     assert fetched == [("data", "synthetic"), ("weights", "vit_b")]
     assert cli.main(["prepare", "--config-dir", str(site / "no"), "resource=h100"]) == 2
-    assert capsys.readouterr().err.startswith("refsam: --config-dir: ")
+    assert capsys.readouterr().err.startswith("refsam: --config-dir must be a folder, got ")
 
 
 def test_overrides_may_stand_on_either_side_of_an_option(monkeypatch):
@@ -222,7 +222,7 @@ def test_what_no_command_takes_is_named(given, unknown, capsys):
 
 def test_bad_input_anywhere_is_one_sentence(capsys, monkeypatch):
     def refuse(dataset: object) -> None:
-        raise BadInput("dataset.root is not there")
+        raise ConfigError("dataset.root is not there")
 
     monkeypatch.setitem(sys.modules, "refsam.datasets.prepare", SimpleNamespace(prepare=refuse))
     assert cli.main(["prepare", "dataset=nuclei"]) == 2

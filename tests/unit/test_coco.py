@@ -21,7 +21,7 @@ from refsam.datasets.listing import list_pairs
 from refsam.datasets.pair import DataMissing
 from refsam.datasets.pairs import read_pair_labels
 from refsam.datasets.prepare import prepare
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.system.names import normalized
 
 HEIGHT, WIDTH = 40, 60
@@ -110,7 +110,7 @@ def test_crowds_and_other_categories_are_no_objects(coco: Make) -> None:
     assert [labels.max() for labels in labels_of(coco(described))] == [1, 1]
     config = coco(described, categories=["crab"])
     assert [pair.name for pair in list_pairs(config)] == ["2"]
-    with pytest.raises(BadInput, match=r"no category crabs \(did you mean crab\?\); it has fish, crab"):
+    with pytest.raises(ConfigError, match=r"no category crabs \(did you mean crab\?\); it has fish, crab"):
         list_pairs(coco(described, categories=["crabs"]))
 
 
@@ -119,12 +119,12 @@ def test_images_without_objects_are_left_out_or_refused(coco: Make) -> None:
     config = coco(described)
     assert [pair.name for pair in list_pairs(config)] == ["1"]
     assert "left out are 2 images without objects (2.png, 3.png)" in str(left_out(config))
-    with pytest.raises(BadInput, match=r"has 2 images without objects \(2.png, 3.png\)"):
+    with pytest.raises(ConfigError, match=r"has 2 images without objects \(2.png, 3.png\)"):
         list_pairs(coco(described, empty_images="refuse"))
 
 
 def test_a_file_without_any_object_is_refused(coco: Make) -> None:
-    with pytest.raises(BadInput, match="has no image with an object that can be used"):
+    with pytest.raises(ConfigError, match="has no image with an object that can be used"):
         list_pairs(coco(content()))
 
 
@@ -157,7 +157,7 @@ ODD_POLYGONS = ([1.0, 1.0, 5.0, 5.0, 9.0], [1.0, 1.0, 5.0, 5.0, None, 3.0], [1.0
 def test_every_problem_is_named_and_refused_or_left_out(kind: str, coco: Make) -> None:
     described = content(annotation(1), PROBLEMS[kind], n_images=4 if kind == "missing image" else 1)
     config = coco(described)
-    with pytest.raises(BadInput, match=f"1 × {kind} .*dataset.on_problem=skip"):
+    with pytest.raises(ConfigError, match=f"1 × {kind} .*dataset.on_problem=skip"):
         list_pairs(config)
     lenient = coco(described, on_problem="skip")
     (labels,) = labels_of(lenient)
@@ -183,7 +183,7 @@ def test_values_of_other_types_are_problems_and_no_crash(
     kind: str, values: dict[str, object], coco: Make
 ) -> None:
     described = content(annotation(1), annotation(9, **values))
-    with pytest.raises(BadInput, match=f"1 × {kind} "):
+    with pytest.raises(ConfigError, match=f"1 × {kind} "):
         list_pairs(coco(described))
     assert len(list_pairs(coco(described, on_problem="skip"))) == 1
 
@@ -192,7 +192,7 @@ def test_values_of_other_types_are_problems_and_no_crash(
 def test_compressed_run_lengths_that_do_not_cover_the_image_are_broken(text: str, coco: Make) -> None:
     """Of most of them, pycocotools would make a mask of what happens to be in memory."""
     broken = annotation(2, segmentation={"size": [HEIGHT, WIDTH], "counts": text})
-    with pytest.raises(BadInput, match=r"1 × broken run lengths \(annotation 2 of 1\.png\)"):
+    with pytest.raises(ConfigError, match=r"1 × broken run lengths \(annotation 2 of 1\.png\)"):
         list_pairs(coco(content(annotation(1), broken)))
 
 
@@ -210,7 +210,7 @@ def test_compressed_run_lengths_of_all_kinds_of_masks_are_whole(coco: Make) -> N
 
 @pytest.mark.parametrize("polygon", ODD_POLYGONS, ids=repr)
 def test_polygons_are_pairs_of_numbers(polygon: object, coco: Make) -> None:
-    with pytest.raises(BadInput, match="1 × broken polygon"):
+    with pytest.raises(ConfigError, match="1 × broken polygon"):
         list_pairs(coco(content(annotation(1), annotation(2, segmentation=[polygon]))))
 
 
@@ -225,17 +225,17 @@ def test_polygons_are_pairs_of_numbers(polygon: object, coco: Make) -> None:
 def test_of_duplicate_images_the_first_counts(kind: str, number: int, name: str, coco: Make) -> None:
     described = content(annotation(1))
     described["images"].append({"id": number, "file_name": name, "height": HEIGHT, "width": WIDTH})
-    with pytest.raises(BadInput, match=f"1 × {kind}"):
+    with pytest.raises(ConfigError, match=f"1 × {kind}"):
         list_pairs(coco(described))
     assert [pair.name for pair in list_pairs(coco(described, on_problem="skip"))] == ["1"]
 
 
 def test_of_duplicate_categories_the_first_counts(coco: Make) -> None:
     described = content(annotation(1), categories=[{"id": 1, "name": "fish"}, {"id": 1, "name": "crab"}])
-    with pytest.raises(BadInput, match=r"1 × duplicate category id \(1 of crab\)"):
+    with pytest.raises(ConfigError, match=r"1 × duplicate category id \(1 of crab\)"):
         list_pairs(coco(described))
     assert len(list_pairs(coco(described, on_problem="skip", categories=["fish"]))) == 1
-    with pytest.raises(BadInput, match="has no category crab; it has fish"):
+    with pytest.raises(ConfigError, match="has no category crab; it has fish"):
         list_pairs(coco(described, on_problem="skip", categories=["crab"]))
 
 
@@ -247,13 +247,13 @@ def test_an_image_without_a_size_is_a_problem(size: dict[str, object], coco: Mak
     described["images"].append({"id": 2, "file_name": "2.png", "height": HEIGHT, "width": WIDTH, **size})
     if not size:
         del described["images"][1]["height"]
-    with pytest.raises(BadInput, match=r"1 × image without a size \(2\.png\)"):
+    with pytest.raises(ConfigError, match=r"1 × image without a size \(2\.png\)"):
         list_pairs(coco(described))
 
 
 def test_problems_are_counted_and_some_of_them_named(coco: Make) -> None:
     broken = [annotation(number, segmentation=[[1.0]]) for number in range(2, 7)]
-    with pytest.raises(BadInput) as error:
+    with pytest.raises(ConfigError) as error:
         list_pairs(coco(content(annotation(1), *broken, annotation(7, image=8))))
     places = ", ".join(f"annotation {number} of 1.png" for number in (2, 3, 4))
     assert f"5 × broken polygon ({places}, …), 1 × annotation of an unknown image" in str(error.value)
@@ -283,13 +283,13 @@ def test_a_corner_on_the_border_is_inside(coco: Make) -> None:
     ],
 )
 def test_files_of_another_format_are_refused(text: str, sentence: str, coco: Make) -> None:
-    with pytest.raises(BadInput, match=sentence):
+    with pytest.raises(ConfigError, match=sentence):
         list_pairs(coco(text))
 
 
 def test_a_file_or_a_folder_that_is_not_there(coco: Make, dataset: Make, tmp_path: Path) -> None:
     config = coco(content(annotation(1)), labels="other.json")
-    with pytest.raises(BadInput, match=r"other.json is no file; give COCO's annotation file"):
+    with pytest.raises(ConfigError, match=r"other.json is no file; give COCO's annotation file"):
         list_pairs(config)
     with pytest.raises(DataMissing, match=r"dataset\.root=FOLDER"):
         list_pairs(dataset("coco", tmp_path / "none"))
@@ -323,7 +323,7 @@ def test_of_crowds_only_the_sentence_says_so_and_include_takes_them(coco: Make, 
     brushes = labels_to_coco([("1.png", square(5, 5, 10).astype(int) + square(20, 30, 10))])["annotations"]
     described = content(*({**item, "iscrowd": 1} for item in brushes))
     skipped = coco(described)
-    with pytest.raises(BadInput, match=r"has 1 object, all of them crowds .*dataset\.crowds=include"):
+    with pytest.raises(ConfigError, match=r"has 1 object, all of them crowds .*dataset\.crowds=include"):
         list_pairs(skipped)
     included = coco(described, crowds="include")
     np.testing.assert_array_equal(labels_of(included)[0] > 0, square(5, 5, 10) | square(20, 30, 10))
@@ -388,7 +388,7 @@ def test_a_crowd_is_one_however_it_is_written(crowd: object, coco: Make) -> None
 @pytest.mark.parametrize("crowd", [2, "yes", [], {}, 0.5])
 def test_a_crowd_that_is_neither_is_named(crowd: object, coco: Make) -> None:
     described = content(annotation(1), annotation(2, iscrowd=crowd))
-    with pytest.raises(BadInput, match=r"1 × iscrowd that is neither 0 nor 1 \(annotation 2 of 1\.png\)"):
+    with pytest.raises(ConfigError, match=r"1 × iscrowd that is neither 0 nor 1 \(annotation 2 of 1\.png\)"):
         list_pairs(coco(described))
 
 
@@ -413,7 +413,7 @@ def test_run_lengths_that_python_printed_as_bytes_are_read(coco: Make) -> None:
     printed = {**packed, "counts": str(packed["counts"].encode())}
     (labels,) = labels_of(coco(content(annotation(1, segmentation=printed))))
     np.testing.assert_array_equal(labels, mask)
-    with pytest.raises(BadInput, match="broken run lengths"):
+    with pytest.raises(ConfigError, match="broken run lengths"):
         list_pairs(coco(content(annotation(1, segmentation={**packed, "counts": "b'\\x"}))))
 
 
@@ -426,7 +426,9 @@ def test_run_lengths_as_floats_are_read(coco: Make) -> None:
 def test_only_a_box_is_no_segmentation(coco: Make) -> None:
     boxed = annotation(2, bbox=[5, 5, 10, 10], segmentation=[])
     del (missing := annotation(3, bbox=[5, 5, 10, 10]))["segmentation"]
-    with pytest.raises(BadInput, match=r"2 × empty segmentation \(only a box\) \(annotation 2 of 1.png, ann"):
+    with pytest.raises(
+        ConfigError, match=r"2 × empty segmentation \(only a box\) \(annotation 2 of 1.png, ann"
+    ):
         list_pairs(coco(content(annotation(1), boxed, missing)))
 
 
@@ -448,7 +450,7 @@ def test_files_are_utf8_with_or_without_a_mark(
     if sentence is None:
         assert len(list_pairs(config)) == 1
     else:
-        with pytest.raises(BadInput, match=sentence):
+        with pytest.raises(ConfigError, match=sentence):
             list_pairs(config)
 
 
@@ -470,14 +472,14 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_formats_are_named(name: str, coco: Make) -> None:
-    with pytest.raises(BadInput, match=f"looks like {name}.*export it"):
+    with pytest.raises(ConfigError, match=f"looks like {name}.*export it"):
         list_pairs(coco(OTHERS[name]))
 
 
 def test_lists_that_are_mappings_are_named(coco: Make) -> None:
     described = content(annotation(1))
     described["images"] = {"1": described["images"][0]}
-    with pytest.raises(BadInput, match="has no list of images, which COCO's format asks for"):
+    with pytest.raises(ConfigError, match="has no list of images, which COCO's format asks for"):
         list_pairs(coco(described))
 
 
@@ -511,7 +513,7 @@ def test_file_names_stay_in_their_folder(name: str, coco: Make, tmp_path: Path) 
     described["images"][1]["file_name"] = name
     config = coco(described)
     (tmp_path / "1.png").write_bytes((tmp_path / "images" / "1.png").read_bytes())
-    with pytest.raises(BadInput, match=r"1 × file name that leaves dataset\.images"):
+    with pytest.raises(ConfigError, match=r"1 × file name that leaves dataset\.images"):
         list_pairs(config)
 
 
@@ -519,28 +521,28 @@ def test_file_names_stay_in_their_folder(name: str, coco: Make, tmp_path: Path) 
 def test_file_names_that_no_file_can_have_are_missing(name: str, coco: Make) -> None:
     described = content(annotation(1), annotation(2, image=2), n_images=2)
     described["images"][1]["file_name"] = name
-    with pytest.raises(BadInput, match="1 × missing image"):
+    with pytest.raises(ConfigError, match="1 × missing image"):
         list_pairs(coco(described))
 
 
 def test_annotations_of_an_image_that_is_left_out_are_not_counted_beside_it(coco: Make) -> None:
     described = content(annotation(1), annotation(2, image=2), n_images=2)
     described["images"][1]["height"] = None
-    with pytest.raises(BadInput, match=r"has 1 × image without a size \(2\.png\); correct"):
+    with pytest.raises(ConfigError, match=r"has 1 × image without a size \(2\.png\); correct"):
         list_pairs(coco(described))
 
 
 def test_a_size_that_the_file_of_an_image_cannot_have_is_refused(coco: Make) -> None:
     described = content(annotation(1), annotation(2, image=2), n_images=2)
     described["images"][1].update({"height": 40_000, "width": 50_000})
-    with pytest.raises(BadInput, match=r"1 × image of a size that its file cannot have \(2\.png\)"):
+    with pytest.raises(ConfigError, match=r"1 × image of a size that its file cannot have \(2\.png\)"):
         list_pairs(coco(described))
 
 
 def test_an_image_that_no_memory_holds_is_refused_before_anything_is_made_of_it(coco: Make) -> None:
     described = content(annotation(1, segmentation={"size": [10**6, 10**6], "counts": [10**12 - 1, 1]}))
     described["images"][0].update({"height": 10**6, "width": 10**6})
-    with pytest.raises(BadInput, match=r"1 × image of more than 2\^31 pixels"):
+    with pytest.raises(ConfigError, match=r"1 × image of more than 2\^31 pixels"):
         list_pairs(coco(described))
 
 
@@ -617,7 +619,7 @@ def test_objects_of_a_few_pixels_do_not_stop_a_sweep_on_trashcan(dataset: Make, 
     facts = inspect(list_pairs(config), config, tmp_path / "cache")
     assert facts["1"].largest_object == 9
     check_images(config, facts, (32, 32))
-    with pytest.raises(BadInput, match="the largest object of 1 has 9"):
+    with pytest.raises(ConfigError, match="the largest object of 1 has 9"):
         check_images(replace(config, min_object_size=25), facts, (32, 32))
 
 
@@ -625,11 +627,11 @@ def test_trashcan_says_what_it_needs(dataset: Make, tmp_path: Path) -> None:
     config = dataset("trashcan", tmp_path / "trashcan")
     with pytest.raises(DataMissing, match=r"refsam prepare dataset=trashcan dataset.archive=ARCHIVE"):
         list_pairs(config)
-    with pytest.raises(BadInput, match=r"dataset.archive: nothing was given; download dataset.zip"):
+    with pytest.raises(ConfigError, match=r"dataset.archive: nothing was given; download dataset.zip"):
         prepare(config)
     for name, sentence in (("none.zip", "cannot be opened"), ("", "holds no dataset/instance_version")):
         config = dataset("trashcan", tmp_path / "trashcan", archive=str(tmp_path / name))
-        with pytest.raises(BadInput, match=sentence):
+        with pytest.raises(ConfigError, match=sentence):
             prepare(config)
     assert not (tmp_path / "trashcan").exists()
 

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from refsam import results
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
 from refsam.records.status import Reason, State, Status, write_status
 from refsam.results.collect import COLUMNS, METRICS, collect, damaged, write_results
@@ -286,7 +286,7 @@ def test_a_damaged_manifest_is_an_error_that_names_it(folder, content):
 def test_a_manifest_of_a_newer_refsam_is_refused(folder):
     sweep = write_sweep(folder, [])
     write_json(sweep.manifest, {"format": 2})
-    with pytest.raises(BadInput, match=r"newer version of refsam \(format 2, this one reads up to 1\)"):
+    with pytest.raises(ConfigError, match=r"newer version of refsam \(format 2, this one reads up to 1\)"):
         collect(sweep, folder)
 
 
@@ -294,7 +294,7 @@ def test_load_gives_the_frame_and_names_the_nearest_sweep(folder):
     complete(write_run(folder, "run"))
     write_sweep(folder, ["run"])
     assert len(results.load("study", folder.root)) == 2
-    with pytest.raises(BadInput, match="did you mean study"):
+    with pytest.raises(ConfigError, match="did you mean study"):
         results.load("stduy", folder.root)
 
 

@@ -26,7 +26,7 @@ from refsam.configuration.split import split_images
 from refsam.datasets.listing import list_pairs
 from refsam.datasets.pairs import read_pair
 from refsam.datasets.prepare import prepare
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.models.weights_cache import weights_path
 from refsam.science import data, fetch
 from refsam.science.models import load_model
@@ -260,7 +260,7 @@ def test_test_images_are_limited_in_the_splits_order(nuclei: DatasetConfig) -> N
 
 @pytest.mark.parametrize("n_images", [0, -1, 12])
 def test_more_images_than_there_are_for_training_are_refused(synthetic: DatasetConfig, n_images: int) -> None:
-    with pytest.raises(BadInput, match=rf"n_images must be an integer from 1 to 10, .*, got {n_images}"):
+    with pytest.raises(ConfigError, match=rf"n_images must be an integer from 1 to 10, .*, got {n_images}"):
         data.training_loaders(run_config(synthetic, n_images))
 
 
@@ -369,7 +369,7 @@ def test_an_image_and_a_label_image_of_different_size_are_refused(
 ) -> None:
     write_pair(tmp_path, "a", np.zeros((20, 20), dtype=np.uint8), np.ones((20, 21), dtype=np.uint8))
     config = dataset("folder", tmp_path)
-    with pytest.raises(BadInput, match=r"dataset\.labels.*images/a"):
+    with pytest.raises(ConfigError, match=r"dataset\.labels.*images/a"):
         data.load_pairs(config, list_pairs(config))
 
 
@@ -416,7 +416,7 @@ def test_a_failed_download_of_covid_if_leaves_nothing_and_names_the_command(
         raise ConnectionError("no route to the host")
 
     monkeypatch.setattr(COVID_IF, download)
-    with pytest.raises(BadInput, match=r"ConnectionError.*refsam prepare dataset=covid_if"):
+    with pytest.raises(ConfigError, match=r"ConnectionError.*refsam prepare dataset=covid_if"):
         prepare(dataset("covid_if", tmp_path / "covid_if"))
     assert list(tmp_path.iterdir()) == []
 
@@ -428,9 +428,9 @@ def test_cached_weights_of_another_hash_than_the_registry_s_are_refused(
     weights_path("vit_b_lm").parent.mkdir()
     weights_path("vit_b_lm").write_bytes(b"of another version")
     refused = r"models/vit_b_lm must have the hash xxh128:\w+, got xxh128:\w+; remove it and fetch it again"
-    with pytest.raises(BadInput, match=refused):
+    with pytest.raises(ConfigError, match=refused):
         fetch.fetch_weights("vit_b_lm")
-    with pytest.raises(BadInput, match=refused):
+    with pytest.raises(ConfigError, match=refused):
         load_model(compose(["model=vit_b_lm"]).model, 0, "cpu")
 
 
@@ -446,7 +446,7 @@ def test_a_download_of_another_hash_is_refused_in_one_sentence(
     monkeypatch.setattr(registry, "fetch", download)
     monkeypatch.setattr(micro_sam.util, "models", lambda: registry)
     refused = r"vit_b could not be downloaded \(the file that came has another hash\)"
-    with pytest.raises(BadInput, match=refused):
+    with pytest.raises(ConfigError, match=refused):
         fetch.fetch_weights("vit_b")
 
 
@@ -469,5 +469,5 @@ def test_weights_come_with_their_decoder_from_the_cache_of_micro_sam(
     assert fetch.fetch_weights("vit_b_lm") == registry.abspath / "vit_b_lm"
     assert fetch.fetch_weights("vit_b") == fetch.cached_weights("vit_b")
     assert fetched == ["vit_b_lm", "vit_b_lm_decoder", "vit_b"]
-    with pytest.raises(BadInput, match=r"model\.name 'vit_x'.*vit_b_lm"):
+    with pytest.raises(ConfigError, match=r"model\.name 'vit_x'.*vit_b_lm"):
         fetch.fetch_weights("vit_x")

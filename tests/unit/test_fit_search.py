@@ -7,7 +7,7 @@ import pytest
 
 from refsam.configuration.schema import AUTO
 from refsam.orchestration.fit.search import Goal, Measure, OutOfTime, search_micro_sam, search_refsam
-from refsam.records.fits import Measurement, Outcome, Setup, Step
+from refsam.records.fits import FitStep, Setup, StepMeasurement, StepOutcome
 
 SETUP = Setup(
     architecture="vit_b",
@@ -40,28 +40,32 @@ class Machine:
     """Measures steps by formulas of their memory and time, and keeps count."""
 
     def __init__(
-        self, memory: Callable[[Step], float], seconds: Callable[[Step], float], usable: float, most: int = 99
+        self,
+        memory: Callable[[FitStep], float],
+        seconds: Callable[[FitStep], float],
+        usable: float,
+        most: int = 99,
     ) -> None:
         self.memory, self.seconds, self.usable, self.most = memory, seconds, usable, most
-        self.steps: list[Step] = []
+        self.steps: list[FitStep] = []
 
     def measure(self) -> Measure:
-        known: dict[Step, Measurement] = {}
+        known: dict[FitStep, StepMeasurement] = {}
 
-        def look(step: Step) -> Measurement:
+        def look(step: FitStep) -> StepMeasurement:
             if step not in known:
                 if len(self.steps) == self.most:
                     raise OutOfTime
                 self.steps.append(step)
                 fits = self.memory(step) <= self.usable
-                known[step] = Measurement(
+                known[step] = StepMeasurement(
                     setup=SETUP,
                     step=step,
                     hardware="any",
                     threads=1,
                     limit_gib=self.usable,
                     limited_by="cgroup",
-                    outcome=Outcome.fits if fits else Outcome.out_of_memory,
+                    outcome=StepOutcome.fits if fits else StepOutcome.out_of_memory,
                     seconds=self.seconds(step) if fits else None,
                     peak_gib=self.memory(step) if fits else None,
                 )
@@ -70,7 +74,7 @@ class Machine:
         return look
 
 
-def micro_sam_memory(per_object: float, rest: float) -> Callable[[Step], float]:
+def micro_sam_memory(per_object: float, rest: float) -> Callable[[FitStep], float]:
     return lambda step: rest + per_object * step.n_objects
 
 
@@ -98,7 +102,7 @@ def test_nothing_fits_into_too_little_memory() -> None:
     assert (ours.n_objects, ours.object_chunk) == (0, None)
 
 
-def our_memory(step: Step) -> float:
+def our_memory(step: FitStep) -> float:
     """Nothing to save at 14.4 GiB, everything at 7.2."""
     assert step.object_chunk is not None
     encoder = 0.5 if step.checkpoint_encoder else 4.0
@@ -106,7 +110,7 @@ def our_memory(step: Step) -> float:
     return 2.0 + encoder + max(decoder, 0.3 * step.object_chunk) + 0.01 * step.n_objects
 
 
-def our_seconds(step: Step) -> float:
+def our_seconds(step: FitStep) -> float:
     """Eight objects at a time are the fastest."""
     assert step.object_chunk is not None
     again = 5.0 * (bool(step.checkpoint_encoder) + bool(step.checkpoint_decoder))
@@ -120,7 +124,7 @@ def test_our_step_saves_what_has_to_be_saved_and_no_more() -> None:
         assert (found.checkpoint_encoder, found.checkpoint_decoder) == again
         assert (found.n_objects, found.object_chunk, found.complete) == (45, 8, True)
         assert found.seconds == our_seconds(
-            Step("refsam", 10, 8, 8, found.checkpoint_encoder, found.checkpoint_decoder)
+            FitStep("refsam", 10, 8, 8, found.checkpoint_encoder, found.checkpoint_decoder)
         )
 
 

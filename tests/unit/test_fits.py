@@ -11,11 +11,11 @@ from refsam.orchestration.planning.estimate import by_fit
 from refsam.records.fits import (
     Fit,
     FitsFolder,
+    FitStep,
     Largest,
-    Measurement,
-    Outcome,
     Setup,
-    Step,
+    StepMeasurement,
+    StepOutcome,
     fit_for,
     known_fits,
     seconds_per_step,
@@ -61,14 +61,14 @@ def fit(config: RefsamConfig) -> Fit:
 
 def test_a_fit_and_a_measurement_come_back_as_they_were(fit: Fit, tmp_path: Path) -> None:
     folder = FitsFolder(tmp_path)
-    measurement = Measurement(
+    measurement = StepMeasurement(
         setup=fit.setup,
-        step=Step("refsam", 5, 8, 4, checkpoint_encoder=True),
+        step=FitStep("refsam", 5, 8, 4, checkpoint_encoder=True),
         hardware="a processor",
         threads=2,
         limit_gib=7.2,
         limited_by="cgroup",
-        outcome=Outcome.out_of_memory,
+        outcome=StepOutcome.out_of_memory,
         message="killed by the kernel",
     )
     folder.add_fit(fit)

@@ -8,7 +8,7 @@ import pytest
 from refsam.configuration.compose import compose
 from refsam.configuration.schema import RefsamConfig
 from refsam.configuration.split import n_test_images, of_folds, split_folds, split_of, split_sizes
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.orchestration.planning.checks import check_values, combination_problem
 from refsam.records.identity import identity, run_id
 from refsam.records.settings import differing, setting_values
@@ -76,7 +76,7 @@ def test_the_numbers_of_images_are_those_of_the_splits(most):
 
 @pytest.mark.parametrize("folds", ["1", "0", "-2"])
 def test_fewer_than_two_folds_are_refused(folds):
-    with pytest.raises(BadInput, match=rf"evaluate\.folds must be null, or an integer >= 2, got {folds}"):
+    with pytest.raises(ConfigError, match=rf"evaluate\.folds must be null, or an integer >= 2, got {folds}"):
         check_values(config(f"evaluate.folds={folds}"))
 
 

@@ -20,7 +20,7 @@ from transformers import SamModel, SamVisionConfig, SamVisionModel
 
 from refsam.configuration.pinned import revision
 from refsam.configuration.schema import ModelConfig, PeftConfig
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.models import hub_cache
 from refsam.models.families import attention_problem, model_problem
 from refsam.models.hub_download import download, wanted
@@ -190,7 +190,7 @@ def test_frequencies_are_not_trained(tiny: ModelConfig) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_that_is_not_cached_is_one_sentence(name: str, hub: Path) -> None:
     with pytest.raises(
-        BadInput, match=f"is not in the Hugging Face hub's cache.*refsam prepare model={name}"
+        ConfigError, match=f"is not in the Hugging Face hub's cache.*refsam prepare model={name}"
     ):
         load_model(model_config(name), 0, "cpu")
 
@@ -219,14 +219,14 @@ def test_a_cache_without_weights_does_not_count(name: str, hub: Path, tmp_path: 
 def test_other_folders_are_refused(files: dict[str, str], sentence: str, tmp_path: Path) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    with pytest.raises(BadInput, match=sentence):
+    with pytest.raises(ConfigError, match=sentence):
         weights_info(model_config("hf", weights=str(tmp_path)), 0)
 
 
 def test_damaged_weights_are_one_sentence(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(BadInput, match="cannot be opened as a SamModel"):
+    with pytest.raises(ConfigError, match="cannot be opened as a SamModel"):
         load_model(model_config("hf", weights=str(tmp_path)), 0, "cpu")
 
 
@@ -241,7 +241,9 @@ def test_weights_that_lack_a_part_are_refused(folder: Path, tmp_path: Path) -> N
     del state["mask_decoder.iou_token.weight"]
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
-    with pytest.raises(BadInput, match=r"lacks 1 of the weights .* such as mask_decoder\.iou_token\.weight"):
+    with pytest.raises(
+        ConfigError, match=r"lacks 1 of the weights .* such as mask_decoder\.iou_token\.weight"
+    ):
         load_model(model_config("hf", weights=str(tmp_path)), 0, "cpu")
 
 
@@ -268,7 +270,7 @@ def test_another_checkpoint_is_refused(tmp_path: Path) -> None:
         ({"image_encoder.pos_embed": torch.zeros(1)}, "is no checkpoint of refsam of a model of family hf"),
     ):
         torch.save({"model_state": state}, path)
-        with pytest.raises(BadInput, match=sentence):
+        with pytest.raises(ConfigError, match=sentence):
             load_model(model_config("hf", weights=str(path)), 0, "cpu")
 
 
@@ -372,7 +374,7 @@ def test_a_file_of_another_hash_than_the_hub_has_named_is_refused(
     weights = tmp_path / "commit" / "model.safetensors"
     weights.resolve().write_bytes(b"damaged")
     refused = r"model\.safetensors must have the hash [0-9a-f]{64}, got [0-9a-f]{64}"
-    with pytest.raises(BadInput, match=refused):
+    with pytest.raises(ConfigError, match=refused):
         download(model_config("slimsam_77"))
 
 
@@ -382,7 +384,7 @@ def test_a_hub_out_of_reach_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(huggingface_hub, "list_repo_files", unreachable)
     with pytest.raises(
-        BadInput, match=r"could not be fetched .*ConnectionError: no route\); on a machine"
+        ConfigError, match=r"could not be fetched .*ConnectionError: no route\); on a machine"
     ) as error:
         download(model_config("slimsam_77"))
     assert "\n" not in str(error.value)

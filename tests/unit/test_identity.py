@@ -5,7 +5,7 @@ import pytest
 
 from refsam.configuration.compose import compose
 from refsam.configuration.patch_pool import pool_size, with_patch_pool
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.orchestration.planning.checks import check_values, combination_problem
 from refsam.records.identity import file_hash, identity, run_id
 
@@ -171,7 +171,7 @@ def test_settings_of_the_steps_that_do_not_go_together_are_said_in_the_plan(over
     ],
 )
 def test_a_setting_of_the_steps_that_cannot_be_is_refused(override, allowed):
-    with pytest.raises(BadInput, match=rf"^{override.partition('=')[0]}\b.*{re.escape(allowed)}"):
+    with pytest.raises(ConfigError, match=rf"^{override.partition('=')[0]}\b.*{re.escape(allowed)}"):
         check_values(compose(["n_objects=5", override]))
 
 
@@ -212,7 +212,7 @@ def test_chosen_channels_and_numbered_pieces_are_part_of_the_run_only_where_they
 )
 def test_channels_and_kinds_of_labels_that_are_none_are_refused(override, allowed):
     config = compose(["dataset=folder", "dataset.root=d", "n_objects=5", override])
-    with pytest.raises(BadInput, match=rf"{override.partition('=')[0]} must be .*{allowed}"):
+    with pytest.raises(ConfigError, match=rf"{override.partition('=')[0]} must be .*{allowed}"):
         check_values(config)
 
 
@@ -239,7 +239,7 @@ def test_a_frozen_encoder_has_a_pool_of_patches_unless_another_is_given():
 @pytest.mark.parametrize("pool", ["0", "0x", "x", "many", "1.5", "true"])
 def test_a_pool_that_is_none_is_refused(pool):
     config = compose(["n_objects=5", f"train.patch_pool={pool}"])
-    with pytest.raises(BadInput, match=r"train\.patch_pool must be auto, null, .*, got "):
+    with pytest.raises(ConfigError, match=r"train\.patch_pool must be auto, null, .*, got "):
         check_values(config)
 
 

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from refsam.errors import SlurmSilent
+from refsam.errors import SlurmUnavailable
 from refsam.orchestration.slurm import inside_job
 from refsam.records.status import Reason
 from refsam.system import own_job
@@ -44,7 +44,7 @@ def test_a_task_requeues_itself(asked):
 @pytest.mark.parametrize("name", ["somebody's job", "refsam-study-cd34"])
 def test_a_job_that_has_this_one_s_number_now_is_neither_requeued_nor_believed(asked, name):
     asked[0][0] = name
-    with pytest.raises(SlurmSilent, match="Slurm does not know job 7_3 any more"):
+    with pytest.raises(SlurmUnavailable, match="Slurm does not know job 7_3 any more"):
         inside_job.requeue()
     assert ["requeue", "7_3"] not in asked[1]
     assert inside_job.why_ended(signal.SIGTERM) == (Reason.cancelled, False)

@@ -9,7 +9,7 @@ import pytest
 from measured_runs import images, write_run, write_sweep
 
 from refsam import cli
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.paths import RunsFolder
 from refsam.records.status import State
 from refsam.results.collect import collect
@@ -114,9 +114,9 @@ def test_what_is_over_seeds_is_over_joined_folds(tmp_path):
 
 def test_folds_that_are_not_joined_are_averaged_by_nothing(tmp_path):
     frame = table(study(tmp_path, {"full": 0.0}))
-    with pytest.raises(BadInput, match=r"differ in fold \(1, 2, 3\)"):
+    with pytest.raises(ConfigError, match=r"differ in fold \(1, 2, 3\)"):
         wide_table(frame, ("strategy",), ("n_images",), ("SA50",))
-    with pytest.raises(BadInput, match=r"differ in fold"):
+    with pytest.raises(ConfigError, match=r"differ in fold"):
         over_seeds(frame)
     each = wide_table(frame, ("strategy",), ("fold",), ("SA50",), {"mode": "box"})
     assert [cell.mean for cell in each.cells[0]] == pytest.approx([0.25, 0.6, 0.9])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from refsam.configuration.compose import compose
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.orchestration.planning import kernels, preflight
 from refsam.orchestration.planning.kernels import kernels_problem, oldest_gpu
 from refsam.records.paths import RunsFolder
@@ -92,7 +92,7 @@ def test_a_plan_for_a_gpu_without_kernels_is_refused_unless_scripts_are_carried_
     said = refused.notes if script_only else refused.problems
     assert [sentence for sentence in said if "gtx1080 has 6.1" in sentence]
     if not script_only:
-        with pytest.raises(BadInput, match="constraints-cuda12"):
+        with pytest.raises(ConfigError, match="constraints-cuda12"):
             refused.check()
     found("resource=gtx1080", "resource.device=cpu").check()
     found("resource=rtx5000").check()

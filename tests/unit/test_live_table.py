@@ -10,7 +10,7 @@ from rich.console import Console
 from refsam.orchestration.submission import live_table
 from refsam.orchestration.submission.live_table import (
     LiveTable,
-    Place,
+    Location,
     PlainLines,
     Row,
     make_display,
@@ -23,7 +23,7 @@ NOW = datetime(2026, 1, 1, 12, 10, tzinfo=UTC)
 LOG = Path("runs") / "b" / "attempts" / "1" / "7_0_log.out"
 TRAINING = Row(
     "vit_t 2 images",
-    Place.here,
+    Location.here,
     Status(
         State.running,
         phase="training",
@@ -39,7 +39,7 @@ TRAINING = Row(
 )
 FAILED = Row(
     "vit_b [red]5[/red] images",
-    Place.ended,
+    Location.ended,
     Status(
         State.failed,
         Reason.out_of_memory,
@@ -51,11 +51,11 @@ FAILED = Row(
 )
 COMPLETED = Row(
     "done",
-    Place.ended,
+    Location.ended,
     Status(State.completed, started_at="2026-01-01T11:00:00+00:00", ended_at="2026-01-01T11:20:00+00:00"),
 )
-WAITING = Row("later", Place.waiting, Status())
-ELSEWHERE = Row("theirs", Place.elsewhere, Status(State.running))
+WAITING = Row("later", Location.waiting, Status())
+ELSEWHERE = Row("theirs", Location.elsewhere, Status(State.running))
 
 
 def terminal(height: int = 40) -> Console:
@@ -85,10 +85,10 @@ def test_a_terminal_gets_the_table_and_a_file_gets_lines():
         (COMPLETED, "completed"),
         (WAITING, "planned"),
         (ELSEWHERE, "running elsewhere"),
-        (Row("a", Place.here, Status(State.pending)), "starting"),
-        (Row("a", Place.here, Status(State.running)), "running"),
+        (Row("a", Location.here, Status(State.pending)), "starting"),
+        (Row("a", Location.here, Status(State.running)), "running"),
         # What an earlier attempt ended with is not the state of a run that is waiting for the next one.
-        (Row("a", Place.waiting, Status(State.failed, Reason.lost)), "planned"),
+        (Row("a", Location.waiting, Status(State.failed, Reason.lost)), "planned"),
     ],
 )
 def test_states_have_one_word_each(row, word):
@@ -125,7 +125,7 @@ def test_a_narrow_terminal_goes_without_columns_and_cuts_none(width, kept, lost)
 
 
 def test_a_label_that_is_broken_takes_its_lines_from_the_others():
-    long = Row("vit_nano-full-n10-local-nuclei-s0", Place.here, TRAINING.status)
+    long = Row("vit_nano-full-n10-local-nuclei-s0", Location.here, TRAINING.status)
     text = render([long] * 10, room=7, width=60)
     assert text.count("training") == 3
     assert "and 7 more" in text
@@ -154,7 +154,7 @@ def test_time_left_counts_running_and_waiting_runs():
 
 
 def test_time_left_is_unknown_at_first_and_nothing_at_the_end():
-    starting = Row("a", Place.here, Status(State.pending))
+    starting = Row("a", Location.here, Status(State.pending))
     assert overall([starting, WAITING], 0, 1, NOW).left is None
     assert overall([COMPLETED, FAILED], 0, 1, NOW).left == 0
 
@@ -192,7 +192,7 @@ def test_every_failure_is_summed_up_at_the_end_in_one_line(kind):
 
 
 def test_a_log_that_the_sentence_names_is_not_named_again():
-    row = Row("a", Place.ended, Status(State.failed, Reason.lost, message=f"Killed; see {LOG}"), LOG)
+    row = Row("a", Location.ended, Status(State.failed, Reason.lost, message=f"Killed; see {LOG}"), LOG)
     assert live_table.failure_line(row) == f"a: failed (lost); Killed; see {LOG}"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from refsam.configuration.schema import RequestConfig, ResourceConfig
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.orchestration import machine
 from refsam.system import cgroups
 
@@ -120,7 +120,7 @@ def test_a_number_of_parallel_runs_is_taken_as_it_is():
 
 @pytest.mark.parametrize("given", ["0", "-1", "1.5", "many", "", "²", True, 0])
 def test_another_number_of_parallel_runs_is_refused(given):
-    with pytest.raises(BadInput, match=r"cluster\.parallel must be auto or an integer >= 1"):
+    with pytest.raises(ConfigError, match=r"cluster\.parallel must be auto or an integer >= 1"):
         machine.parallel_runs(given, 4.0, 2, 16.0)
 
 

@@ -18,7 +18,7 @@ from segment_anything.modeling import Sam
 from weights_files import UNUSABLE, write
 
 from refsam.configuration.schema import ArchitectureConfig, ModelConfig, PeftConfig
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.models.weights_file import architecture_problem
 from refsam.science.models import (
     build_unetr,
@@ -232,7 +232,7 @@ def test_files_that_are_no_checkpoint_are_one_sentence_in_a_run_too(
     kind: str, nano: ModelConfig, tmp_path: Path
 ) -> None:
     path = write(kind, tmp_path)
-    with pytest.raises(BadInput) as error:
+    with pytest.raises(ConfigError) as error:
         load_model(replace(nano, weights=str(path)), 0, "cpu")
     assert str(error.value).startswith(f"model.weights: {path} {UNUSABLE[kind][1]}")
 
@@ -256,14 +256,14 @@ def test_what_does_not_fit_is_named(nano: ModelConfig, tmp_path: Path) -> None:
         ),
     ):
         torch.save({**state, **change}, path)
-        with pytest.raises(BadInput, match=sentence):
+        with pytest.raises(ConfigError, match=sentence):
             load_model(replace(nano, weights=str(path)), 0, "cpu")
     for content, sentence in (
         ([{"image_encoder.pos_embed": position}], "holds a list instead of a dict of weights"),
         ({"image_encoder.pos_embed": 3}, r"holds a dictionary of image_encoder.pos_embed, and no state dict"),
     ):
         torch.save(content, path)
-        with pytest.raises(BadInput, match=sentence):
+        with pytest.raises(ConfigError, match=sentence):
             load_model(replace(nano, weights=str(path)), 0, "cpu")
 
 
@@ -281,7 +281,7 @@ def test_damaged_checkpoints_end_in_a_sentence_or_are_read(nano: ModelConfig, tm
         path.write_bytes(case.content)
         try:
             load_model(replace(nano, weights=str(path)), 0, "cpu")
-        except BadInput:
+        except ConfigError:
             ends[case.kind, False] += 1
         else:
             ends[case.kind, True] += 1
@@ -292,14 +292,14 @@ def test_damaged_checkpoints_end_in_a_sentence_or_are_read(nano: ModelConfig, tm
 def test_weights_that_are_not_there_or_another_architecture_are_refused(
     nano: ModelConfig, tmp_path: Path
 ) -> None:
-    with pytest.raises(BadInput, match="is not there"):
+    with pytest.raises(ConfigError, match="is not there"):
         load_model(replace(nano, weights=str(tmp_path / "missing.pt")), 0, "cpu")
-    with pytest.raises(BadInput, match="no published weights"):
+    with pytest.raises(ConfigError, match="no published weights"):
         load_model(replace(nano, weights="pretrained"), 0, "cpu")
     torch.save(load_model(nano, 0, "cpu").sam.state_dict(), tmp_path / "nano.pt")
     assert nano.custom is not None
     larger = replace(nano.custom, embed_dim=2 * nano.custom.embed_dim)
-    with pytest.raises(BadInput, match=r"does not fit vit_nano: .* of another shape \d+ \(image_enc"):
+    with pytest.raises(ConfigError, match=r"does not fit vit_nano: .* of another shape \d+ \(image_enc"):
         load_model(replace(nano, custom=larger, weights=str(tmp_path / "nano.pt")), 0, "cpu")
 
 

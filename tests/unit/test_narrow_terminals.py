@@ -8,7 +8,7 @@ import pytest
 from measured_runs import images, write_run, write_sweep
 
 from refsam import cli
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.paths import RunsFolder
 from refsam.results.tables.fitted import Column, Shown, print_columns
 from refsam.system.terminal import fitting, plain, standard_console
@@ -103,5 +103,5 @@ def test_words_are_broken_before_a_number_is(capsys, monkeypatch):
 
 
 def test_names_of_columns_are_held_against_the_table():
-    with pytest.raises(BadInput, match=r"'mIoo' is no column of this table \(did you mean mIoU\?\)"):
+    with pytest.raises(ConfigError, match=r"'mIoo' is no column of this table \(did you mean mIoU\?\)"):
         print_columns([Column("mIoU", "mIoU", ["1"])], (), standard_console(), Shown(("mIoo",)))

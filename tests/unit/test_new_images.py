@@ -11,7 +11,7 @@ from refsam import cli
 from refsam.datasets.image_metadata import ImageMetadata, _of_ome
 from refsam.datasets.new_images import NewImage, list_images
 from refsam.datasets.prompt_files import match_labels, read_prompt_file
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.orchestration.operating.chosen_run import choose_run
 from refsam.records.metrics import Measurement, write_metrics
 from refsam.records.paths import RunsFolder
@@ -55,7 +55,7 @@ def test_files_folders_and_patterns_name_images(images: Path) -> None:
 def test_what_names_no_image_or_one_name_twice_is_refused(
     images: Path, given: tuple[str, ...], sentence: str
 ) -> None:
-    with pytest.raises(BadInput) as error:
+    with pytest.raises(ConfigError) as error:
         named(*given)
     assert sentence in str(error.value)
 
@@ -74,7 +74,7 @@ def test_a_csv_file_has_a_row_for_each_object(tmp_path: Path) -> None:
         (3, (0.0, 0.0, 9.5, 9.0), (1.0, 1.0))
     ]
     found.check("b", (9, 10))
-    with pytest.raises(BadInput, match=r"line 3 of .* is not within image b, which has 9 x 10 pixels"):
+    with pytest.raises(ConfigError, match=r"line 3 of .* is not within image b, which has 9 x 10 pixels"):
         found.check("b", (10, 9))
     path.write_text("x,y\n5,6\n")
     assert read_prompt_file(path, ASKED[:1]).rows["a"][0].point == (5.0, 6.0)
@@ -97,7 +97,7 @@ def test_a_csv_file_has_a_row_for_each_object(tmp_path: Path) -> None:
 def test_a_csv_file_that_cannot_be_used_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
     path = tmp_path / "prompts.csv"
     path.write_text(text)
-    with pytest.raises(BadInput) as error:
+    with pytest.raises(ConfigError) as error:
         read_prompt_file(path, ASKED)
     assert str(error.value).startswith("--prompts: ")
     assert sentence in str(error.value)
@@ -113,7 +113,7 @@ def test_label_images_have_the_names_of_their_images(images: Path) -> None:
     out = Path("new/out")
     assert match_labels("labels", ASKED, out) == {"a": Path("labels/a.png"), "b": Path("labels/b.tif")}
     assert match_labels("other.tif", ASKED[:1], out) == {"a": Path("other.tif")}
-    with pytest.raises(BadInput, match="has no label image for 1 of 2 images, such as 'b'"):
+    with pytest.raises(ConfigError, match="has no label image for 1 of 2 images, such as 'b'"):
         match_labels("labels/a.png", ASKED, out)
 
 
@@ -162,7 +162,7 @@ def test_the_best_run_of_a_sweep_is_that_with_the_highest_value_and_a_model(fold
 def test_what_names_no_model_is_one_sentence(
     folder: RunsFolder, given: tuple[str, str | None], sentence: str
 ) -> None:
-    with pytest.raises(BadInput) as error:
+    with pytest.raises(ConfigError) as error:
         choose_run(*given, runs=folder.root)
     assert sentence in str(error.value)
 

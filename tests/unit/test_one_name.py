@@ -10,7 +10,7 @@ from refsam.configuration.compose import compose
 from refsam.configuration.frozen import freeze
 from refsam.configuration.patch_pool import with_patch_pool
 from refsam.configuration.schema import RefsamConfig
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.orchestration.operating.sweep_state import look
 from refsam.orchestration.operating.sweep_view import as_json, lines
 from refsam.orchestration.planning.one_name import Asked, add, check_recorded, other_settings
@@ -29,7 +29,7 @@ def test_a_resource_under_the_name_of_another_is_refused() -> None:
     copy = config("resource.request.gpu=H100")
     runs: dict[str, Asked] = {}
     add(runs, "run", (config(), {"resource": "v100"}))
-    with pytest.raises(BadInput) as refused:
+    with pytest.raises(ConfigError) as refused:
         add(runs, "run", (copy, {"resource": "mine"}))
     assert str(refused.value) == (
         "resource.name: v100 is the name of two resources (resource=v100 and resource=mine), which ask for "
@@ -44,7 +44,7 @@ def test_a_recorded_run_of_another_gpu_is_refused(tmp_path: Path) -> None:
     check_recorded({"run": (config("resource.request.time=1:00:00"), {}), "new": (config(), {})}, folder)
     check_recorded({"run": (config("resource.request.gpu=v100"), {})}, folder)
     with pytest.raises(
-        BadInput, match=r"H100 was given for resource v100, but in .*config\.yaml .* for V100"
+        ConfigError, match=r"H100 was given for resource v100, but in .*config\.yaml .* for V100"
     ):
         check_recorded({"run": (config("resource.request.gpu=H100"), {})}, folder)
 
@@ -56,7 +56,7 @@ def test_what_a_run_has_one_of_is_not_swept_and_modes_are_joined() -> None:
     evaluate = runs["run"][0].evaluate
     assert (evaluate.modes, evaluate.rounds) == (["box", "point"], 2)
     runs = {"run": (config("evaluate.modes=[amg]", "evaluate.grid=small"), {})}
-    with pytest.raises(BadInput, match=r"evaluate\.grid: small and study were given for the same run run"):
+    with pytest.raises(ConfigError, match=r"evaluate\.grid: small and study were given for the same run run"):
         add(runs, "run", (config("evaluate.modes=[amg]"), {}))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from refsam import cli
-from refsam.errors import BadInput, os_problem
+from refsam.errors import ConfigError, os_problem
 from refsam.orchestration.operating import logs
 from refsam.orchestration.operating.cancel import task_ranges
 from refsam.orchestration.operating.sweep_state import look
@@ -254,13 +254,17 @@ def test_the_newest_sweep_is_meant_where_none_is_named(folder):
 def test_a_part_of_a_name_is_enough_where_only_one_run_has_it(folder):
     add_study(folder)
     assert find_run("lora-n1", folder).run_id == "vit_b-lora-n1-v100-x-s0-aaaa"
-    with pytest.raises(BadInput, match=r"'lora' may be one of vit_b-lora-n1.*, vit_b-lora-n2.*; give a part"):
+    with pytest.raises(
+        ConfigError, match=r"'lora' may be one of vit_b-lora-n1.*, vit_b-lora-n2.*; give a part"
+    ):
         find_run("lora", folder)
-    with pytest.raises(BadInput, match=r"did you mean vit_b-lora-n1-v100-x-s0\?"):
+    with pytest.raises(ConfigError, match=r"did you mean vit_b-lora-n1-v100-x-s0\?"):
         find_run("vitb-lora-n1-v100", folder)
     target = find_target("full", folder)
     assert (target.run_ids, target.sweep.name) == (("vit_b-full-n1-cpu-x-s0-cccc",), "study")
-    with pytest.raises(BadInput, match=r"neither a sweep nor a part of a run's name \(did you mean study\?"):
+    with pytest.raises(
+        ConfigError, match=r"neither a sweep nor a part of a run's name \(did you mean study\?"
+    ):
         find_target("stduy", folder)
 
 

@@ -17,7 +17,7 @@ from refsam.datasets import index, reading
 from refsam.datasets.listing import list_pairs
 from refsam.datasets.numbering import numbered, numbered_pieces, piece_counts
 from refsam.datasets.pairs import read_pair
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 
 MakeDataset = Callable[..., DatasetConfig]
 ORIENTATION = 274
@@ -36,7 +36,7 @@ def discs(n: int = 6, height: int = 60, width: int = 80) -> np.ndarray:
 
 
 def refusal(read: Callable[..., object], path: Path, *arguments: object) -> str:
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(ConfigError) as caught:
         read(path, *arguments)
     message = str(caught.value)
     assert path.name in message
@@ -197,7 +197,7 @@ def test_an_orientation_of_tiff_is_refused_where_nothing_says_whether_it_is_mean
         return read_pair(list_pairs(config)[0], config)
 
     write(1, 3)
-    with pytest.raises(BadInput, match=r"images/a\.tif has the orientation 3 in its TIFF tag"):
+    with pytest.raises(ConfigError, match=r"images/a\.tif has the orientation 3 in its TIFF tag"):
         read()
     write(3, 3)
     for found in read():
@@ -209,7 +209,7 @@ def test_an_orientation_of_tiff_is_refused_where_nothing_says_whether_it_is_mean
     for found in read():
         np.testing.assert_array_equal(found, pixels)
     write(1, 6, slice(0, 20), slice(0, 20))
-    with pytest.raises(BadInput, match=r"has the orientation 6"):
+    with pytest.raises(ConfigError, match=r"has the orientation 6"):
         read()
 
 
@@ -627,7 +627,7 @@ def test_binary_masks_are_refused_until_it_is_said_what_they_are(
 ) -> None:
     masks(tmp_path, kind)
     config = dataset("folder", tmp_path)
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(ConfigError) as caught:
         checked(config, tmp_path)
     assert "labels of 4 of 4 images hold one id in several pieces: these look like binary masks" in str(
         caught.value
@@ -672,7 +672,7 @@ def test_a_picture_without_its_end_is_refused_where_a_decoder_makes_it_up(
         path.write_bytes(imagecodecs.jpegxr_encode(colours))
     assert reading.read_image(path).shape == (64, 64, 3)
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(BadInput, match="is cut off"):
+    with pytest.raises(ConfigError, match="is cut off"):
         reading.read_image(path)
 
 

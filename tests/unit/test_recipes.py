@@ -5,7 +5,7 @@ import pytest
 from refsam.configuration.compose import compose
 from refsam.configuration.schema import RefsamConfig
 from refsam.configuration.split import split_images, with_all_images
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.orchestration.planning.checks import check_values, combination_problem, excluded
 from refsam.records.settings import differing_names, setting_values
 
@@ -50,7 +50,7 @@ def test_a_sweep_leaves_out_the_combinations_that_it_excludes() -> None:
     }
     assert {key for key, reason in reasons.items() if reason is not None} == {("gtx1080", "lora")}
     assert reasons["gtx1080", "lora"] == "exclude: resource.name=gtx1080 peft.name=lora"
-    with pytest.raises(BadInput, match=r"exclude must name fields of a run, got 'peft\.nam'"):
+    with pytest.raises(ConfigError, match=r"exclude must name fields of a run, got 'peft\.nam'"):
         excluded(compose(["exclude=[{peft.nam: lora}]"]))
 
 

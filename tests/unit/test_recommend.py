@@ -19,7 +19,7 @@ from refsam.records.fits import known_fits
 from refsam.records.metrics import read_metrics
 from refsam.records.paths import RunsFolder
 from refsam.results.published import PUBLISHED
-from refsam.results.recommending.candidates import CPU, CUDA, Limits, Quality, within
+from refsam.results.recommending.candidates import CPU, CUDA, Constraints, Quality, within
 from refsam.results.recommending.published import known_candidates
 from refsam.results.recommending.text import duration
 from refsam.results.recommending.verdict import judge
@@ -335,7 +335,7 @@ def test_without_own_results_nothing_is_said_of_quality(capsys):
 
 def test_published_times_are_as_published_and_until_early_stopping(capsys):
     """V100, full finetuning of the generalist with 5 images: best epoch 12 (from 0) after 0:16:14."""
-    limits = Limits(32, CUDA, n_images=5)
+    limits = Constraints(32, CUDA, n_images=5)
     (found,) = [
         candidate
         for candidate in known_candidates(limits, [])
@@ -352,7 +352,9 @@ def test_without_fits_nothing_is_recommended_that_the_study_s_tables_do_not_hold
     times = {(row["start"], row["strategy"], row["resource"]) for row in read_yaml(PUBLISHED)["times"]}
     for device in (CPU, CUDA):
         for memory in (4, 8, 12, 16, 32, 64, 80):
-            for candidate in within(known_candidates(Limits(memory, device), []), Limits(memory, device)):
+            for candidate in within(
+                known_candidates(Constraints(memory, device), []), Constraints(memory, device)
+            ):
                 values = candidate.values
                 resource = resources[values["resource"]]
                 assert resource.device == device
@@ -363,7 +365,7 @@ def test_without_fits_nothing_is_recommended_that_the_study_s_tables_do_not_hold
 
 
 def test_fits_that_travel_with_refsam_say_what_fits_into_less(tmp_path):
-    limits = Limits(8, CPU)
+    limits = Constraints(8, CPU)
     with_fits = within(known_candidates(limits, known_fits(tmp_path)), limits)
     without = within(known_candidates(limits, []), limits)
     assert {each.values["model"] for each in without} == {"vit_t"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from refsam.errors import SlurmSilent
+from refsam.errors import SlurmUnavailable
 from refsam.orchestration.lifecycle.reconcile import reconcile
 from refsam.orchestration.slurm.identity import known_job
 from refsam.orchestration.slurm.questions import SlurmQuery
@@ -29,7 +29,7 @@ class Slurm:
     def __call__(self, command):
         self.calls.append(command[0])
         if self.answers[command[0]] is None:
-            raise SlurmSilent("Connection refused")
+            raise SlurmUnavailable("Connection refused")
         return self.answers[command[0]]
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from evil_files import FORMATS, Evil, legacy_of, programs, save_zip, zip_of
 
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.science.safe_load import STAND_IN, read_weights
 
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.float16)}
@@ -70,7 +70,7 @@ def test_no_instruction_of_a_pickle_executes_anything(
 ) -> None:
     path = tmp_path / "weights.pt"
     write(programs(marker)[name], path)
-    with pytest.raises(BadInput, match="weights"):
+    with pytest.raises(ConfigError, match="weights"):
         read_weights(path)
     assert not marker.exists()
 
@@ -84,7 +84,7 @@ def test_a_registered_extension_is_not_called(tmp_path: Path, marker: Path) -> N
         assert marker.exists()
         marker.unlink()
         zip_of(program, tmp_path / "weights.pt")
-        with pytest.raises(BadInput):
+        with pytest.raises(ConfigError):
             read_weights(tmp_path / "weights.pt")
         assert not marker.exists()
     finally:
@@ -94,7 +94,7 @@ def test_a_registered_extension_is_not_called(tmp_path: Path, marker: Path) -> N
 def test_a_file_sets_no_attribute_of_what_it_may_call(tmp_path: Path) -> None:
     program = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x05\x00\x00\x00agentK\x01s\x86b."
     zip_of(program.replace(b"agent", b"owned"), tmp_path / "weights.pt")
-    with pytest.raises(BadInput):
+    with pytest.raises(ConfigError):
         read_weights(tmp_path / "weights.pt")
     assert not hasattr(torch._utils._rebuild_tensor_v2, "owned")
 
@@ -155,7 +155,7 @@ def test_the_checkpoint_of_a_trainer_opens_with_a_user_s_own_classes(tmp_path: P
 @pytest.mark.parametrize("name", FORMATS)
 def test_an_old_file_that_holds_a_whole_model_is_refused_in_a_sentence(name: str, tmp_path: Path) -> None:
     FORMATS[name](torch.nn.Linear(2, 2), tmp_path / "model.pt")
-    with pytest.raises(BadInput, match=r"model\.pt holds a _StandIn instead of a dict"):
+    with pytest.raises(ConfigError, match=r"model\.pt holds a _StandIn instead of a dict"):
         read_weights(tmp_path / "model.pt")
 
 
@@ -168,7 +168,7 @@ def test_torchscript_and_archives_of_the_first_format_are_refused(tmp_path: Path
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
     for name in ("script.pt", "old.pt"):
-        with pytest.raises(BadInput, match="cannot be read as weights"):
+        with pytest.raises(ConfigError, match="cannot be read as weights"):
             read_weights(tmp_path / name)
     assert not marker.exists()
 
@@ -176,7 +176,7 @@ def test_torchscript_and_archives_of_the_first_format_are_refused(tmp_path: Path
 @pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04 and no more", pickle.dumps([1])])
 def test_a_file_that_holds_no_weights_is_refused_in_a_sentence(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(content)
-    with pytest.raises(BadInput) as raised:
+    with pytest.raises(ConfigError) as raised:
         read_weights(tmp_path / "a.pt")
     assert "\n" not in str(raised.value)
     with pytest.raises(FileNotFoundError):

@@ -6,7 +6,7 @@ import pytest
 
 from refsam import __version__
 from refsam.configuration.schema import ClusterConfig, RequestConfig
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.orchestration.submission.sbatch_options import parse_option
 from refsam.orchestration.submission.slurm_script import made_by, parameters
 
@@ -49,7 +49,7 @@ def test_further_options_are_taken_as_they_are(option, parsed):
     ],
 )
 def test_what_is_no_further_option_is_one_sentence(option, why):
-    with pytest.raises(BadInput) as refused:
+    with pytest.raises(ConfigError) as refused:
         parse_option(option)
     assert str(refused.value).startswith(f"cluster.extra: {option!r} was given")
     assert why in str(refused.value)

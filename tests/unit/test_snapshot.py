@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.orchestration.submission.snapshot import prologue_lines, take_snapshot
 from refsam.records.paths import RunsFolder
 
@@ -92,5 +92,5 @@ def test_a_snapshot_that_somebody_has_changed_is_not_used_again(change, snapshot
     assert take_snapshot(RunsFolder(tmp_path)) == own
     assert start_of_a_job(own).returncode == 0
     CHANGES[change](own)
-    with pytest.raises(BadInput, match="is not what refsam has written there"):
+    with pytest.raises(ConfigError, match="is not what refsam has written there"):
         take_snapshot(RunsFolder(tmp_path))

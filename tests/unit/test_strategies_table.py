@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.paths import SweepPaths
 from refsam.results.collect import COLUMNS
 from refsam.results.provenance import provenance
@@ -66,14 +66,14 @@ def test_the_first_prompt_counts_and_the_mode_can_be_chosen() -> None:
     )
     assert over_seeds(given)["mIoU"].tolist() == [0.8]
     assert over_seeds(given, "no_prompt")["mIoU"].tolist() == [0.5]
-    with pytest.raises(BadInput, match="--mode=amg, but the sweep has been measured in box, no_prompt"):
+    with pytest.raises(ConfigError, match="--mode=amg, but the sweep has been measured in box, no_prompt"):
         over_seeds(given, "amg")
 
 
 def test_runs_without_results_are_not_in_it() -> None:
     given = frame(row("full", 0), row("dora", 0, mode=None, status="failed", mIoU=None))
     assert over_seeds(given)["strategy"].tolist() == ["full"]
-    with pytest.raises(BadInput, match="measured in no mode yet"):
+    with pytest.raises(ConfigError, match="measured in no mode yet"):
         over_seeds(frame(row("dora", 0, mode=None, status="pending")))
 
 

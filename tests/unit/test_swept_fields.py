@@ -23,7 +23,7 @@ from refsam.configuration.compose import compose
 from refsam.configuration.frozen import freeze, from_values, to_values
 from refsam.configuration.patch_pool import with_patch_pool
 from refsam.configuration.schema import RefsamConfig
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.identity import identity, run_id
 from refsam.records.paths import RunsFolder
 from refsam.records.settings import (
@@ -167,7 +167,7 @@ def test_two_runs_that_differ_in_a_field_are_told_apart_by_everything(field: str
         lambda: wide_table(frame, ("seed",), ("n_images",), ("SA50",)),
         lambda: wide_table(frame, ("mode",), ("seed",), ("seconds_total",)),
     ):
-        with pytest.raises(BadInput, match=rf"differ in .*{apart}"):
+        with pytest.raises(ConfigError, match=rf"differ in .*{apart}"):
             make()
     assert len(wide_table(frame, (apart,), ("n_images",), ("SA50",)).rows) == 2
     assert len(settings_of(frame)) == 2
@@ -179,7 +179,7 @@ def test_two_runs_that_differ_in_a_field_are_told_apart_by_everything(field: str
     for study in STUDIES.values():
         assert len(study(frame).rows) == 2
     if apart in ("dataset", "resource", "n_objects"):
-        with pytest.raises(BadInput, match=apart):
+        with pytest.raises(ConfigError, match=apart):
             over_seeds(frame)
     else:
         assert over_seeds(frame)["n_seeds"].tolist() == [1, 1]

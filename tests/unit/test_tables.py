@@ -15,7 +15,7 @@ import pytest
 from pylatexenc.latexwalker import LatexEnvironmentNode, LatexMacroNode, LatexWalker
 
 from refsam import cli
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.paths import RunsFolder
 from refsam.records.status import State, Status, write_status
 from refsam.results import index
@@ -123,7 +123,7 @@ def test_the_best_of_a_row_is_that_of_its_mode():
 
 def test_rounds_with_and_without_the_mask_are_no_seeds_of_each_other():
     runs = [row("full", 1, 0.5, run_id="a", round=1, mask_input=mask) for mask in (False, True)]
-    with pytest.raises(BadInput, match=r"differ in mask_input \(False, True\)"):
+    with pytest.raises(ConfigError, match=r"differ in mask_input \(False, True\)"):
         wide_table(frame_of(*runs), ("round",), ("n_images",), ("SA50",))
     assert len(wide_table(frame_of(*runs), ("round", "mask_input"), ("n_images",), ("SA50",)).rows) == 2
 
@@ -135,7 +135,7 @@ def test_smaller_is_better_for_times():
 
 
 def test_a_cell_never_mixes_what_differs_in_more_than_the_seed(seeds):
-    with pytest.raises(BadInput, match=r"differ in strategy \(a_b & 50%, full\); add it to --rows"):
+    with pytest.raises(ConfigError, match=r"differ in strategy \(a_b & 50%, full\); add it to --rows"):
         wide_table(seeds, ("model",), ("n_images",), ("SA50",))
     assert wide_table(seeds, ("model",), ("n_images",), ("SA50",), {"strategy": "full"}).cells[0][1].n == 3
 
@@ -150,7 +150,7 @@ def test_a_cell_never_mixes_what_differs_in_more_than_the_seed(seeds):
     ],
 )
 def test_axes_metrics_and_values_that_do_not_exist_are_named(seeds, rows, columns, metric, where, words):
-    with pytest.raises(BadInput, match=words):
+    with pytest.raises(ConfigError, match=words):
         wide_table(seeds, (rows,), (columns,), (metric,), where)
 
 

@@ -10,12 +10,12 @@ from types import FrameType
 from typing import Any
 
 from refsam.configuration.schema import AUTO, RefsamConfig
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.orchestration.fit.limits import CUDA
 from refsam.orchestration.fit.measure import Measurer, Say
-from refsam.orchestration.fit.requests import LeftOut, Request, place
+from refsam.orchestration.fit.requests import FitRequest, LeftOut, place
 from refsam.orchestration.fit.search import Goal, search_micro_sam, search_refsam
-from refsam.records.fits import SAFETY_MARGIN, Fit, FitsFolder, Largest, Measurement
+from refsam.records.fits import SAFETY_MARGIN, Fit, FitsFolder, Largest, StepMeasurement
 
 MICRO_SAM, REFSAM = "micro_sam", "refsam"
 ENGINES = (REFSAM, MICRO_SAM)
@@ -35,20 +35,20 @@ class Options:
 
 def requests_of(
     combinations: Sequence[tuple[tuple[str, ...], RefsamConfig]], options: Options, on_the_resource: bool
-) -> tuple[list[Request], list[LeftOut]]:
-    """What can be fitted on this machine, and what cannot. Raises BadInput where that is everything."""
+) -> tuple[list[FitRequest], list[LeftOut]]:
+    """What can be fitted on this machine, and what cannot. Raises ConfigError where that is everything."""
     placed = [
         place(overrides, config, options.limit_gib, on_the_resource) for overrides, config in combinations
     ]
     left_out = [item for item in placed if isinstance(item, LeftOut)]
-    requests = [item for item in placed if isinstance(item, Request)]
+    requests = [item for item in placed if isinstance(item, FitRequest)]
     if not requests:
         more = f" (and {len(left_out) - 1} more combinations)" if len(left_out) > 1 else ""
-        raise BadInput(left_out[0].reason + more)
+        raise ConfigError(left_out[0].reason + more)
     return requests, left_out
 
 
-def fit_all(requests: Sequence[Request], options: Options, folder: FitsFolder, say: Say) -> list[Fit]:
+def fit_all(requests: Sequence[FitRequest], options: Options, folder: FitsFolder, say: Say) -> list[Fit]:
     """The fits of all requests, each written when it is known.
 
     Raises KeyboardInterrupt on Ctrl-C, SIGTERM and a closed terminal, with every process and cgroup gone and
@@ -64,7 +64,7 @@ def fit_all(requests: Sequence[Request], options: Options, folder: FitsFolder, s
     return fits
 
 
-def _fit(request: Request, options: Options, measure: Measurer) -> Fit:
+def _fit(request: FitRequest, options: Options, measure: Measurer) -> Fit:
     config = request.config
     rows, columns = config.train.patch_shape
     goal = Goal(
@@ -104,7 +104,7 @@ def _fit(request: Request, options: Options, measure: Measurer) -> Fit:
     )
 
 
-def _first_that_fits(measured: Sequence[Measurement]) -> Measurement | None:
+def _first_that_fits(measured: Sequence[StepMeasurement]) -> StepMeasurement | None:
     return next((item for item in measured if item.seconds is not None), None)
 
 
@@ -125,7 +125,7 @@ def _stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def plan_lines(requests: Sequence[Request], left_out: Sequence[LeftOut], folder: FitsFolder) -> list[str]:
+def plan_lines(requests: Sequence[FitRequest], left_out: Sequence[LeftOut], folder: FitsFolder) -> list[str]:
     """What a fit would do, for a dry run."""
     known = len(folder.read_measurements())
     lines = [f"{known} steps are measured already in {folder.measurements}"]

@@ -46,8 +46,8 @@ class FitJob:
 def submit_fits(combinations: Sequence[Combination], options: Options, runs: Path, say: Say) -> None:
     """Submit a job for each resource unless it is in the queue, and return.
 
-    Raises BadInput for what cannot be a job script, SlurmSilent where Slurm does not answer, and RunFailed
-    with what sbatch said.
+    Raises ConfigError for what cannot be a job script, SlurmUnavailable where Slurm does not answer, and
+    RunFailed with what sbatch said.
     """
     check_folder(runs)
     for resource in dict.fromkeys(config.resource.name for _, config in combinations):

@@ -14,10 +14,10 @@ from refsam.configuration.schema import RefsamConfig
 from refsam.errors import RunFailed
 from refsam.orchestration import machine
 from refsam.orchestration.fit.limits import CUDA, Ended, memory_limit
-from refsam.orchestration.fit.requests import Request
+from refsam.orchestration.fit.requests import FitRequest
 from refsam.orchestration.fit.search import OutOfTime
 from refsam.orchestration.in_job.job import thread_environment
-from refsam.records.fits import SAFETY_MARGIN, FitsFolder, Measurement, Outcome, Step
+from refsam.records.fits import SAFETY_MARGIN, FitsFolder, FitStep, StepMeasurement, StepOutcome
 from refsam.system.files import read_json
 
 SCIENCE = "refsam.science.fit"
@@ -41,14 +41,14 @@ class Measurer:
         RunFailed: when a step ended with another error than a lack of memory.
     """
 
-    request: Request
-    known: list[Measurement]
+    request: FitRequest
+    known: list[StepMeasurement]
     folder: FitsFolder
     say: Say
     deadline: float = float("inf")
-    used: list[Measurement] = field(default_factory=list)  # in the order in which they were asked for
+    used: list[StepMeasurement] = field(default_factory=list)  # in the order in which they were asked for
 
-    def __call__(self, step: Step) -> Measurement:
+    def __call__(self, step: FitStep) -> StepMeasurement:
         measured = self.look_up(step)
         before = measured is not None
         if measured is None:
@@ -71,23 +71,23 @@ class Measurer:
     def threads(self) -> int:
         return min(self.request.config.resource.request.cores, machine.cores())
 
-    def look_up(self, step: Step) -> Measurement | None:
+    def look_up(self, step: FitStep) -> StepMeasurement | None:
         """What earlier measurements under this or another limit say about the step here, if anything."""
         for measured in self.known:
             same = (measured.setup, measured.step, measured.hardware, measured.threads)
             if same != (self.request.setup, step, self.request.hardware, self.threads):
                 continue
-            if measured.outcome is Outcome.out_of_memory and measured.limit_gib >= self.usable_gib:
+            if measured.outcome is StepOutcome.out_of_memory and measured.limit_gib >= self.usable_gib:
                 return measured
-            if measured.outcome is Outcome.fits and measured.peak_gib is not None:
+            if measured.outcome is StepOutcome.fits and measured.peak_gib is not None:
                 if min(measured.limit_gib, measured.peak_gib) <= self.usable_gib:
                     return measured
                 if self.request.setup.device != CUDA:
                     # A GPU's allocator may do with less than it took; what a process had in memory, it needs.
-                    return replace(measured, outcome=Outcome.out_of_memory)
+                    return replace(measured, outcome=StepOutcome.out_of_memory)
         return None
 
-    def _run(self, step: Step) -> Measurement:
+    def _run(self, step: FitStep) -> StepMeasurement:
         on_gpu = self.request.setup.device == CUDA
         limit = None if on_gpu else self._main_memory()
         with tempfile.TemporaryDirectory(prefix="refsam-fit-") as name, memory_limit(limit) as limited:
@@ -107,14 +107,14 @@ class Measurer:
                 environment["CUDA_VISIBLE_DEVICES"] = ""
             ended = limited.run(command, environment, folder / "log", STEP_SECONDS)
             result = self._result(folder, ended)
-            return Measurement(
+            return StepMeasurement(
                 setup=self.request.setup,
                 step=step,
                 hardware=self.request.hardware,
                 threads=self.threads,
                 limit_gib=self.usable_gib,
                 limited_by=CUDA if on_gpu else limited.kind,
-                outcome=Outcome(result["outcome"]),
+                outcome=StepOutcome(result["outcome"]),
                 **{
                     name: result.get(name)
                     for name in ("message", "seconds", "peak_gib", "base_gib", "precision")
@@ -137,14 +137,14 @@ class Measurer:
             result: dict[str, Any] = read_json(folder / "result.json")
         except FileNotFoundError:
             if ended.killed_for_memory:
-                return {"outcome": Outcome.out_of_memory, "message": "killed by the kernel"}
+                return {"outcome": StepOutcome.out_of_memory, "message": "killed by the kernel"}
             log = (folder / "log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
             how = "took too long" if ended.timed_out else f"ended with status {ended.status}"
             raise RunFailed(f"{self.request.label}: a step {how}: {log[-1] if log else 'no word'}") from None
         return result
 
 
-def configured(config: RefsamConfig, step: Step) -> RefsamConfig:
+def configured(config: RefsamConfig, step: FitStep) -> RefsamConfig:
     """The configuration of a run that computes `step`."""
     train = replace(config.train, engine=step.engine, n_sub_iterations=step.n_sub_iterations)
     if step.object_chunk is None:  # micro-sam's own step has none of the options
@@ -159,7 +159,7 @@ def configured(config: RefsamConfig, step: Step) -> RefsamConfig:
     return replace(config, n_objects=step.n_objects, train=train)
 
 
-def describe(measured: Measurement, usable_gib: float) -> str:
+def describe(measured: StepMeasurement, usable_gib: float) -> str:
     """One line for a person."""
     step = measured.step
     parts = [f"{step.engine}, {step.n_objects} objects, {step.n_sub_iterations} sub-iterations"]
@@ -168,7 +168,7 @@ def describe(measured: Measurement, usable_gib: float) -> str:
     checkpointed = [name for name in ("encoder", "decoder") if getattr(step, f"checkpoint_{name}")]
     if checkpointed:
         parts.append(f"{' and '.join(checkpointed)} checkpointed")
-    if measured.outcome is Outcome.fits and measured.peak_gib is not None:
+    if measured.outcome is StepOutcome.fits and measured.peak_gib is not None:
         parts.append(f"{measured.peak_gib:.1f} of {usable_gib:.1f} GiB, {measured.seconds:.1f} s")
     else:
         parts.append(f"does not fit into {usable_gib:.1f} GiB")

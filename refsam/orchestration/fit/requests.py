@@ -13,7 +13,7 @@ from refsam.configuration.frozen import to_config
 from refsam.configuration.overrides import split_override
 from refsam.configuration.schema import AUTO, RefsamConfig
 from refsam.configuration.text_values import quote_text
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.models.strategies import strategy_problem
 from refsam.orchestration import machine
 from refsam.orchestration.planning.checks import check_values, missing_setting
@@ -23,7 +23,7 @@ CPU, CUDA = "cpu", "cuda"
 
 
 @dataclass(frozen=True)
-class Request:
+class FitRequest:
     """One row to be: a resolved configuration and the memory that it is fitted into, in GiB."""
 
     config: RefsamConfig
@@ -50,7 +50,7 @@ class LeftOut:
 def resolve(overrides: Sequence[str]) -> list[tuple[tuple[str, ...], RefsamConfig]]:
     """Every combination of the values that are separated by commas, with `auto` strategies replaced.
 
-    Raises BadInput for what cannot be composed and for values that no run can have.
+    Raises ConfigError for what cannot be composed and for values that no run can have.
     """
     try:
         with hydra_session():
@@ -59,7 +59,7 @@ def resolve(overrides: Sequence[str]) -> list[tuple[tuple[str, ...], RefsamConfi
         sentence = explain(error)
         if sentence is None:
             raise
-        raise BadInput(sentence) from error
+        raise ConfigError(sentence) from error
 
 
 def _with_strategy(job: list[str]) -> RefsamConfig:
@@ -81,7 +81,7 @@ def _compose(job: list[str]) -> RefsamConfig:
 
 def place(
     overrides: tuple[str, ...], config: RefsamConfig, limit_gib: float | None, on_the_resource: bool
-) -> Request | LeftOut:
+) -> FitRequest | LeftOut:
     """Where a combination is measured on this machine.
 
     Args:
@@ -107,7 +107,7 @@ def place(
             f"resource={config.resource.name}: {memory:g} GiB are to be fitted into, and this machine has "
             f"{there:.1f} GiB; a smaller machine cannot stand for a larger one",
         )
-    return Request(
+    return FitRequest(
         config=config,
         overrides=overrides,
         setup=Setup.of(config, device),

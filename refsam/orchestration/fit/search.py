@@ -8,9 +8,9 @@ number of objects asked for; then the largest number, which mostly is the larges
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from refsam.records.fits import Largest, Measurement, Outcome, Step
+from refsam.records.fits import FitStep, Largest, StepMeasurement, StepOutcome
 
-Measure = Callable[[Step], Measurement]
+Measure = Callable[[FitStep], StepMeasurement]
 
 # GiB that micro-sam's step takes for each object and sub-iteration on a patch of 512 x 512 pixels, and for
 # the rest (all layers trained): where the search starts. It was measured in float32 on a CPU.
@@ -65,7 +65,7 @@ class Goal:
 
 def search_micro_sam(goal: Goal, measure: Measure) -> Largest:
     """The largest number of objects with micro-sam's step, and what a step of the number asked for takes."""
-    step = Step("micro_sam", goal.n_objects, goal.n_sub_iterations)
+    step = FitStep("micro_sam", goal.n_objects, goal.n_sub_iterations)
     slope = GIB_PER_OBJECT * goal.n_sub_iterations * goal.area
     rest = GIB_WITHOUT_OBJECTS.get(goal.architecture, 1.5)
     found = _largest(step, goal, measure, slope, guess=int((goal.usable_gib - rest) / slope))
@@ -80,11 +80,11 @@ def search_micro_sam(goal: Goal, measure: Measure) -> Largest:
 def search_refsam(goal: Goal, measure: Measure) -> Largest:
     """The fastest savings that fit, the largest number of objects with them, and what a step takes."""
     few = min(FEW_SUB_ITERATIONS, goal.n_sub_iterations)
-    best: list[Measurement] = []  # the last one counts: what was found is kept when time is over
+    best: list[StepMeasurement] = []  # the last one counts: what was found is kept when time is over
     try:
         _fastest(goal, few, measure, best)
         if not best:
-            frugal = Step("refsam", goal.n_objects, few, goal.object_chunk or 1, **_levels(goal)[-1])
+            frugal = FitStep("refsam", goal.n_objects, few, goal.object_chunk or 1, **_levels(goal)[-1])
             return _largest(frugal, goal, measure, slope=0.05, guess=1)
         step = best[-1].step
         found = _largest(step, goal, measure, slope=0.01, guess=goal.most_objects, known=best[-1])
@@ -98,22 +98,22 @@ def search_refsam(goal: Goal, measure: Measure) -> Largest:
         return replace(found, complete=False)
 
 
-def _fastest(goal: Goal, sub_iterations: int, measure: Measure, best: list[Measurement]) -> None:
+def _fastest(goal: Goal, sub_iterations: int, measure: Measure, best: list[StepMeasurement]) -> None:
     """Append measurements of ever faster savings to `best`; none where not even the smallest chunk fits."""
     usual = FIRST_CHUNK if goal.on_cpu else FIRST_CHUNK_ON_GPU
     first = min(goal.object_chunk or usual, goal.n_objects)
     for level in _levels(goal):
         if level != _levels(goal)[-1] and _is_hopeless(goal, level):
             continue
-        measured = measure(Step("refsam", goal.n_objects, sub_iterations, first, **level))
-        if measured.outcome is Outcome.fits:
+        measured = measure(FitStep("refsam", goal.n_objects, sub_iterations, first, **level))
+        if measured.outcome is StepOutcome.fits:
             best.append(measured)
             break
     else:
         if first == 1 or goal.object_chunk is not None:
             return
-        measured = measure(Step("refsam", goal.n_objects, sub_iterations, 1, **level))
-        if measured.outcome is Outcome.fits:
+        measured = measure(FitStep("refsam", goal.n_objects, sub_iterations, 1, **level))
+        if measured.outcome is StepOutcome.fits:
             best.append(measured)
         return
     if goal.object_chunk is not None:
@@ -121,7 +121,7 @@ def _fastest(goal: Goal, sub_iterations: int, measure: Measure, best: list[Measu
     for chunks in (_doubled(first, goal.n_objects), _halved(first)):
         for chunk in chunks:
             measured = measure(replace(best[-1].step, object_chunk=chunk))
-            if measured.outcome is not Outcome.fits or not _is_faster(measured, best[-1]):
+            if measured.outcome is not StepOutcome.fits or not _is_faster(measured, best[-1]):
                 break
             best.append(measured)
         if len(best) > 1:
@@ -152,7 +152,12 @@ def _is_hopeless(goal: Goal, level: dict[str, bool | None]) -> bool:
 
 
 def _largest(
-    step: Step, goal: Goal, measure: Measure, slope: float, guess: int, known: Measurement | None = None
+    step: FitStep,
+    goal: Goal,
+    measure: Measure,
+    slope: float,
+    guess: int,
+    known: StepMeasurement | None = None,
 ) -> Largest:
     """The largest number of objects of `step` that fits, by bisection between what fits and what does not.
 
@@ -170,7 +175,7 @@ def _largest(
             measured = measure(replace(step, n_objects=number))
         except OutOfTime:
             return _as_largest(fitting[low], complete=False) if low else Largest(0, complete=False)
-        fits = measured.outcome is Outcome.fits
+        fits = measured.outcome is StepOutcome.fits
         if fits:
             low = number
             fitting[number] = measured
@@ -183,7 +188,7 @@ def _largest(
     return _as_largest(fitting[low], complete=True) if low else Largest(0, complete=True)
 
 
-def _expected(fitting: dict[int, Measurement], slope: float, usable_gib: float) -> int:
+def _expected(fitting: dict[int, StepMeasurement], slope: float, usable_gib: float) -> int:
     """The largest number that a straight line through what was measured says will fit."""
     small, large = min(fitting), max(fitting)
     peaks = [fitting[number].peak_gib or 0.0 for number in (small, large)]
@@ -192,7 +197,7 @@ def _expected(fitting: dict[int, Measurement], slope: float, usable_gib: float) 
     return large + int((usable_gib - peaks[1]) / slope)
 
 
-def _as_largest(measured: Measurement, complete: bool) -> Largest:
+def _as_largest(measured: StepMeasurement, complete: bool) -> Largest:
     step = measured.step
     return Largest(
         n_objects=step.n_objects,
@@ -204,11 +209,11 @@ def _as_largest(measured: Measurement, complete: bool) -> Largest:
     )
 
 
-def _with_step(found: Largest, measured: Measurement) -> Largest:
+def _with_step(found: Largest, measured: StepMeasurement) -> Largest:
     return replace(found, seconds=measured.seconds, step_peak_gib=measured.peak_gib)
 
 
-def _is_faster(measured: Measurement, than: Measurement) -> bool:
+def _is_faster(measured: StepMeasurement, than: StepMeasurement) -> bool:
     return (measured.seconds or 0.0) < FASTER * (than.seconds or 0.0)
 
 

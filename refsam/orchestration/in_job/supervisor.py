@@ -17,10 +17,10 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from refsam.errors import RunFailed, SlurmSilent
+from refsam.errors import RunFailed, SlurmUnavailable
 from refsam.orchestration import machine
 from refsam.orchestration.lifecycle.attempts import (
-    Outcome,
+    ProcessEnd,
     begin_attempt,
     end_of_attempt,
     not_requeued,
@@ -95,7 +95,7 @@ def _come_again(paths: RunPaths, asked: signal.Signals | None, error: AlreadyRun
         sys.exit(f"refsam: {error}")
     try:
         inside_job.requeue()
-    except SlurmSilent as silence:
+    except SlurmUnavailable as silence:
         raise RunFailed(f"{error}; Slurm did not requeue the job: {silence}") from error
     sys.exit(f"refsam: {error}; the run waits for it in the queue")
 
@@ -105,7 +105,7 @@ def _leave(paths: RunPaths, status: Status, requeued_by_slurm: bool) -> None:
     if status.state is State.pending and not requeued_by_slurm:
         try:
             inside_job.requeue()
-        except SlurmSilent as error:
+        except SlurmUnavailable as error:
             status = not_requeued(paths, status, str(error))
     sys.exit(f"refsam: {status.message or f'the run is {status.state}'}")
 
@@ -135,7 +135,7 @@ class _Child:
             self._asked_at = time.monotonic()
         self._pass_on(number)
 
-    def execute(self) -> tuple[Outcome, bool]:
+    def execute(self) -> tuple[ProcessEnd, bool]:
         """Execute the run to the process's end; the second value as inside_job.why_ended has it."""
         kills = machine.out_of_memory_kills()
         savings = _version(self._paths.savings)
@@ -152,7 +152,7 @@ class _Child:
         stopped, requeued_by_slurm = (None, False) if self.asked is None else inside_job.why_ended(self.asked)
         kills = machine.out_of_memory_kills() - kills
         trained = _version(self._paths.savings) != savings
-        return Outcome(exit_status, kills, peak / KIB_PER_GIB, stopped, trained), requeued_by_slurm
+        return ProcessEnd(exit_status, kills, peak / KIB_PER_GIB, stopped, trained), requeued_by_slurm
 
     def _pass_on(self, number: int) -> None:
         # Not through Popen, which would look for the exit status that os.wait4 is to find.

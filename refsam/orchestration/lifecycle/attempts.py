@@ -34,7 +34,7 @@ LOG = "REFSAM_LOG"  # in the environment of a job: the path of its log
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProcessEnd:
     """How the process of an attempt ended, seen from outside.
 
     Attributes:
@@ -89,7 +89,7 @@ def begin_attempt(paths: RunPaths, in_a_hurry: Callable[[], bool] = lambda: Fals
 
 
 def end_of_attempt(
-    paths: RunPaths, outcome: Outcome, in_a_hurry: Callable[[], bool] = lambda: False
+    paths: RunPaths, outcome: ProcessEnd, in_a_hurry: Callable[[], bool] = lambda: False
 ) -> Status:
     """Write how the attempt ended; the status is pending when another one follows by itself.
 
@@ -156,7 +156,7 @@ def attempt_here(paths: RunPaths, execute: Callable[[Path], None]) -> None:
                 free_reserve(paths)
 
 
-def _hand_over(paths: RunPaths, status: Status, outcome: Outcome) -> Status:
+def _hand_over(paths: RunPaths, status: Status, outcome: ProcessEnd) -> Status:
     """End the attempt of a run that is trained; the next one is that of the job which evaluates it."""
     trained = status.changed(state=State.completed, ended_at=now())
     end_attempt(paths, trained, outcome.trained, peak_memory_gib=round(outcome.peak_memory_gib, 3))
@@ -180,7 +180,7 @@ def _after_failure(paths: RunPaths, status: Status) -> Status:
     return status
 
 
-def _last_word(paths: RunPaths, status: Status, outcome: Outcome) -> Status:
+def _last_word(paths: RunPaths, status: Status, outcome: ProcessEnd) -> Status:
     if status.state is State.completed:
         return status
     own = status.state is State.failed
@@ -199,7 +199,7 @@ def _last_word(paths: RunPaths, status: Status, outcome: Outcome) -> Status:
     return failed(status, endings.NO_RESULT, code=outcome.exit_status, log=log)
 
 
-def _was_killed(status: Status, outcome: Outcome) -> bool:
+def _was_killed(status: Status, outcome: ProcessEnd) -> bool:
     """Whether something killed the run's process, or a helper of it, which the run says itself.
 
     Without this a kill of any other process of the machine would be taken for the reason of every failure.

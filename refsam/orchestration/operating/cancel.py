@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import psutil
 
-from refsam.errors import RunFailed, SlurmSilent
+from refsam.errors import RunFailed, SlurmUnavailable
 from refsam.orchestration.operating.sweep_state import OPEN, RunState, SweepState
 from refsam.orchestration.slurm.identity import KnownJob, known_jobs
 from refsam.orchestration.slurm.patience import Say
@@ -57,7 +57,7 @@ def cancel(look: Callable[[], SweepState], folder: RunsFolder, whole_sweep: bool
 
     Raises:
         PermissionError: for a process of another person.
-        SlurmSilent: when Slurm does not answer, however often it is asked.
+        SlurmUnavailable: when Slurm does not answer, however often it is asked.
     """
     with contextlib.ExitStack() as lock:
         submits = None
@@ -170,12 +170,12 @@ def _scancel(jobs: Sequence[KnownJob]) -> tuple[set[KnownJob], str]:
                 return left, ""
             try:  # quiet: a job that has just ended is no error
                 run_command(["scancel", "--quiet", *task_ranges([job.job_id for job in left])])
-            except SlurmSilent as error:
+            except SlurmUnavailable as error:
                 if is_momentary(str(error)):
                     raise
                 complaint = str(error).removeprefix("scancel: error: ")
             left = _in_queue(jobs)
-        except SlurmSilent as error:
+        except SlurmUnavailable as error:
             if delay is None or not is_momentary(str(error)):
                 raise
         else:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.orchestration.operating.targets import find_run, run_names
 from refsam.records.metrics import METRICS, MetricsRow, read_metrics
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths, default_runs
@@ -35,10 +35,10 @@ def choose_run(
         runs: the runs folder that names are looked up in (REFSAM_RUNS, else `runs`).
 
     Raises:
-        BadInput: when there is none, or nothing of the sweep was measured.
+        ConfigError: when there is none, or nothing of the sweep was measured.
     """
     if metric is not None and metric not in METRICS:
-        raise BadInput(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+        raise ConfigError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
     path = Path(target).expanduser()
     if (path / "config.yaml").is_file():
         return _named(RunPaths(path.absolute()), metric)
@@ -49,7 +49,7 @@ def choose_run(
     if str(target) in sweep_names(folder):
         return _best(folder.sweep(str(target)), folder, metric or DEFAULT_METRIC, mode)
     if not any(str(target) in name for name in run_names(folder)):
-        raise BadInput(
+        raise ConfigError(
             f"{str(target)!r} is neither a run nor a sweep of {folder.root}; refsam list names the sweeps"
         )
     return _named(find_run(str(target), folder), metric)
@@ -57,7 +57,7 @@ def choose_run(
 
 def _named(paths: RunPaths, metric: str | None) -> ChosenRun:
     if metric is not None:
-        raise BadInput(
+        raise ConfigError(
             f"metric: {metric} was given with run {paths.run_id}, and it chooses among the runs of a sweep"
         )
     return ChosenRun(paths, f"run {paths.run_id}")
@@ -74,7 +74,7 @@ def _best(sweep: SweepPaths, folder: RunsFolder, metric: str, mode: str | None) 
                 measured.setdefault(row["mode"], []).append((value, paths))
     chosen = next((each for each in (mode, *MODES) if each in measured), None)
     if chosen is None:
-        raise BadInput(f"sweep {sweep.name!r} has no run with a model of which {metric} was measured")
+        raise ConfigError(f"sweep {sweep.name!r} has no run with a model of which {metric} was measured")
     value, paths = max(measured[chosen], key=lambda each: each[0])
     return ChosenRun(
         paths,

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from refsam.configuration.frozen import freeze
 from refsam.configuration.schema import EvaluateConfig, RefsamConfig
-from refsam.errors import BadInput, Unreadable
+from refsam.errors import ConfigError, Unreadable
 from refsam.orchestration.operating.targets import Target
 from refsam.orchestration.planning.plan import measured_rows
 from refsam.orchestration.slurm.questions import SlurmQuery, statuses
@@ -56,7 +56,7 @@ def evaluate_again(
         try:
             config = _with(frozen(paths), wanted, named)
             left = missing(config.evaluate, measured_rows(paths))
-        except (BadInput, Unreadable) as error:
+        except (ConfigError, Unreadable) as error:
             unusable.append(f"run {run_id} is left out: {error}")
             continue
         if left:

@@ -22,14 +22,14 @@ ALIGNED_RIGHT = ("epoch", "best", "elapsed", "left")
 
 
 @dataclass(frozen=True)
-class Line:
+class StyledLine:
     """One line of text, and its style as rich names it."""
 
     text: str
     style: str = ""
 
 
-def lines(state: SweepState, width: int | None = None, room: int | None = None) -> list[Line]:
+def lines(state: SweepState, width: int | None = None, room: int | None = None) -> list[StyledLine]:
     """The sweep as a line for each group of runs with the same request, one for each run, and the sums.
 
     Args:
@@ -46,24 +46,24 @@ def lines(state: SweepState, width: int | None = None, room: int | None = None) 
     if cut is not None:
         over = table_width(widths.values()) - cut
         widths["run"] = max(len("run"), widths["run"] - max(0, over))
-    shown = [Line(_joined({name: name for name in widths}, widths), "bold")]
+    shown = [StyledLine(_joined({name: name for name in widths}, widths), "bold")]
     groups = state.groups()
     left_out = _left_out(state.runs, None if room is None else room - len(groups) - 3)
     for group in groups:
-        shown.append(Line(_cut(f"{_request(group.request)}: {_counts(group.runs)}", cut), "bold cyan"))
+        shown.append(StyledLine(_cut(f"{_request(group.request)}: {_counts(group.runs)}", cut), "bold cyan"))
         for run in group.runs:
             if run.run_id in left_out:
                 continue
             style = STYLES.get(str(run.status.state), "")
-            shown.append(Line(_cut(_joined(rows[run.run_id], widths), cut), style))
+            shown.append(StyledLine(_cut(_joined(rows[run.run_id], widths), cut), style))
     if left_out:
-        shown.append(Line(_cut(f"and {len(left_out)} more", cut), "dim"))
+        shown.append(StyledLine(_cut(f"and {len(left_out)} more", cut), "dim"))
     if "best" in widths and room is None:
-        shown.append(Line(f"best: {BEST} (its epoch)", "dim"))
+        shown.append(StyledLine(f"best: {BEST} (its epoch)", "dim"))
     if len(widths) < len(full) and room is None:
         narrow = [name for name in full if name not in widths]
-        shown.append(Line(left_out_words(narrow, "--wide shows all"), "dim"))
-    shown.append(Line(_cut(totals(state), cut), "bold"))
+        shown.append(StyledLine(left_out_words(narrow, "--wide shows all"), "dim"))
+    shown.append(StyledLine(_cut(totals(state), cut), "bold"))
     return shown if room is None else shown[-max(1, room) :]
 
 

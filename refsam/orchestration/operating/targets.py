@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from refsam.errors import BadInput, DamagedManifest, nearest
+from refsam.errors import ConfigError, DamagedManifest, nearest
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
 from refsam.results.sweeps import find_sweep, read_manifest, sweep_names
 
@@ -28,7 +28,7 @@ class Target:
 def sweep_target(name: str | None, folder: RunsFolder) -> Target:
     """All runs of a sweep, of the newest one where no name is given.
 
-    Raises BadInput where there is none of that name, DamagedManifest when its manifest is damaged.
+    Raises ConfigError where there is none of that name, DamagedManifest when its manifest is damaged.
     """
     sweep = newest_sweep(folder) if name is None else find_sweep(name, folder)
     return Target(sweep, tuple(run.run_id for run in read_manifest(sweep).runs), is_run=False)
@@ -37,7 +37,7 @@ def sweep_target(name: str | None, folder: RunsFolder) -> Target:
 def find_target(name: str | None, folder: RunsFolder) -> Target:
     """A sweep, or else one run in the newest of its sweeps; the newest sweep where no name is given.
 
-    Raises as `sweep_target` does, and BadInput for a run that no sweep has.
+    Raises as `sweep_target` does, and ConfigError for a run that no sweep has.
     """
     names = sweep_names(folder)
     if name is None or name in names:
@@ -48,18 +48,18 @@ def find_target(name: str | None, folder: RunsFolder) -> Target:
             nearest(name, [*names, *short_names(run_ids).values()])
             or f"; {folder.root} has the sweeps {', '.join(names)}"
         )
-        raise BadInput(f"{name!r} is neither a sweep nor a part of a run's name{hint}")
+        raise ConfigError(f"{name!r} is neither a sweep nor a part of a run's name{hint}")
     run_id = find_run(name, folder).run_id
     for sweep in _newest_first(folder):
         if _has(sweep, run_id):
             return Target(sweep, (run_id,), is_run=True)
-    raise BadInput(f"run {run_id} belongs to no sweep of {folder.root}; name a run that does")
+    raise ConfigError(f"run {run_id} belongs to no sweep of {folder.root}; name a run that does")
 
 
 def find_run(part: str, folder: RunsFolder) -> RunPaths:
     """The run whose id is `part`, or the only one whose id has `part` in it.
 
-    Raises BadInput, naming the nearest or those that it may be.
+    Raises ConfigError, naming the nearest or those that it may be.
     """
     names = run_names(folder)
     if part in names:
@@ -69,11 +69,11 @@ def find_run(part: str, folder: RunsFolder) -> RunPaths:
         return folder.run(matches[0])
     if matches:
         more = f" and {len(matches) - NAMED} more" if len(matches) > NAMED else ""
-        raise BadInput(
+        raise ConfigError(
             f"run {part!r} may be one of {', '.join(matches[:NAMED])}{more}; give a part of the name that "
             "only one has"
         )
-    raise BadInput(f"run {part!r} is not in {folder.root}{nearest(part, short_names(names).values())}")
+    raise ConfigError(f"run {part!r} is not in {folder.root}{nearest(part, short_names(names).values())}")
 
 
 def run_names(folder: RunsFolder) -> list[str]:
@@ -86,10 +86,10 @@ def run_names(folder: RunsFolder) -> list[str]:
 
 
 def newest_sweep(folder: RunsFolder) -> SweepPaths:
-    """The sweep that was asked for last. Raises BadInput where there is none."""
+    """The sweep that was asked for last. Raises ConfigError where there is none."""
     sweeps = _newest_first(folder)
     if not sweeps:
-        raise BadInput(f"--runs {str(folder.root)!r} has no sweeps")
+        raise ConfigError(f"--runs {str(folder.root)!r} has no sweeps")
     return sweeps[0]
 
 
@@ -118,7 +118,7 @@ def _has(sweep: SweepPaths, run_id: str) -> bool:
     """Whether a sweep has a run; one whose manifest cannot be used has none."""
     try:
         return any(run.run_id == run_id for run in read_manifest(sweep).runs)
-    except (BadInput, DamagedManifest):
+    except (ConfigError, DamagedManifest):
         return False
 
 

@@ -22,7 +22,7 @@ from refsam.configuration.schema import ALL, AUTO, Kind, Precision, RefsamConfig
 from refsam.configuration.split import SEEDED, n_images_problem, split_sizes
 from refsam.datasets.numbering import COMPONENTS, INSTANCES
 from refsam.datasets.reading import COLOURS
-from refsam.errors import BadInput, nearest
+from refsam.errors import ConfigError, nearest
 from refsam.models.families import FAMILIES, attention_problem, model_problem
 from refsam.models.strategies import ADAPT, DECODER, FREEZE, TRAIN, is_quantized, strategy_problem
 from refsam.records.measurements import GRIDS, MODES, is_grid
@@ -288,7 +288,7 @@ def choices(field: str) -> tuple[str, ...]:
 
 
 def check_values(config: RefsamConfig) -> None:
-    """Raise BadInput for the first field with a value that no run can have."""
+    """Raise ConfigError for the first field with a value that no run can have."""
     for rule in _RULES:
         *parents, name = rule.field.split(".")
         parent: Any = functools.reduce(getattr, parents, config)
@@ -296,28 +296,28 @@ def check_values(config: RefsamConfig) -> None:
             continue
         value = getattr(parent, name)
         if value == MISSING:
-            raise BadInput(f"{rule.field} must be given: {rule.field}=… (there is no default)")
+            raise ConfigError(f"{rule.field} must be given: {rule.field}=… (there is no default)")
         if not rule.holds(value):
-            raise BadInput(f"{rule.field} must be {rule.allowed}, got {value!r}")
+            raise ConfigError(f"{rule.field} must be {rule.allowed}, got {value!r}")
     for name, setting in config.resource.settings.items():
         field = f"resource.settings.{name}"  # of a person's own file
         if not _whole(1)(setting.n_objects):
-            raise BadInput(f"{field}.n_objects must be an integer >= 1, got {setting.n_objects!r}")
+            raise ConfigError(f"{field}.n_objects must be an integer >= 1, got {setting.n_objects!r}")
         if setting.peft in (AUTO, MISSING):
-            raise BadInput(f"{field}.peft must be the name of a finetuning strategy, got {setting.peft!r}")
+            raise ConfigError(f"{field}.peft must be the name of a finetuning strategy, got {setting.peft!r}")
 
 
 def excluded(config: RefsamConfig) -> str | None:
     """Which of the combinations of `exclude` a resolved run is; None where it is none of them.
 
     Raises:
-        BadInput: for a field that there is not.
+        ConfigError: for a field that there is not.
     """
     values = leaves(to_values(config)) if config.exclude else {}
     for fields in config.exclude:
         unknown = next((name for name in fields if name not in values), None)
         if unknown is not None:
-            raise BadInput(f"exclude must name fields of a run, got {unknown!r}{nearest(unknown, values)}")
+            raise ConfigError(f"exclude must name fields of a run, got {unknown!r}{nearest(unknown, values)}")
         if all(values[name] == value for name, value in fields.items()):
             return f"exclude: {' '.join(f'{name}={value}' for name, value in fields.items())}"
     return None

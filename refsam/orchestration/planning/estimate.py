@@ -34,7 +34,7 @@ class Source(StrEnum):
     published = "published"
 
 
-class Part(StrEnum):
+class JobPart(StrEnum):
     """What of a run is to do in one job."""
 
     all = "all"
@@ -64,7 +64,7 @@ class GroupEstimate:
     """
 
     jobs: Jobs
-    part: Part
+    part: JobPart
     gpus: int
     runs: int
     unknown: int
@@ -92,13 +92,13 @@ def estimate(
     return [
         _group(jobs, part, runs, keys, finished, fits, folder)
         for jobs, runs in groups
-        for part in ([Part.all] if jobs.then is None else [Part.training, Part.evaluation])
+        for part in ([JobPart.all] if jobs.then is None else [JobPart.training, JobPart.evaluation])
     ]
 
 
 def _group(
     jobs: Jobs,
-    part: Part,
+    part: JobPart,
     runs: Sequence[Run],
     keys: dict[str, Key],
     finished: dict[Key, list[FinishedRun]],
@@ -109,13 +109,13 @@ def _group(
     for run in runs:
         paths = folder.run(run.run_id)
         # Of a trained run an evaluation is made up for.
-        to_do = Part.evaluation if paths.training.exists() else part
+        to_do = JobPart.evaluation if paths.training.exists() else part
         expected = by_finished_runs(run.config, finished[keys[run.run_id]], to_do)
-        if expected is None and to_do is not Part.evaluation:
+        if expected is None and to_do is not JobPart.evaluation:
             expected = by_fit(run.config, fits) or by_published_times(run.config)
         if expected is not None:
-            known.append(expected if to_do is Part.evaluation else _left(expected, paths))
-    request = jobs.first if jobs.then is None or part is Part.training else jobs.then
+            known.append(expected if to_do is JobPart.evaluation else _left(expected, paths))
+    request = jobs.first if jobs.then is None or part is JobPart.training else jobs.then
     return GroupEstimate(
         jobs=jobs,
         part=part,
@@ -130,7 +130,7 @@ def _group(
 
 
 def by_finished_runs(
-    config: RefsamConfig, finished: Sequence[FinishedRun], part: Part = Part.all
+    config: RefsamConfig, finished: Sequence[FinishedRun], part: JobPart = JobPart.all
 ) -> Expected | None:
     """The time of a run, or a part of it, by others of its kind; of those with as many images where there
     are such.
@@ -140,9 +140,9 @@ def by_finished_runs(
     alike = [run for run in finished if run.n_images == config.n_images] or finished
     overhead = median([run.overhead for run in alike if run.overhead is not None] or [0.0])
     other = overhead
-    if part is not Part.training:
+    if part is not JobPart.training:
         other += median(_evaluation(config, run) for run in alike)
-    if config.kind == Kind.baseline or part is Part.evaluation:
+    if config.kind == Kind.baseline or part is JobPart.evaluation:
         return Expected(other, other, Source.runs)
     per_step = median(run.seconds_per_step for run in alike if run.seconds_per_step is not None)
     # The longest epochs: a training that ended in the middle of one has shorter ones on average.
@@ -199,7 +199,7 @@ def by_published_times(config: RefsamConfig) -> Expected | None:
 
 def group_words(group: GroupEstimate) -> str:
     """`Expected: 3.4 h, at most 8.5 h, by 4 finished runs of the same kind.`"""
-    of = "" if group.part is Part.all else f" for the {group.part}"
+    of = "" if group.part is JobPart.all else f" for the {group.part}"
     if group.seconds is None or group.at_most is None:
         return f"Expected time{of}: not known, no run of this kind has finished here."
     origin = []
@@ -228,7 +228,7 @@ def total_words(groups: Sequence[GroupEstimate]) -> str:
         most = [at_most * gpus for _, at_most, gpus in known if at_most is not None]
         if expected:
             parts.append(f"{_hours(sum(expected))} {words}, at most {_hours(sum(most))}")
-    unknown = sum(group.unknown for group in groups if group.part is not Part.evaluation)
+    unknown = sum(group.unknown for group in groups if group.part is not JobPart.evaluation)
     if not parts:
         return "Expected in all: not known."
     text = f"Expected in all: {'; '.join(parts)}"

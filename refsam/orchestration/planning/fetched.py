@@ -5,7 +5,7 @@ from pathlib import Path
 
 from refsam.configuration.schema import DatasetConfig, ModelConfig, RefsamConfig
 from refsam.datasets.listing import list_pairs
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.models import hub_cache
 from refsam.models.families import HUGGING_FACE
 from refsam.models.weights_cache import weights_present
@@ -59,6 +59,6 @@ def no_weights(model: ModelConfig) -> str:
 def _no_data(dataset: DatasetConfig) -> str | None:
     try:
         list_pairs(dataset)
-    except BadInput as error:
+    except ConfigError as error:
         return str(error)
     return None

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from refsam.configuration.schema import Kind, RefsamConfig
-from refsam.errors import BadInput, DamagedManifest
+from refsam.errors import ConfigError, DamagedManifest
 from refsam.records.measurements import extended
 from refsam.records.paths import RunsFolder
 from refsam.records.settings import (
@@ -27,7 +27,7 @@ _GPU = "resource.request.gpu"
 def add(runs: dict[str, Asked], run_id: str, asked: Asked) -> None:
     """Add a combination to the runs of a plan. What several of them want measured of one run is measured.
 
-    Raises BadInput for two combinations that are one run by its id and could not be told apart by it.
+    Raises ConfigError for two combinations that are one run by its id and could not be told apart by it.
     """
     if run_id not in runs:
         runs[run_id] = asked
@@ -36,12 +36,12 @@ def add(runs: dict[str, Asked], run_id: str, asked: Asked) -> None:
     parts = differing([setting_values(first), setting_values(second)])
     names = names_of(parts)
     if names:
-        raise BadInput(_sentence(names[0], parts, first, (overrides, others), run_id))
+        raise ConfigError(_sentence(names[0], parts, first, (overrides, others), run_id))
     runs[run_id] = replace(first, evaluate=extended(first.evaluate, second.evaluate)), overrides
 
 
 def check_recorded(runs: Mapping[str, Asked], folder: RunsFolder) -> None:
-    """Raise BadInput where a run has a directory whose resource of the same name asks for another GPU."""
+    """Raise ConfigError where a run has a directory whose resource of the same name asks for another GPU."""
     for run_id, (config, _) in runs.items():
         if config.kind == Kind.baseline:
             continue
@@ -53,7 +53,7 @@ def check_recorded(runs: Mapping[str, Asked], folder: RunsFolder) -> None:
             continue  # not there; what is damaged is named where it is read
         asked = config.resource.request.gpu
         if str(recorded).casefold() != str(asked).casefold():
-            raise BadInput(
+            raise ConfigError(
                 f"{_GPU}: {value_text(asked)} was given for resource {config.resource.name}, but in {path} "
                 f"the resource of this name asks for {value_text(recorded)}; give one of them another "
                 "resource.name"
@@ -66,7 +66,7 @@ def other_settings(name: str, folder: RunsFolder, planned: Mapping[str, Setting]
     """
     try:
         runs = read_manifest(folder.sweep(name)).runs
-    except (BadInput, DamagedManifest):
+    except (ConfigError, DamagedManifest):
         return  # there is none, or it is named when it is written
     there = {run.run_id: read_setting(folder.run(run.run_id).config) for run in runs}
     others = {run: setting for run, setting in there.items() if run not in planned and setting}

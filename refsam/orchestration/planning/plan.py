@@ -36,7 +36,7 @@ from refsam.datasets.index import ImageFacts, check_images, fingerprint, inspect
 from refsam.datasets.listing import complete_pairs, count_images
 from refsam.datasets.overview import Overview, in_folds, overview
 from refsam.datasets.pair import DataMissing
-from refsam.errors import BadInput, Unreadable, os_reason
+from refsam.errors import ConfigError, Unreadable, os_reason
 from refsam.models import hub_cache
 from refsam.models.families import HUGGING_FACE
 from refsam.models.strategies import DECODER
@@ -58,7 +58,7 @@ from refsam.system.files import read_yaml_sections
 _Asked = tuple[RefsamConfig, dict[str, str]]
 
 
-class Standing(StrEnum):
+class PlanState(StrEnum):
     """What a run that is asked for still needs."""
 
     new = "new"
@@ -76,19 +76,19 @@ class PlannedRun(Run):
 
     Attributes:
         overrides: those that the sweep varies.
-        standing: what it still needs.
+        plan_state: what it still needs.
         note: in one sentence, why.
         fields: of the configuration that tell it apart from others of the plan.
     """
 
     overrides: dict[str, str]
-    standing: Standing
+    plan_state: PlanState
     note: str
     fields: Setting
 
     @property
     def todo(self) -> bool:
-        return self.standing in (Standing.new, Standing.resume, Standing.evaluate)
+        return self.plan_state in (PlanState.new, PlanState.resume, PlanState.evaluate)
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ class Plan:
     @property
     def open(self) -> tuple[PlannedRun, ...]:
         """The runs without a result: to do, or on their way."""
-        closed = (Standing.done, Standing.unreadable)
-        return tuple(run for run in self.runs if run.standing not in closed)
+        closed = (PlanState.done, PlanState.unreadable)
+        return tuple(run for run in self.runs if run.plan_state not in closed)
 
 
 @dataclass
@@ -139,7 +139,7 @@ class Planner:
     composer: Composer
     cache: Path
     query: SlurmQuery = field(default_factory=SlurmQuery)
-    _data: dict[str, "_Data | BadInput"] = field(default_factory=dict)
+    _data: dict[str, "_Data | ConfigError"] = field(default_factory=dict)
     _hashes: dict[Path, str] = field(default_factory=dict)
     _weights: dict[str, str | None] = field(default_factory=dict)
     _mismatches: dict[str, str | None] = field(default_factory=dict)
@@ -149,11 +149,11 @@ class Planner:
     def plan(self, jobs: Sequence[Sequence[str]], command: Sequence[str], name: str | None) -> Plan:
         """The plan of all `jobs` (each a list of overrides).
 
-        Raises BadInput for a value that no run can have, for a sweep without any valid run, and for the first
-        invalid run where `on_invalid=error`; hydra's errors for what cannot be composed.
+        Raises ConfigError for a value that no run can have, for a sweep without any valid run, and for the
+        first invalid run where `on_invalid=error`; hydra's errors for what cannot be composed.
         """
         if not jobs:
-            raise BadInput("the sweep is empty: give at least one value for every key that is swept over")
+            raise ConfigError("the sweep is empty: give at least one value for every key that is swept over")
         varied = _varied(jobs)
         asked: list[list[_Asked]] = []  # of each job: one, or all of its folds
         skipped: list[Skipped] = []
@@ -191,7 +191,7 @@ class Planner:
                     configs[run],
                     names[run],
                     overrides,
-                    *standing_of(folder.run(run), configs[run].evaluate, known[run]),
+                    *plan_state_of(folder.run(run), configs[run].evaluate, known[run]),
                     part,
                 )
                 for (run, (_, overrides)), part in zip(runs.items(), parts, strict=True)
@@ -250,20 +250,20 @@ class Planner:
             data = self._data_of(config.dataset)
         except DataMissing:
             raise
-        except BadInput as error:
+        except ConfigError as error:
             return str(error)
         return combination_problem(config, data.total, data.names) or self._image_problem(config, data)
 
     def _data_of(self, dataset: DatasetConfig) -> "_Data":
-        """What is there of a data set, looked at once. Raises BadInput for what cannot be used."""
+        """What is there of a data set, looked at once. Raises ConfigError for what cannot be used."""
         key = repr(dataset)
         if key not in self._data:
             try:
                 self._data[key] = self._look(dataset)
-            except BadInput as error:
+            except ConfigError as error:
                 self._data[key] = error
         found = self._data[key]
-        if isinstance(found, BadInput):
+        if isinstance(found, ConfigError):
             raise found
         return found
 
@@ -287,7 +287,7 @@ class Planner:
             try:
                 check_images(dataset, data.facts, (patch[0], patch[1]))
                 self._image_problems[key] = None
-            except BadInput as error:
+            except ConfigError as error:
                 self._image_problems[key] = str(error)
         return self._image_problems[key]
 
@@ -312,16 +312,16 @@ class Planner:
                 self._hashes[path] = hub_cache.folder_hash(path)
             elif path.is_file():
                 if sentence := weights_problem(path):
-                    raise BadInput(sentence)
+                    raise ConfigError(sentence)
                 try:
                     self._hashes[path] = file_hash(path)
                 except OSError as error:
-                    raise BadInput(
+                    raise ConfigError(
                         f"model.weights: {path} cannot be read ({os_reason(error)}); expected a file that "
                         "can be"
                     ) from error
             else:
-                raise BadInput(no_weights(config.model))
+                raise ConfigError(no_weights(config.model))
         return self._hashes[path]
 
     def _architecture_problem(self, model: ModelConfig) -> str | None:
@@ -428,18 +428,18 @@ def _baselines(valid: Iterable[_Asked]) -> Iterator[_Asked]:
             yield replace(config, kind=Kind.baseline), {}
 
 
-def standing_of(paths: RunPaths, evaluate: EvaluateConfig, status: Status) -> tuple[Standing, str]:
+def plan_state_of(paths: RunPaths, evaluate: EvaluateConfig, status: Status) -> tuple[PlanState, str]:
     """What a run still needs, and a note for the plan.
 
     Args:
         status: from its record and from Slurm, see questions.statuses.
     """
     if status.state == State.unreadable:
-        return Standing.unreadable, status.message or ""
+        return PlanState.unreadable, status.message or ""
     if status.state == State.planned:
         if status.message is not None:  # nothing else leaves one in a run that has not begun
-            return Standing.resume, "its status.json is damaged and will be written anew"
-        return Standing.new, ""
+            return PlanState.resume, "its status.json is damaged and will be written anew"
+        return PlanState.new, ""
     if status.state == State.completed:
         try:
             read_yaml_sections(paths.config, "kind")
@@ -447,19 +447,19 @@ def standing_of(paths: RunPaths, evaluate: EvaluateConfig, status: Status) -> tu
         except FileNotFoundError:
             rows = measured_rows(paths)  # of a run whose configuration is written again
         except ValueError as error:
-            return Standing.unreadable, str(error)
+            return PlanState.unreadable, str(error)
         absent = list(dict.fromkeys(wanted.mode for wanted in missing(evaluate, rows)))
-        return (Standing.evaluate, f"mode {', '.join(absent)}") if absent else (Standing.done, "")
+        return (PlanState.evaluate, f"mode {', '.join(absent)}") if absent else (PlanState.done, "")
     if status.state in (State.pending, State.running) and status.job_id is not None:
-        standing = Standing.pending if status.state == State.pending else Standing.running
+        standing = PlanState.pending if status.state == State.pending else PlanState.running
         return standing, f"Slurm job {status.job_id}" + (f" on {status.host}" if status.host else "")
     if status.state in (State.pending, State.running) and is_held(paths):
-        return Standing.running, f"on {status.host}" if status.host else ""
+        return PlanState.running, f"on {status.host}" if status.host else ""
     progress = (
         f"epoch {status.epoch} of {status.epochs}" if status.epoch is not None else "nothing trained yet"
     )
     reason = f"{status.reason}, " if status.reason else ""
-    return Standing.resume, f"{reason}{progress}"
+    return PlanState.resume, f"{reason}{progress}"
 
 
 def measured_rows(paths: RunPaths) -> list[MetricsRow]:
@@ -476,16 +476,16 @@ def _folder(path: str) -> Path:
     root = Path(path)
     existing = next(parent for parent in (root, *root.parents) if parent.exists())
     if not existing.is_dir():
-        raise BadInput(f"runs={path}, but {existing} is a file; expected a folder")
+        raise ConfigError(f"runs={path}, but {existing} is a file; expected a folder")
     if not os.access(existing, os.R_OK | os.X_OK):
-        raise BadInput(f"runs={path}, but {existing} cannot be read; expected a folder that can be")
+        raise ConfigError(f"runs={path}, but {existing} cannot be read; expected a folder that can be")
     return root
 
 
 def _refuse(valid: Sequence[object], skipped: Sequence[Skipped], config: RefsamConfig) -> None:
     reasons = list(dict.fromkeys(item.reason for item in skipped if not item.is_excluded))
     if not reasons and not valid:
-        raise BadInput("exclude must leave something of the sweep, got a combination for each of its runs")
+        raise ConfigError("exclude must leave something of the sweep, got a combination for each of its runs")
     if not reasons or (valid and config.on_invalid == "skip"):
         return
     more = (
@@ -493,7 +493,7 @@ def _refuse(valid: Sequence[object], skipped: Sequence[Skipped], config: RefsamC
         if len(reasons) > 1
         else ""
     )
-    raise BadInput(reasons[0] + more)
+    raise ConfigError(reasons[0] + more)
 
 
 def _varied(jobs: Sequence[Sequence[str]]) -> set[str]:

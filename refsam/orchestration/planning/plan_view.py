@@ -13,20 +13,20 @@ from refsam.configuration.schema import Kind
 from refsam.datasets.overview import short_lines
 from refsam.models.strategies import strategy_label
 from refsam.orchestration.planning.estimate import GroupEstimate, group_words, total_words
-from refsam.orchestration.planning.plan import Plan, PlannedRun, Standing
+from refsam.orchestration.planning.plan import Plan, PlannedRun, PlanState
 from refsam.orchestration.planning.preflight import Preflight
 from refsam.orchestration.slurm.requests import Jobs, by_jobs, request_text
 from refsam.records.settings import Setting, short_name, value_text
 from refsam.system.terminal import UNLIMITED
 
 _WORDS = {
-    Standing.new: "planned",
-    Standing.resume: "to continue",
-    Standing.evaluate: "to evaluate",
-    Standing.pending: "pending",
-    Standing.running: "running",
-    Standing.done: "completed",
-    Standing.unreadable: "unreadable",
+    PlanState.new: "planned",
+    PlanState.resume: "to continue",
+    PlanState.evaluate: "to evaluate",
+    PlanState.pending: "pending",
+    PlanState.running: "running",
+    PlanState.done: "completed",
+    PlanState.unreadable: "unreadable",
 }
 
 
@@ -81,7 +81,7 @@ def summary(plan: Plan) -> str:
     counts = [
         f"{number} {words}"
         for standing, words in _WORDS.items()
-        if (number := sum(run.standing == standing for run in plan.runs))
+        if (number := sum(run.plan_state == standing for run in plan.runs))
     ]
     kinds = len(by_jobs(plan.runs, plan.folder))
     left_out = f"; {len(plan.skipped)} left out" if plan.skipped else ""
@@ -154,7 +154,7 @@ def _group(jobs: Jobs, runs: list[PlannedRun], common: dict[str, str], with_id: 
         table.add_row(
             *(escape(cells.get(name, "")) for name in columns),
             *([run.run_id.rsplit("-", 1)[1]] if with_id else []),
-            escape(_WORDS[run.standing] + note),
+            escape(_WORDS[run.plan_state] + note),
         )
     return table
 

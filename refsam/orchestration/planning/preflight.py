@@ -11,7 +11,7 @@ from pathlib import Path
 from refsam.configuration.evaluation_place import used_resources
 from refsam.configuration.schema import ClusterConfig, RefsamConfig
 from refsam.datasets.pair import COCO
-from refsam.errors import BadInput, SlurmSilent, os_reason
+from refsam.errors import ConfigError, SlurmUnavailable, os_reason
 from refsam.models.families import HUGGING_FACE
 from refsam.orchestration import machine
 from refsam.orchestration.planning.checkpoint_room import room_needed
@@ -51,12 +51,12 @@ class Preflight:
         return replace(self, problems=tuple(dict.fromkeys([*self.problems, *problems])))
 
     def check(self) -> None:
-        """Raise BadInput that names all problems."""
+        """Raise ConfigError that names all problems."""
         if len(self.problems) == 1:
-            raise BadInput(self.problems[0])
+            raise ConfigError(self.problems[0])
         if self.problems:
             lines = "".join(f"\n  - {sentence}" for sentence in self.problems)
-            raise BadInput(f"{len(self.problems)} things are in the way:{lines}")
+            raise ConfigError(f"{len(self.problems)} things are in the way:{lines}")
 
 
 def preflight(plan: Plan, on_slurm: bool) -> Preflight:
@@ -153,7 +153,7 @@ def _request_problems(
     try:
         partitions, nodes = site.partitions(), site.nodes()
         found = [site.request_problem(request, partitions, nodes) for request in requests]
-    except SlurmSilent as error:
+    except SlurmUnavailable as error:
         found = [site.unasked_problem(request, cluster) for request in requests]
         but = "but for its time " if cluster.max_times else ""
         notes = [f"scontrol does not answer ({error}): what is asked of Slurm is not checked {but}".rstrip()]

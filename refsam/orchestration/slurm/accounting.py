@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from refsam.errors import SlurmSilent
+from refsam.errors import SlurmUnavailable
 from refsam.orchestration.slurm.identity import KnownJob
 from refsam.orchestration.slurm.questions import run_command
 from refsam.records.attempts import read_attempt
@@ -60,7 +60,7 @@ def record_costs(folder: RunsFolder, run_ids: Sequence[str]) -> str | None:
     numbers = sorted({job.job_id.partition("_")[0] for jobs in wanted.values() for job in jobs})
     try:
         costs = parse_costs(run_command(costs_command(",".join(numbers))))
-    except SlurmSilent as error:
+    except SlurmUnavailable as error:
         return f"sacct does not answer ({error}): what the runs have cost is not known yet"
     for run_id, jobs in wanted.items():
         found = [

@@ -6,7 +6,7 @@ import signal
 import time
 from contextlib import suppress
 
-from refsam.errors import SlurmSilent
+from refsam.errors import SlurmUnavailable
 from refsam.orchestration.slurm.questions import parse_sacct, run_command, sacct_command
 from refsam.records.status import Reason
 from refsam.system.own_job import job_id, job_name
@@ -30,7 +30,7 @@ def why_ended(number: signal.Signals) -> tuple[Reason, bool]:
     if own is None:
         return Reason.timeout if number in TIME_LIMIT_SIGNALS else Reason.cancelled, False
     facts = {}
-    with suppress(SlurmSilent):
+    with suppress(SlurmUnavailable):
         facts = _facts(own)
     if int(facts.get("Restarts", "0")) > restarts():
         return Reason.preempted, True
@@ -42,7 +42,8 @@ def why_ended(number: signal.Signals) -> tuple[Reason, bool]:
 
 
 def requeue() -> None:
-    """Send this job back into the queue, of an array only this task; Slurm ends it then. Raises SlurmSilent.
+    """Send this job back into the queue, of an array only this task; Slurm ends it then. Raises
+    SlurmUnavailable.
 
     One task of every array has the array's number as its SLURM_JOB_ID, which for scontrol means all tasks.
     """
@@ -51,10 +52,10 @@ def requeue() -> None:
     for delay in (*REQUEUE_DELAYS, None):
         try:
             if not _facts(own):
-                raise SlurmSilent(f"Slurm does not know job {own} any more")
+                raise SlurmUnavailable(f"Slurm does not know job {own} any more")
             run_command(["scontrol", "requeue", own])
             return
-        except SlurmSilent:
+        except SlurmUnavailable:
             if delay is None:
                 raise
         time.sleep(delay)
@@ -62,7 +63,7 @@ def requeue() -> None:
 
 def _facts(own: str) -> dict[str, str]:
     """What the controller says of the job `own`; empty where it does not know it, though perhaps another one
-    that has its number now. Raises SlurmSilent.
+    that has its number now. Raises SlurmUnavailable.
     """
     text = run_command(["scontrol", "show", "job", "--oneliner", own])
     jobs = (dict(re.findall(r"(?:^|\s)(\w+)=(.*?)(?=\s\w+=|\s*$)", line)) for line in text.splitlines())
@@ -78,7 +79,7 @@ def _number(facts: dict[str, str]) -> str:
 def _accounted_reason(own: str) -> Reason | None:
     try:
         starts = parse_sacct(run_command(sacct_command(own))).get(own)
-    except SlurmSilent:
+    except SlurmUnavailable:
         return None
     reason = starts[-1].reason if starts else None
     stopped = (Reason.cancelled, Reason.preempted, Reason.timeout, Reason.node_failure)

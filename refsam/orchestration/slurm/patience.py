@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
-from refsam.errors import SlurmSilent
+from refsam.errors import SlurmUnavailable
 from refsam.orchestration.slurm.questions import answers_within, is_momentary
 
 Say = Callable[[str], None]
@@ -18,11 +18,11 @@ _hurried = ContextVar("hurried", default=False)
 
 
 def patiently(call: Callable[[], Result], say: Say) -> Result:
-    """The result of a call to Slurm, made again while Slurm is away for a moment. Raises SlurmSilent."""
+    """The result of a call to Slurm, made again while Slurm is away for a moment. Raises SlurmUnavailable."""
     for delay in delays():
         try:
             return call()
-        except SlurmSilent as error:
+        except SlurmUnavailable as error:
             if not is_momentary(str(error)):
                 raise
             say(f"{error}; trying again in {delay:.0f} s")

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
-from refsam.errors import SlurmSilent
+from refsam.errors import SlurmUnavailable
 from refsam.orchestration.slurm import environment
 from refsam.orchestration.slurm.identity import KnownJob, known_job, seconds
 from refsam.records import endings
@@ -125,7 +125,7 @@ class SlurmQuery:
         try:
             queued = squeue.result()
             queue = True
-        except SlurmSilent as error:
+        except SlurmUnavailable as error:
             queue = False
             if wanted:
                 problems.append(f"squeue does not answer ({error}): what is said of jobs may be old")
@@ -133,7 +133,7 @@ class SlurmQuery:
             if sacct is not None:
                 accounted = _of(wanted, parse_sacct(sacct.result()))
             accounting = True
-        except SlurmSilent as error:
+        except SlurmUnavailable as error:
             accounting = False
             problems.append(
                 f"sacct does not answer ({error}): why jobs ended is known only from queue and records"
@@ -145,11 +145,11 @@ class SlurmQuery:
 
 
 def in_queue(jobs: Iterable[KnownJob], run: Callable[[Sequence[str]], str]) -> dict[KnownJob, SlurmJob]:
-    """Those of some jobs that the controller knows, with one squeue. Raises SlurmSilent."""
+    """Those of some jobs that the controller knows, with one squeue. Raises SlurmUnavailable."""
     wanted = frozenset(jobs)
     try:
         return _of(wanted, parse_squeue(run(squeue_command(_numbers(wanted)))))
-    except SlurmSilent as error:
+    except SlurmUnavailable as error:
         # A single job that has left the queue is an error to squeue, several of them are none.
         if "Invalid job id" in str(error):
             return {}
@@ -196,7 +196,7 @@ def is_momentary(words: str) -> bool:
 
 
 def run_command(command: Sequence[str], seconds: float | None = None) -> str:
-    """The standard output of a Slurm command. Raises SlurmSilent, at the latest after so many seconds.
+    """The standard output of a Slurm command. Raises SlurmUnavailable, at the latest after so many seconds.
 
     Args:
         seconds: None: as many as `answers_within` says, else ANSWER_SECONDS.
@@ -208,12 +208,12 @@ def run_command(command: Sequence[str], seconds: float | None = None) -> str:
             command, capture_output=True, text=True, timeout=seconds, check=False, env=surroundings
         )
     except FileNotFoundError as error:
-        raise SlurmSilent(f"there is no {command[0]} on this machine") from error
+        raise SlurmUnavailable(f"there is no {command[0]} on this machine") from error
     except subprocess.TimeoutExpired as error:
-        raise SlurmSilent(f"nothing within {seconds:g} seconds") from error
+        raise SlurmUnavailable(f"nothing within {seconds:g} seconds") from error
     if done.returncode != 0:
         complaint = (done.stderr or done.stdout).strip() or f"exit status {done.returncode}"
-        raise SlurmSilent(complaint.splitlines()[-1])
+        raise SlurmUnavailable(complaint.splitlines()[-1])
     return done.stdout
 
 

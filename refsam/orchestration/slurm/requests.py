@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.run import Run
 
@@ -73,10 +73,12 @@ def slurm_time(minutes: int) -> str:
 
 
 def minutes(time: str) -> int:
-    """Minutes, rounded up, of Slurm's M, M:S, H:M:S, D-H, D-H:M and D-H:M:S; BadInput for any other time."""
+    """Minutes, rounded up, of Slurm's M, M:S, H:M:S, D-H, D-H:M and D-H:M:S; ConfigError for any other
+    time.
+    """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
     if match is None:
-        raise BadInput(f"resource.request.time must be D-HH:MM:SS or a part of it, got {time!r}")
+        raise ConfigError(f"resource.request.time must be D-HH:MM:SS or a part of it, got {time!r}")
     days, first, second, third = (None if part is None else int(part) for part in match.groups())
     if days is not None:
         seconds = ((days * 24 + (first or 0)) * 60 + (second or 0)) * 60 + (third or 0)
@@ -85,5 +87,5 @@ def minutes(time: str) -> int:
     else:
         seconds = (first or 0) * 60 + (second or 0)
     if seconds == 0:
-        raise BadInput(f"resource.request.time must be a time above 0, got {time!r}")
+        raise ConfigError(f"resource.request.time must be a time above 0, got {time!r}")
     return -(-seconds // 60)

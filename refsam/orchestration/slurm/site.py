@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from refsam.configuration.schema import ClusterConfig, RequestConfig
-from refsam.errors import SlurmSilent, nearest
+from refsam.errors import SlurmUnavailable, nearest
 from refsam.orchestration.slurm.environment import chosen
 from refsam.orchestration.slurm.patience import Say, patiently
 from refsam.orchestration.slurm.questions import run_command
@@ -57,7 +57,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Limits:
+class QueueLimits:
     """Of submissions: runs in one array, and jobs of this user in the queue (None: no limit is known)."""
 
     array: int
@@ -65,12 +65,12 @@ class Limits:
 
 
 def partitions() -> list[Partition]:
-    """Raises SlurmSilent."""
+    """Raises SlurmUnavailable."""
     return parse_partitions(run_command(["scontrol", "show", "partition", "--oneliner"]))
 
 
 def nodes() -> list[Node]:
-    """Raises SlurmSilent."""
+    """Raises SlurmUnavailable."""
     return parse_nodes(run_command(["scontrol", "show", "node", "--oneliner"]))
 
 
@@ -187,36 +187,36 @@ def _gpus_of(node: Node, kind: str | None) -> int:
     return sum(node.gpus.values()) if kind is None else node.gpus.get(kind.lower(), 0)
 
 
-def limits(cluster: ClusterConfig, say: Say) -> Limits:
+def limits(cluster: ClusterConfig, say: Say) -> QueueLimits:
     """What may be submitted, the smaller of what Slurm and the configuration tell.
 
-    Raises SlurmSilent where neither tells how large an array may be.
+    Raises SlurmUnavailable where neither tells how large an array may be.
     """
     known = [
         number for number in (cluster.max_submit_jobs, _max_submit_jobs(cluster, say)) if number is not None
     ]
     try:
         array = max_array_size(say)
-    except SlurmSilent:
+    except SlurmUnavailable:
         if cluster.max_array_size is None:
             raise
         array = cluster.max_array_size
-    return Limits(min(array, cluster.max_array_size or array), min(known, default=None))
+    return QueueLimits(min(array, cluster.max_array_size or array), min(known, default=None))
 
 
 def jobs_in_queue(say: Say) -> int:
-    """How many jobs and array tasks this user has in the queue. Raises SlurmSilent."""
+    """How many jobs and array tasks this user has in the queue. Raises SlurmUnavailable."""
     command = ["squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%i"]
     return len(patiently(lambda: run_command(command), say).split())
 
 
 def max_array_size(say: Say) -> int:
-    """How many tasks an array may have. Raises SlurmSilent."""
+    """How many tasks an array may have. Raises SlurmUnavailable."""
     for line in patiently(lambda: run_command(["scontrol", "show", "config"]), say).splitlines():
         key, _, value = line.partition("=")
         if key.strip() == "MaxArraySize" and value.strip().isdigit():
             return max(1, int(value))
-    raise SlurmSilent("scontrol show config names no MaxArraySize; give cluster.max_array_size")
+    raise SlurmUnavailable("scontrol show config names no MaxArraySize; give cluster.max_array_size")
 
 
 def _max_submit_jobs(cluster: ClusterConfig, say: Say) -> int | None:
@@ -227,7 +227,7 @@ def _max_submit_jobs(cluster: ClusterConfig, say: Say) -> int | None:
     try:
         account, quality = cluster.account or chosen("account"), cluster.qos or chosen("qos")
         return parse_max_submit_jobs(run_command(user), run_command(qos), account, quality)
-    except SlurmSilent as error:
+    except SlurmUnavailable as error:
         say(f"sacctmgr does not answer ({error}): only cluster.max_submit_jobs limits the jobs")
         return None
 

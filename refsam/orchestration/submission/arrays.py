@@ -24,7 +24,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from refsam.configuration.schema import ClusterConfig, RequestConfig
-from refsam.errors import RunFailed, SlurmSilent
+from refsam.errors import RunFailed, SlurmUnavailable
 from refsam.orchestration.in_job.job import SCIENCE
 from refsam.orchestration.lifecycle.reconcile import reconcile
 from refsam.orchestration.slurm import environment, patience, site
@@ -123,7 +123,8 @@ class _Submission:
         write_json(self.record, {"job_name": self.job_name, "done": done, "time": now(), "jobs": jobs})
 
     def take_back(self, refused: bool = False) -> None:
-        """Cancel what is on hold under this name, and forget it. Raises SlurmSilent, and can be called again.
+        """Cancel what is on hold under this name, and forget it. Raises SlurmUnavailable, and can be called
+        again.
 
         What was released already runs as its records say, and stays. A call of sbatch whose answer was lost
         may go through after this look, so it is looked for again until some time has passed.
@@ -171,7 +172,7 @@ def submit_to_slurm(
         entry_point: what a job executes, see RunJob.
 
     Raises:
-        BadInput: before anything is submitted, when the configuration cannot be made a job script.
+        ConfigError: before anything is submitted, when the configuration cannot be made a job script.
         RunFailed: when some arrays could not be submitted. The others were; the same command does the rest.
     """
     check_submission(runs, folder, sweep, cluster)
@@ -184,12 +185,14 @@ def submit_to_slurm(
                 return 0
             limits = site.limits(cluster, say)
             now_allowed = _now_allowed(waiting, folder, limits, say)
-        except SlurmSilent as error:
+        except SlurmUnavailable as error:
             raise RunFailed(f"Slurm does not answer, so nothing was submitted: {error}") from error
         snapshot = take_snapshot(folder) if cluster.snapshot else None
         order = Order(folder, sweep, cluster, say, entry_point, snapshot)
         submitted, failures = _submit_arrays(now_allowed, limits.array, order)
-        with contextlib.suppress(SlurmSilent):  # what has gone through late; the next command looks again
+        with contextlib.suppress(
+            SlurmUnavailable
+        ):  # what has gone through late; the next command looks again
             _take_back_unfinished(sweep, say)
     if failures:
         raise RunFailed(f"{failures[0]}; the same command submits what was not")
@@ -199,8 +202,8 @@ def submit_to_slurm(
     return left
 
 
-def _now_allowed(waiting: list[Run], folder: RunsFolder, limits: site.Limits, say: Say) -> list[Run]:
-    """The first of the waiting runs, as many as the site still takes the jobs of. Raises SlurmSilent."""
+def _now_allowed(waiting: list[Run], folder: RunsFolder, limits: site.QueueLimits, say: Say) -> list[Run]:
+    """The first of the waiting runs, as many as the site still takes the jobs of. Raises SlurmUnavailable."""
     if limits.jobs is None:
         return waiting
     room = limits.jobs - site.jobs_in_queue(say)
@@ -239,7 +242,7 @@ def _submit_arrays(runs: Sequence[Run], largest: int, order: Order) -> tuple[int
 def check_submission(
     runs: Sequence[Run], folder: RunsFolder, sweep: SweepPaths, cluster: ClusterConfig
 ) -> None:
-    """Raise BadInput when the configuration cannot be made a job script. Writes nothing, asks nobody."""
+    """Raise ConfigError when the configuration cannot be made a job script. Writes nothing, asks nobody."""
     check_folder(folder.root)
     for jobs, group in by_jobs(runs, folder):
         for request in jobs.requests:
@@ -268,7 +271,7 @@ def _submit_array(jobs: Jobs, runs: Sequence[Run], order: Order) -> tuple[list[s
             # The call may have gone through all the same. Its array is on hold, and is taken back now, or by
             # the next command where Slurm does not answer; it never starts.
             refused = REFUSED in str(error) and not is_momentary(str(error))
-            with contextlib.suppress(SlurmSilent, OSError):
+            with contextlib.suppress(SlurmUnavailable, OSError):
                 submission.take_back(refused)
             words = (str(error).strip().splitlines() or ["sbatch failed"])[-1]
             if FULL in str(error):
@@ -310,14 +313,14 @@ def _submit_array(jobs: Jobs, runs: Sequence[Run], order: Order) -> tuple[list[s
     except BaseException as error:
         try:
             run_command(["scancel", *numbers])
-        except SlurmSilent as silence:
+        except SlurmUnavailable as silence:
             # Released or not, the records name the job; the next command finds out.
             raise SubmissionFailed(f"job {number} is in the queue, perhaps on hold: {silence}") from error
         for paths, before in written:
             write_status(paths, before)
         with contextlib.suppress(OSError):  # a full disk may be what went wrong
             submission.write([run.run_id for run in runs], [], done=True)
-        if isinstance(error, SubmissionFailed | OSError | SlurmSilent):
+        if isinstance(error, SubmissionFailed | OSError | SlurmUnavailable):
             raise SubmissionFailed(f"job {number} was cancelled again: {error}") from error
         raise
     submission.write(list(kept), list(kept.values()), done=True)
@@ -377,7 +380,7 @@ def _impossible(script: Path, say: Say) -> str | None:
     """What Slurm says where it has no node for the job; None where it has, or says something else."""
     try:
         patiently(lambda: run_command(["sbatch", "--test-only", str(script)]), say)
-    except SlurmSilent as error:
+    except SlurmUnavailable as error:
         return str(error) if IMPOSSIBLE in str(error) else None
     return None
 
@@ -410,7 +413,7 @@ def _write_pending(
 
 
 def _not_in_the_queue(runs: Sequence[Run], folder: RunsFolder, say: Say) -> list[Run]:
-    """The runs that no job and no process works on. Raises SlurmSilent when that cannot be known."""
+    """The runs that no job and no process works on. Raises SlurmUnavailable when that cannot be known."""
     known = patiently(lambda: _ask(folder, runs), say)
     waiting, queued = [], 0
     for run in runs:
@@ -426,15 +429,15 @@ def _not_in_the_queue(runs: Sequence[Run], folder: RunsFolder, say: Say) -> list
 
 
 def _ask(folder: RunsFolder, runs: Sequence[Run]) -> dict[str, Status]:
-    """The statuses of the runs by their ids. Raises SlurmSilent when the queue does not answer."""
+    """The statuses of the runs by their ids. Raises SlurmUnavailable when the queue does not answer."""
     known, answer = reconcile(folder, [run.run_id for run in runs], SlurmQuery())
     if not answer.queue:
-        raise SlurmSilent(next(iter(answer.problems), "squeue does not answer"))
+        raise SlurmUnavailable(next(iter(answer.problems), "squeue does not answer"))
     return known
 
 
 def _take_back_unfinished(sweep: SweepPaths, say: Say) -> None:
-    """Cancel what an earlier submission has left on hold when it was killed. Raises SlurmSilent."""
+    """Cancel what an earlier submission has left on hold when it was killed. Raises SlurmUnavailable."""
     for record in sorted(sweep.jobs.glob("*/submission.json")):
         try:
             done = read_json(record)["done"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from refsam.configuration.schema import ClusterConfig, RequestConfig
-from refsam.errors import SlurmSilent
+from refsam.errors import SlurmUnavailable
 from refsam.orchestration.in_job.job import SCIENCE
 from refsam.orchestration.lifecycle.attempts import LOG
 from refsam.orchestration.slurm import site
@@ -69,7 +69,7 @@ def write_scripts(
     """Write one job script per request (more where an array may not have so many tasks) and return them.
 
     Runs that are evaluated on another resource have a second one. The scripts of an earlier call are
-    replaced, but for those to be left `beside` the new ones. Raises BadInput for what a job script cannot
+    replaced, but for those to be left `beside` the new ones. Raises ConfigError for what a job script cannot
     carry.
     """
     check_folder(folder.root)
@@ -162,7 +162,7 @@ def _largest_array(cluster: ClusterConfig, say: Say) -> int:
         return cluster.max_array_size
     try:
         return site.max_array_size(lambda words: None)
-    except SlurmSilent:
+    except SlurmUnavailable:
         say(
             f"scontrol does not answer: arrays have {USUAL_ARRAY_SIZE} runs at most; cluster.max_array_size=…"
         )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from refsam.errors import BadInput, RunFailed, SlurmSilent, os_problem
+from refsam.errors import ConfigError, RunFailed, SlurmUnavailable, os_problem
 from refsam.orchestration.slurm import patience
 from refsam.orchestration.submission.resubmit import frozen, resubmit
 from refsam.orchestration.submission.sweeps import where
@@ -36,7 +36,7 @@ def submit_again(
         try:
             if _is_ours(folder.run(run_id)):
                 ours.append(run_id)
-        except (BadInput, OSError) as error:  # of its configuration; the others go on
+        except (ConfigError, OSError) as error:  # of its configuration; the others go on
             say(error)
     if not ours:
         return ()
@@ -45,7 +45,7 @@ def submit_again(
         with patience.hurried():
             # Looking at a sweep shall not fail for what is missing now: the attempt says it.
             resubmit(ours, folder, sweep, console, look=False)
-    except (BadInput, RunFailed, SlurmSilent, OSError) as error:
+    except (ConfigError, RunFailed, SlurmUnavailable, OSError) as error:
         say(error)
     return tuple(run_id for run_id in ours if read_record(folder.run(run_id)).state is State.pending)
 
@@ -53,7 +53,7 @@ def submit_again(
 def _is_ours(paths: RunPaths) -> bool:
     try:
         config = frozen(paths)
-    except BadInput:
+    except ConfigError:
         return False  # a configuration of no use is named by whoever looks
     submits = where(config) == "slurm" and not config.cluster.script_only
     return submits and paths.root.stat().st_uid == os.geteuid()

@@ -30,7 +30,7 @@ LABEL = 18  # characters of a label's line at least: before it is broken into sh
 BORDER, CELL_BORDER = 1, 3  # characters of rich's lines: of a table, and of each of its columns
 
 
-class Place(StrEnum):
+class Location(StrEnum):
     """Where a run of this sweep is, as the process that shows it knows."""
 
     waiting = "waiting"  # for its turn here
@@ -55,7 +55,7 @@ class Row:
     """One run: a short readable label, where it is, its last known status, and its log where it has one."""
 
     label: str
-    place: Place
+    place: Location
     status: Status
     log: Path | None = None
 
@@ -147,7 +147,7 @@ class PlainLines:
         for index, row in enumerate(rows):
             state = _state_and_reason(row)
             before, at = self._shown.get(index, (_not_begun(row), now))
-            progressed = row.place is Place.here and now - at >= PROGRESS_SECONDS
+            progressed = row.place is Location.here and now - at >= PROGRESS_SECONDS
             if state != before or progressed:
                 self._shown[index] = (state, now)
                 self.say(plain_line(row, _utc_now()))
@@ -165,11 +165,11 @@ def make_display(console: Console | None = None) -> Display:
 
 def shown_state(row: Row) -> str:
     """The word for a row's state, that `refsam status` has: `planned`, `pending`, `starting`, `running`, …"""
-    if row.place is Place.waiting:
+    if row.place is Location.waiting:
         return State.pending.value if row.status.state is State.pending else State.planned.value
-    if row.place is Place.elsewhere:
+    if row.place is Location.elsewhere:
         return "running elsewhere"
-    if row.place is Place.here and row.status.state in (State.planned, State.pending):
+    if row.place is Location.here and row.status.state in (State.planned, State.pending):
         return "starting"
     return row.status.state.value
 
@@ -182,17 +182,17 @@ def overall(rows: Sequence[Row], elapsed: float, parallel: int, now: datetime) -
         parallel: runs at a time.
         now: the present time, with its time zone.
     """
-    done = sum(row.place is Place.ended and row.status.state is State.completed for row in rows)
-    failed = sum(row.place is Place.ended and row.status.state is State.failed for row in rows)
-    waiting = sum(row.place is Place.waiting for row in rows)
-    elsewhere = sum(row.place is Place.elsewhere for row in rows)
-    running = [row for row in rows if row.place is Place.here]
+    done = sum(row.place is Location.ended and row.status.state is State.completed for row in rows)
+    failed = sum(row.place is Location.ended and row.status.state is State.failed for row in rows)
+    waiting = sum(row.place is Location.waiting for row in rows)
+    elsewhere = sum(row.place is Location.elsewhere for row in rows)
+    running = [row for row in rows if row.place is Location.here]
     return Overall(
         done=done,
         running=len(running),
         failed=failed,
         waiting=waiting,
-        pending=sum(row.place is Place.waiting and row.status.state is State.pending for row in rows),
+        pending=sum(row.place is Location.waiting and row.status.state is State.pending for row in rows),
         elsewhere=elsewhere,
         elapsed=elapsed,
         left=_expected_left(rows, running, waiting, parallel, now),
@@ -207,7 +207,7 @@ def _expected_left(
     lengths = [
         length
         for row in rows
-        if row.place is Place.ended and row.status.state is State.completed
+        if row.place is Location.ended and row.status.state is State.completed
         if (length := _seconds_between(row.status.started_at, row.status.ended_at)) is not None
     ]
     left = []
@@ -240,7 +240,7 @@ def table(rows: Sequence[Row], sums: Overall, now: datetime, room: int, width: i
         grid.add_column(title, justify="right", no_wrap=True)
     shown: Sequence[int] = range(len(rows))
     if lines * len(rows) > room:
-        order = {Place.here: 0, Place.waiting: 2, Place.elsewhere: 3, Place.ended: 4}
+        order = {Location.here: 0, Location.waiting: 2, Location.elsewhere: 3, Location.ended: 4}
         urgency = [1 if row.status.state is State.failed else order[row.place] for row in rows]
         by_urgency = sorted(shown, key=lambda index: (urgency[index], index))
         shown = sorted(by_urgency[: max(1, (room - 1) // lines)])
@@ -280,7 +280,7 @@ def overall_line(sums: Overall) -> str:
 
 def _not_begun(row: Row) -> str:
     """The state that a row has had before anything was shown of it."""
-    return shown_state(replace(row, place=Place.waiting))
+    return shown_state(replace(row, place=Location.waiting))
 
 
 def plain_line(row: Row, now: datetime) -> str:
@@ -313,7 +313,7 @@ def plain_text(text: str) -> Text:
 
 def _print_failures(console: Console, rows: Sequence[Row]) -> None:
     for row in rows:
-        if row.place is Place.ended and row.status.state is State.failed:
+        if row.place is Location.ended and row.status.state is State.failed:
             console.print(plain_text(failure_line(row)), style="red", soft_wrap=True)
 
 
@@ -327,7 +327,7 @@ def _state_and_reason(row: Row) -> str:
 def _progress(row: Row, now: datetime) -> tuple[str, str, str, str, str]:
     """Epoch, loss, best metric, elapsed and left, each empty where nothing is known."""
     status = row.status
-    if row.place is Place.waiting or status.state in (State.planned, State.pending):
+    if row.place is Location.waiting or status.state in (State.planned, State.pending):
         return ("", "", "", "", "")
     epoch = (
         "" if status.epoch is None else f"{status.epoch}/{'?' if status.epochs is None else status.epochs}"

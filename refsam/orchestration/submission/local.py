@@ -23,7 +23,7 @@ from refsam.configuration.schema import RefsamConfig
 from refsam.orchestration import machine
 from refsam.orchestration.in_job.job import SCIENCE, thread_environment
 from refsam.orchestration.lifecycle.attempts import LOG
-from refsam.orchestration.submission.live_table import Display, Place, Row
+from refsam.orchestration.submission.live_table import Display, Location, Row
 from refsam.records import endings
 from refsam.records.attempts import free_number
 from refsam.records.endings import failed
@@ -62,7 +62,7 @@ class _Entry:
 
     run: Run
     paths: RunPaths
-    place: Place
+    place: Location
     status: Status
     log: Path | None = None
 
@@ -177,7 +177,7 @@ class _Queue:
         for run in runs:
             paths = runs_folder.run(run.run_id)
             status = read_record(paths)
-            place = Place.ended if status.state is State.completed else Place.waiting
+            place = Location.ended if status.state is State.completed else Location.waiting
             self.entries.append(_Entry(run, paths, place, status))
         self._children: list[_Child] = []
         self._parallel = parallel
@@ -192,7 +192,7 @@ class _Queue:
         while not stop_signals:
             self._collect()
             while len(self._children) < self._parallel and not stop_signals:
-                entry = next((entry for entry in self.entries if entry.place is Place.waiting), None)
+                entry = next((entry for entry in self.entries if entry.place is Location.waiting), None)
                 if entry is None:
                     break
                 self._start(entry)
@@ -227,11 +227,11 @@ class _Queue:
                 if self._begin_attempt(entry):
                     self._submit(entry, held)
             except AlreadyRunning:
-                entry.place, entry.status = Place.elsewhere, read_record(entry.paths)
+                entry.place, entry.status = Location.elsewhere, read_record(entry.paths)
             except (OSError, RuntimeError, ValueError, psutil.Error) as error:
                 # A full disk, a missing permission, a damaged status: this run fails, the others go on.
                 entry.place, entry.status = (
-                    Place.ended,
+                    Location.ended,
                     failed(entry.status, endings.NOT_STARTED, problem=error),
                 )
 
@@ -241,7 +241,7 @@ class _Queue:
             status = read_record(entry.paths)
             failed_meanwhile = status.state is State.failed and status.attempt > entry.status.attempt
             if status.state in (State.completed, State.unreadable) or failed_meanwhile:
-                entry.place, entry.status = Place.ended, status
+                entry.place, entry.status = Location.ended, status
                 return False
             number = free_number(entry.paths, status.attempt + 1)
             entry.status = status.again(state=State.pending, attempt=number, submitted_at=now())
@@ -275,7 +275,7 @@ class _Queue:
             with run_lock(entry.paths):
                 write_status(entry.paths, failed(entry.status, endings.NOT_STARTED, problem=error))
             raise
-        entry.place, entry.log = Place.here, log
+        entry.place, entry.log = Location.here, log
         self._children.append(_Child(entry, process, wrapper, held.pop_all(), device, kills))
 
     def _free_device(self, config: RefsamConfig) -> str | None:
@@ -319,12 +319,12 @@ class _Queue:
                     entry.status = before if ended else self._unfinished(child, before, stopping)
                     if entry.status is not before:
                         write_status(entry.paths, entry.status)
-                entry.place = Place.waiting if entry.status.state is State.planned else Place.ended
+                entry.place = Location.waiting if entry.status.state is State.planned else Location.ended
             except AlreadyRunning:
                 # A process that no queue has started was faster to take the run.
-                entry.place, entry.status = Place.elsewhere, read_record(entry.paths)
+                entry.place, entry.status = Location.elsewhere, read_record(entry.paths)
             except OSError as error:
-                entry.place = Place.ended
+                entry.place = Location.ended
                 entry.status = failed(entry.status, endings.NOT_WRITTEN, problem=error)
 
     def _unfinished(self, child: _Child, status: Status, stopping: bool) -> Status:

@@ -18,7 +18,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from refsam.configuration.compose import compose
 from refsam.configuration.schema import RefsamConfig
-from refsam.errors import BadInput, RunFailed, nearest
+from refsam.errors import ConfigError, RunFailed, nearest
 from refsam.orchestration.in_job.own_pickles import PYTHON
 from refsam.orchestration.slurm.environment import cleaned
 from refsam.orchestration.slurm.questions import run_command
@@ -52,8 +52,8 @@ def submit_predictions(
         output: folder of the predictions, in which the jobs' logs are.
 
     Raises:
-        BadInput: when there is no such resource, or its request cannot be a job script.
-        SlurmSilent: when Slurm does not answer.
+        ConfigError: when there is no such resource, or its request cannot be a job script.
+        SlurmUnavailable: when Slurm does not answer.
         RunFailed: with what sbatch said.
     """
     check_folder(output)
@@ -76,7 +76,7 @@ def _configuration(resource: str) -> RefsamConfig:
         return compose([f"resource={resource}", "cluster=slurm"])
     except MissingConfigException as error:
         names = list(error.options or ())
-        raise BadInput(
+        raise ConfigError(
             f"--on must be {', '.join(names)}, got {resource!r}{nearest(resource, names)}"
         ) from error
 

@@ -9,7 +9,7 @@ from refsam.configuration.evaluation_place import used_resources
 from refsam.configuration.frozen import from_values
 from refsam.configuration.run_names import check_name
 from refsam.configuration.schema import ClusterConfig, RefsamConfig
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.orchestration import machine
 from refsam.orchestration.planning.fetched import not_fetched
 from refsam.orchestration.planning.preflight import Preflight, preflight_of
@@ -50,8 +50,8 @@ def resubmit(
         look: first at what the runs need, as before they were submitted for the first time.
 
     Raises:
-        BadInput: when this machine is not what a run asks for, a configuration is damaged, or something that
-            the runs need is missing.
+        ConfigError: when this machine is not what a run asks for, a configuration is damaged, or something
+            that the runs need is missing.
         RunFailed: when runs could not be submitted.
     """
     runs = frozen_runs({run_id: frozen(folder.run(run_id)) for run_id in run_ids})
@@ -60,7 +60,7 @@ def resubmit(
             continue
         for problem in map(machine.matches, used_resources(run.config)):
             if problem is not None:
-                raise BadInput(problem)
+                raise ConfigError(problem)
     if look:
         look_at(runs, folder, console)
     here, no_room = [], 0
@@ -84,7 +84,9 @@ def resubmit(
 
 
 def look_at(runs: Sequence[Run], folder: RunsFolder, console: Console) -> None:
-    """Say what could not be looked at. Raises BadInput that names all that the runs need and is missing."""
+    """Say what could not be looked at. Raises ConfigError that names all that the runs need and is
+    missing.
+    """
     problems: dict[str, None] = {}
     for group in _by_cluster(runs):
         missing = not_fetched(run.config for run in group)
@@ -104,12 +106,12 @@ def _by_cluster(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def frozen(paths: RunPaths) -> RefsamConfig:
-    """The configuration in a run's directory. Raises BadInput when it is damaged."""
+    """The configuration in a run's directory. Raises ConfigError when it is damaged."""
     try:
         # Checked when it was frozen, and again by the job; OmegaConf takes a second for thirty of them.
         values = read_yaml(paths.config)
         config = from_values(RefsamConfig, values)
         check_name(paths.config, values)
         return config
-    except (AttributeError, BadInput, FileNotFoundError, KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"{paths.config} cannot be used: {error}") from error
+    except (AttributeError, ConfigError, FileNotFoundError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{paths.config} cannot be used: {error}") from error

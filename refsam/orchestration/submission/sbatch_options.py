@@ -2,7 +2,7 @@
 
 import re
 
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 
 # What refsam sets from the configuration, or what would make a job another thing than an array of runs.
 _OWN = {
@@ -37,16 +37,16 @@ _OWN = {
 
 
 def parse_option(option: str) -> tuple[str, str | bool]:
-    """Name and value (True where it has none). Raises BadInput for what cannot be one."""
+    """Name and value (True where it has none). Raises ConfigError for what cannot be one."""
     field = f"cluster.extra: {option!r} was given"
     if re.fullmatch(r"--[a-z][a-z-]*[a-z](=.+)?", option) is None or not option.isprintable():
-        raise BadInput(f"{field}; expected an option of sbatch in one line, as --name=value or --name")
+        raise ConfigError(f"{field}; expected an option of sbatch in one line, as --name=value or --name")
     name, equals, value = option.removeprefix("--").partition("=")
     # sbatch also takes the beginning of a name.
     own = name if name in _OWN else next((each for each in _OWN if each.startswith(name)), None)
     if own is not None:
         instead = f"; give {_OWN[own]}" if _OWN[own] else ""
-        raise BadInput(f"{field}, but refsam sets --{own} itself{instead}")
+        raise ConfigError(f"{field}, but refsam sets --{own} itself{instead}")
     if name == "gres" and re.search(r"(^|,)(gres[/:])?gpu\b", value):
-        raise BadInput(f"{field}, but refsam asks for GPUs itself; give resource.request.gpu and .gpus")
+        raise ConfigError(f"{field}, but refsam asks for GPUs itself; give resource.request.gpu and .gpus")
     return name, value if equals else True

@@ -9,7 +9,7 @@ from typing import Any
 import refsam
 from refsam.configuration.resources import folder
 from refsam.configuration.schema import ClusterConfig, RequestConfig
-from refsam.errors import BadInput, nearest
+from refsam.errors import ConfigError, nearest
 from refsam.orchestration.in_job.job import thread_environment
 from refsam.orchestration.slurm.environment import chosen, prologue_line
 from refsam.orchestration.slurm.requests import minutes, slurm_time
@@ -32,7 +32,7 @@ def parameters(
 
     Jobs take their code from `snapshot`, where there is one, and not from where it is edited.
 
-    Raises BadInput for a time that Slurm does not know, a further option that is none or refsam's own, a
+    Raises ConfigError for a time that Slurm does not know, a further option that is none or refsam's own, a
     template that is not there, and text that a job script cannot carry.
     """
     comment = f"refsam sweep {sweep}: {' '.join(run.run_id for run in runs)}"
@@ -103,20 +103,22 @@ def follow(values: dict[str, Any], array: str | None) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Raise BadInput for a folder whose name means something else in a job script than in the shell."""
+    """Raise ConfigError for a folder whose name means something else in a job script than in the shell."""
     _check_text("runs", str(path))
     if "%" in str(path) or "\\" in str(path):
-        raise BadInput(f"runs={path}, but Slurm replaces % and \\ in the names of its log files")
+        raise ConfigError(f"runs={path}, but Slurm replaces % and \\ in the names of its log files")
 
 
 def prologue(template: str | None) -> list[str]:
-    """The lines of a site's template: what a job does before its run. Raises BadInput where it is missing."""
+    """The lines of a site's template: what a job does before its run. Raises ConfigError where it is
+    missing.
+    """
     if template is None:
         return []
     known = {path.stem: path for path in sorted(folder("slurm_templates").glob("*.sh"))}
     path = known.get(template, Path(template).expanduser())
     if not path.is_file():
-        raise BadInput(
+        raise ConfigError(
             f"cluster.template must be {', '.join(known)} or the path of a file, got {template}"
             f"{nearest(template, known)}"
         )
@@ -125,4 +127,4 @@ def prologue(template: str | None) -> list[str]:
 
 def _check_text(name: str, value: str) -> None:
     if not value.isprintable():  # a line break would end the comment that a line for sbatch is
-        raise BadInput(f"{name} must be text of one line without control characters, got {value!r}")
+        raise ConfigError(f"{name} must be text of one line without control characters, got {value!r}")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import refsam
 from refsam.configuration.resources import folder
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.paths import RunsFolder
 from refsam.system.files import sync_directory, write_bytes, write_json
 
@@ -26,11 +26,11 @@ COMMIT = "commit.json"  # says where the code comes from, and is no part of it
 def take_snapshot(runs: RunsFolder) -> Path:
     """The folder below `runs` that holds the code as it is now; the same code is copied once for each user.
 
-    Raises BadInput for a runs folder that Python could not be told of, or when something else lies where the
-    copy belongs, and OSError when the disk is full.
+    Raises ConfigError for a runs folder that Python could not be told of, or when something else lies where
+    the copy belongs, and OSError when the disk is full.
     """
     if ":" in str(runs.root):
-        raise BadInput(
+        raise ConfigError(
             f"runs={runs.root}, but with cluster.snapshot=true jobs find their code there, and "
             "Python's search path takes no colon"
         )
@@ -41,7 +41,7 @@ def take_snapshot(runs: RunsFolder) -> Path:
         target = runs.snapshot(f"{name}-{os.geteuid()}")
     if target.exists():
         if not _is_ours(target, name):
-            raise BadInput(
+            raise ConfigError(
                 f"cluster.snapshot: {target} is not what refsam has written there: its content, its owner or "
                 "its permissions were changed; remove it, or set cluster.snapshot=false"
             )

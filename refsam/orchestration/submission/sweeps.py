@@ -21,10 +21,10 @@ from rich.markup import escape
 import refsam
 from refsam.configuration.frozen import freeze, load
 from refsam.configuration.schema import AUTO, ClusterConfig, RefsamConfig
-from refsam.errors import BadInput, DamagedManifest, RunFailed, Unreadable, WrittenByNewer
+from refsam.errors import ConfigError, DamagedManifest, RunFailed, Unreadable, WrittenByNewer
 from refsam.orchestration import machine
 from refsam.orchestration.planning.estimate import estimate
-from refsam.orchestration.planning.plan import Plan, PlannedRun, Standing
+from refsam.orchestration.planning.plan import Plan, PlannedRun, PlanState
 from refsam.orchestration.planning.plan_view import print_expected, print_plan, summary
 from refsam.orchestration.planning.preflight import machine_problem, preflight
 from refsam.orchestration.slurm.requests import by_jobs
@@ -50,7 +50,8 @@ SLURM_CONFIGURATIONS = (
 def submit(plan: Plan, console: Console, in_process: bool = False) -> dict[str, Status]:
     """Do what a plan asks for and return the final status of each run by its id.
 
-    A dry run prints the plan and returns the statuses as they are. Raises BadInput before anything is written
+    A dry run prints the plan and returns the statuses as they are. Raises ConfigError before anything is
+    written
     when something that the runs need is missing, this machine is not the resource asked for, or the frozen
     configuration of every run to do is damaged.
     """
@@ -59,7 +60,7 @@ def submit(plan: Plan, console: Console, in_process: bool = False) -> dict[str, 
     on_slurm = not in_process and where(config) == "slurm"
     if config.cluster.script_only and not on_slurm:
         where_instead = "without -m" if in_process else "with cluster=local"
-        raise BadInput(
+        raise ConfigError(
             f"cluster.script_only=true, but {where_instead} a run is executed here; expected "
             "-m with cluster=auto, cluster=slurm or a cluster of your own"
         )
@@ -69,7 +70,7 @@ def submit(plan: Plan, console: Console, in_process: bool = False) -> dict[str, 
     elif (problem := machine_problem(plan)) is not None:
         found = found.extended([problem])
     if asked.open and not plan.open:
-        found = found.extended([run.note for run in plan.runs if run.standing is Standing.unreadable])
+        found = found.extended([run.note for run in plan.runs if run.plan_state is PlanState.unreadable])
     expected = estimate(by_jobs(plan.todo, plan.folder), plan.folder, on_slurm)
     if config.dry_run:
         print_plan(plan, console, expected, found)
@@ -103,7 +104,7 @@ def submit(plan: Plan, console: Console, in_process: bool = False) -> dict[str, 
             mend(plan.folder.run(run.run_id))
     statuses = {run.run_id: read_record(plan.folder.run(run.run_id)) for run in plan.runs}
     for run in plan.runs:
-        if run.standing is Standing.unreadable:
+        if run.plan_state is PlanState.unreadable:
             say(console, f"Left alone: {run.note}")
             statuses[run.run_id] = Status(State.unreadable, message=run.note)
     say(console, f"The table: refsam collect {_arguments(plan)}")
@@ -203,7 +204,7 @@ def _script_problems(plan: Plan) -> list[str]:
     cluster = plan.runs[0].config.cluster
     try:
         check_submission(plan.todo, plan.folder, plan.folder.sweep(plan.name), cluster)
-    except BadInput as error:
+    except ConfigError as error:
         return [str(error)]
     return []
 
@@ -221,7 +222,7 @@ def where(config: RefsamConfig) -> str:
 def prepare_folders(plan: Plan, frozen: Mapping[str, RefsamConfig]) -> None:
     """Write the manifest of the sweep, and a directory with the frozen configuration for every run to do.
 
-    Raises DamagedManifest and BadInput, before anything is written, for one that cannot be read.
+    Raises DamagedManifest and ConfigError, before anything is written, for one that cannot be read.
 
     Args:
         frozen: the configurations that run directories have already, by run ids.
@@ -239,7 +240,7 @@ def prepare_folders(plan: Plan, frozen: Mapping[str, RefsamConfig]) -> None:
 def _known_manifest(sweep: SweepPaths) -> dict[str, Any]:
     """What the sweep has been so far; nothing for a new one.
 
-    Raises DamagedManifest, and BadInput for a manifest that a newer refsam has written.
+    Raises DamagedManifest, and ConfigError for a manifest that a newer refsam has written.
     """
     remedy = "remove it, and the same command writes it anew"
     try:
@@ -253,7 +254,7 @@ def _known_manifest(sweep: SweepPaths) -> dict[str, Any]:
     try:
         check_format(known.get("format", MANIFEST_FORMAT), MANIFEST_FORMAT, sweep.manifest)
     except WrittenByNewer as error:
-        raise BadInput(str(error)) from error
+        raise ConfigError(str(error)) from error
     except ValueError as error:
         raise DamagedManifest(f"{error}; {remedy}") from error
     return known
@@ -269,7 +270,7 @@ def _with_frozen(plan: Plan) -> tuple[Plan, dict[str, RefsamConfig]]:
     with ThreadPoolExecutor(WRITERS) as pool:
         found = dict(zip(todo, pool.map(_frozen, map(plan.folder.run, todo)), strict=True))
     runs = tuple(
-        replace(run, standing=Standing.unreadable, note=said) if isinstance(said, str) else run
+        replace(run, plan_state=PlanState.unreadable, note=said) if isinstance(said, str) else run
         for run in plan.runs
         for said in [found.get(run.run_id)]
     )
@@ -285,7 +286,7 @@ def _frozen(paths: RunPaths) -> RefsamConfig | str | None:
         return None
     except Unreadable as error:
         return str(error)
-    except (ValueError, BadInput, OmegaConfBaseException) as error:
+    except (ValueError, ConfigError, OmegaConfBaseException) as error:
         words = str(error).splitlines()[0]
         named = words if str(paths.config) in words else f"{paths.config} is damaged ({words})"
         return f"{named}; remove the directory of the run, and the same command begins it anew"
@@ -305,7 +306,7 @@ def _prepare_folder(paths: RunPaths, run: PlannedRun, frozen: RefsamConfig | Non
         config = replace(frozen, evaluate=extended(frozen.evaluate, config.evaluate))
     if config != frozen:
         freeze(paths.config, config)
-    if run.standing == Standing.evaluate:
+    if run.plan_state == PlanState.evaluate:
         with run_lock(paths, LOCK_SECONDS):
             write_status(paths, read_record(paths).changed(state=State.planned, phase=None))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from refsam.errors import RunFailed
 from refsam.orchestration.lifecycle.reconcile import is_due, reconcile
 from refsam.orchestration.slurm.questions import SlurmQuery
-from refsam.orchestration.submission.live_table import Display, Place, Row
+from refsam.orchestration.submission.live_table import Display, Location, Row
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.run import Run
 from refsam.records.status import State, Status
@@ -54,8 +54,8 @@ def wait_for_runs(
             rows = [
                 _row(run, folder.run(run.run_id), known[run.run_id], run.run_id in waiting) for run in runs
             ]
-            display.show(rows, max(1, sum(row.place is Place.here for row in rows)))
-            ended_now = sum(row.place is Place.ended for row in rows)
+            display.show(rows, max(1, sum(row.place is Location.here for row in rows)))
+            ended_now = sum(row.place is Location.ended for row in rows)
             if ended_now == len(runs):
                 return
             more = ended_now > ended or len(rest) > left
@@ -76,9 +76,9 @@ def _not_submitted(status: Status, attempts_before: int) -> bool:
 
 
 def _row(run: Run, paths: RunPaths, status: Status, not_submitted: bool) -> Row:
-    place = {State.running: Place.here, State.completed: Place.ended, State.failed: Place.ended}
-    place[State.unreadable] = Place.ended
-    where = Place.waiting if not_submitted else place.get(status.state, Place.waiting)
+    place = {State.running: Location.here, State.completed: Location.ended, State.failed: Location.ended}
+    place[State.unreadable] = Location.ended
+    where = Location.waiting if not_submitted else place.get(status.state, Location.waiting)
     return Row(run.label, where, status, _log(paths, status))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from refsam.configuration.split import LEAST_TEST_IMAGES
-from refsam.errors import BadInput, nearest
+from refsam.errors import ConfigError, nearest
 from refsam.records.bootstrap import bootstrap_interval
 from refsam.records.metrics import METRICS, Measurement
 from refsam.records.paths import Directories
@@ -129,10 +129,10 @@ def compare(
 
 
 def check_metric(metric: str) -> None:
-    """Raises BadInput for what is not measured on single images."""
+    """Raises ConfigError for what is not measured on single images."""
     if metric not in METRICS:
         hint = nearest(metric, METRICS)
-        raise BadInput(f"--metric must be one of {', '.join(METRICS)}, got {metric!r}{hint}")
+        raise ConfigError(f"--metric must be one of {', '.join(METRICS)}, got {metric!r}{hint}")
 
 
 class ImageValues:

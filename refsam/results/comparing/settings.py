@@ -8,7 +8,7 @@ import pandas as pd
 
 from refsam.configuration.frozen import from_values
 from refsam.configuration.schema import RefsamConfig
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.paths import RunPaths
 from refsam.records.settings import SECTIONS, short_name, value_text
 from refsam.results.fields import part_of, telling_apart
@@ -132,7 +132,7 @@ def read_config(paths: RunPaths) -> RefsamConfig | None:
     try:
         values = dict(zip(SECTIONS, read_yaml_sections(paths.config, *SECTIONS), strict=True))
         return from_values(RefsamConfig, values)
-    except (BadInput, FileNotFoundError, AttributeError, KeyError, TypeError, ValueError):
+    except (ConfigError, FileNotFoundError, AttributeError, KeyError, TypeError, ValueError):
         return None
 
 

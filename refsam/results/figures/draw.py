@@ -42,7 +42,7 @@ def draw_all(
         The files; none of a kind that the frame has no values for.
 
     Raises:
-        BadInput: where a cell of the heat map would mix runs that differ in more than their seed.
+        ConfigError: where a cell of the heat map would mix runs that differ in more than their seed.
     """
     page = page or Page()
     modes = ordered_modes(frame)

@@ -31,7 +31,7 @@ def heat_map(
     panel.
 
     Raises:
-        BadInput: where axes are the same, or a cell would mix runs that differ in more than their seed.
+        ConfigError: where axes are the same, or a cell would mix runs that differ in more than their seed.
     """
     by_mode = depends_on_mode(metric) and "mode" not in axes
     rows = frame if "round" in axes else first_prompt(frame)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.paths import file_name
 from refsam.records.settings import words as field_words
 from refsam.results.fields import fields, part_of, telling_apart
@@ -84,7 +84,7 @@ class Page:
 
     @contextmanager
     def styled(self) -> Iterator[None]:
-        """The style, for as long as a figure is drawn and saved. Raises BadInput for a damaged file."""
+        """The style, for as long as a figure is drawn and saved. Raises ConfigError for a damaged file."""
         from matplotlib import rc_params_from_file, style
 
         styles = [rc_params_from_file(str(STYLE), use_default_template=False)]
@@ -92,7 +92,9 @@ class Page:
             try:
                 styles.append(rc_params_from_file(str(self.style), use_default_template=False))
             except (OSError, UnicodeDecodeError, ValueError) as error:
-                raise BadInput(f"--style {str(self.style)!r} is no matplotlib style file: {error}") from error
+                raise ConfigError(
+                    f"--style {str(self.style)!r} is no matplotlib style file: {error}"
+                ) from error
         with style.context(list[Any](["default", *styles])):
             yield
 
@@ -161,7 +163,7 @@ def series(frame: "pd.DataFrame", axes: Sequence[str] = ()) -> "pd.DataFrame":
         axes: that the figure shows itself.
 
     Raises:
-        BadInput: where runs differ in nothing, not even in the seed, and where folds are not joined.
+        ConfigError: where runs differ in nothing, not even in the seed, and where folds are not joined.
     """
     refuse_mixtures(frame, {*KEPT_APART, *fields(frame)} - {"fold"} | set(axes))
     names = [name for name in telling_apart(frame) if name not in axes]

@@ -12,7 +12,7 @@ SECONDS_PER_HOUR = 3600.0
 
 
 @dataclass(frozen=True)
-class Limits:
+class Constraints:
     """What a machine and its owner have.
 
     Attributes:
@@ -94,23 +94,23 @@ class Candidate:
         named = Setting(self.values, {}, self.fields)
         return named.words(("model", "strategy", "n_images", "n_objects"))
 
-    def fits(self, limits: Limits) -> bool:
+    def fits(self, limits: Constraints) -> bool:
         """Whether it is known to fit into the memory."""
         return self.memory is not None and self.memory.gib <= limits.memory_gib
 
-    def in_time(self, limits: Limits) -> bool:
+    def in_time(self, limits: Constraints) -> bool:
         """Whether it is known to end in time, or there is no limit."""
         if limits.hours is None:
             return True
         return self.time is not None and self.time.seconds <= limits.hours * SECONDS_PER_HOUR
 
 
-def within(candidates: Sequence[Candidate], limits: Limits) -> list[Candidate]:
+def within(candidates: Sequence[Candidate], limits: Constraints) -> list[Candidate]:
     """Those that are known to keep all limits."""
     return [each for each in candidates if each.fits(limits) and each.in_time(limits)]
 
 
-def what_is_needed(candidates: Sequence[Candidate], limits: Limits) -> str:
+def what_is_needed(candidates: Sequence[Candidate], limits: Constraints) -> str:
     """One sentence for candidates of which none keeps the limits: what would be needed."""
     place = f"{limits.memory_gib:g} GB of {DEVICES[limits.device]}"
     fitting = [each for each in candidates if each.fits(limits)]

@@ -7,13 +7,13 @@ from typing import Any
 import pandas as pd
 
 from refsam.configuration.schema import RefsamConfig
-from refsam.errors import BadInput, nearest
+from refsam.errors import ConfigError, nearest
 from refsam.records.fits import SAFETY_MARGIN, Fit, Setup, same_setup
 from refsam.records.paths import Directories
 from refsam.results.collect import first_prompt
 from refsam.results.comparing.settings import Setting, read_config, settings_of
 from refsam.results.folds import runs_of
-from refsam.results.recommending.candidates import CPU, CUDA, Candidate, Limits, Memory, Quality, Time
+from refsam.results.recommending.candidates import CPU, CUDA, Candidate, Constraints, Memory, Quality, Time
 from refsam.results.recommending.published import BATCH, PATCH, fit_memory, table_memory
 from refsam.results.tables.table import ordered_modes
 
@@ -42,7 +42,7 @@ class OwnResults:
 def own_results(
     frame: pd.DataFrame,
     directories: Directories,
-    limits: Limits,
+    limits: Constraints,
     fits: Sequence[Fit],
     metric: str,
     dataset: str | None = None,
@@ -57,13 +57,14 @@ def own_results(
         mode: None: the first that there is of box, point, others.
 
     Raises:
-        BadInput: where there are several data sets and none is chosen, and for a mode without such a metric.
+        ConfigError: where there are several data sets and none is chosen, and for a mode without such a
+            metric.
     """
     rows = first_prompt(frame[(frame["status"] == "completed") & frame["mode"].notna()])
     names = sorted(set(rows["dataset"].dropna()))
     if dataset is None and len(names) > 1:
         there = ", ".join(names)
-        raise BadInput(f"--dataset must be given: there are results of {there}")
+        raise ConfigError(f"--dataset must be given: there are results of {there}")
     chosen = dataset or next(iter(names), None)
     rows = rows[rows["dataset"] == chosen]
     if chosen is None or rows.empty:
@@ -74,7 +75,7 @@ def own_results(
     if measured is None or measured not in modes:
         hint = nearest(measured or "", modes)
         there = ", ".join(modes) or "no mode"
-        raise BadInput(
+        raise ConfigError(
             f"--mode: {measured or 'nothing'!r} was given{hint}; {metric} of {chosen} was measured in {there}"
         )
     rows = rows[rows["mode"] == measured]
@@ -136,7 +137,7 @@ def _candidate(
     setting: Setting,
     runs: pd.DataFrame,
     directories: Directories,
-    limits: Limits,
+    limits: Constraints,
     fits: Sequence[Fit],
     metric: str,
 ) -> Candidate:
@@ -169,7 +170,7 @@ def _measured_memory(runs: pd.DataFrame) -> Memory | None:
 
 
 def _other_memory(
-    setting: Setting, config: RefsamConfig, runs: pd.DataFrame, limits: Limits, fits: Sequence[Fit]
+    setting: Setting, config: RefsamConfig, runs: pd.DataFrame, limits: Constraints, fits: Sequence[Fit]
 ) -> Memory | None:
     """What fits and the resources' tables say: with less memory refsam's step saves more."""
     train, n_objects = config.train, int(setting.values["n_objects"] or 0)

@@ -14,7 +14,7 @@ from refsam.configuration.resource_files import shipped_resources
 from refsam.configuration.schema import ResourceConfig
 from refsam.records.fits import Fit
 from refsam.results.published import EARLY_STOPPING, EPOCHS, published_runs
-from refsam.results.recommending.candidates import Candidate, Limits, Memory, Time
+from refsam.results.recommending.candidates import Candidate, Constraints, Memory, Time
 from refsam.results.tables.studies import time_text
 
 _MORE_EPOCHS = round(epochs_until_stop(-1, EARLY_STOPPING))  # after the best one
@@ -35,7 +35,7 @@ class _Option:
     timed: bool = False  # the study has published how long it took
 
 
-def known_candidates(limits: Limits, fits: Sequence[Fit]) -> list[Candidate]:
+def known_candidates(limits: Constraints, fits: Sequence[Fit]) -> list[Candidate]:
     """Settings of the limits' device, whether they keep the limits or not, in the order to be named in.
 
     As no quality is known, the order is: what has the most training images, then what is known to take the
@@ -127,7 +127,7 @@ def _by_key(fits: Iterable[Fit]) -> dict[_Key, list[Fit]]:
     return found
 
 
-def _best_option(options: Sequence[_Option], limits: Limits) -> _Option:
+def _best_option(options: Sequence[_Option], limits: Constraints) -> _Option:
     """Of those that fit what the study trained in the largest memory; of those that do not the smallest."""
     fitting = [option for option in options if option.memory.gib <= limits.memory_gib]
     if not fitting:
@@ -141,7 +141,7 @@ def _candidates(
     option: _Option,
     times: pd.DataFrame,
     resources: Mapping[str, ResourceConfig],
-    limits: Limits,
+    limits: Constraints,
 ) -> list[Candidate]:
     """One for each published number of images; one without a time where nothing is published."""
     values: dict[str, Any] = {"dataset": None, "model": model, "weights": "pretrained"}
@@ -170,7 +170,7 @@ def _candidates(
 
 
 def _timed_resource(
-    option: _Option, timed: set[str], resources: Mapping[str, ResourceConfig], limits: Limits
+    option: _Option, timed: set[str], resources: Mapping[str, ResourceConfig], limits: Constraints
 ) -> str:
     """Where the times come from: the resource that the option is of, else the one with the nearest memory."""
     if option.resource in timed:

@@ -13,7 +13,7 @@ from refsam.results.comparing.compare import Difference, ImageValues, averaged, 
 from refsam.results.comparing.settings import Setting
 from refsam.results.folds import SHARED_TRAINING, join_folds
 from refsam.results.published import SOURCE
-from refsam.results.recommending.candidates import Candidate, Limits, what_is_needed, within
+from refsam.results.recommending.candidates import Candidate, Constraints, what_is_needed, within
 from refsam.results.recommending.measured import OwnResults, own_results, quality_of
 from refsam.results.recommending.published import known_candidates
 from refsam.results.recommending.verdict import Verdict, judge
@@ -39,7 +39,7 @@ class Advice:
         problems: sentences about damaged or missing records.
     """
 
-    limits: Limits
+    limits: Constraints
     metric: str
     source: str | None
     winner: Candidate | None
@@ -55,7 +55,7 @@ class Advice:
 def recommend(
     frame: pd.DataFrame | None,
     directories: Directories,
-    limits: Limits,
+    limits: Constraints,
     fits: Sequence[Fit],
     metric: str = "SA50",
     dataset: str | None = None,
@@ -70,7 +70,8 @@ def recommend(
         fits: of the runs folder, and those that refsam ships.
 
     Raises:
-        BadInput: for a mode that own results are not of, and for several data sets of which none is chosen.
+        ConfigError: for a mode that own results are not of, and for several data sets of which none is
+            chosen.
     """
     if frame is None:
         return _recommend(None, directories, limits, fits, metric, dataset, mode)
@@ -82,7 +83,7 @@ def recommend(
 def _recommend(
     frame: pd.DataFrame | None,
     directories: Directories,
-    limits: Limits,
+    limits: Constraints,
     fits: Sequence[Fit],
     metric: str,
     dataset: str | None,
@@ -127,7 +128,7 @@ def _notes_of_known(fitting: Sequence[Candidate]) -> list[str]:
 
 
 def _by_quality(
-    own: OwnResults, fitting: Sequence[Candidate], directories: Directories, limits: Limits, metric: str
+    own: OwnResults, fitting: Sequence[Candidate], directories: Directories, limits: Constraints, metric: str
 ) -> Advice:
     ordered = sorted(fitting, key=_quality_order)
     images = ImageValues(own.frame, directories, metric)

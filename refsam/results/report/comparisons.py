@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.results.collect import BASELINE
 from refsam.results.fields import heading, telling_apart
 from refsam.results.tables.studies import STUDIES
@@ -30,7 +30,7 @@ _CAN_DIFFER = ("dataset", "resource", "model", "weights")  # of what the quality
 
 
 @dataclass(frozen=True)
-class Line:
+class TableRow:
     """A row: its names, and for each column a text and whether it is the best."""
 
     names: tuple[str, ...]
@@ -38,27 +38,27 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparisonTable:
     """A wide table as the page shows it."""
 
     title: str
     explanation: str
     axes: list[str]
     headings: list[str]
-    lines: list[Line]
+    lines: list[TableRow]
 
 
 @dataclass(frozen=True)
-class Comparisons:
+class ComparisonTables:
     """The tables, and sentences about those that cannot be made."""
 
-    tables: list[Comparison]
+    tables: list[ComparisonTable]
     notes: list[str]
 
 
-def comparisons(frame: pd.DataFrame) -> Comparisons:
+def comparisons(frame: pd.DataFrame) -> ComparisonTables:
     """All wide tables that the rows have values for."""
-    tables: list[Comparison] = []
+    tables: list[ComparisonTable] = []
     notes: list[str] = []
     trained = frame[frame["strategy"] != BASELINE]
     axes = [axis for axis in _CAN_DIFFER if (trained if len(trained) else frame)[axis].nunique() > 1]
@@ -68,7 +68,7 @@ def comparisons(frame: pd.DataFrame) -> Comparisons:
         title = f"{metric} over training images"
         try:
             table = wide_table(frame, axes, ("n_images",), (metric,))
-        except BadInput as error:
+        except ConfigError as error:
             notes.append(f"{title}: left out, because {error}.")
             continue
         tables.append(_comparison(table, title, " ".join([_OVER_SEEDS, *table.notes])))
@@ -77,14 +77,14 @@ def comparisons(frame: pd.DataFrame) -> Comparisons:
             table = make(frame)
             explanation = " ".join([_EXPLANATIONS[name], *table.notes])
             tables.append(_comparison(table, _HEADINGS[name], explanation))
-        except BadInput as error:
+        except ConfigError as error:
             notes.append(f"{_HEADINGS[name]}: left out, because {error}.")
-    return Comparisons([table for table in tables if table.lines and table.headings], notes)
+    return ComparisonTables([table for table in tables if table.lines and table.headings], notes)
 
 
-def _comparison(table: WideTable, title: str, explanation: str) -> Comparison:
+def _comparison(table: WideTable, title: str, explanation: str) -> ComparisonTable:
     lines = [
-        Line(
+        TableRow(
             names,
             [
                 (cell_text(cell, metric), cell is not None and cell.best)
@@ -94,4 +94,4 @@ def _comparison(table: WideTable, title: str, explanation: str) -> Comparison:
         for names, cells in zip(table.rows, table.cells, strict=True)
     ]
     axes = [heading(axis).replace("_", " ") for axis in table.row_axes]
-    return Comparison(title, explanation, axes, table.headings, lines)
+    return ComparisonTable(title, explanation, axes, table.headings, lines)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.paths import Directories
 from refsam.results.figures.draw import draw_all
 from refsam.results.figures.page import Page
@@ -85,7 +85,7 @@ def drawings(frame: pd.DataFrame, directories: Directories, metric: str = METRIC
                     page = Page(columns, style, ("svg",))
                     for name, uri in _draw(kind, frame, directories, metric, page).items():
                         looks.setdefault(name, []).append(Look(ground, width, uri))
-        except BadInput as error:
+        except ConfigError as error:
             notes.append(f"{title}: not drawn, because {error}.")
             continue
         drawn += [

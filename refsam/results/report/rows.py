@@ -54,7 +54,7 @@ _CHOICES = ("sweep", *AXES, "mode", "round", "status", "reason")
 
 
 @dataclass(frozen=True)
-class Column:
+class PageColumn:
     """A column of the page's table.
 
     Attributes:
@@ -82,11 +82,11 @@ class Column:
 class Rows:
     """The table of the page. `anchors` has for each row the id of the section about its run, or None."""
 
-    columns: list[Column]
+    columns: list[PageColumn]
     anchors: list[str | None]
 
     @property
-    def shown(self) -> list[Column]:
+    def shown(self) -> list[PageColumn]:
         return [column for column in self.columns if column.shown]
 
     @property
@@ -134,7 +134,7 @@ def table_rows(frame: pd.DataFrame, anchors: Mapping[str, str]) -> Rows:
         if name in further:
             values = [None if value is None else value_text(value) for value in values]
         columns.append(
-            Column(
+            PageColumn(
                 name=name,
                 heading=heading,
                 digits=_digits(name),

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from refsam.errors import BadInput, nearest
+from refsam.errors import ConfigError, nearest
 from refsam.system.terminal import GAP, UNLIMITED, fitting, left_out_words, table_width
 
 NARROWEST_WORD = 8  # characters of a column of words that is broken into several lines
@@ -66,7 +66,7 @@ def print_columns(
         sections: the numbers of the rows before which a line is empty.
 
     Raises:
-        BadInput: where a name that was asked for is none of the columns.
+        ConfigError: where a name that was asked for is none of the columns.
     """
     chosen = _chosen(columns, dispensable, shown)
     widths = {column.name: column.width for column in chosen}
@@ -93,7 +93,7 @@ def _chosen(columns: Sequence[Column], dispensable: Sequence[str], shown: Shown)
     known = [column.name for column in columns]
     for name in shown.names:
         if name not in known:
-            raise BadInput(
+            raise ConfigError(
                 f"--columns: {name!r} is no column of this table{nearest(name, known)}; there are "
                 f"{', '.join(known)}"
             )

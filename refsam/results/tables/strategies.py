@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.paths import SweepPaths
 from refsam.results.fields import fields, heading, telling_apart
 from refsam.results.provenance import write_sidecar
@@ -56,13 +56,13 @@ def over_seeds(frame: pd.DataFrame, mode: str | None = None) -> pd.DataFrame:
         mode: of the evaluation; None: the first that there is of box, point, others.
 
     Raises:
-        BadInput: when no run has been measured in this mode, or a row would mix data sets, resources or
+        ConfigError: when no run has been measured in this mode, or a row would mix data sets, resources or
             numbers of objects.
     """
     measured = ordered_modes(frame)
     chosen = mode if mode is not None else next(iter(measured), None)
     if chosen not in measured:
-        raise BadInput(
+        raise ConfigError(
             f"--mode={mode or 'nothing'}, but the sweep has been measured in "
             f"{', '.join(measured) or 'no mode yet'}"
         )

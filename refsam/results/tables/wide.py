@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from refsam.errors import BadInput, nearest
+from refsam.errors import ConfigError, nearest
 from refsam.records.settings import AXES as FIELDS_OF_AXES
 from refsam.records.settings import full_name, is_of_training, same_text
 from refsam.records.settings import value_text as field_text
@@ -103,7 +103,7 @@ def wide_table(
         options: how a person names the axes, for sentences.
 
     Raises:
-        BadInput: for axes or metrics that do not exist, values that no run has, or cells that would mix
+        ConfigError: for axes or metrics that do not exist, values that no run has, or cells that would mix
             runs which differ in more than their seed.
     """
     chosen = choose(frame, where or {})
@@ -113,7 +113,7 @@ def wide_table(
         check_metric(name)
     twice = [name for name in rows if name in columns]
     if twice:
-        raise BadInput(f"{twice[0]} is one of {options[0]} and of {options[1]}; it can be one of them")
+        raise ConfigError(f"{twice[0]} is one of {options[0]} and of {options[1]}; it can be one of them")
     named = {*rows, *columns, *(axis_of(name, frame) for name in where or {})}
     if "round" not in named:
         chosen = first_prompt(chosen)
@@ -169,7 +169,7 @@ def wide_table(
 
 
 def choose(frame: pd.DataFrame, where: Mapping[str, str]) -> pd.DataFrame:
-    """The rows with these values. Raises BadInput with those that there are."""
+    """The rows with these values. Raises ConfigError with those that there are."""
     for name, value in where.items():
         axis = axis_of(name, frame)
         texts = frame[axis].map(axis_text)
@@ -177,7 +177,7 @@ def choose(frame: pd.DataFrame, where: Mapping[str, str]) -> pd.DataFrame:
         wanted = [text for text in allowed if same_text(text, value)]
         if not wanted:
             hint = nearest(value, allowed) or f"; there are {', '.join(allowed) or 'none'}"
-            raise BadInput(f"{name}={value}: no run of the sweep has this value{hint}")
+            raise ConfigError(f"{name}={value}: no run of the sweep has this value{hint}")
         baselines = (frame["strategy"] == BASELINE) & is_of_training(axis)
         frame = frame[texts.isin(wanted) | baselines]
     return frame
@@ -185,7 +185,7 @@ def choose(frame: pd.DataFrame, where: Mapping[str, str]) -> pd.DataFrame:
 
 def axis_of(name: str, frame: pd.DataFrame) -> str:
     """The column that a person means by an axis of the table or a field that differs between its runs, which
-    can be given in short (`lr`). Raises BadInput for what is no axis.
+    can be given in short (`lr`). Raises ConfigError for what is no axis.
     """
     known = [*AXES, *fields(frame)]
     if name in known:
@@ -196,17 +196,17 @@ def axis_of(name: str, frame: pd.DataFrame) -> str:
     if name in FIELDS_OF_AXES.values():
         return next(axis for axis, each in FIELDS_OF_AXES.items() if each == name)
     if field is not None:
-        raise BadInput(
+        raise ConfigError(
             f"{name!r} does not differ between these runs, so it is no axis; axes are {', '.join(known)}"
         )
-    raise BadInput(f"{name!r} is no axis{nearest(name, known)}; axes are {', '.join(known)}")
+    raise ConfigError(f"{name!r} is no axis{nearest(name, known)}; axes are {', '.join(known)}")
 
 
 def check_metric(name: str) -> None:
-    """Raises BadInput for what is no metric."""
+    """Raises ConfigError for what is no metric."""
     if name not in QUANTITIES:
         hint = nearest(name, QUANTITIES) or ""
-        raise BadInput(f"{name!r} is no metric{hint}; metrics are {', '.join(QUANTITIES)}")
+        raise ConfigError(f"{name!r} is no metric{hint}; metrics are {', '.join(QUANTITIES)}")
 
 
 def smaller_is_better(metric: str) -> bool:
@@ -251,7 +251,7 @@ def with_baselines_everywhere(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def refuse_mixtures(frame: pd.DataFrame, named: set[str], separate: str = "") -> None:
-    """Raises BadInput where rows that are the same in the axes `named` differ in more than their seed.
+    """Raises ConfigError where rows that are the same in the axes `named` differ in more than their seed.
 
     Args:
         separate: how a person can tell them apart, before the choice of one value.
@@ -266,7 +266,7 @@ def refuse_mixtures(frame: pd.DataFrame, named: set[str], separate: str = "") ->
     )
     if axis == "run_id":
         differ = f"nothing but {differ}: not even in the seed"
-    raise BadInput(
+    raise ConfigError(
         f"these cells hold runs that differ in {differ}; {separate}fix it with --where {axis}={values[0]}"
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from refsam.errors import BadInput, RunFailed
+from refsam.errors import ConfigError, RunFailed
 from refsam.results.trackers.tracked import TrackedRun
 from refsam.results.trackers.tracker import Tracker, folder_of, missing
 
@@ -45,11 +45,13 @@ class MLflow(Tracker):
             given = f"sqlite:///{path}"
         self.destination = given
         self.hint = f"mlflow ui --backend-store-uri {given}"
-        with _in_words(given, BadInput):
+        with _in_words(given, ConfigError):
             self._client = MlflowClient(tracking_uri=given)
             found = self._client.get_experiment_by_name(experiment)
             if found is not None and found.lifecycle_stage != "active":
-                raise BadInput(f"--name {experiment!r}: this experiment was deleted in {given}; give another")
+                raise ConfigError(
+                    f"--name {experiment!r}: this experiment was deleted in {given}; give another"
+                )
             self._experiment = (
                 self._client.create_experiment(experiment, artifact_location=artifacts)
                 if found is None
@@ -105,7 +107,7 @@ class MLflow(Tracker):
 
 
 @contextmanager
-def _in_words(destination: str, kind: type[BadInput | RunFailed]) -> Iterator[None]:
+def _in_words(destination: str, kind: type[ConfigError | RunFailed]) -> Iterator[None]:
     """What MLflow and the database refuse, as one sentence."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -114,5 +116,5 @@ def _in_words(destination: str, kind: type[BadInput | RunFailed]) -> Iterator[No
         yield
     except (MlflowException, SQLAlchemyError) as error:
         words = str(error).strip().splitlines() or [type(error).__name__]
-        allowed = f"; allowed: {_ALLOWED}" if kind is BadInput else ""
+        allowed = f"; allowed: {_ALLOWED}" if kind is ConfigError else ""
         raise kind(f"MLflow refuses {destination!r}: {words[0].rstrip('.')}{allowed}") from error

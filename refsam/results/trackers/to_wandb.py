@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from refsam.errors import BadInput, RunFailed
+from refsam.errors import ConfigError, RunFailed
 from refsam.results.trackers.tracked import TrackedRun
 from refsam.results.trackers.tracker import Ledger, Tracker, folder_of, missing
 
@@ -27,7 +27,7 @@ class WeightsAndBiases(Tracker):
         except ImportError as error:
             raise missing("wandb", "wandb") from error
         if set(project) & set(_FORBIDDEN):
-            raise BadInput(f"--name {project!r} cannot be a project; expected names without {_FORBIDDEN}")
+            raise ConfigError(f"--name {project!r} cannot be a project; expected names without {_FORBIDDEN}")
         self._project = project
         self._folder = folder_of(destination, default)
         self._ledger = Ledger(self._folder)

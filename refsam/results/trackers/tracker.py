@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refsam.errors import BadInput, os_reason
+from refsam.errors import ConfigError, os_reason
 from refsam.results.trackers.tracked import TrackedRun
 from refsam.system.files import read_json, write_json
 
@@ -76,22 +76,22 @@ class Ledger:
         except FileNotFoundError:
             self.entries = {}
         except ValueError as error:
-            raise BadInput(f"--destination: {error}; remove the folder to write it anew") from error
+            raise ConfigError(f"--destination: {error}; remove the folder to write it anew") from error
 
     def write(self) -> None:
         write_json(self._path, self.entries)
 
 
 def folder_of(destination: str | None, default: Path) -> Path:
-    """The folder of a tracker that writes files, made if need be. Raises BadInput where it cannot be."""
+    """The folder of a tracker that writes files, made if need be. Raises ConfigError where it cannot be."""
     folder = default if destination is None else Path(destination)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInput(f"--destination {str(folder)!r} cannot be a folder: {os_reason(error)}") from error
+        raise ConfigError(f"--destination {str(folder)!r} cannot be a folder: {os_reason(error)}") from error
     return folder
 
 
-def missing(package: str, extra: str) -> BadInput:
+def missing(package: str, extra: str) -> ConfigError:
     """The sentence for a client that is not installed."""
-    return BadInput(f'--to {extra} needs {package}, which is not installed: pip install "refsam[{extra}]"')
+    return ConfigError(f'--to {extra} needs {package}, which is not installed: pip install "refsam[{extra}]"')

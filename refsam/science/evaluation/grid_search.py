@@ -46,7 +46,7 @@ _DEFAULTS: dict[str, Parameters] = {
 
 
 @dataclass(frozen=True)
-class Found:
+class BestParameters:
     """The best parameters of a mode, their mSA on the validation images, and how many were tried."""
 
     parameters: Parameters
@@ -89,7 +89,7 @@ def search(
     segmenter: Segmenter,
     values: dict[str, list[Any]],
     images: Iterator[tuple[NDArray[Any], NDArray[Any], Any]],
-) -> Found:
+) -> BestParameters:
     """The combination with the highest mean mSA over the images.
 
     Args:
@@ -106,7 +106,7 @@ def search(
         number += 1
     scores /= number
     best = int(scores.argmax())
-    return Found(tried[best], float(scores[best]), len(tried))
+    return BestParameters(tried[best], float(scores[best]), len(tried))
 
 
 def _scores(segmenter: Segmenter, tried: Sequence[Parameters], labels: NDArray[Any]) -> NDArray[Any]:

@@ -14,13 +14,13 @@ from refsam.records.measurements import AUTOMATIC, NO_PROMPT, PROMPTED
 from refsam.records.metrics import METRICS, SEGMENTATION_METRICS, Measurement
 from refsam.records.per_image import Row
 from refsam.science.evaluation.images import EmbeddedImage
-from refsam.science.evaluation.prompts import Part, PromptedSegmentation, parts_of, rounds
+from refsam.science.evaluation.prompts import PromptedSegmentation, TiledObjects, parts_of, rounds
 from refsam.science.evaluation.segmenting import Model, automatic, without_prompt
 from refsam.science.metrics import mask_metrics, segmentation_metrics
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ImageResult:
     """What was measured: a segmentation (H, W), its metrics, and the seconds that it took."""
 
     segmentation: NDArray[Any]
@@ -42,7 +42,7 @@ def measure(
     parameters: Mapping[str, Mapping[str, Any]],
     seed: int,
     name: str,
-) -> Iterator[tuple[Measurement, Outcome]]:
+) -> Iterator[tuple[Measurement, ImageResult]]:
     """Measure one image.
 
     Args:
@@ -67,7 +67,7 @@ def measure(
 def _prompted(
     model: Model,
     embedded: EmbeddedImage,
-    parts: Sequence[Part],
+    parts: Sequence[TiledObjects],
     mode: str,
     wanted: set[Measurement],
     seed: str,
@@ -98,7 +98,9 @@ def _prompted(
                 yield each, segmentation
 
 
-def _of_prompts(found: PromptedSegmentation, parts: Sequence[Part], labels: NDArray[np.uint32]) -> Outcome:
+def _of_prompts(
+    found: PromptedSegmentation, parts: Sequence[TiledObjects], labels: NDArray[np.uint32]
+) -> ImageResult:
     metrics: Row = segmentation_metrics(found.segmentation, labels)
     metrics |= mask_metrics(
         [mask for decoded in found.decoded for mask in decoded.masks],
@@ -106,7 +108,7 @@ def _of_prompts(found: PromptedSegmentation, parts: Sequence[Part], labels: NDAr
         [int(number) for part in parts for number in part.ids],
         [part.tile.outer for part in parts for _ in part.ids],
     )
-    return Outcome(found.segmentation, metrics, found.seconds_prompts, found.seconds_postprocessing)
+    return ImageResult(found.segmentation, metrics, found.seconds_prompts, found.seconds_postprocessing)
 
 
 def _automatic(
@@ -115,19 +117,19 @@ def _automatic(
     labels: NDArray[np.uint32],
     mode: str,
     parameters: Mapping[str, Any],
-) -> Outcome:
+) -> ImageResult:
     found = automatic(model, embedded, mode, parameters)
     metrics: Row = segmentation_metrics(found.segmentation, labels)
     metrics |= mask_metrics([found.segmentation > 0], (labels > 0).astype("uint8"), [1])
-    return Outcome(found.segmentation, metrics, found.seconds_prompts, found.seconds_postprocessing)
+    return ImageResult(found.segmentation, metrics, found.seconds_prompts, found.seconds_postprocessing)
 
 
-def _without_prompt(model: Model, embedded: EmbeddedImage, labels: NDArray[np.uint32]) -> Outcome:
+def _without_prompt(model: Model, embedded: EmbeddedImage, labels: NDArray[np.uint32]) -> ImageResult:
     """One mask of the image from no prompt, which is to be the union of all objects."""
     found = without_prompt(model, embedded)
     metrics: Row = dict.fromkeys(SEGMENTATION_METRICS, math.nan)
     metrics |= mask_metrics([found.segmentation > 0], (labels > 0).astype("uint8"), [1])
-    return Outcome(found.segmentation, metrics, found.seconds_prompts, found.seconds_postprocessing)
+    return ImageResult(found.segmentation, metrics, found.seconds_prompts, found.seconds_postprocessing)
 
 
 def nothing_measured() -> Row:

@@ -32,7 +32,7 @@ NO_POINT = -1  # the label of a point that Segment Anything takes for none
 
 
 @dataclass(frozen=True)
-class Part:
+class TiledObjects:
     """The objects of an image whose centers are in one tile, in the tile's own frame.
 
     labels: (H, W) of the tile with its halo, numbered 1 … objects; ids: (objects,) in the image's labels;
@@ -48,7 +48,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Prompts:
+class ImagePrompts:
     """Prompts for all objects of a part or of an image, in its pixels; at least points or boxes are there.
 
     points: (objects, points, 2) x, y; point_labels: (objects, points), 1 or 0; boxes: (objects, 4) x, y of
@@ -62,7 +62,7 @@ class Prompts:
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedMasks:
     """One mask per prompt of a part, which may overlap.
 
     masks: each (H, W) bool, of the tile with its halo; logits: (objects, 1, 256, 256); boxes: x, y, width and
@@ -82,7 +82,7 @@ class PromptedSegmentation:
     prompts, and of assembling the segmentation.
     """
 
-    decoded: list[Decoded]
+    decoded: list[DecodedMasks]
     segmentation: NDArray[np.uint32]
     seconds_prompts: float
     seconds_postprocessing: float
@@ -156,7 +156,7 @@ def enlarge(predictor: SamPredictor, low: torch.Tensor) -> torch.Tensor:
     return enlarged
 
 
-def parts_of(tiles: Sequence[Tile], labels: NDArray[np.uint32]) -> list[Part]:
+def parts_of(tiles: Sequence[Tile], labels: NDArray[np.uint32]) -> list[TiledObjects]:
     """The objects of `labels` ((H, W), numbered 1 … objects), each in the tile that has its center.
 
     What an object has outside of its tile and the halo is out of reach for its prompts and its mask. A tile
@@ -164,11 +164,11 @@ def parts_of(tiles: Sequence[Tile], labels: NDArray[np.uint32]) -> list[Part]:
     """
     centers, boxes = get_centers_and_bounding_boxes(labels)
     if len(tiles) == 1:
-        return [Part(tiles[0], labels, list(centers), list(centers.values()), list(boxes.values()))]
+        return [TiledObjects(tiles[0], labels, list(centers), list(centers.values()), list(boxes.values()))]
     return [part for tile in tiles if (part := _part(tile, labels, centers)) is not None]
 
 
-def first_prompts(part: Part, mode: str, dilation: int, batch_size: int) -> Prompts:
+def first_prompts(part: TiledObjects, mode: str, dilation: int, batch_size: int) -> ImagePrompts:
     """A point or a box for every object, as micro-sam's evaluation makes them.
 
     The point is the object's pixel that is farthest from its boundary.
@@ -195,13 +195,13 @@ def first_prompts(part: Part, mode: str, dilation: int, batch_size: int) -> Prom
         coordinates, point_labels = (
             np.concatenate([each[index].numpy() for each in made]) for index in (0, 1)
         )
-        return Prompts(coordinates, point_labels, None)
-    return Prompts(None, None, np.concatenate([each[2].numpy() for each in made]))
+        return ImagePrompts(coordinates, point_labels, None)
+    return ImagePrompts(None, None, np.concatenate([each[2].numpy() for each in made]))
 
 
 def rounds(
     predictor: SamPredictor,
-    parts: Sequence[Part],
+    parts: Sequence[TiledObjects],
     shape: tuple[int, int],
     mode: str,
     last: int,
@@ -250,8 +250,8 @@ def rounds(
 
 
 def decode_prompts(
-    predictor: SamPredictor, tile: Tile, prompts: Prompts, batch_size: int, propose: bool
-) -> Decoded:
+    predictor: SamPredictor, tile: Tile, prompts: ImagePrompts, batch_size: int, propose: bool
+) -> DecodedMasks:
     """Decode one prompt per object on the embedding of a tile.
 
     Args:
@@ -279,7 +279,7 @@ def decode_prompts(
         multimasking=propose,
         return_instance_segmentation=False,
     )
-    return Decoded(
+    return DecodedMasks(
         [item["segmentation"].cpu().numpy() for item in decoded],
         torch.stack([item["logits"] for item in decoded]),
         [item["bbox"] for item in decoded],
@@ -290,7 +290,7 @@ def segment_prompts(
     predictor: SamPredictor,
     tiles: Sequence[Tile],
     shape: tuple[int, int],
-    prompts: Prompts,
+    prompts: ImagePrompts,
     batch_size: int,
 ) -> NDArray[np.uint32]:
     """The segmentation (H, W) from prompts in pixels of the image, one for each object.
@@ -313,7 +313,7 @@ def segment_prompts(
     return _assembled(used, decoded, shape)
 
 
-def _in_tile(tile: Tile, prompts: Prompts, shape: tuple[int, int]) -> Prompts | None:
+def _in_tile(tile: Tile, prompts: ImagePrompts, shape: tuple[int, int]) -> ImagePrompts | None:
     """The prompts of the objects that belong to a tile, in its pixels; None where there is none."""
     (inner_rows, inner_columns), (rows, columns) = tile.inner, tile.outer
     points, boxes, point_labels = prompts.points, prompts.boxes, prompts.point_labels
@@ -334,10 +334,10 @@ def _in_tile(tile: Tile, prompts: Prompts, shape: tuple[int, int]) -> Prompts | 
         outside = ((points[own] < origin) | (points[own] >= size)).any(axis=-1)
         points = points[own] - origin
         point_labels = np.where(outside, NO_POINT, point_labels[own])
-    return Prompts(points, point_labels, boxes)
+    return ImagePrompts(points, point_labels, boxes)
 
 
-def _part(tile: Tile, labels: NDArray[np.uint32], centers: dict[int, tuple[int, int]]) -> Part | None:
+def _part(tile: Tile, labels: NDArray[np.uint32], centers: dict[int, tuple[int, int]]) -> TiledObjects | None:
     (rows, columns), outer = tile.inner, labels[tile.outer]
     ids = [
         number
@@ -348,10 +348,12 @@ def _part(tile: Tile, labels: NDArray[np.uint32], centers: dict[int, tuple[int, 
         return None
     own, _, _ = relabel_sequential(np.where(np.isin(outer, ids), outer, 0).astype("uint32"))
     own_centers, boxes = get_centers_and_bounding_boxes(own)
-    return Part(tile, own, sorted(ids), list(own_centers.values()), list(boxes.values()))
+    return TiledObjects(tile, own, sorted(ids), list(own_centers.values()), list(boxes.values()))
 
 
-def _corrected(part: Part, prompts: Prompts, found: Decoded, mask_input: bool, batch_size: int) -> Prompts:
+def _corrected(
+    part: TiledObjects, prompts: ImagePrompts, found: DecodedMasks, mask_input: bool, batch_size: int
+) -> ImagePrompts:
     """The prompts of the next round: one positive and one negative point more for each object."""
     generator = IterativePromptGenerator()
     points, point_labels = [], []
@@ -377,7 +379,7 @@ def _corrected(part: Part, prompts: Prompts, found: Decoded, mask_input: bool, b
 
 
 def _assembled(
-    tiles: Sequence[Tile], decoded: Sequence[Decoded], shape: tuple[int, int]
+    tiles: Sequence[Tile], decoded: Sequence[DecodedMasks], shape: tuple[int, int]
 ) -> NDArray[np.uint32]:
     """One segmentation (H, W) of all masks as micro-sam makes it: larger ones first, connected components."""
     records = []

@@ -13,14 +13,14 @@ from segment_anything import SamPredictor
 from refsam.configuration.schema import EvaluateConfig
 from refsam.science.evaluation.automatic import Segmenter, make_segmenter
 from refsam.science.evaluation.images import EmbeddedImage
-from refsam.science.evaluation.prompts import Prompts, decode, enlarge, parts_of, rounds, segment_prompts
+from refsam.science.evaluation.prompts import ImagePrompts, decode, enlarge, parts_of, rounds, segment_prompts
 from refsam.science.micro_sam import DecoderAdapter
 
 NO_DECODER = "the model has no decoder for automatic segmentation (train.decoder=true trains one)"
 
 
 @dataclass(frozen=True)
-class Segmentation:
+class TimedSegmentation:
     """A segmentation (H, W), 0 for background, and the seconds that its two halves took."""
 
     segmentation: NDArray[Any]
@@ -61,7 +61,7 @@ class Model:
 
 def automatic(
     model: Model, embedded: EmbeddedImage, mode: str, parameters: Mapping[str, Any]
-) -> Segmentation:
+) -> TimedSegmentation:
     """The segmentation of an automatic mode (amg, ais, apg) with these parameters of its generator."""
     segmenter = model.segmenter(mode, embedded.tiled)
     segmenter.promise({parameter: [value] for parameter, value in parameters.items()})
@@ -69,11 +69,11 @@ def automatic(
     segmenter.initialize(embedded.image, embedded.for_micro_sam())
     between = time.perf_counter()
     segmentation = segmenter.generate(**parameters)
-    return Segmentation(segmentation, between - start, time.perf_counter() - between)
+    return TimedSegmentation(segmentation, between - start, time.perf_counter() - between)
 
 
 @torch.no_grad()
-def without_prompt(model: Model, embedded: EmbeddedImage) -> Segmentation:
+def without_prompt(model: Model, embedded: EmbeddedImage) -> TimedSegmentation:
     """One mask (H, W) uint8 of the image from no prompt, 1 where some object is."""
     predictor = model.predictor
     union = np.zeros(embedded.shape, dtype="uint8")
@@ -87,7 +87,7 @@ def without_prompt(model: Model, embedded: EmbeddedImage) -> Segmentation:
             for inner, outer in zip(tile.inner, tile.outer, strict=True)
         )
         union[tile.inner] = mask[inside]
-    return Segmentation(union, time.perf_counter() - start, 0.0)
+    return TimedSegmentation(union, time.perf_counter() - start, 0.0)
 
 
 def from_labels(
@@ -108,7 +108,7 @@ def from_labels(
     return next(first).segmentation
 
 
-def from_prompts(model: Model, embedded: EmbeddedImage, prompts: Prompts) -> NDArray[np.uint32]:
+def from_prompts(model: Model, embedded: EmbeddedImage, prompts: ImagePrompts) -> NDArray[np.uint32]:
     """The segmentation (H, W) from prompts in pixels of the image."""
     return segment_prompts(
         model.predictor, embedded.tiles, embedded.shape, prompts, model.evaluate.batch_size

@@ -7,7 +7,7 @@ import peft as hugging_face
 from torch import nn
 
 from refsam.configuration.schema import AUTO, PeftConfig
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.models.strategies import (
     LEARNABLE,
     PARTS,
@@ -42,15 +42,17 @@ def apply_strategy(model: Model, peft: PeftConfig) -> Model:
     Frozen parts also stay in evaluation mode, so that the batch statistics of vit_t's encoder do not move.
 
     Raises:
-        BadInput: when the strategy does not go with the model's layers, or an extra is not installed.
+        ConfigError: when the strategy does not go with the model's layers, or an extra is not installed.
     """
     if peft.name == AUTO:
-        raise BadInput("peft.name=auto stands for a strategy of the resource's file, and has to be resolved")
+        raise ConfigError(
+            "peft.name=auto stands for a strategy of the resource's file, and has to be resolved"
+        )
     strategy = STRATEGIES[peft.name]
     if strategy.method is not Method.parts:
         problem = layers_problem(peft, _sizes(model))
         if problem is not None:
-            raise BadInput(problem)
+            raise ConfigError(problem)
         if strategy.quantized:
             quantize(model, peft)
         if strategy.method is Method.surgery:
@@ -138,7 +140,7 @@ def peft_config(peft: PeftConfig, names: list[str]) -> hugging_face.PeftConfig:
     known = {item.name for item in dataclasses.fields(config_class)}
     unknown = sorted(set(arguments) - known)
     if unknown:
-        raise BadInput(
+        raise ConfigError(
             f"peft.options={{{unknown[0]}: …}} is no argument of peft's {strategy.kind}, allowed: "
             f"{', '.join(sorted(known))}"
         )

@@ -43,7 +43,7 @@ def finished_model(config: RefsamConfig, paths: RunPaths, device: torch.device |
     """The model of a finished run without its strategy, except for what cannot be merged.
 
     Raises:
-        BadInput: when best.pt holds only what was trained, and what the run started from is not there.
+        ConfigError: when best.pt holds only what was trained, and what the run started from is not there.
     """
     values = read_weights(paths.best)
     if values.get(HOLDS) != TRAINED:
@@ -76,7 +76,7 @@ def initial_model(run: Path | str) -> nn.Module:
         run: its folder.
 
     Raises:
-        BadInput: when the weights are not there.
+        ConfigError: when the weights are not there.
     """
     config = load(RunPaths(Path(run)).config)
     sam = load_model(config.model, config.seed, "cpu").sam
@@ -98,7 +98,7 @@ def predictor_and_decoder(
     The decoder is that of automatic segmentation; None where the model has none.
 
     Raises:
-        BadInput: when weights that are needed are not there, or cannot be used.
+        ConfigError: when weights that are needed are not there, or cannot be used.
     """
     if config.kind is Kind.baseline:
         predictor, decoder_state, _ = initial_predictor(config.model, config.seed, device)

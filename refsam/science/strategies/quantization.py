@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from refsam.configuration.schema import PeftConfig
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.science.strategies.parts import keep_mode, linear_layers, part, replace_module
 
 
@@ -24,7 +24,7 @@ def quantize(model: nn.Module, peft: PeftConfig) -> None:
     """Put the linear layers of the image encoder, or all of the model, into 4 bits, in place.
 
     Raises:
-        BadInput: when bitsandbytes is not installed.
+        ConfigError: when bitsandbytes is not installed.
     """
     library = _library(peft)
     chosen = model if peft.quantized_layers == "all" else part(model, "image_encoder")
@@ -108,7 +108,7 @@ def _library(peft: PeftConfig) -> ModuleType:
     try:
         return importlib.import_module("bitsandbytes")
     except ImportError as error:
-        raise BadInput(
+        raise ConfigError(
             f"peft.name={peft.name} keeps weights in 4 bits and needs bitsandbytes, which is not installed "
             "here: pip install 'refsam[quantized]'"
         ) from error

@@ -22,7 +22,7 @@ TRAINED = "trained"
 
 
 @dataclass(frozen=True)
-class Keeping:
+class CheckpointPolicy:
     """What the checkpoints of a run hold: everything, or with `adapter_only` what is trained."""
 
     peft: PeftConfig

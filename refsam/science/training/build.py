@@ -10,7 +10,7 @@ import torch
 from refsam.configuration.early_stopping import most_steps
 from refsam.configuration.patch_pool import FIXED, encoder_is_frozen, pool_size, with_patch_pool
 from refsam.configuration.schema import Precision, RefsamConfig, TrainConfig
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.models.strategies import DECODER
 from refsam.records.paths import RunPaths
 from refsam.science.data import TorchLoader, ending_workers, worker_count
@@ -24,7 +24,7 @@ from refsam.science.randomness import derived_seed, seed_everything
 from refsam.science.strategies.injection import apply_strategy
 from refsam.science.strategies.parts import count_parameters
 from refsam.science.strategies.quantization import weights_bytes
-from refsam.science.strategies.state import Keeping, state_bytes, trained_state
+from refsam.science.strategies.state import CheckpointPolicy, state_bytes, trained_state
 from refsam.science.training import loop
 from refsam.science.training.arithmetic import Arithmetic
 from refsam.science.training.checkpoints import previous_latest, read_latest
@@ -34,7 +34,7 @@ from refsam.science.training.losses import instance_loss, mask_loss_of
 from refsam.science.training.micro_sam_step import micro_sam_step
 from refsam.science.training.optimizers import StepInBackward, build_optimizer, build_schedule
 from refsam.science.training.prompts import Prompts
-from refsam.science.training.recorder import Limits, Progress, Recorder
+from refsam.science.training.recorder import Progress, Recorder, TrainingLimits
 from refsam.science.training.step import Interactive, Segmentation, Step, decoder_step, refsam_step
 from refsam.science.training.summed import summed_step
 from refsam.system.files import write_json
@@ -104,7 +104,7 @@ def train(
         report: called after every step.
 
     Raises:
-        BadInput: for values of the configuration that cannot be used.
+        ConfigError: for values of the configuration that cannot be used.
         Diverged: when the validation metric is no number.
     """
     for folder in (paths.checkpoints, paths.tensorboard, paths.results):
@@ -161,7 +161,7 @@ def build_training(
         step = micro_sam_step(learner, prompts, loss, prompts.rounds(settings.n_sub_iterations))
     else:
         step = _refsam_step(config, paths, learner, prompts, savings)
-    keeping = Keeping(config.peft, adapter_only=settings.save == "adapter")
+    keeping = CheckpointPolicy(config.peft, adapter_only=settings.save == "adapter")
     return Training(
         learner=learner,
         step=step,
@@ -199,7 +199,7 @@ def _learner(
     optimizer = build_optimizer(settings, parameters, arithmetic.device)
     if settings.optimizer_in_backward:
         if arithmetic.precision == Precision.float16:
-            raise BadInput(
+            raise ConfigError(
                 f"train.optimizer_in_backward=true: on {arithmetic.device} the precision is float16, whose "
                 "scaling needs all gradients at once, allowed: train.precision=float32 or bfloat16"
             )
@@ -252,9 +252,11 @@ def _refsam_step(
     return make(interactive, segmentation)
 
 
-def _limits(settings: TrainConfig, batches_per_epoch: int) -> Limits:
+def _limits(settings: TrainConfig, batches_per_epoch: int) -> TrainingLimits:
     steps_per_epoch = math.ceil(batches_per_epoch / settings.accumulate)
-    return Limits(steps_per_epoch, int(most_steps(settings, steps_per_epoch)), settings.early_stopping)
+    return TrainingLimits(
+        steps_per_epoch, int(most_steps(settings, steps_per_epoch)), settings.early_stopping
+    )
 
 
 def _embeddings(config: RefsamConfig, paths: RunPaths, learner: Learner, savings: Savings) -> EmbeddingCache:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 from refsam.records.paths import RunPaths
 from refsam.system.files import write_atomically
 
@@ -40,7 +40,7 @@ def read_latest(paths: RunPaths) -> dict[str, Any] | None:
     """What a run continues from: latest.pt, the previous one where that is damaged, or None to start anew.
 
     Raises OSError when a file that is there cannot be read now, which says nothing about what is in it, and
-    BadInput when it holds what a run does not write.
+    ConfigError when it holds what a run does not write.
     """
     for path in (paths.latest, previous_latest(paths)):
         if not path.exists():
@@ -52,7 +52,7 @@ def read_latest(paths: RunPaths) -> dict[str, Any] | None:
         try:
             values = torch.load(path, map_location="cpu", weights_only=True)
         except UnpicklingError as error:
-            raise BadInput(
+            raise ConfigError(
                 f"{path} holds other objects than tensors and plain values, so no run has written it; remove "
                 "it, and the run starts from the beginning"
             ) from error

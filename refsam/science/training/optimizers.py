@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from refsam.configuration.optimizers import OPTIMIZERS
 from refsam.configuration.schema import TrainConfig
-from refsam.errors import BadInput
+from refsam.errors import ConfigError
 
 Schedule = ReduceLROnPlateau | LambdaLR
 MOMENTS = {"state1", "state2"}  # as bitsandbytes names them; Lion has one
@@ -39,19 +39,19 @@ def build_optimizer(
     """The optimizer of `train.optimizer` for those of the parameters that are trained.
 
     Raises:
-        BadInput: when it is unknown, not installed, or does not work on the device.
+        ConfigError: when it is unknown, not installed, or does not work on the device.
     """
     given = f"train.optimizer={settings.optimizer}"
     if settings.optimizer not in OPTIMIZERS:
-        raise BadInput(f"{given}, allowed: {', '.join(OPTIMIZERS)}")
+        raise ConfigError(f"{given}, allowed: {', '.join(OPTIMIZERS)}")
     optimizer = OPTIMIZERS[settings.optimizer]
     if optimizer.needs_gpu and device.type != "cuda":
         others = ", ".join(name for name, other in OPTIMIZERS.items() if not other.needs_gpu)
-        raise BadInput(f"{given} needs a GPU, and the run is on {device.type}, allowed there: {others}")
+        raise ConfigError(f"{given} needs a GPU, and the run is on {device.type}, allowed there: {others}")
     try:
         library = importlib.import_module(f"{optimizer.library}.optim")
     except ImportError as error:
-        raise BadInput(
+        raise ConfigError(
             f"{given} needs bitsandbytes, which is not installed here: pip install 'refsam[quantized]'"
         ) from error
     decay = optimizer.weight_decay if settings.weight_decay is None else settings.weight_decay

@@ -21,12 +21,12 @@ from refsam.science.micro_sam import JointSamLogger, SamLogger
 from refsam.science.models import SAM_CONFIG
 from refsam.science.randomness import seed_everything
 from refsam.science.strategies.adapter_files import write_adapter
-from refsam.science.strategies.state import Keeping
+from refsam.science.strategies.state import CheckpointPolicy
 from refsam.science.training import checkpoints
 from refsam.science.training.history import EpochMeans, History
 from refsam.science.training.learner import Learner
 from refsam.science.training.losses import StepLosses
-from refsam.science.training.resume import Position, position, restore_random_states, running_statistics
+from refsam.science.training.resume import ResumeState, position, restore_random_states, running_statistics
 from refsam.system import signals
 
 # Between two checkpoints in a long epoch, so that what cannot be told to stop costs no more than this.
@@ -55,7 +55,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Limits:
+class TrainingLimits:
     """When a training ends, over all attempts.
 
     Attributes:
@@ -112,8 +112,8 @@ class Recorder:
         self,
         paths: RunPaths,
         learner: Learner,
-        keeping: Keeping,
-        limits: Limits,
+        keeping: CheckpointPolicy,
+        limits: TrainingLimits,
         seed: int,
         report: Callable[[Progress], None],
     ) -> None:
@@ -126,7 +126,7 @@ class Recorder:
         self.means = EpochMeans()
         self._saved_iteration = self._first_iteration = 0
         self._loss: float | None = None
-        self._position: Position | None = None  # to go back to; None while it must not be left
+        self._position: ResumeState | None = None  # to go back to; None while it must not be left
         self._resumed: dict[str, Any] | None = None  # the position in a latest.pt of the middle of an epoch
         learner.optimizer.register_step_pre_hook(lambda *_: self.leave_position())
 

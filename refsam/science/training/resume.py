@@ -18,7 +18,7 @@ from refsam.science.training.history import EpochMeans
 
 
 @dataclass(frozen=True)
-class Position:
+class ResumeState:
     """A moment after a step of the optimizer, or before the first one of an epoch.
 
     Attributes:
@@ -62,9 +62,9 @@ def position(
     device: torch.device,
     statistics: Sequence[torch.Tensor],
     scaler: Any,
-) -> Position:
+) -> ResumeState:
     """The position now."""
-    return Position(
+    return ResumeState(
         iteration=iteration,
         means=replace(means, sums=dict(means.sums)),
         losses=losses,
