@@ -26,7 +26,7 @@ from torch import nn
 
 from refsam.errors import ConfigError
 from refsam.models.linear_layers import linear_layers as known_layers
-from refsam.models.strategies import PARTS, STRATEGIES
+from refsam.models.strategies import DECODER, PARTS, STRATEGIES
 from refsam.science.engine.attention import use_fused_attention
 from refsam.science.engine.checkpointing import checkpoint_encoder
 from refsam.science.hugging_face import from_segment_anything
@@ -72,8 +72,7 @@ TRAINED = {
 SAVED_PAIRS = [
     pair
     for pair in PAIRS
-    if pair[0] not in ("freeze_encoder", "decoder")
-    and (pair[1] == "vit" or pair[0] in ("lora", "dora", "hf_qlora"))
+    if pair[0] != "freeze_encoder" and (pair[1] == "vit" or pair[0] in ("lora", "dora", "hf_qlora"))
 ]
 LATE = ("late_lora", "late_qlora", "late_ft")
 BLOCK = re.compile(r"image_encoder\.(layers\.\d+\.)?(blocks|layers)\.(\d+)\.(?P<rest>.*)")
@@ -130,6 +129,13 @@ def test_a_strategy_trains_what_it_is_to_train_and_nothing_else(
     if name != "full":
         for buffer, value in result.sam.image_encoder.named_buffers(prefix="image_encoder"):
             assert torch.equal(value, result.before[buffer]), buffer
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_segmentation_decoder_alone_leaves_the_model_as_it_is(model: str) -> None:
+    sam = apply_strategy(fresh(model), strategy(DECODER))
+    assert not any(parameter.requires_grad for parameter in sam.parameters())
+    assert torch.equal(masks(sam), masks(fresh(model)))
 
 
 @pytest.mark.parametrize("model", MODELS)
