@@ -82,7 +82,7 @@ def test_a_step_that_the_limit_kills_does_not_fit(here: Path, capsys: pytest.Cap
     ("arguments", "sentence"),
     [
         (("model=vit_bb",), "model: 'vit_bb' is not a valid choice (did you mean vit_b?)"),
-        (("train.n_sub_iterations=0",), "train.n_sub_iterations must be an integer, got 0"),
+        (("train.n_sub_iterations=0",), "train.n_sub_iterations must be an integer >= 1, got 0"),
         (("--limit-gb", "much"), "--limit-gb and --minutes must be a number > 0, got 'much'"),
         (("--max-objects", "0"), "--max-objects must be an integer >= 1, got '0'"),
         (("model=vit_t", "peft=lora", "n_objects=1"), "peft.name=lora does not go with"),

@@ -103,7 +103,7 @@ def test_two_steps_of_the_recipe_are_recorded(synthetic: DatasetConfig, tmp_path
     (row,) = rows(paths)
     assert (row["iteration"], summary.iterations) == ("2", 2)
     # The first of two steps warms up from 0, the second has the whole learning rate.
-    assert float(row["learning_rate"]) == pytest.approx(1e-3)
+    assert float(row["learning_rate"]) == pytest.approx(3e-3)
     assert 0 <= float(row["validation_metric"]) <= 1
     assert json.loads(paths.training.read_text())["savings"]["optimizer"] == "lion8bit"
     assert (paths.adapter / "adapter_config.json").exists()

@@ -664,5 +664,5 @@ def test_a_run_that_ends_before_it_is_looked_at_keeps_what_its_record_says(folde
 @pytest.mark.parametrize("name", ["100%", "a\\b", "a\nb"])
 def test_a_folder_that_slurm_would_rename_is_refused(slurm_cluster, tmp_path, name):
     folder = RunsFolder(tmp_path / name)
-    with pytest.raises(ConfigError, match="runs: "):
+    with pytest.raises(ConfigError, match="runs"):
         submit(folder, [])

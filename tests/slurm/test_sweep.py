@@ -95,7 +95,7 @@ def test_a_run_that_slurm_has_is_shown_so_and_not_started_here(closed, capsys):
 def test_a_request_that_the_site_cannot_fulfil_is_refused_before_anything_is_written(folder, capsys):
     assert sweep("cluster=scc", "resource.request.time=3-00:00:00", "model=vit_nano") == 2
     sentence = "resource.request.time must be at most 2-00:00:00 in partition medium, got 3-00:00:00"
-    assert capsys.readouterr().err == f"refsam: resource.request.time: {sentence}\n"
+    assert capsys.readouterr().err == f"refsam: {sentence}\n"
     assert sweep("cluster=scc", "resource.request.partition=gpu", "resource.request.memory_gb=99") == 2
     assert "got 99" in capsys.readouterr().err
     assert not folder.root.exists()

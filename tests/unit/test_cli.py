@@ -231,7 +231,7 @@ def test_bad_input_anywhere_is_one_sentence(capsys, monkeypatch):
 
 def test_sweep_hands_over_its_arguments(monkeypatch):
     given: list[Any] = []
-    monkeypatch.setitem(sys.modules, "refsam.sweep", SimpleNamespace(main=given.append))
+    monkeypatch.setattr("refsam.sweep.main", given.append)
     assert cli.main(["sweep", "-m", "n_images=1,2", "--help"]) == 0
     assert given == [["-m", "n_images=1,2", "--help"]]
 
