@@ -36,7 +36,7 @@ def test_images_without_objects_count_nowhere():
     assert summary(rows, 0) == summary(rows[:6], 0)
     means = summary(rows, 0)
     assert means["SA50"] == pytest.approx(0.4)
-    assert (means["n_images"], means["n_objects"], means["n_predicted"]) == (6, 24, 18)
+    assert (means["n_test_images"], means["n_objects"], means["n_predicted"]) == (6, 24, 18)
     assert (means["seconds_per_image"], means["seconds_prompts"]) == (3.5, 2.0)
     low, high = means["intervals"]["SA50"]
     assert 0.2 <= low < 0.4 < high <= 0.6

@@ -92,7 +92,7 @@ def of_file(*overrides: str) -> PeftConfig:
         ("vit_b", ("peft=dora", "peft.targets=['(']"), ["peft.targets=[(]", "regular expressions"]),
         ("vit_b", ("peft=dora", "peft.targets=[]"), ["peft.targets=[]", "regular expressions"]),
         ("vit_b", ("peft=dora", "peft.dropout=1"), ["peft.dropout=1", "less than 1"]),
-        ("vit_b", ("peft=dora", "peft.alpha=0"), ["peft.alpha=0", "above 0"]),
+        ("vit_b", ("peft=dora", "peft.alpha=0"), ["peft.alpha=0", "a number > 0"]),
         ("vit_b", ("peft=dora", "+peft.options.r=3"), ["peft.options={r", "LoraConfig"]),
         (
             "vit_b",
