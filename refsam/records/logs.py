@@ -25,7 +25,7 @@ def find_log(paths: RunPaths, attempt: int | None = None) -> tuple[int, Path] | 
     numbers = attempt_numbers(paths)
     if attempt is not None and attempt not in numbers:
         known = ", ".join(map(str, numbers)) or "none"
-        raise ConfigError(f"--attempt: {attempt} was given, run {paths.run_id} has {known}")
+        raise ConfigError(f"--attempt must be one of those of run {paths.run_id} ({known}), got {attempt}")
     for number in [attempt] if attempt is not None else reversed(numbers):
         for suffix in SUFFIXES:
             logs = [path for path in paths.attempt(number).glob(f"*{suffix}") if path.exists()]

@@ -222,9 +222,8 @@ def _split(config: RefsamConfig) -> tuple[list[Pair], Split]:
 
 def _patches(config: RefsamConfig, images: Sequence[Image], n_samples: int) -> Any:
     """micro-sam's data set of `n_samples` random patches of the images, with flips as augmentation."""
-    from refsam.science.micro_sam import (
-        default_sam_dataset,  # takes 15 s, which tests and test_images need not pay
-    )
+    # Takes 15 s, which tests and test_images need not pay.
+    from refsam.science.micro_sam import default_sam_dataset
 
     return default_sam_dataset(
         raw_paths=[_channels_first(image) for image, _ in images],

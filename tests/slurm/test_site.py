@@ -56,7 +56,7 @@ def test_what_some_node_has_can_be_asked_for(possible):
     [
         (
             request(partition="gpus"),
-            "resource.request.partition: gpus was given (did you mean gpu?), this Slurm has gpu, medium",
+            "resource.request.partition must be one of gpu, medium, got gpus (did you mean gpu?)",
         ),
         (
             request(time="2-00:00:01"),

@@ -334,7 +334,7 @@ def test_logs_prints_the_last_attempt_or_the_one_asked_for(folder, capsys):
     value = json.loads(capsys.readouterr().out)
     assert (value["attempt"], value["text"]) == (2, "last [bold]line[/bold]\n")
     assert call("logs", "a", "--attempt", "3", folder=folder) == 2
-    assert "--attempt: 3 was given, run a-1 has 1, 2" in capsys.readouterr().err
+    assert "--attempt must be one of those of run a-1 (1, 2), got 3" in capsys.readouterr().err
 
 
 def test_a_log_is_followed_into_the_next_attempt_until_the_run_has_ended(folder, monkeypatch):

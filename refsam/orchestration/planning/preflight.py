@@ -78,7 +78,7 @@ def preflight_of(
     if on_slurm and not cluster.script_only and shutil.which("sbatch") is None:
         problems.append(
             f"cluster.kind={cluster.kind}, but there is no sbatch on this "
-            "machine; expected cluster=local, or the same command on a login node"
+            "machine; use cluster=local, or give the same command on a login node"
         )
     elif on_slurm:
         of_site, notes = _request_problems(runs, folder, cluster)

@@ -117,8 +117,8 @@ def request_problem(
         return "resource.request.partition=null, but the site has no default partition"
     if name not in named:
         return (
-            f"resource.request.partition: {name} was given{nearest(name, named)}, this Slurm has "
-            f"{', '.join(sorted(named))}"
+            f"resource.request.partition must be one of {', '.join(sorted(named))}, got {name}"
+            f"{nearest(name, named)}"
         )
     partition = named[name]
     if partition.minutes is not None and minutes(request.time) > partition.minutes:
