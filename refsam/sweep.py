@@ -2,7 +2,6 @@
 
 import os
 
-from refsam.commands.options import COMPLETING
 from refsam.system.signals import answering_ctrl_c
 
 
@@ -11,6 +10,8 @@ def main(arguments: list[str] | None = None) -> None:
     Ctrl-C.
     """
     with answering_ctrl_c("stopped; the same command goes on where it was"):
+        from refsam.commands.options import COMPLETING
+
         if COMPLETING in os.environ:
             from refsam import completion
 

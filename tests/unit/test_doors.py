@@ -17,6 +17,11 @@ CHECKOUT = Path(__file__).parents[2]
     [
         ("refsam.sweep -m n_images=1,2", "hydra", "refsam: stopped; the same command goes on where it was\n"),
         (
+            "refsam.sweep -m n_images=1,2",
+            "argparse",
+            "refsam: stopped; the same command goes on where it was\n",
+        ),
+        (
             "refsam.cli sweep -m n_images=1,2",
             "hydra",
             "refsam: stopped; the same command goes on where it was\n",
