@@ -266,6 +266,7 @@ class EvaluateConfig:
     grid: str = "study"  # of the automatic modes' parameters: study, small or defaults
     small_grid: dict[str, Any] = field(default_factory=dict)  # mode: parameter: values
     points_per_side: int = 32  # of the grid of points of amg
+    metrics: str | None = None  # beside ours: qlora_sam, as that study's script measures; null: none
     pictures: int = 0  # test images whose segmentation is drawn, in each mode with its first prompt
     max_images: int | None = None  # of the test images, in the split's order
     crop: list[int] | None = None  # (H, W) pixels from the middle of each test image; null: the whole image

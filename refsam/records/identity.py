@@ -56,7 +56,7 @@ _ALWAYS_OF_STRATEGY = ("name", "freeze", "rank", "update_matrices")
 # What is measured in another way is another row of the same run.
 NOT_RESULT_OF_EVALUATION = (
     *("modes", "rounds", "mask_input", "grid", "small_grid", "points_per_side"),
-    *("batch_size", "save_predictions", "pictures", "where", "resource"),
+    *("batch_size", "save_predictions", "metrics", "pictures", "where", "resource"),
 )
 _WHERE_DATA_LIES = (
     *("root", "images", "labels", "version", "n_files", "image_key", "label_key", "format", "archive"),

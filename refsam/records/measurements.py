@@ -16,7 +16,7 @@ MODES = (*PROMPTED, *AUTOMATIC, NO_PROMPT)
 # What can be asked for beyond what a run was frozen with; everything else is what its results depend on.
 EXTENDABLE = (
     *("modes", "rounds", "mask_input", "grid", "small_grid", "points_per_side", "batch_size"),
-    *("save_predictions", "pictures", "where"),
+    *("save_predictions", "metrics", "pictures", "where"),
 )
 
 # Where the parameters of the automatic modes come from: searched among the values of the resource study,
@@ -69,8 +69,8 @@ def asked(evaluate: EvaluateConfig) -> list[Measurement]:
 def missing(evaluate: EvaluateConfig, rows: Sequence[MetricsRow]) -> list[Measurement]:
     """What of `asked` is not among the rows of a metrics.json, or only without something asked for since.
 
-    That is the case where predictions are to be saved or pictures to be drawn and were not, and where the
-    parameters of an automatic mode are to be searched among other values.
+    That is the case where predictions are to be saved, pictures to be drawn or further metrics to be measured
+    and were not, and where the parameters of an automatic mode are to be searched among other values.
     """
     recorded = {measurement(row) for row in rows if _serves(evaluate, row)}
     return [wanted for wanted in asked(evaluate) if wanted not in recorded]
@@ -87,6 +87,7 @@ def extended(frozen: EvaluateConfig, wanted: EvaluateConfig) -> EvaluateConfig:
         grid=wanted.grid,
         small_grid=wanted.small_grid,
         points_per_side=wanted.points_per_side,
+        metrics=wanted.metrics or frozen.metrics,
         pictures=max(frozen.pictures, wanted.pictures),
         save_predictions=frozen.save_predictions or wanted.save_predictions,
         where=wanted.where,
@@ -112,5 +113,7 @@ def _serves(evaluate: EvaluateConfig, row: MetricsRow) -> bool:
         return False
     if NOTE in row:
         return True
+    if evaluate.metrics not in (None, row.get("metrics")):
+        return False
     drawn = row.get("pictures", 0) >= evaluate.pictures or row["round"] > 0
     return drawn and (not evaluate.save_predictions or bool(row.get("predictions_saved")))

@@ -20,7 +20,10 @@ FORMAT = 3
 # Of an instance segmentation, and of binary masks: what is measured of each image, in this order everywhere.
 SEGMENTATION_METRICS = ("mSA", "SA50", "SA75", "precision", "recall", "F1")
 MASK_METRICS = ("mIoU", "mF1")
-METRICS = SEGMENTATION_METRICS + MASK_METRICS
+# The same as QLoRA-SAM's script measures them, of prompted masks where evaluate.metrics asks for it.
+QLORA_SAM = "qlora_sam"
+QLORA_SAM_METRICS = ("mIoU_qlora_sam", "mF1_qlora_sam")
+METRICS = SEGMENTATION_METRICS + MASK_METRICS + QLORA_SAM_METRICS
 # The parts of an image's time.
 SECONDS = ("seconds_embedding", "seconds_prompts", "seconds_postprocessing")
 
@@ -33,6 +36,7 @@ _FIELDS: dict[str, Any] = {
     **dict.fromkeys((*METRICS, "seconds_per_image", *SECONDS), float | None),
     "intervals": dict | None,
     "parameters": dict | None,
+    "metrics": str | None,
     "weights": str | None,
     "pictures": Count,
     "predictions_saved": bool,

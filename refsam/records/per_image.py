@@ -7,13 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from refsam.records.metrics import METRICS, SECONDS, Measurement
+from refsam.records.metrics import METRICS, QLORA_SAM_METRICS, SECONDS, Measurement
 from refsam.system.files import read_text, write_text
 
 COLUMNS = (
     *("image", "mode", "round", "mask_input", *METRICS, "n_objects", "n_predicted", *SECONDS),
     *("parameters", "weights"),
 )
+_FORMER_COLUMNS = tuple(name for name in COLUMNS if name not in QLORA_SAM_METRICS)
+_UNKNOWN = dict.fromkeys(QLORA_SAM_METRICS, math.nan)
 
 Row = dict[str, Any]
 
@@ -32,6 +34,8 @@ _COLUMN_TYPES: Mapping[str, Callable[[str], Any]] = {
 def read_rows(path: Path) -> list[Row]:
     """The rows of per_image.csv; none of a file with other columns, which another version of refsam wrote.
 
+    A file from before there was evaluate.metrics has no value of what that measures.
+
     Raises ValueError when the file is damaged.
     """
     try:
@@ -40,10 +44,11 @@ def read_rows(path: Path) -> list[Row]:
         return []
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
-        if tuple(reader.fieldnames or ()) != COLUMNS:
+        if tuple(reader.fieldnames or ()) not in (COLUMNS, _FORMER_COLUMNS):
             return []
         return [
-            {name: _COLUMN_TYPES.get(name, float)(value) for name, value in row.items()} for row in reader
+            _UNKNOWN | {name: _COLUMN_TYPES.get(name, float)(value) for name, value in row.items()}
+            for row in reader
         ]
     except (csv.Error, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {type(error).__name__} {error}") from error
@@ -65,7 +70,7 @@ def read_values(path: Path, metric: str) -> dict[Measurement, dict[str, float]]:
             # The first format had the first prompt only.
             first = Measurement(row["mode"], int(row.get("round", 0)), _truth(row.get("mask_input", "")))
             values = found.setdefault(first, {})
-            value = float(row[metric])
+            value = float({**_UNKNOWN, **row}[metric])
             if int(row["n_objects"]) > 0 and math.isfinite(value):
                 values[row["image"]] = value
     except (csv.Error, KeyError, TypeError, ValueError) as error:

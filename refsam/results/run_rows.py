@@ -9,7 +9,15 @@ from refsam.configuration.run_names import check_name
 from refsam.configuration.split import LEAST_TEST_IMAGES, SEEDED
 from refsam.errors import Unreadable
 from refsam.models.strategies import strategy_label
-from refsam.records.metrics import METRICS, SECONDS, measurement, rows_of
+from refsam.records.metrics import (
+    MASK_METRICS,
+    METRICS,
+    QLORA_SAM_METRICS,
+    SECONDS,
+    SEGMENTATION_METRICS,
+    measurement,
+    rows_of,
+)
 from refsam.records.paths import RunPaths
 from refsam.records.recovery import look_up
 from refsam.records.settings import SECTIONS, Setting, asked_values, recorded_values
@@ -22,6 +30,7 @@ INVALID = "invalid"
 # The kind of a run that trains nothing (configuration.schema.Kind), and its strategy here.
 BASELINE = "baseline"
 
+_ALWAYS_MEASURED = (*SEGMENTATION_METRICS, *MASK_METRICS, "seconds_per_image")
 INTERVALS = tuple(f"{name}_{bound}" for name in METRICS for bound in ("low", "high"))
 PARAMETERS = ("trainable_parameters", "total_parameters", "saved_bytes")
 TRAINING = ("best_epoch", "seconds_to_best", "seconds_total", "peak_memory_gib", *PARAMETERS)
@@ -257,8 +266,8 @@ def _from_metrics(metrics: dict[str, Any], path: Path) -> list[Row]:
     """A row for each mode, round of prompts and mask input that was measured."""
     rows = []
     for values in rows_of(metrics, path):
-        row: Row = {name: _number_or_none(values[name]) for name in (*METRICS, "seconds_per_image")}
-        row |= {name: _number_or_none(values.get(name)) for name in SECONDS}
+        row: Row = {name: _number_or_none(values[name]) for name in _ALWAYS_MEASURED}
+        row |= {name: _number_or_none(values.get(name)) for name in (*QLORA_SAM_METRICS, *SECONDS)}
         for name, (low, high) in (values.get("intervals") or {}).items():
             # Older records have intervals of fewer images, too.
             if name in METRICS and int(values["n_test_images"]) >= LEAST_TEST_IMAGES:

@@ -7,11 +7,14 @@ import numpy as np
 from bioimage_cpp.segmentation import label
 from elf.evaluation import matching, mean_segmentation_accuracy
 from numpy.typing import NDArray
+from PIL import Image
 
-from refsam.records.metrics import MASK_METRICS, SEGMENTATION_METRICS
+from refsam.records.metrics import MASK_METRICS, QLORA_SAM_METRICS, SEGMENTATION_METRICS
 
 # Places of SA50 and SA75 in elf's thresholds, np.arange(0.5, 1, 0.05), as in micro_sam.evaluation.
 _SA50, _SA75 = 0, 5
+# src/trainer.py:109 of MagnusS0/QLoRA-SAM at f7bece0, where masks are logits and no probabilities.
+_QLORA_SAM_THRESHOLD = 0.5
 
 
 def segmentation_metrics(prediction: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
@@ -90,3 +93,42 @@ def mask_metrics(
         return dict.fromkeys(MASK_METRICS, float("nan"))
     union = predicted + actual - true_positives
     return {"mIoU": true_positives / union, "mF1": 2 * true_positives / (predicted + actual)}
+
+
+def qlora_sam_metrics(
+    logits: Sequence[NDArray[np.floating[Any]]], labels: Sequence[NDArray[Any]]
+) -> dict[str, float]:
+    """IoU and F1 of an image's masks as the script of QLoRA-SAM measures them (MagnusS0/QLoRA-SAM at f7bece0,
+    src/trainer.py:105): masks stay as small as the model gives them, and have the pixels of logits >= 0.5.
+
+    Labels become as small as the masks, as transformers' SamProcessor does it for that script. Pixels are
+    pooled over the objects; all objects count, also those that are too small for a pixel.
+
+    Args:
+        logits: Of the image or of each of its tiles, (objects, height, width) of the padded square that the
+            model sees, which is 256 x 256 of the published models.
+        labels: Of the same, (H, W) integer, numbered 1 … objects.
+
+    Returns:
+        The QLORA_SAM_METRICS, each in [0, 1]; 1 where there is no pixel of an object and of a mask.
+    """
+    hits = predicted = actual = 0
+    for of_part, labels_of_part in zip(logits, labels, strict=True):
+        masks = of_part >= _QLORA_SAM_THRESHOLD
+        small = _as_small_as(masks.shape[1:], labels_of_part)
+        objects = small == np.arange(1, len(masks) + 1)[:, None, None]
+        hits += int(np.count_nonzero(masks & objects))
+        predicted += int(np.count_nonzero(masks))
+        actual += int(np.count_nonzero(objects))
+    both, union = predicted + actual, predicted + actual - hits
+    values = (hits / union, 2 * hits / both) if union else (1.0, 1.0)
+    return dict(zip(QLORA_SAM_METRICS, values, strict=True))
+
+
+def _as_small_as(shape: tuple[int, ...], labels: NDArray[Any]) -> NDArray[np.int32]:
+    """Labels whose longer side has the length of a square, by nearest neighbours, with 0 below or right."""
+    height, width = (max(1, int(side * max(shape) / max(labels.shape) + 0.5)) for side in labels.shape)
+    small = Image.fromarray(labels.astype(np.int32)).resize((width, height), Image.Resampling.NEAREST)
+    padded = np.zeros(shape, dtype=np.int32)
+    padded[:height, :width] = np.asarray(small)
+    return padded

@@ -10,6 +10,7 @@ from typing import Any
 
 import imageio.v3 as imageio
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 import torch
@@ -22,7 +23,7 @@ from segment_anything import SamPredictor
 from refsam.configuration.compose import compose
 from refsam.configuration.schema import Kind, RefsamConfig
 from refsam.datasets.pair import Pair
-from refsam.records.metrics import Measurement, read_metrics
+from refsam.records.metrics import QLORA_SAM_METRICS, Measurement, read_metrics
 from refsam.records.paths import RunPaths
 from refsam.science.evaluation import evaluate, images, measuring, single_pass, unmeasured
 from refsam.science.evaluation.images import center_of, shared_embeddings
@@ -209,6 +210,34 @@ def test_predictions_that_are_asked_for_later_are_made_up_for(baseline_config, n
     after = metrics_of(run, "box")
     assert _without_seconds(after) == {**_without_seconds(before), "predictions_saved": True}
     assert unmeasured(baseline_config, run) == []
+
+
+def test_metrics_of_another_study_that_are_asked_for_later_are_made_up_for(baseline_config, nano, discs, run):
+    with torch.no_grad():  # a random model has no logit of 0.5
+        for layers in nano.model.mask_decoder.output_hypernetworks_mlps:
+            for parameter in layers.layers[-1].parameters():
+                parameter *= 100
+    evaluate(baseline_config, nano, discs, run, ignore)
+    before = metrics_of(run, "box")
+    assert before["mIoU_qlora_sam"] is None
+    # A file of the time when there were no such metrics.
+    table = pd.read_csv(run.per_image, keep_default_na=False, dtype=str)
+    table.drop(columns=list(QLORA_SAM_METRICS)).to_csv(run.per_image, index=False, lineterminator="\n")
+    baseline_config.evaluate.modes = ["box", "no_prompt"]
+    baseline_config.evaluate.metrics = "qlora_sam"
+    assert unmeasured(baseline_config, run) == [Measurement("box"), Measurement("no_prompt")]
+    evaluate(baseline_config, nano, discs, run, ignore)
+    after, without = metrics_of(run, "box"), metrics_of(run, "no_prompt")
+    assert (after["mIoU"], after["mF1"]) == (before["mIoU"], before["mF1"])
+    assert 0 < after["mIoU_qlora_sam"] < after["mF1_qlora_sam"] < 1
+    assert after["mIoU_qlora_sam"] != after["mIoU"]
+    assert without["mIoU"] is not None
+    assert without["mIoU_qlora_sam"] is None
+    assert unmeasured(baseline_config, run) == []
+    rows = pd.read_csv(run.per_image)
+    assert rows.loc[rows["mode"] == "point", "mIoU"].notna().all()  # measured before, and kept
+    assert rows.loc[rows["mode"] == "box", "mIoU_qlora_sam"].mean() == pytest.approx(after["mIoU_qlora_sam"])
+    assert rows.loc[rows["mode"] != "box", "mIoU_qlora_sam"].isna().all()
 
 
 def test_the_embedding_is_computed_once_per_image(baseline_config, nano, discs, run, monkeypatch):

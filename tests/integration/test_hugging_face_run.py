@@ -18,6 +18,7 @@ from refsam.datasets.pairs import read_pair_labels
 from refsam.records.metrics import read_metrics
 from refsam.records.paths import RunPaths
 from refsam.records.status import State, Status, read_status, write_status
+from refsam.results.run_rows import run_rows
 from refsam.science import run
 from refsam.science.hugging_face import HuggingFaceSam
 from refsam.science.strategies.opening import finished_predictor
@@ -46,6 +47,7 @@ def test_a_run_is_trained_on_annotations_and_measured(
         annotated,
         *(f"peft={peft}", "train.prompts=boxes", "train.loss=dice_focal", "train.epochs=1"),
         *("train.decoder=false", "evaluate.max_images=1", "evaluate.modes=[box,no_prompt,amg]"),
+        "evaluate.metrics=qlora_sam",
         *(["peft.rank=2", "peft.alpha=2"] if peft == "qdora" else []),
         model=("model=hf_tiny", *TINY[1:]),
     )
@@ -58,6 +60,10 @@ def test_a_run_is_trained_on_annotations_and_measured(
     measured = {row["mode"]: row for row in read_metrics(paths.metrics)}
     assert measured.keys() == {"box", "no_prompt", "amg"}
     assert all(0 <= row["mIoU"] <= row["mF1"] <= 1 for row in measured.values())
+    table = {row["mode"]: row for row in run_rows(paths, "run", {})}
+    assert table["box"]["mIoU"] == measured["box"]["mIoU"]
+    assert 0 <= table["box"]["mIoU_qlora_sam"] <= table["box"]["mF1_qlora_sam"] <= 1
+    assert table["amg"]["mIoU_qlora_sam"] is None is table["no_prompt"]["mIoU_qlora_sam"]
     environment = json.loads(paths.environment.read_text())
     assert environment["versions"]["transformers"]
     training = json.loads(paths.training.read_text())

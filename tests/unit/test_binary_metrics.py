@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from segmentation_models_pytorch.metrics import f1_score, get_stats, iou_score
+from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
-from refsam.science.metrics import mask_metrics
+from refsam.science.metrics import mask_metrics, qlora_sam_metrics
 
 HEIGHT, WIDTH = 40, 50
 Image = tuple[list[np.ndarray], np.ndarray]  # a mask per object, and the labels
@@ -68,3 +69,24 @@ def test_the_union_of_all_objects_is_measured_as_one_mask() -> None:
     for name, score in (("mIoU", iou_score), ("mF1", f1_score)):
         expected = float(score(*counts, reduction="micro-imagewise"))
         assert np.mean([values[name] for values in ours]) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(270, 480), (97, 61), (360, 480)])
+def test_the_metrics_of_qlora_sam_are_those_of_its_script(shape: tuple[int, int]) -> None:
+    """It gives masks to transformers' processor, and 256 x 256 logits to segmentation_models_pytorch."""
+    generator = np.random.default_rng(5)
+    labels = np.zeros(shape, np.uint32)
+    for number in (1, 2, 3, 4):
+        row, column = generator.integers(0, np.array(shape) - 30)
+        labels[row : row + 5 * number, column : column + 7 * number] = number
+    processor = SamImageProcessorPil()  # the script's version resizes with Pillow, too
+    masks = [(labels == number).astype(np.uint8) for number in (1, 2, 3, 4)]
+    image = np.zeros((*shape, 3), np.uint8)
+    processed = processor([image] * 4, segmentation_maps=masks, return_tensors="pt")["labels"]
+    true = processed[None, :, None]
+    logits = (2.0 * true + torch.from_numpy(generator.normal(-1.0, 0.5, true.shape))).float()
+    counts = get_stats(logits, true.int(), mode="binary", threshold=0.5)
+    ours = qlora_sam_metrics([logits[0, :, 0].numpy()], [labels])
+    for name, score in (("mIoU_qlora_sam", iou_score), ("mF1_qlora_sam", f1_score)):
+        assert ours[name] == pytest.approx(score(*counts, reduction="micro").item(), abs=1e-6)
+        assert 0.05 < ours[name] < 0.95

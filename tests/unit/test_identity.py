@@ -119,6 +119,10 @@ def test_the_loss_of_before_is_the_same_run_and_the_study_s_another_one():
     assert name("train.focal_alpha=0.5", "train.mask_threshold=0.5") == name()
 
 
+def test_how_a_run_is_measured_is_no_part_of_it():
+    assert name("evaluate.metrics=qlora_sam", "evaluate.modes=[box]") == name()
+
+
 def test_the_decoder_is_part_of_the_run_however_it_is_frozen():
     frozen = name("peft=dora", "peft.freeze=[prompt_encoder,mask_decoder]")
     assert name("peft=dora", "peft.decoder=freeze") == frozen

@@ -4,7 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from refsam.configuration.compose import compose
 from refsam.configuration.schema import EvaluateConfig
+from refsam.errors import ConfigError
+from refsam.orchestration.planning.checks import check_values
 from refsam.records.measurements import asked, extended, missing
 from refsam.records.metrics import Measurement, measurement, read_metrics, write_metrics
 from refsam.system.files import write_json
@@ -51,6 +54,19 @@ def test_predictions_that_were_not_saved_are_missing(evaluate):
     assert absent == [wanted for wanted in asked(evaluate) if wanted.mode == "point"]
 
 
+def test_further_metrics_that_were_not_measured_are_missing(evaluate):
+    rows = [row(wanted, metrics="qlora_sam" if wanted.mode == "box" else None) for wanted in asked(evaluate)]
+    absent = missing(replace(evaluate, metrics="qlora_sam"), rows)
+    assert absent == [wanted for wanted in asked(evaluate) if wanted.mode == "point"]
+    assert missing(evaluate, rows) == []
+
+
+def test_metrics_of_no_study_are_refused():
+    check_values(compose(["n_objects=5", "evaluate.metrics=qlora_sam"]))
+    with pytest.raises(ConfigError, match=r"evaluate.metrics must be null or qlora_sam, got 'micro_sam'"):
+        check_values(compose(["n_objects=5", "evaluate.metrics=micro_sam"]))
+
+
 def test_what_was_frozen_is_extended_by_what_is_asked_for(evaluate):
     frozen = replace(evaluate, modes=["box"], rounds=3, mask_input=[True], crop=[8, 8])
     wanted = replace(evaluate, crop=None, save_predictions=True)
@@ -58,6 +74,8 @@ def test_what_was_frozen_is_extended_by_what_is_asked_for(evaluate):
         frozen, modes=["box", "point"], mask_input=[True, False], save_predictions=True
     )
     assert extended(frozen, frozen) == frozen
+    further = replace(frozen, metrics="qlora_sam")
+    assert extended(frozen, further) == extended(further, frozen) == further
 
 
 def test_rows_are_read_as_they_were_written(tmp_path):

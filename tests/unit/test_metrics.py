@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from refsam.records.metrics import METRICS
-from refsam.science.metrics import mask_metrics, segmentation_metrics
+from refsam.records.metrics import METRICS, QLORA_SAM_METRICS
+from refsam.science.metrics import mask_metrics, qlora_sam_metrics, segmentation_metrics
 
 
 def _squares(*corners: tuple[int, int], size: int = 4) -> np.ndarray:
@@ -97,7 +97,37 @@ def test_a_mask_too_few_is_refused():
         mask_metrics([np.ones((20, 20), dtype=bool)], _squares((0, 0), (10, 10)), [1, 2])
 
 
+def test_a_logit_between_the_two_thresholds_counts_for_ours_alone():
+    labels = np.zeros((8, 8), dtype="uint32")
+    labels[:4, :4] = 1  # reduced to 4 x 4: four pixels
+    logits = np.full((1, 4, 4), -1.0)
+    logits[0, :2, :2] = [[2.0, 0.5], [0.3, -1.0]]
+    # Of the object's four pixels two have logits of 0.5 and more, and a third one is above 0.
+    found = qlora_sam_metrics([logits], [labels])
+    assert found == {"mIoU_qlora_sam": 2 / 4, "mF1_qlora_sam": 4 / 6}
+    enlarged = np.repeat(np.repeat(logits[0] > 0, 2, axis=0), 2, axis=1)
+    assert mask_metrics([enlarged], labels, [1]) == {"mIoU": 3 / 4, "mF1": 6 / 7}
+
+
+def test_pixels_of_small_masks_are_pooled_over_objects_and_tiles():
+    labels = np.zeros((4, 4), dtype="uint32")
+    labels[0, :3], labels[2, 0] = 1, 2  # three pixels and one
+    logits = np.full((2, 4, 4), -1.0)
+    logits[0, 0, :3], logits[1, 2, :2] = 1.0, 1.0  # the first is right, the second has a pixel too many
+    other = np.full((1, 4, 4), -1.0)  # of a tile whose object of four pixels is missed
+    found = qlora_sam_metrics([logits, other], [labels, np.eye(4, dtype="uint32")])
+    assert found == {"mIoU_qlora_sam": 4 / 9, "mF1_qlora_sam": 8 / 13}
+
+
+def test_an_object_that_is_too_small_for_a_pixel_is_found_where_there_is_no_mask():
+    labels = np.zeros((64, 64), dtype="uint32")
+    labels[0, 0] = 1
+    assert qlora_sam_metrics([np.full((1, 4, 4), -1.0)], [labels]) == dict.fromkeys(QLORA_SAM_METRICS, 1.0)
+    assert set(qlora_sam_metrics([np.ones((1, 4, 4))], [labels]).values()) == {0.0}
+
+
 def test_the_list_of_metrics_is_what_the_functions_return():
     labels = _squares((0, 0))
     measured = {**segmentation_metrics(labels, labels), **mask_metrics([labels == 1], labels, [1])}
+    measured |= qlora_sam_metrics([np.ones((1, 4, 4))], [labels])
     assert tuple(measured) == METRICS

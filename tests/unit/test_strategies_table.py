@@ -77,6 +77,16 @@ def test_runs_without_results_are_not_in_it() -> None:
         over_seeds(frame(row("dora", 0, mode=None, status="pending")))
 
 
+def test_the_metrics_of_the_study_stand_beside_ours_where_they_were_measured() -> None:
+    asked = {"mIoU_qlora_sam": 0.75, "mF1_qlora_sam": 0.85}
+    found = over_seeds(frame(row("dora", 0, **asked), row("full", 0)))
+    lines = [line.strip("| ").split(" | ") for line in markdown(found).splitlines()]
+    assert lines[0][5:9] == ["mIoU (%)", "mF1 (%)", "mIoU_qlora_sam (%)", "mF1_qlora_sam (%)"]
+    assert lines[2][5:9] == ["80.00", "90.00", "75.00", "85.00"]
+    assert lines[3][5:9] == ["80.00", "90.00", "", ""]
+    assert "qlora" not in markdown(over_seeds(frame(row("full", 0))))
+
+
 def test_it_is_shown_as_the_study_shows_it(tmp_path: Path) -> None:
     found = over_seeds(frame(row("dora", 0, mIoU=0.8286), row("dora", 1, mIoU=0.8154), row("full", 0)))
     text = markdown(found)

@@ -269,6 +269,10 @@ def test_the_other_studies_tables_have_their_units():
     peft = as_markdown(peft_study(frame))
     assert "| vit_b | lora | 1 | 16.30 | 49.70 | 1.50 | 0.500 |" in peft
     assert "| vit_b | lora | box | 81.46 | 89.35 | 28.70 |" in as_markdown(hugging_face_study(frame))
+    frame.loc[frame["strategy"] == "lora", ["mIoU_qlora_sam", "mF1_qlora_sam"]] = 0.75, 0.85
+    measured = as_markdown(hugging_face_study(frame))
+    assert "mIoU % | mF1 % | mIoU_qlora_sam % | mF1_qlora_sam % | inference ms" in measured
+    assert "| vit_b | lora | box | 81.46 | 89.35 | 75.00 | 85.00 | 28.70 |" in measured
 
 
 def test_only_records_that_changed_are_read_again(tmp_path, monkeypatch):

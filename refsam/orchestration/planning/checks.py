@@ -26,6 +26,7 @@ from refsam.errors import ConfigError, nearest
 from refsam.models.families import FAMILIES, attention_problem, model_problem
 from refsam.models.strategies import ADAPT, DECODER, FREEZE, TRAIN, is_quantized, strategy_problem
 from refsam.records.measurements import GRIDS, MODES, is_grid
+from refsam.records.metrics import QLORA_SAM
 
 DECODERS = (TRAIN, FREEZE, ADAPT)
 SCHEDULERS = ("plateau", "cosine")
@@ -205,6 +206,7 @@ _RULES = (
     ),
     _Rule("evaluate.rounds", _whole(0), "an integer >= 0"),
     _choice("evaluate.grid", GRIDS),
+    _Rule("evaluate.metrics", _optional(_one_of((QLORA_SAM,))), f"null or {QLORA_SAM}", (QLORA_SAM,)),
     _Rule("evaluate.pictures", _whole(0), "an integer >= 0"),
     _Rule("evaluate.points_per_side", _whole(1), "an integer >= 1"),
     _Rule(

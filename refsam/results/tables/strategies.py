@@ -9,6 +9,7 @@ import pandas as pd
 from rich.console import Console
 
 from refsam.errors import ConfigError
+from refsam.records.metrics import MASK_METRICS, QLORA_SAM_METRICS
 from refsam.records.paths import SweepPaths
 from refsam.results.fields import fields, heading, telling_apart
 from refsam.results.provenance import write_sidecar
@@ -18,29 +19,34 @@ from refsam.results.tables.wide import axis_text, refuse_mixtures
 from refsam.system.files import write_text
 from refsam.system.terminal import standard_console
 
-METRICS = ("mIoU", "mF1")
+METRICS = (*MASK_METRICS, *QLORA_SAM_METRICS)
 _GROUPS = ("model", "weights", "strategy", "n_images")
 COLUMNS = (
     *(*_GROUPS, "mode", "n_seeds", "n_test_images"),
-    *("mIoU", "mIoU_std", "mF1", "mF1_std", "inference_ms", "trainable_parameters", "peak_memory_gib"),
+    *(column for metric in METRICS for column in (metric, f"{metric}_std")),
+    *("inference_ms", "trainable_parameters", "peak_memory_gib"),
 )
 _NAMES = {"n_images": "images"}
-_TITLES = (
-    *("seeds", "test images", "mIoU (%)", "mF1 (%)", "inference, ms"),
-    *("trainable parameters", "peak memory, GiB"),
-)
-_SHOWN = (
-    *("n_seeds", "n_test_images", *METRICS, "inference_ms"),
-    *("trainable_parameters", "peak_memory_gib"),
-)  # the columns of these titles
+_TITLES = {
+    "n_seeds": "seeds",
+    "n_test_images": "test images",
+    **{metric: f"{metric} (%)" for metric in METRICS},
+    "inference_ms": "inference, ms",
+    "trainable_parameters": "trainable parameters",
+    "peak_memory_gib": "peak memory, GiB",
+}
 _BROKEN = {
     "test images": "test\nimages",
+    **{f"{metric} (%)": f"{metric.partition('_')[0]}_\nqlora_sam (%)" for metric in QLORA_SAM_METRICS},
     "inference, ms": "inference,\nms",
     "trainable parameters": "trainable\nparameters",
     "peak memory, GiB": "memory,\nGiB",
 }
 # What a narrow terminal goes without, in this order.
-_DISPENSABLE = ("trainable_parameters", "peak_memory_gib", "inference_ms", "n_seeds", "mF1")
+_DISPENSABLE = (
+    *("trainable_parameters", "peak_memory_gib", "inference_ms", "n_seeds", "mF1_qlora_sam", "mF1"),
+    "mIoU_qlora_sam",
+)
 
 
 def over_seeds(frame: pd.DataFrame, mode: str | None = None) -> pd.DataFrame:
@@ -48,8 +54,9 @@ def over_seeds(frame: pd.DataFrame, mode: str | None = None) -> pd.DataFrame:
     columns COLUMNS, and those fields after n_images.
 
     mIoU and mF1 in [0, 1] are means over seeds, with the standard deviation of the sample where there are
-    several. inference_ms is the mean time of an image, its embedding and the prompts of all its objects
-    included; peak_memory_gib the largest of any run's training.
+    several; so are those of QLoRA-SAM, where evaluate.metrics asked for them. inference_ms is the mean time
+    of an image, its embedding and the prompts of all its objects included; peak_memory_gib the largest of any
+    run's training.
 
     Args:
         frame: as refsam.results.collect.collect returns it.
@@ -105,7 +112,9 @@ def print_strategies(table: pd.DataFrame, console: Console | None = None, shown:
     lines = [texts(row, table) for row in table.to_dict("records")]
     columns = [
         Column(name, _BROKEN.get(title, title), cells, name in axes and are_words(cells))
-        for name, title, cells in zip([*axes, *_SHOWN], titles(table), zip(*lines, strict=True), strict=True)
+        for name, title, cells in zip(
+            [*axes, *_shown(table)], titles(table), zip(*lines, strict=True), strict=True
+        )
     ]
     print_columns(columns, _DISPENSABLE, console or standard_console(), shown or Shown())
 
@@ -119,7 +128,10 @@ def markdown(table: pd.DataFrame) -> str:
 
 def titles(table: pd.DataFrame) -> Sequence[str]:
     """The headings: what tells the rows apart, and what they reach and cost."""
-    return (*(_NAMES.get(name, heading(name)) for name in _axes(table)), *_TITLES)
+    return (
+        *(_NAMES.get(name, heading(name)) for name in _axes(table)),
+        *(_TITLES[name] for name in _shown(table)),
+    )
 
 
 def texts(row: Mapping[Hashable, Any], table: pd.DataFrame) -> Sequence[str]:
@@ -130,7 +142,7 @@ def texts(row: Mapping[Hashable, Any], table: pd.DataFrame) -> Sequence[str]:
     return (
         *(axis_text(row[name]) for name in _axes(table)),
         *(str(row["n_seeds"]), "" if pd.isna(images) else str(int(images))),
-        *(_percent(row[metric], row[f"{metric}_std"]) for metric in METRICS),
+        *(_percent(row[name], row[f"{name}_std"]) for name in _shown(table) if name in METRICS),
         f"{row['inference_ms']:.1f}",
         "" if pd.isna(parameters) else f"{int(parameters):,}",
         "" if pd.isna(memory) else f"{memory:.2f}",
@@ -141,6 +153,11 @@ def _axes(table: pd.DataFrame) -> list[str]:
     """The columns that say what a row is; the weights only where there are several."""
     axes = [*_GROUPS, *fields(table)]
     return [name for name in axes if name != "weights" or table["weights"].nunique(dropna=False) > 1]
+
+
+def _shown(table: pd.DataFrame) -> list[str]:
+    """The columns that say what a row reaches and costs; QLoRA-SAM's metrics where any was measured."""
+    return [name for name in _TITLES if name not in QLORA_SAM_METRICS or table[name].notna().any()]
 
 
 def _percent(mean: float, deviation: float) -> str:

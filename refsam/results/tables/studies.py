@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 import pandas as pd
 
+from refsam.records.metrics import QLORA_SAM_METRICS
 from refsam.results.collect import BASELINE, first_prompt
 from refsam.results.fields import telling_apart
 from refsam.results.tables.notes import notes
@@ -29,6 +30,8 @@ _UNITS: Mapping[str, tuple[str, float]] = {
     "training min": ("seconds_total", 1 / 60),
     "mIoU %": ("mIoU", 100.0),
     "mF1 %": ("mF1", 100.0),
+    "mIoU_qlora_sam %": ("mIoU_qlora_sam", 100.0),
+    "mF1_qlora_sam %": ("mF1_qlora_sam", 100.0),
     "inference ms": ("seconds_per_image", 1000.0),
 }
 
@@ -80,8 +83,12 @@ def peft_study(frame: pd.DataFrame) -> WideTable:
 
 
 def hugging_face_study(frame: pd.DataFrame) -> WideTable:
-    """mIoU and mF1 in percent and milliseconds of inference, per model, strategy and mode."""
-    names = ["mIoU %", "mF1 %", "inference ms"]
+    """mIoU and mF1 in percent and milliseconds of inference, per model, strategy and mode.
+
+    Beside our metrics those of the study's script, where evaluate.metrics asked for them.
+    """
+    measured = [name for name in QLORA_SAM_METRICS if frame[name].notna().any()]
+    names = ["mIoU %", "mF1 %", *(f"{name} %" for name in measured), "inference ms"]
     return _methods(frame, ("model", "strategy", "mode"), names, [], "mIoU, mF1 and time of inference")
 
 

@@ -1,7 +1,6 @@
 """What is measured on one image, in an order that shares as much as possible."""
 
 import hashlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from refsam.records.measurements import AUTOMATIC, NO_PROMPT, PROMPTED
-from refsam.records.metrics import METRICS, SEGMENTATION_METRICS, Measurement
+from refsam.records.metrics import QLORA_SAM, Measurement
 from refsam.records.per_image import Row
 from refsam.science.evaluation.images import EmbeddedImage
 from refsam.science.evaluation.prompts import PromptedSegmentation, TiledObjects, parts_of, rounds
 from refsam.science.evaluation.segmenting import Model, automatic, without_prompt
-from refsam.science.metrics import mask_metrics, segmentation_metrics
+from refsam.science.metrics import mask_metrics, qlora_sam_metrics, segmentation_metrics
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def measure(
         for mode in PROMPTED:
             of_mode = {each for each in wanted if each.mode == mode}
             for each, found in _prompted(model, embedded, parts, mode, of_mode, f"{seed}:{name}"):
-                yield each, _of_prompts(found, parts, labels)
+                yield each, _of_prompts(found, parts, labels, model.evaluate.metrics)
     for mode in AUTOMATIC:
         if mode in modes:
             yield Measurement(mode), _automatic(model, embedded, labels, mode, parameters[mode])
@@ -99,7 +98,10 @@ def _prompted(
 
 
 def _of_prompts(
-    found: PromptedSegmentation, parts: Sequence[TiledObjects], labels: NDArray[np.uint32]
+    found: PromptedSegmentation,
+    parts: Sequence[TiledObjects],
+    labels: NDArray[np.uint32],
+    further: str | None,
 ) -> ImageResult:
     metrics: Row = segmentation_metrics(found.segmentation, labels)
     metrics |= mask_metrics(
@@ -108,6 +110,9 @@ def _of_prompts(
         [int(number) for part in parts for number in part.ids],
         [part.tile.outer for part in parts for _ in part.ids],
     )
+    if further == QLORA_SAM:
+        logits = [decoded.logits[:, 0].float().cpu().numpy() for decoded in found.decoded]
+        metrics |= qlora_sam_metrics(logits, [part.labels for part in parts])
     return ImageResult(found.segmentation, metrics, found.seconds_prompts, found.seconds_postprocessing)
 
 
@@ -127,14 +132,8 @@ def _automatic(
 def _without_prompt(model: Model, embedded: EmbeddedImage, labels: NDArray[np.uint32]) -> ImageResult:
     """One mask of the image from no prompt, which is to be the union of all objects."""
     found = without_prompt(model, embedded)
-    metrics: Row = dict.fromkeys(SEGMENTATION_METRICS, math.nan)
-    metrics |= mask_metrics([found.segmentation > 0], (labels > 0).astype("uint8"), [1])
+    metrics: Row = mask_metrics([found.segmentation > 0], (labels > 0).astype("uint8"), [1])
     return ImageResult(found.segmentation, metrics, found.seconds_prompts, found.seconds_postprocessing)
-
-
-def nothing_measured() -> Row:
-    """The metrics of an image on which nothing can be measured."""
-    return dict.fromkeys(METRICS, math.nan)
 
 
 def _seed(words: str) -> None:

@@ -11,14 +11,22 @@ from segment_anything import SamPredictor
 
 from refsam.configuration.schema import RefsamConfig
 from refsam.datasets.pair import Pair
-from refsam.records.measurements import AUTOMATIC, MODES, NO_PROMPT, NOTE, settings
-from refsam.records.metrics import SECONDS, Measurement, MetricsRow, measurement, write_metrics
+from refsam.records.measurements import AUTOMATIC, MODES, NO_PROMPT, NOTE, PROMPTED, settings
+from refsam.records.metrics import (
+    METRICS,
+    QLORA_SAM_METRICS,
+    SECONDS,
+    Measurement,
+    MetricsRow,
+    measurement,
+    write_metrics,
+)
 from refsam.records.paths import RunPaths
 from refsam.records.per_image import Row, read_rows, write_rows
 from refsam.science.engine.cache import DiskStore
 from refsam.science.evaluation.grid_search import grid_values, search
 from refsam.science.evaluation.images import LONGEST_SIDE, EmbeddedImage, embed, load_image, shared_embeddings
-from refsam.science.evaluation.measuring import measure, nothing_measured
+from refsam.science.evaluation.measuring import measure
 from refsam.science.evaluation.pictures import draw, draw_foreground
 from refsam.science.evaluation.record import (
     Key,
@@ -142,6 +150,7 @@ class _SinglePass:
             **means,
             "parameters": self.parameters.get(each.mode),
             "predictions_saved": self._config.evaluate.save_predictions,
+            "metrics": self._config.evaluate.metrics,
             "pictures": self._config.evaluate.pictures,
         }
 
@@ -154,7 +163,10 @@ class _SinglePass:
             files.append(prediction_path(self._paths, each, pair.name))
         if self._is_drawn(pair, each):
             files.append(self._paths.picture(each.mode, pair.name))
-        return row["n_objects"] == 0 or all(path.exists() for path in files)
+        has_values = all(path.exists() for path in files)
+        if self._config.evaluate.metrics is not None and each.mode in PROMPTED:
+            has_values &= not any(math.isnan(row[name]) for name in QLORA_SAM_METRICS)
+        return row["n_objects"] == 0 or has_values
 
     def _is_drawn(self, pair: Pair, each: Measurement) -> bool:
         return each.round == 0 and pair in self._pairs[: self._config.evaluate.pictures]
@@ -167,7 +179,7 @@ class _SinglePass:
         image, labels = load_image(self._config, pair)
         n_objects = int(labels.max())
         if n_objects == 0:
-            return [self._row(pair, each, nothing_measured(), 0, 0, *[math.nan] * 3) for each in wanted]
+            return [self._row(pair, each, {}, 0, 0, *[math.nan] * 3) for each in wanted]
         embedded = embed(self._model.predictor, image, self._store)
         rows = []
         generator_parameters = {mode: _of_generator(found) for mode, found in self.parameters.items()}
@@ -198,6 +210,7 @@ class _SinglePass:
         return {
             "image": pair.name,
             **each._asdict(),
+            **dict.fromkeys(METRICS, math.nan),
             **metrics,
             "n_objects": n_objects,
             "n_predicted": n_predicted,
