@@ -1,9 +1,12 @@
 """environment.json: with what a run was made, so that its numbers can be understood years later."""
 
+import functools
 import importlib.metadata
+import importlib.util
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,12 @@ MODULES = (
     *("torch", "micro_sam", "torch_em", "segment_anything", "mobile_sam"),
     *("transformers", "peft", "bitsandbytes", "elf", "pycocotools", "numpy"),
 )
+# Distributions that are not named as their module.
+DISTRIBUTIONS = {
+    "segment_anything": "segment-anything-py",
+    "mobile_sam": "mobilesam-mirror",
+    "elf": "python-elf",
+}
 GIT = shutil.which("git")
 
 
@@ -44,12 +53,29 @@ def describe_environment(config: RefsamConfig, device: torch.device) -> dict[str
 
 def _versions() -> dict[str, str]:
     """Versions by module; a module that is not installed is left out."""
-    distributions = importlib.metadata.packages_distributions()
     versions = {"python": platform.python_version(), "refsam": refsam.__version__}
     for module in MODULES:
-        if module in distributions:
-            versions[module] = importlib.metadata.version(distributions[module][0])
+        version = _version(module)
+        if version is not None:
+            versions[module] = version
     return versions
+
+
+def _version(module: str) -> str | None:
+    """The version of the distribution that a module is of; None where none is installed that has it."""
+    try:
+        return importlib.metadata.version(DISTRIBUTIONS.get(module, module))
+    except importlib.metadata.PackageNotFoundError:
+        if importlib.util.find_spec(module) is None:
+            return None
+    names = _distributions().get(module)
+    return importlib.metadata.version(names[0]) if names else None
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    """By module. Reads the list of files of all that is installed, which takes seconds."""
+    return importlib.metadata.packages_distributions()
 
 
 def _commit() -> dict[str, Any]:
