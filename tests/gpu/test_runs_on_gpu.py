@@ -10,7 +10,7 @@ from pretended_gpu import gpu
 from training_runs import rows, run_training
 
 from refsam.configuration.schema import DatasetConfig, PeftConfig, RefsamConfig
-from refsam.models.strategies import STRATEGIES
+from refsam.models.strategies import DECODER, STRATEGIES
 from refsam.records.metrics import read_metrics
 from refsam.records.paths import RunPaths
 from refsam.records.status import State, read_status
@@ -77,7 +77,7 @@ def test_a_run_is_trained_and_evaluated(synthetic: DatasetConfig, tmp_path: Path
 def test_every_strategy_is_trained_and_evaluated(
     synthetic: DatasetConfig, tmp_path: Path, strategy: str
 ) -> None:
-    quick = ("train.decoder=false", "train.n_sub_iterations=1", "train.min_samples=1")
+    quick = (f"train.decoder={strategy == DECODER}", "train.n_sub_iterations=1", "train.min_samples=1")
     config = quick_config(synthetic, f"peft={strategy}", *quick, *small(strategy))
     execute_on_gpu(config, tmp_path / "run", A100)
 

@@ -37,6 +37,7 @@ from refsam.orchestration.submission.arrays import submit_to_slurm
 from refsam.records.attempts import read_attempt
 from refsam.records.paths import RunsFolder
 from refsam.records.status import Reason, State, read_status
+from refsam.science.training.checkpoints import previous_latest
 from refsam.test_cluster.jobs import job_processes
 
 CLUSTER = ClusterConfig(kind="slurm", explicit=False, parallel="auto", template="default")
@@ -386,12 +387,14 @@ def test_a_full_disk_and_a_checkpoint_cut_in_half_are_survived(small_disk, synth
     wait_until(nothing_is_left)
     (small_disk.root / "somebody else's data").unlink()
 
-    os.truncate(paths.latest, paths.latest.stat().st_size // 2)
+    # Where latest.pt did not fit, it is the one before that the run would go on from.
+    newest = paths.latest if paths.latest.exists() else previous_latest(paths)
+    os.truncate(newest, newest.stat().st_size // 2)
     submit(small_disk, [run], SCIENCE)
     status = wait_for(small_disk, "a", State.completed, State.failed)
     assert (status.state, status.attempt) == (State.completed, 2), status
     (log,) = paths.attempt(2).glob("*.out")
-    assert f"{paths.latest} is damaged" in log.read_text()
+    assert f"{newest} is damaged" in log.read_text()
     assert read_attempt(paths, 1).steps > 0
     assert history(small_disk, "a") == undisturbed
     assert paths.metrics.exists()
