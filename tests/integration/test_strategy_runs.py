@@ -1,6 +1,7 @@
 """Runs with finetuning strategies: continued, kept as an adapter only, exported, with either loss."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import peft
@@ -243,16 +244,22 @@ def test_the_other_studys_loss_is_dice_and_twenty_times_focal_and_the_error_of_t
     torch.testing.assert_close(loss, mask_loss + iou_loss)
 
 
-def test_the_loss_is_monai_s_and_its_iou_that_of_the_study() -> None:
-    """Of monai 1.3.2: DiceFocalLoss(sigmoid=True, squared_pred=True, reduction="mean", lambda_focal=20.0)."""
+@pytest.mark.parametrize(("alpha", "expected"), [(None, 25.879438400268555), (0.25, 14.500053079790973)])
+def test_the_loss_is_monai_s_and_its_iou_that_of_the_study(alpha: float | None, expected: float) -> None:
+    """Of monai 1.3.2: DiceFocalLoss(sigmoid=True, squared_pred=True, reduction="mean", lambda_focal=20.0).
+
+    With alpha, which is not the study's, by the definition in float64.
+    """
     values = torch.arange(2 * 3 * 16 * 16, dtype=torch.float32)
     logits = (4 * torch.sin(values)).view(2, 3, 1, 16, 16)
     logits[0, 0, 0, 0, 0] = 0.5  # is in the mask
     targets = (torch.sin(values / 7) > 0.3).float().view(2, 3, 1, 16, 16)
     settings = compose(["n_objects=25", "train=trashcan"]).train
+    assert settings.focal_alpha is None
+    settings = replace(settings, focal_alpha=alpha)
     outputs = [{"masks": of_image, "iou_predictions": torch.zeros(3, 1)} for of_image in logits]
     _, mask_loss, iou_loss = mask_loss_of(settings)(outputs, targets)
-    assert mask_loss.item() == pytest.approx(25.879438400268555, rel=1e-6)
+    assert mask_loss.item() == pytest.approx(expected, rel=1e-6)
     predicted = (logits >= 0.5).float()
     overlap = (predicted * targets).sum((3, 4))
     union = predicted.sum((3, 4)) + targets.sum((3, 4)) - overlap
