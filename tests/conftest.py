@@ -96,6 +96,13 @@ def pytest_configure() -> None:
             signal.signal(number, handler)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Name a test when it fails: a run of all tests that is cut says what it has found."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        print(f"\n{report.when} of {report.nodeid} failed in {report.duration:.0f} s", file=sys.__stderr__)
+
+
 def pytest_sessionstart() -> None:
     """Let threads that wait leave the core to others: the workers of pytest-xdist share them."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

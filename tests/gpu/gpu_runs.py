@@ -29,12 +29,17 @@ def quick_config(
 
 def execute(config: RefsamConfig, root: Path) -> RunPaths:
     """A run from its frozen configuration to its end."""
-    paths = RunPaths(root)
-    if not root.exists():
-        root.mkdir()
-        freeze(paths.config, config)
-        write_status(paths, Status(State.pending))
+    paths = RunPaths(root) if root.exists() else new_run(config, root)
     run.execute(paths.root)
+    return paths
+
+
+def new_run(config: RefsamConfig, root: Path) -> RunPaths:
+    """A run that nothing has been done of."""
+    paths = RunPaths(root)
+    root.mkdir()
+    freeze(paths.config, config)
+    write_status(paths, Status(State.pending))
     return paths
 
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from gpu_runs import execute, quick_config
+from gpu_runs import execute, new_run, quick_config
 from pretended_gpu import ROOT, gpu
 from training_runs import run_training
 
-from refsam.configuration.frozen import freeze
 from refsam.configuration.schema import DatasetConfig
 from refsam.science import fit, prediction
 from refsam.science.training.recorder import Progress
@@ -82,10 +81,12 @@ def test_every_line_for_gpus_is_taken_on_the_gpu(
     wanted = set().union(*(gpu_lines(path) for path in SCIENCE.rglob("*.py")))
     assert len(wanted) > 15
     config = quick_config(
-        synthetic, "peft=freeze_encoder", "train.patch_pool=1", "train.embedding_cache=disk"
+        synthetic,
+        *("peft=freeze_encoder", "train.patch_pool=1", "train.embedding_cache=disk"),
+        "train.n_sub_iterations=1",
     )
-    freeze(tmp_path / "config.yaml", config)
-    command = ["fit", str(tmp_path / "config.yaml"), str(tmp_path / "fit.json"), "--gpu-gib", "4"]
+    run = new_run(config, tmp_path / "run")
+    command = ["fit", str(run.config), str(tmp_path / "fit.json"), "--gpu-gib", "4"]
 
     def short_of_memory(progress: Progress) -> None:
         if progress.iteration == 1:
@@ -93,9 +94,8 @@ def test_every_line_for_gpus_is_taken_on_the_gpu(
 
     with gpu((8, 0)), Taken({(file, name) for file, name, _, _ in wanted}) as taken:
         with pytest.raises(MemoryError):
-            run_training(config, tmp_path / "begun", short_of_memory)
-        run_training(config, tmp_path / "begun")  # from the middle of the epoch
-        execute(config, tmp_path / "run")
+            run_training(config, run.root, short_of_memory)
+        execute(config, run.root)  # from the middle of the epoch
         prediction._device("cuda:0")
         monkeypatch.setattr(sys, "argv", command)
         fit.main()
