@@ -94,6 +94,7 @@ def test_micro_sam_opens_vit_t_with_an_adapter_that_it_does_not_know(
         torch.testing.assert_close(merged.eval().image_encoder(image), given, rtol=0, atol=1e-4)
 
 
+@torch.no_grad()  # the graph of a decoder takes 12 GB
 def test_the_lines_for_micro_sam_load_the_decoder_where_there_is_one(
     synthetic: DatasetConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
