@@ -77,7 +77,7 @@ def test_the_evaluation_is_an_array_that_follows_the_training_task_by_task(folde
     waiting = [row for row in queue("%i", "%T", "%r") if row[0] == read_status(two).evaluation_job_id]
     assert [row[1:] for row in waiting] == [["PENDING", "Dependency"]]
     (folder.root / "go").touch()
-    wait_until(lambda: read_status(two).state is State.completed)
+    wait_until(lambda: read_attempt(two, 2).ended_at is not None)
     for paths in (one, two):
         first, second = read_attempt(paths, 1), read_attempt(paths, 2)
         assert (first.state, second.state) == (State.completed, State.completed)
