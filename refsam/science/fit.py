@@ -57,7 +57,7 @@ def measure(config: RefsamConfig) -> dict[str, Any]:
         if config.train.engine == "micro_sam":
             let_kernels_be_fast(device)
         base = resident_memory(device)
-        make_optimizer_state(training.learner.optimizer)
+        _make_optimizer_state(training.learner.optimizer)
         x, y = next(iter(training.loaders[0]))
         for _ in range(2 if device.type == "cuda" else 1):
             seed_everything(config.seed, "step")
@@ -83,7 +83,7 @@ def discs(number: int, shape: tuple[int, ...]) -> Image:
     return noise + np.uint8(120) * (labels > 0).astype(np.uint8), labels
 
 
-def make_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
+def _make_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
     """What the optimizer keeps from its first step on, made by a step without gradients."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -95,14 +95,14 @@ def make_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
 def _seconds(training: Training, x: torch.Tensor, y: torch.Tensor) -> float:
     """Seconds of a step of a batch."""
     started = time.perf_counter()
-    take_step(training, x, y)
+    _take(training, x, y)
     device = training.learner.arithmetic.device
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - started
 
 
-def take_step(training: Training, x: torch.Tensor, y: torch.Tensor) -> None:
+def _take(training: Training, x: torch.Tensor, y: torch.Tensor) -> None:
     """The step of loop.train, without its records."""
     learner, step = training.learner, training.step
     learner.optimizer.zero_grad()
