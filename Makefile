@@ -21,15 +21,16 @@ demo: install  ## the sample data, a small sweep on it, its table, figure and re
 	$(BIN)/refsam plot demo --runs .demo/runs
 	$(BIN)/refsam report demo --runs .demo/runs
 
-# A worker runs whole files. Three workers on two cores, because tests on Slurm mostly wait.
+# A worker runs whole files. Three workers on two cores, because tests on Slurm mostly wait. pytest-xdist waits for ever for
+# the rest of a file whose worker has died, so that ends all tests.
 test: install-dev check  ## linters, types, import contracts, all tests
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test-fast: install-dev  ## what is tested without Slurm, a browser or whole runs, less the tests marked slow
-	$(BIN)/python -m pytest tests/unit tests/engine -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest tests/unit tests/engine -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test-cuda12: $(CUDA12)/installed  ## the tests of the engine with PyTorch for CUDA 12.6, less those marked slow
-	$(CUDA12)/bin/python -m pytest tests/engine -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(CUDA12)/bin/python -m pytest tests/engine -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 check: install-dev
 	$(BIN)/ruff check .
