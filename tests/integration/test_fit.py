@@ -69,6 +69,15 @@ def test_a_fit_is_measured_once_and_used(here: Path, capsys: pytest.CaptureFixtu
     assert choose_savings(other, sam, torch.device("cpu")).auto_from == "estimate"
 
 
+def test_the_decoder_alone_is_measured_with_the_step_that_trains_it(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["fit", *TINY, "peft=decoder", "n_objects=1", "--max-objects", "1", "--json"]
+    assert cli.main(command) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["refsam_largest"], row["micro_sam_largest"]) == (1, None)
+
+
 def test_a_step_that_the_limit_kills_does_not_fit(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["fit", *TINY, "--engine", "refsam", "--max-objects", "3", "--limit-gb", "0.15"]
     assert cli.main(command) == 0
@@ -88,6 +97,10 @@ def test_a_step_that_the_limit_kills_does_not_fit(here: Path, capsys: pytest.Cap
         (("model=vit_t", "peft=lora", "n_objects=1"), "peft.name=lora does not go with"),
         (("resource=medium_8g", "model=vit_b"), "peft=auto: resource medium_8g has no settings for vit_b"),
         (("resource=gtx1080", "resource.device=cuda"), "memory of a GPU is measured on a GPU"),
+        (
+            ("model=vit_nano", "peft=decoder", "--engine", "micro_sam"),
+            "--engine must be refsam with peft=decoder",
+        ),
         (("--limit-gb", "100000"), "a smaller machine cannot stand for a larger one"),
     ],
 )

@@ -11,6 +11,7 @@ from typing import Any
 
 from refsam.configuration.schema import AUTO, RefsamConfig
 from refsam.errors import ConfigError
+from refsam.models.strategies import DECODER
 from refsam.orchestration.fit.limits import CUDA
 from refsam.orchestration.fit.measure import Measurer, Say
 from refsam.orchestration.fit.requests import FitRequest, LeftOut, place
@@ -38,7 +39,10 @@ def requests_of(
 ) -> tuple[list[FitRequest], list[LeftOut]]:
     """What can be fitted on this machine, and what cannot. Raises ConfigError where that is everything."""
     placed = [
-        place(overrides, config, options.limit_gib, on_the_resource) for overrides, config in combinations
+        place(overrides, config, options.limit_gib, on_the_resource)
+        if _engines(config, options)
+        else LeftOut(overrides, "--engine must be refsam with peft=decoder, got 'micro_sam'")
+        for overrides, config in combinations
     ]
     left_out = [item for item in placed if isinstance(item, LeftOut)]
     requests = [item for item in placed if isinstance(item, FitRequest)]
@@ -81,7 +85,7 @@ def _fit(request: FitRequest, options: Options, measure: Measurer) -> Fit:
     )
     found: dict[str, Largest] = {}
     for engine, search in ((REFSAM, search_refsam), (MICRO_SAM, search_micro_sam)):
-        if engine in options.engines:
+        if engine in _engines(config, options):
             found[engine] = search(goal, measure)
     one = _first_that_fits(measure.used)
     return Fit(
@@ -102,6 +106,11 @@ def _fit(request: FitRequest, options: Options, measure: Measurer) -> Fit:
         refsam=found.get(REFSAM),
         versions=one.versions if one else {},
     )
+
+
+def _engines(config: RefsamConfig, options: Options) -> list[str]:
+    """Those that are asked for; micro-sam's step does not train the segmentation decoder alone."""
+    return [each for each in options.engines if each == REFSAM or config.peft.name != DECODER]
 
 
 def _first_that_fits(measured: Sequence[StepMeasurement]) -> StepMeasurement | None:
