@@ -21,8 +21,8 @@ demo: install  ## the sample data, a small sweep on it, its table, figure and re
 	$(BIN)/refsam plot demo --runs .demo/runs
 	$(BIN)/refsam report demo --runs .demo/runs
 
-# A worker runs whole files. Three workers on two cores, because tests on Slurm mostly wait. pytest-xdist waits for ever for
-# the rest of a file whose worker has died, so that ends all tests.
+# A worker runs whole files. Three workers on two cores, because tests on Slurm mostly wait. A worker that
+# dies ends all tests: pytest-xdist would wait for ever for the rest of its file.
 test: install-dev check  ## linters, types, import contracts, all tests
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 

@@ -28,18 +28,11 @@ MODEL = (
 )
 # Boxes and one forward a step, as in the study, with micro-sam's loss.
 FIRST_TRAINING = (
-    *(
-        "name=base",
-        "peft=full",
-        "train=trashcan",
-        "train.optimizer=adamw",
-        "train.betas=null",
-        "baseline=false",
-    ),
+    *("name=base", "peft=full", "train=trashcan", "train.optimizer=adamw", "train.betas=null"),
     *("train.weight_decay=null", "train.lr=1e-3", "train.loss=dice", "train.precision=float32"),
     *("train.batch_size=4", "train.accumulate=1", "train.epochs=null", "train.max_steps=400"),
     *("train.early_stopping=null", "n_objects=3", "train.patch_shape=[96,128]", "train.validation_samples=8"),
-    *("evaluate.modes=[box]", "evaluate.metrics=qlora_sam"),
+    *("evaluate.modes=[box]", "evaluate.metrics=qlora_sam", "baseline=false"),
 )
 STUDY = (
     *("model=hf", "model.weights=base_model", "model.name=hf_tiny_trained", "model.memory_gb=2.5"),
