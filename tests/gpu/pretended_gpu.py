@@ -10,7 +10,8 @@ capability into the process. Then
 - what is allocated is counted by storage. Beyond the GPU's memory, or its share for the process, torch's
   OutOfMemoryError is raised. `on_allocation` sees every allocation, and may raise;
 - the GPU has a random generator of its own, for each operation on it that draws;
-- `waits` counts what makes the host wait for the GPU: values that are read, sizes that depend on values.
+- `waits` counts what makes the host wait for the GPU: values that are read, sizes that depend on values. With
+  torch.cuda.set_sync_debug_mode("warn") each of them warns.
 
 It knows nothing of CUDA's kernels: not their speed, not their rounding, not their workspaces. Autocast rounds
 what CUDA's rounds (CUDA's list of operations in float32 included) to the types that are asked for.
@@ -18,6 +19,7 @@ what CUDA's rounds (CUDA's list of operations in float32 included) to the types 
 
 import os
 import sys
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -38,6 +40,7 @@ ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
 Tensor = torch.Tensor
+BELOW = (__file__, str(Path(torch.__file__).parent))  # code that does what other code asks for
 
 # Operations that CUDA allows of tensors on both devices (aten/src/ATen): copies, what the optimizer counts.
 ACROSS_DEVICES = (
@@ -84,6 +87,7 @@ class Gpu:
     on_allocation: Callable[[int], None] | None = None
     waits: Counter[str] = field(default_factory=Counter)
     fraction: float = 1.0
+    sync_debug_mode: int = 0
     allocated: int = 0
     peak: int = 0
     generator: torch.Generator = field(default_factory=torch.Generator)
@@ -120,6 +124,16 @@ class Gpu:
         self.allocated += size
         self.peak = max(self.peak, self.allocated)
         return tensor
+
+    def wait(self, operation: str) -> None:
+        """The host waits; the warning is of the code outside of torch that makes it wait."""
+        self.waits[operation] += 1
+        if self.sync_debug_mode:
+            frame = sys._getframe(1)
+            while frame.f_back is not None and frame.f_code.co_filename.startswith(BELOW):
+                frame = frame.f_back
+            place = frame.f_code.co_filename, frame.f_lineno
+            warnings.warn_explicit("called a synchronizing CUDA operation", UserWarning, *place)
 
     def initialize(self) -> None:
         """What _lazy_init refuses: the GPU in a process that was forked from one that uses it."""
@@ -238,7 +252,7 @@ def _count_waits(gpu: Gpu, name: str, given: list[Tensor]) -> None:
         t.dtype == torch.bool for t in given[1:]
     )
     if masks or any(part in name for part in WAITING):
-        gpu.waits[name] += 1
+        gpu.wait(name)
 
 
 class _Functions(TorchFunctionMode):
@@ -295,7 +309,7 @@ def _methods(gpu: Gpu) -> dict[str, Any]:
     def to_cpu(self: Tensor, *args: Any, **options: Any) -> Tensor:
         if not gpu.holds(self):
             return own["to"](self, CPU, *args, **options)
-        gpu.waits["to the CPU"] += 1
+        gpu.wait("to the CPU")
         gpu.leaving = True
         try:
             changed = own["to"](self, CPU, *args, **options)
@@ -332,7 +346,8 @@ def _methods(gpu: Gpu) -> dict[str, Any]:
         return own["numpy"](self, **options)
 
     def tolist(self: Tensor) -> Any:
-        gpu.waits["tolist"] += gpu.holds(self)
+        if gpu.holds(self):
+            gpu.wait("tolist")
         return own["tolist"](self)
 
     def pin_memory(self: Tensor, device: Any = None) -> Tensor:
@@ -386,6 +401,8 @@ def _driver(gpu: Gpu) -> dict[str, Any]:
         "_cuda_resetAccumulatedMemoryStats": lambda index: None,
         "_cuda_getMemoryFraction": lambda index: gpu.fraction,
         "_cuda_setMemoryFraction": lambda share, index: setattr(gpu, "fraction", share),
+        "_cuda_get_sync_debug_mode": lambda: gpu.sync_debug_mode,
+        "_cuda_set_sync_debug_mode": lambda mode: setattr(gpu, "sync_debug_mode", mode),
         "_cuda_isCurrentStreamCapturing": lambda: False,
         "_accelerator_getDeviceIndex": lambda: 0,
         "_accelerator_setDeviceIndex": lambda index: None,

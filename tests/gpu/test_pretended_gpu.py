@@ -2,6 +2,7 @@
 
 import copy
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -101,6 +102,10 @@ def test_waits_of_the_host_are_counted() -> None:
         x[x > 1].cpu()
         x.tolist()
         assert sum(device.waits.values()) == 5
+        torch.cuda.set_sync_debug_mode("warn")
+        with pytest.warns(UserWarning, match="synchronizing CUDA operation") as found:
+            x.sum().item()
+        assert [Path(each.filename) for each in found] == [Path(__file__)]
 
 
 def test_a_checkpoint_of_the_gpu_is_opened_elsewhere_only_where_that_is_said(tmp_path) -> None:
