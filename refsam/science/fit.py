@@ -43,22 +43,9 @@ def measure(config: RefsamConfig) -> dict[str, Any]:
     On a GPU of the second of two equal ones: in the first it loads its kernels and chooses among them. On a
     CPU that would take as long again, and tell little.
     """
-    be_deterministic()
-    seed_everything(config.seed, "fit")
     with tempfile.TemporaryDirectory() as folder:
-        paths = RunPaths(Path(folder))
-        for path in (paths.checkpoints, paths.tensorboard, paths.results):
-            path.mkdir(parents=True)
-        image = discs(config.n_objects, tuple(config.train.patch_shape))
-        loaders = patch_loaders(config, [image], [image])
-        training = build_training(config, paths, loaders, lambda progress: None)
-        training.learner.switch(training=True)
+        training, base, (x, y) = prepared(config, Path(folder))
         device = training.learner.arithmetic.device
-        if config.train.engine == "micro_sam":
-            let_kernels_be_fast(device)
-        base = resident_memory(device)
-        _make_optimizer_state(training.learner.optimizer)
-        x, y = next(iter(training.loaders[0]))
         for _ in range(2 if device.type == "cuda" else 1):
             seed_everything(config.seed, "step")
             seconds = _seconds(training, x, y)
@@ -68,7 +55,33 @@ def measure(config: RefsamConfig) -> dict[str, Any]:
         "base_gib": base,
         "precision": training.learner.arithmetic.precision.value,
         "n_objects": config.n_objects,
+        "savings": training.savings,
     }
+
+
+def prepared(config: RefsamConfig, folder: Path) -> tuple[Training, float, tuple[torch.Tensor, torch.Tensor]]:
+    """A training before a step that has the optimizer's state, what is held there (GiB), and a batch.
+
+    Args:
+        config: of the run; its data set is not read.
+        folder: for what a training writes, empty.
+    """
+    be_deterministic()
+    seed_everything(config.seed, "fit")
+    paths = RunPaths(folder)
+    for path in (paths.checkpoints, paths.tensorboard, paths.results):
+        path.mkdir(parents=True)
+    image = discs(config.n_objects, tuple(config.train.patch_shape))
+    loaders = patch_loaders(config, [image], [image])
+    training = build_training(config, paths, loaders, lambda progress: None)
+    training.learner.switch(training=True)
+    device = training.learner.arithmetic.device
+    if config.train.engine == "micro_sam":
+        let_kernels_be_fast(device)
+    base = resident_memory(device)
+    _make_optimizer_state(training.learner.optimizer)
+    x, y = next(iter(training.loaders[0]))
+    return training, base, (x, y)
 
 
 def discs(number: int, shape: tuple[int, ...]) -> Image:
@@ -95,14 +108,14 @@ def _make_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
 def _seconds(training: Training, x: torch.Tensor, y: torch.Tensor) -> float:
     """Seconds of a step of a batch."""
     started = time.perf_counter()
-    _take(training, x, y)
+    take(training, x, y)
     device = training.learner.arithmetic.device
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - started
 
 
-def _take(training: Training, x: torch.Tensor, y: torch.Tensor) -> None:
+def take(training: Training, x: torch.Tensor, y: torch.Tensor) -> None:
     """The step of loop.train, without its records."""
     learner, step = training.learner, training.step
     learner.optimizer.zero_grad()
@@ -127,7 +140,8 @@ def _peak(device: torch.device) -> float:
     return peak_memory(device) - psutil.Process().memory_info().shared / GIB
 
 
-def _limit_gpu(gib: float, device: torch.device) -> None:
+def limit_gpu(gib: float, device: torch.device) -> None:
+    """Let this process take so much of a GPU's memory, at most all of it."""
     total = torch.cuda.get_device_properties(device).total_memory / GIB
     torch.cuda.set_per_process_memory_fraction(min(1.0, gib / total), device)
 
@@ -148,7 +162,7 @@ def main() -> None:
         device = choose_device(config)
         if device.type != "cuda":
             sys.exit("this step was to be measured on a GPU")
-        _limit_gpu(arguments.gpu_gib, device)
+        limit_gpu(arguments.gpu_gib, device)
     try:
         result = {"outcome": StepOutcome.fits, **measure(config)}
     except (MemoryError, RuntimeError) as error:

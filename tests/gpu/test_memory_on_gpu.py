@@ -85,11 +85,11 @@ def test_a_run_whose_memory_has_ended_goes_on_from_there(
 def test_a_fit_measures_a_step_under_a_share_of_the_gpu(synthetic: DatasetConfig) -> None:
     config = quick_config(synthetic, "n_objects=2", "train.n_sub_iterations=1")
     with gpu(A100, gib=1):
-        fit._limit_gpu(0.5, torch.device("cuda", 0))
+        fit.limit_gpu(0.5, torch.device("cuda", 0))
         found = fit.measure(config)
         assert found["precision"] == "bfloat16"
         assert 0 <= found["base_gib"] < found["peak_gib"] < 0.5
-        fit._limit_gpu(found["base_gib"] / 2, torch.device("cuda", 0))
+        fit.limit_gpu(found["base_gib"] / 2, torch.device("cuda", 0))
         with pytest.raises(torch.OutOfMemoryError):
             fit.measure(config)
 

@@ -44,7 +44,7 @@ def test_the_memory_of_a_gpu_is_read_and_limited(gpu_of: GpuOf, synthetic: Datas
     config = small_config(synthetic, "resource.device=cuda")
     device = choose_device(config)
     assert memory_gib(config, device) == 8
-    fit._limit_gpu(2.0, device)
+    fit.limit_gpu(2.0, device)
     assert memory_gib(config, device) == 2
     assert (describe(device)["device"], describe(device)["gpu"]) == ("cuda", "A GPU")
 
