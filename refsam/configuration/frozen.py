@@ -133,6 +133,7 @@ def with_settings(config: RefsamConfig, settings: dict[str, Any]) -> RefsamConfi
     """The configuration with some values replaced, by their dotted names (`train.object_chunk`)."""
     for name, value in settings.items():
         section, _, key = name.partition(".")
-        values = dataclasses.replace(getattr(config, section), **{key: value})
-        config = dataclasses.replace(config, **{section: values})
+        before = getattr(config, section)
+        typed = _value(_field_types(type(before))[key], value, f"{name}.")
+        config = dataclasses.replace(config, **{section: dataclasses.replace(before, **{key: typed})})
     return config

@@ -16,6 +16,7 @@ from training_runs import rows, run_training, small_config
 from refsam.configuration.frozen import freeze
 from refsam.configuration.schema import DatasetConfig, Kind, RefsamConfig
 from refsam.errors import ConfigError
+from refsam.records.attempts import Attempt, write_attempt
 from refsam.records.metrics import read_metrics
 from refsam.records.paths import RunPaths
 from refsam.records.status import AlreadyRunning, Reason, State, Status, read_status, run_lock, write_status
@@ -106,6 +107,14 @@ def test_only_what_is_missing_is_done(
     monkeypatch.setattr(execution, "evaluate", not_again)
     execution.execute(paths.root)
     assert read_status(paths).attempt == 4
+
+
+def test_an_attempt_trains_in_the_precision_that_it_was_given(paths: RunPaths) -> None:
+    write_attempt(paths, 1, Attempt(settings={"train.precision": "bfloat16"}))
+    write_status(paths, Status(State.pending, attempt=1))
+    execution.execute(paths.root)
+    assert read_status(paths).state is State.completed
+    assert json.loads(paths.training.read_text())["precision"] == "bfloat16"
 
 
 def test_an_attempt_keeps_what_those_before_it_have_said(paths: RunPaths) -> None:
