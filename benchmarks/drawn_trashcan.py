@@ -1,7 +1,7 @@
 """Images in the layout of TrashCan 1.0, drawn: for a whole small reproduction of the study that used it.
 
-`plain` are bright objects on a dark ground, which a model is trained on before; `underwater` are objects of
-any brightness in turbid, coloured water above a ground with stones, which it is finetuned on.
+`plain` are bright objects on a dark ground, which a model is trained on before; `underwater` are pale objects
+in turbid, coloured water above a ground with stones as pale, which it is finetuned on.
 """
 
 import json
@@ -69,11 +69,11 @@ def plain(labels: NDArray[np.int64], generator: np.random.Generator) -> NDArray[
 
 
 def underwater(labels: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.float64]:
-    """(H, W, 3) colours of objects brighter or darker than blue-green water, with stones nobody labels."""
+    """(H, W, 3) colours of objects brighter than blue-green water, with stones that nobody labels."""
     stones = gaussian_filter(generator.normal(0, 1, labels.shape), 6)
     depth = np.linspace(0, 1, labels.shape[0])[:, None]
     ground = 105 - 40 * depth + 25 * stones / stones.std()
-    contrasts = generator.uniform(35, 80, labels.max()) * generator.choice([-1, 1], labels.max())
+    contrasts = generator.uniform(35, 80, labels.max())
     texture = gaussian_filter(generator.normal(0, 1, labels.shape), 1.5)
     objects = 95 + np.append(0.0, contrasts)[labels] + 10 * texture / texture.std()
     grey = gaussian_filter(np.where(labels > 0, objects, ground), 1.0)

@@ -26,10 +26,10 @@ MODEL = (
     *("model.custom.embed_dim=64", "model.custom.num_heads=4", "model.custom.global_attn_indexes=[0,1,2]"),
     "model.custom.window_size=0",
 )
-# Boxes and one forward a step, as in the study, with micro-sam's loss.
+# Boxes, one forward a step and the loss of the study.
 FIRST_TRAINING = (
     *("name=base", "peft=full", "train=trashcan", "train.optimizer=adamw", "train.betas=null"),
-    *("train.weight_decay=null", "train.lr=1e-3", "train.loss=dice", "train.precision=float32"),
+    *("train.weight_decay=null", "train.lr=1e-3", "train.precision=float32"),
     *("train.batch_size=4", "train.accumulate=1", "train.epochs=null", "train.max_steps=400"),
     *("train.early_stopping=null", "n_objects=3", "train.patch_shape=[96,128]", "train.validation_samples=8"),
     *("evaluate.modes=[box]", "evaluate.metrics=qlora_sam", "baseline=false"),
@@ -37,7 +37,7 @@ FIRST_TRAINING = (
 STUDY = (
     *("model=hf", "model.weights=base_model", "model.name=hf_tiny_trained", "model.memory_gb=2.5"),
     *("n_objects=3", "train.patch_shape=[96,128]", "train.validation_samples=4", "train.precision=float32"),
-    *("train.lr=2e-3", "train.min_samples=160", "evaluate.crop=null", "dataset.test=val/*"),
+    *("train.lr=2e-4", "train.min_samples=160", "evaluate.crop=null", "dataset.test=val/*"),
 )
 
 
