@@ -37,6 +37,6 @@ class ReplayedGates:
         own = x > 0
         if not replayed:
             self.kept[index] = own
-        gate = self.kept[index]
+        gate = self.kept[index].to(x.device)
         self.switched[index] = int((own != gate).sum())
         return torch.where(gate, x, 0.0)

@@ -96,17 +96,9 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def take_step(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
-    """What was measured of the step."""
-    import torch
-
-    from benchmarks.gates import ReplayedGates
+    """What was measured of the step that is asked for, on real nuclei."""
     from refsam.configuration.compose import compose
-    from refsam.records.paths import RunPaths
     from refsam.science.data import training_loaders
-    from refsam.science.engine import setup
-    from refsam.science.engine.decoder import decoder_parts
-    from refsam.science.randomness import seed_everything
-    from refsam.science.training.build import build_training
 
     chosen = ("n_objects", "model")
     trained = ("engine", "object_chunk", "checkpoint_encoder", "attention", "n_sub_iterations")
@@ -121,20 +113,64 @@ def take_step(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
             *STEP,
         ]
     )
-    if arguments.same_order:
+    loaders = training_loaders(config)
+    return gradients_and_costs(
+        config,
+        loaders,
+        crowded(loaders[0], arguments.n_objects),
+        output,
+        replay=arguments.replay,
+        replay_gates=arguments.replay_gates,
+        same_order=arguments.same_order,
+        double=double,
+    )
+
+
+def gradients_and_costs(
+    config: Any,
+    loaders: Any,
+    batch: Any,
+    output: Path,
+    *,
+    replay: str | Path | None = None,
+    replay_gates: bool = False,
+    same_order: bool = False,
+    double: bool = False,
+) -> dict[str, Any]:
+    """Take one step; its gradients, prompts and gates go to `output`/step.pt.
+
+    Args:
+        config: of the run.
+        loaders: of the run; only the batch is trained on.
+        batch: images (batch, 3, H, W) and labels (batch, 1 or 4, H, W).
+        output: a folder.
+        replay: step.pt of another step, whose prompts are taken.
+        replay_gates: take its gates of ReLUs as well, or keep one's own.
+        same_order: leave out what changes the order of sums in the segmentation decoder.
+        double: in float64.
+    """
+    import torch
+
+    from benchmarks.gates import ReplayedGates
+    from refsam.records.paths import RunPaths
+    from refsam.science.engine import setup
+    from refsam.science.engine.decoder import decoder_parts
+    from refsam.science.randomness import seed_everything
+    from refsam.science.training.build import build_training
+
+    if same_order:
         setup.use_late_upsampling = lambda unetr: None
     seed_everything(config.seed, "model")  # of what a strategy adds to it
-    loaders = training_loaders(config)
-    x, y = crowded(loaders[0], arguments.n_objects)
+    x, y = batch
     training = build_training(config, RunPaths(output / "run"), loaders, lambda progress: None)
     learner, step = training.learner, training.step
     if double:
         x = x.double()
         to_double(learner)
-    kept = torch.load(arguments.replay, weights_only=True) if arguments.replay else {}
+    kept = torch.load(replay, map_location="cpu", weights_only=True) if replay else {}
     training.prompts.generator = prompts = ReplayedPrompts(training.prompts.generator, kept.get("prompts"))
     gates = None
-    if arguments.replay_gates:
+    if replay_gates:
         gates = ReplayedGates([*decoder_parts(learner.unetr)], kept.get("gates"))
     random.seed(0)
     np.random.seed(0)
@@ -142,7 +178,7 @@ def take_step(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
     learner.switch(training=True)
     halves = [lambda: step.interactive(x, y, 0)[0].loss]
     parameters = dict(learner.model.named_parameters())
-    if arguments.decoder:
+    if config.train.decoder:
         halves.append(lambda: step.segmentation(x, y))
         parameters |= {
             name: value for name, value in learner.unetr.named_parameters() if not name.startswith("encoder")
@@ -159,6 +195,8 @@ def take_step(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
             }
             learner.optimizer.zero_grad()
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - started_cpu
+    scale = learner.arithmetic.scaler.get_scale()  # 1 but in float16
+    gradients = {name: gradient / scale for name, gradient in gradients.items()} if scale != 1 else gradients
     norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
     choices = {"prompts": prompts.kept, "gates": gates.kept if gates else []}
     torch.save({"gradients": gradients, **choices}, output / "step.pt")
@@ -265,7 +303,9 @@ def gradients_of(folder: Path) -> dict[str, Any]:
     """The gradients of a step, by half and parameter."""
     import torch
 
-    gradients: dict[str, Any] = torch.load(folder / "step.pt", mmap=True, weights_only=True)["gradients"]
+    gradients: dict[str, Any] = torch.load(
+        folder / "step.pt", map_location="cpu", mmap=True, weights_only=True
+    )["gradients"]
     return gradients
 
 

@@ -7,7 +7,11 @@ import os
 import sys
 from pathlib import Path
 
-if os.environ.get("CUDA_VISIBLE_DEVICES") != "" and any("refsam.science" in each for each in sys.orig_argv):
+PROGRAMS = ("refsam.science", "benchmarks.gpu.worker")
+
+if os.environ.get("CUDA_VISIBLE_DEVICES") != "" and any(
+    name in each for name in PROGRAMS for each in sys.orig_argv
+):
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from pretended_gpu import gpu
 
