@@ -24,6 +24,11 @@ CONF = Path(__file__).parents[2] / "conf"
 GTX_1080, V100, TURING, A100 = (6, 1), (7, 0), (7, 5), (8, 0)
 ALL_MODES = ("evaluate.modes=[point,box,amg,ais,apg]", "evaluate.rounds=1", "evaluate.points_per_side=4")
 PLAIN_MODES = ("evaluate.modes=[box,no_prompt,amg]", "evaluate.points_per_side=4", "evaluate.grid=defaults")
+# Heads of 64, windows of 14 x 14 that reach over the edge of the grid, and a block that sees all of it.
+VIT_B = (
+    *("model.custom.image_size=256", "model.custom.patch_size=16", "model.custom.embed_dim=128"),
+    *("model.custom.window_size=14", "train.n_sub_iterations=1"),
+)
 RUNS = {
     "in float32": (GTX_1080, ()),
     "in float16": (V100, ("train.precision=float16",)),
@@ -39,6 +44,9 @@ RUNS = {
     "optimizer in the backward": (GTX_1080, ("train.optimizer_in_backward=true",)),
     "AdamW": (A100, ("train.optimizer=adamw",)),
     "8-bit Adam": (A100, ("train.optimizer=adam8bit",)),
+    "Lion": (A100, ("train.optimizer=lion",)),
+    "8-bit Lion": (A100, ("train.optimizer=lion8bit",)),
+    "heads and windows of vit_b": (A100, VIT_B),
     "micro-sam's step": (A100, ("train.engine=micro_sam",)),
     "micro-sam's step in float16": (V100, ("train.engine=micro_sam", "train.precision=float16")),
     "frozen, embeddings in memory": (A100, ("peft=freeze_encoder", "train.patch_pool=1")),
@@ -98,6 +106,12 @@ def test_a_hugging_face_model_is_trained_and_evaluated(
         model=HUGGING_FACE,
     )
     execute_on_gpu(config, tmp_path / "run", A100)
+
+
+def test_vit_t_is_trained_and_evaluated(synthetic: DatasetConfig, tmp_path: Path) -> None:
+    short = ("train.decoder=false", "train.n_sub_iterations=1", "train.min_samples=1")
+    config = quick_config(synthetic, *short, model=("model=vit_t", "model.weights=random"))
+    execute_on_gpu(config, tmp_path / "run", GTX_1080)
 
 
 def test_all_modes_of_evaluation_measure_what_they_measure_on_the_cpu(
