@@ -62,7 +62,8 @@ class RequestConfig:
     gpu: str | None = None  # GPU type as the site's Slurm names it; null asks for no GPU
     gpus: int = 0  # how many
     cores: int = MISSING  # CPU cores
-    memory_gb: int = MISSING  # GiB of main memory
+    # GiB of main memory; null: what the machine has, divided by the runs at a time, or what Slurm gives
+    memory_gb: int | None = MISSING
     time: str = MISSING  # as Slurm writes it: 2-00:00:00
 
 

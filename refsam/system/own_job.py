@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _OWN_JOB = "REFSAM_OWN_JOB"
-LOCAL_QUEUE = "REFSAM_LOCAL_QUEUE"  # in the environment of what a queue on this machine executes
+# In the environment of what a queue on this machine executes: how many runs it executes at a time.
+LOCAL_QUEUE = "REFSAM_LOCAL_QUEUE"
 LOCK_SECONDS = 10.0  # for whoever corrects a record at this moment
 JOB_LOCK_SECONDS = 600.0
 

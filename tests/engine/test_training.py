@@ -19,6 +19,7 @@ from refsam.science.engine.cache import MemoryStore
 from refsam.science.engine.setup import Savings, choose_savings, memory_gib, usable_memory
 from refsam.science.models import load_model
 from refsam.science.training.build import build_training, train
+from refsam.system.own_job import LOCAL_QUEUE
 
 CPU = torch.device("cpu")
 SMALL = (
@@ -218,9 +219,22 @@ def test_auto_saves_only_where_the_memory_asks_for_it() -> None:
     assert choose_savings(small, vit_b, CPU).checkpoint_every == 1
     assert choose_savings(large, vit_b, CPU).checkpoint_every is None
     assert choose_savings(configured("resource.request.memory_gb=3"), vit_b, CPU).object_chunk == 1
+    # As few blocks as bring 12 of 0.3 GiB under half of what weights and process leave.
+    every = [
+        choose_savings(configured(f"resource.request.memory_gb={gb}"), vit_b, CPU).checkpoint_every
+        for gb in (9, 10, 11, 13)
+    ]
+    assert every == [2, 3, 5, None]
 
 
-@pytest.mark.parametrize(("attention", "every"), [("fused", None), ("eager", 1)])
+def test_the_machine_at_hand_is_shared_by_the_runs_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = memory_gib(configured("resource=local"), CPU)
+    monkeypatch.setenv(LOCAL_QUEUE, "3")
+    assert memory_gib(configured("resource=local"), CPU) == pytest.approx(alone / 3)
+    assert memory_gib(configured("resource=local", "resource.request.memory_gb=1"), CPU) == 1
+
+
+@pytest.mark.parametrize(("attention", "every"), [("fused", None), ("eager", 2)])
 def test_scores_that_are_kept_count_for_the_memory(attention: str, every: int | None) -> None:
     config = configured("model=vit_b", "resource.request.memory_gb=16", f"train.attention={attention}")
     with torch.device("meta"):

@@ -127,8 +127,7 @@ def _memory(config: RefsamConfig, device: str) -> float | None:
     """GiB of the resource; None where it is whatever the machine has."""
     if device == CUDA:
         return config.resource.device_memory_gb
-    asked = config.resource.request.memory_gb
-    return min(asked, machine.memory_gb()) if _is_local(config) else asked
+    return config.resource.request.memory_gb
 
 
 def _is_local(config: RefsamConfig) -> bool:

@@ -268,7 +268,7 @@ _RULES = (
     ),
     _choice("resource.device", DEVICES),
     _Rule("resource.request.cores", _whole(1), "an integer >= 1"),
-    _Rule("resource.request.memory_gb", _whole(1), "an integer >= 1 (GiB)"),
+    _Rule("resource.request.memory_gb", _optional(_whole(1)), "null, or an integer >= 1 (GiB)"),
     _Rule("resource.request.gpus", _whole(0), "an integer >= 0"),
     _Rule("resource.request.time", _is_time, "a time as Slurm writes it, 2-00:00:00"),
     _Rule(

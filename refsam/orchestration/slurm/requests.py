@@ -57,7 +57,9 @@ def request_text(request: "RequestConfig") -> str:
     """`partition gpu, 1 × V100, 8 cores, 32 GiB, 2-00:00:00`."""
     parts = [] if request.partition is None else [f"partition {request.partition}"]
     parts.append("no GPU" if not request.gpus else f"{request.gpus} × {request.gpu or 'GPU'}")
-    parts += [f"{request.cores} cores", f"{request.memory_gb} GiB", request.time]
+    parts.append(f"{request.cores} cores")
+    parts += [] if request.memory_gb is None else [f"{request.memory_gb} GiB"]
+    parts.append(request.time)
     return ", ".join(parts)
 
 

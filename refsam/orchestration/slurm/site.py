@@ -174,12 +174,12 @@ def _hardware_problem(request: RequestConfig, partition: str, nodes: Sequence[No
     fields = (("cores", request.cores, "cores"), ("memory_gb", request.memory_gb, "GiB"))
     for index, (field, wanted, unit) in enumerate(fields):
         largest = max(node.size[index] for node in nodes)
-        if wanted > largest:
+        if wanted is not None and wanted > largest:
             return (
                 f"resource.request.{field} must be at most {largest} {unit} in partition {partition}"
                 f"{f' with {request.gpu}' if request.gpu else ''}, got {wanted}"
             )
-        nodes = [node for node in nodes if node.size[index] >= wanted]
+        nodes = [node for node in nodes if wanted is None or node.size[index] >= wanted]
     return None
 
 

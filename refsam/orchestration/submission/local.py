@@ -258,7 +258,7 @@ class _Queue:
                 **os.environ,
                 **thread_environment(self._threads),
                 **self._visible(entry.run.config, device),
-                own_job.LOCAL_QUEUE: "1",
+                own_job.LOCAL_QUEUE: str(self._parallel),
                 LOG: str(log),
             }
             kills = machine.out_of_memory_kills()

@@ -43,6 +43,8 @@ def parameters(
         "qos": cluster.qos or chosen("qos"),
         "constraint": cluster.constraint or chosen("constraint"),
         "exclude": cluster.exclude,
+        # In units of 1024 for sbatch, so GiB.
+        "mem": None if request.memory_gb is None else f"{request.memory_gb}G",
     }
     # A job is put back into the queue when it is interrupted, also where the site's default is not to.
     extra: dict[str, Any] = {"hold": True, "requeue": True, "time": slurm_time(minutes(request.time))}
@@ -56,7 +58,6 @@ def parameters(
         "comment": comment if len(comment) <= COMMENT_LENGTH else comment[: COMMENT_LENGTH - 1] + "…",
         **{name: value for name, value in optional.items() if value is not None},
         "cpus_per_task": request.cores,
-        "mem": f"{request.memory_gb}G",  # in units of 1024 for sbatch, so GiB
         "time": minutes(request.time),  # for submitit; sbatch is given the one above
         "signal_delay_s": min(cluster.signal_seconds, minutes(request.time) * 60 // 4),
         "array_parallelism": cluster.array_parallelism or len(runs),

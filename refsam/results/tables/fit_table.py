@@ -161,7 +161,7 @@ def _way(name: str, largest: Largest | None, most: int) -> Row:
     return {f"{name}_{key}": value for key, value in values.items()}
 
 
-def _memory(config: RefsamConfig) -> float:
+def _memory(config: RefsamConfig) -> float | None:
     device_memory = config.resource.device_memory_gb
     return config.resource.request.memory_gb if device_memory is None else device_memory
 

@@ -7,6 +7,8 @@ are estimates of what autograd keeps, deliberately rough. `train.object_chunk`, 
 """
 
 import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from refsam.science.engine.mask_decoder import use_lean_mask_decoder
 from refsam.science.engine.masks import use_linear_resizing
 from refsam.science.hardware import GIB, choose_precision
 from refsam.system.cgroups import memory_limits_gib
+from refsam.system.own_job import LOCAL_QUEUE
 
 FLOAT_BYTES = 4
 # Of the memory that is there: the rest is for the allocator, the data loader and the system.
@@ -99,23 +102,23 @@ def choose_savings(
 def _estimate(config: RefsamConfig, sam: Sam, device: torch.device, unetr: UNETR | None) -> Savings:
     """`auto` by the memory of the machine.
 
-    Blocks are checkpointed where the encoder's activations would take more than half of what the weights
-    leave, or would not fit beside those of the segmentation decoder, whose parts are checkpointed where they
-    would not fit beside what the encoder keeps. Of the objects, TOKENS_AT_ONCE are decoded at a time, and
-    fewer where the rest does not hold them.
-    Fused attention saves always.
+    As few blocks are checkpointed as bring the encoder's activations under half of what the weights leave,
+    and beside those of the segmentation decoder, whose parts are checkpointed where they would not fit beside
+    what the encoder keeps. Of the objects, TOKENS_AT_ONCE are decoded at a time, and fewer where the rest
+    does not hold them. Fused attention saves always.
     """
     settings = config.train
     left = usable_memory(config, device) - _weights_gib(sam)
     trained = any(parameter.requires_grad for parameter in sam.image_encoder.parameters())
     attention = attention_of(config.model, settings.attention)
-    encoder_gib = settings.batch_size * _encoder_gib(sam, attention) if trained else 0.0
+    blocks_gib = [settings.batch_size * gib for gib in _blocks_gib(sam, attention)] if trained else []
     decoder_gib, frugal_decoder_gib = _decoder_gib(unetr, settings.batch_size)
-    needed = encoder_gib > min(left / 2, left - frugal_decoder_gib)
-    every = _checkpoint_every(settings.checkpoint_encoder, needed)
-    if every is not None:
-        # What is kept is the input of every block, and one block at a time is computed again.
-        encoder_gib *= 1 / TENSORS_PER_BLOCK + 1 / len(encoder_blocks(sam.image_encoder)) + (1 - 1 / every)
+    every = _checkpoint_every(settings.checkpoint_encoder)
+    if settings.checkpoint_encoder == AUTO and trained:
+        room = min(left / 2, left - frugal_decoder_gib)
+        ways = (None, *range(len(blocks_gib), 0, -1))
+        every = next((way for way in ways if _held_gib(blocks_gib, way) <= room), 1)
+    encoder_gib = _held_gib(blocks_gib, every)
     cache_gib = 0.0 if trained or settings.embedding_cache != "memory" else CACHE_SHARE * left
     chunk = settings.object_chunk
     if chunk == AUTO:
@@ -202,17 +205,31 @@ def usable_memory(config: RefsamConfig, device: torch.device) -> float:
 
 
 def memory_gib(config: RefsamConfig, device: torch.device) -> float:
-    """The memory that a run has, in GiB: of the GPU, or main memory by request, cgroup and size."""
+    """The memory that a run has, in GiB: of the GPU, or main memory by request, cgroup and size.
+
+    Where the request says none, it is the machine's, shared by the runs that a queue executes at a time.
+    """
     if device.type == "cuda":
         fraction = torch.cuda.get_per_process_memory_fraction(device)
         return fraction * torch.cuda.get_device_properties(device).total_memory / GIB
-    return min(config.resource.request.memory_gb, psutil.virtual_memory().total / GIB, *memory_limits_gib())
+    there = min(psutil.virtual_memory().total / GIB, *memory_limits_gib())
+    asked = config.resource.request.memory_gb
+    return there / int(os.environ.get(LOCAL_QUEUE, "1")) if asked is None else min(asked, there)
 
 
-def _checkpoint_every(setting: str | bool | int, needed: bool) -> int | None:
+def _checkpoint_every(setting: str | bool | int) -> int | None:
     if setting in (AUTO, "off", "on", False, True):
-        return 1 if _is_on(setting, needed) else None
+        return 1 if _is_on(setting, needed=False) else None
     return int(setting)
+
+
+def _held_gib(blocks_gib: Sequence[float], every: int | None) -> float:
+    """What the encoder holds at its peak, where every `every`-th block keeps its input only.
+
+    One of those blocks at a time is computed again.
+    """
+    again = blocks_gib[::every] if every and blocks_gib else [0.0]
+    return sum(blocks_gib) - (sum(again) - max(again)) * (1 - 1 / TENSORS_PER_BLOCK)
 
 
 def _is_on(setting: str | bool | int, needed: bool) -> bool:
@@ -225,16 +242,16 @@ def _weights_gib(sam: Sam) -> float:
     return sum(copies) / GIB
 
 
-def _encoder_gib(sam: Sam, attention: str) -> float:
-    """What the encoder keeps for one image when nothing is checkpointed."""
+def _blocks_gib(sam: Sam, attention: str) -> list[float]:
+    """What each block of the encoder keeps for one image when nothing is checkpointed."""
     encoder = sam.image_encoder
     if isinstance(encoder, TinyViT):
-        return TINY_VIT_GIB
+        n_blocks = len(encoder_blocks(encoder))
+        return [TINY_VIT_GIB / n_blocks] * n_blocks
     _, rows, columns, channels = encoder.pos_embed.shape
-    values = len(encoder.blocks) * TENSORS_PER_BLOCK * rows * columns * channels
-    if attention != "fused":
-        values += SCORES_KEPT * sum(_scores(block, rows, columns) for block in encoder.blocks)
-    return values * FLOAT_BYTES / GIB
+    kept = TENSORS_PER_BLOCK * rows * columns * channels
+    scores = 0.0 if attention == "fused" else SCORES_KEPT
+    return [(kept + scores * _scores(block, rows, columns)) * FLOAT_BYTES / GIB for block in encoder.blocks]
 
 
 def _scores(block: Any, rows: int, columns: int) -> int:
