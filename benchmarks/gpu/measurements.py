@@ -3,7 +3,6 @@
 Each returns lines, dictionaries whose keys are the columns of the page. Memory is in GiB, times in seconds.
 """
 
-import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import torch
 
 from benchmarks.gpu.blocks import arithmetic, kernels
 from benchmarks.gpu.configurations import config_of
-from benchmarks.gpu.memory import ladder, messages
+from benchmarks.gpu.memory import allocator, ladder, messages
 from benchmarks.gpu.page import Line
 from benchmarks.gpu.rows import Scale
 from benchmarks.gpu.runs import epoch, evaluation
@@ -42,7 +41,16 @@ def environment(scale: Scale) -> list[Line]:
     values: dict[str, Any] = {
         **{
             name: known[name]
-            for name in ("gpu", "gpu_memory_gib", "cpu", "cores", "memory_gib", "commit", "dirty")
+            for name in (
+                "gpu",
+                "gpu_memory_gib",
+                "gpu_allocator",
+                "cpu",
+                "cores",
+                "memory_gib",
+                "commit",
+                "dirty",
+            )
         },
         "compute capability": ".".join(map(str, torch.cuda.get_device_capability(device))),
         "driver": driver,
@@ -53,7 +61,6 @@ def environment(scale: Scale) -> list[Line]:
         "deterministic kernels": torch.are_deterministic_algorithms_enabled(),
         "TF32 in products": torch.backends.cuda.matmul.allow_tf32,
         "TF32 in convolutions": torch.backends.cudnn.allow_tf32,
-        **{name: os.environ.get(name) for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")},
         **known["versions"],
     }
     return [{"what": name, "value": value} for name, value in values.items()]
@@ -63,6 +70,6 @@ MEASUREMENTS: dict[str, Callable[..., list[Line]]] = {
     each.__name__: each
     for each in (
         *(environment, arithmetic, kernels, gradients, steps),
-        *(epoch, waits, ladder, evaluation, messages),
+        *(epoch, waits, ladder, evaluation, allocator, messages),
     )
 }

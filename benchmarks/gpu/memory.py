@@ -1,5 +1,6 @@
 """What happens on a GPU whose memory ends."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -29,6 +30,7 @@ from refsam.science.hardware import GIB, choose_precision, is_out_of_memory, rel
 SHARES = (0.8, 0.5)
 NOTHING_SAVED = ("train.checkpoint_encoder=off", "train.checkpoint_decoder=off")
 MIB = 2**20
+SEGMENTS = "expandable_segments"
 SMALLEST = 512  # bytes, of a block of PyTorch's allocator
 
 
@@ -56,6 +58,27 @@ def ladder(scale: Scale) -> list[Line]:
                 return [*lines, {"changed": decision.words}]
             attempts.append(replace(ended, settings=decision.settings))
     return lines
+
+
+def allocator(scale: Scale) -> list[Line]:
+    """A step with PyTorch's blocks of fixed size, and with segments that grow."""
+    config = alone(scale, f"n_objects={scale.counts[0]}")
+    total = torch.cuda.get_device_properties(DEVICE).total_memory / GIB
+    lines: list[Line] = []
+    for segments in ("False", "True"):
+        setting = f"{SEGMENTS}:{segments}"
+        _set_allocator(setting)
+        try:
+            lines.append({"model": config.model.name, "allocator": setting, **under(config, total)})
+        finally:
+            _set_allocator(f"{SEGMENTS}:False")
+    return lines
+
+
+def _set_allocator(setting: str) -> None:
+    with warnings.catch_warnings():  # newer PyTorch has a newer name for it
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.cuda.memory._set_allocator_settings(setting)
 
 
 def _used(config: RefsamConfig) -> dict[str, Any]:

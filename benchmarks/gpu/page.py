@@ -27,6 +27,8 @@ KINDS = {
     "does not see all), and where most often.",
     "ladder": "A step that runs out of memory, and what the table of retries changes until it fits.",
     "evaluation": "A test image in each mode, after one step of training; the model has random weights.",
+    "allocator": "A step with PyTorch's blocks of fixed size, and with segments that grow: what is "
+    "reserved beyond what is allocated.",
     "messages": "What is said when the GPU is full, and whether refsam recognises it as out of memory.",
 }
 

@@ -117,6 +117,7 @@ def rows(scale: Scale) -> list[Row]:
         Row("evaluation", patience=1.5),
         *(row for row in steps[len(ENGINES) :] if f" {scale.counts[0]} objects" not in row.name),
         *_steps(scale, "bfloat16", scale.limits[:1]),
+        Row("allocator"),
         Row("messages"),
     ]
 

@@ -22,6 +22,8 @@ CPU_INFORMATION = Path("/proc/cpuinfo")
 OWN_STATUS = Path("/proc/self/status")
 # Without these, bfloat16 is emulated: a 2048³ matrix product at 0.34 instead of 128 GFLOP/s in float32.
 BFLOAT16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}
+# How PyTorch's allocator of GPU memory is told to work; the second is the name before PyTorch 2.9.
+ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 # What is said where memory is short, in a plain RuntimeError or a kind of it: by torch's allocators of main
 # memory, CUDA's runtime (torch.AcceleratorError, bitsandbytes), cuBLAS, cuDNN (which then finds no engine for
 # a convolution), and torch's allocator where NVML does not know the device, such as a part of one (MIG).
@@ -143,7 +145,7 @@ def release_memory(device: torch.device) -> None:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Host, processor and GPU by name and size. Memory in GiB."""
+    """Host, processor and GPU by name and size, and how its memory is handed out. Memory in GiB."""
     description: dict[str, Any] = {
         "host": platform.node(),
         "system": platform.platform(),
@@ -154,10 +156,13 @@ def describe(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": None,
         "gpu_memory_gib": None,
+        "gpu_allocator": None,
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         description |= {"gpu": properties.name, "gpu_memory_gib": round(properties.total_memory / GIB, 1)}
+        settings = (os.environ.get(name) for name in ALLOCATOR_SETTINGS)
+        description["gpu_allocator"] = next(filter(None, settings), "default")
     return description
 
 

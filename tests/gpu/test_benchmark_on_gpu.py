@@ -142,6 +142,12 @@ def test_every_mode_of_evaluation_is_timed(lines: Lines) -> None:
         assert line["mSA"] is not None
 
 
+def test_a_step_is_measured_with_both_allocators(lines: Lines) -> None:
+    found = lines["allocator"]
+    assert [line["allocator"][-5:].strip(":") for line in found] == ["False", "True"]
+    assert all(line["outcome"] == "fits" and line["allocated GiB"] > 0 for line in found)
+
+
 def test_a_full_gpu_is_recognised(lines: Lines) -> None:
     found = {line["asked for"]: line for line in lines["messages"]}
     assert found["allocation"]["recognised"] is True

@@ -32,6 +32,7 @@ def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "in_program"))
     monkeypatch.setenv("PRETENDED_GPU", "6.1 8")
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.chdir(tmp_path)
 
@@ -57,6 +58,7 @@ def test_the_local_queue_gives_each_of_two_runs_a_gpu(synthetic: DatasetConfig, 
     assert [status.state for status in statuses] == [State.completed] * 2
     found = [read_json(folder.run(run.run_id).environment) for run in runs]
     assert [(each["device"], each["gpu_memory_gib"]) for each in found] == [("cuda", 8.0)] * 2
+    assert {each["gpu_allocator"] for each in found} == {"expandable_segments:True"}
     assert {each["gpu"] for each in found} == {"GPU 0", "GPU 1"}
 
 
