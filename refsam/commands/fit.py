@@ -26,7 +26,9 @@ def add(commands: Commands) -> None:
         "Measure real training steps, each in a process of its own under a limit of memory, and\n"
         "find the largest n_objects with micro-sam's step and with refsam's, the fastest chunk of\n"
         "objects that fits, seconds per step and peak memory. Values separated by commas make a\n"
-        "row each. What was measured is kept: the same command goes on where it was stopped.",
+        "row each. What was measured is kept: the same command goes on where it was stopped.\n"
+        "With --forecast no step is taken: what it would allocate is counted, also of a GPU that\n"
+        "is not here.",
         "refsam fit resource=medium_8g,medium_16g model=vit_t,vit_b peft=full n_objects=10",
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for a sweep")
@@ -41,6 +43,11 @@ def add(commands: Commands) -> None:
         "--engine", choices=("refsam", "micro_sam"), help="only one of the two steps; without: both"
     )
     parser.add_argument("--again", action="store_true", help="measure also what was measured before")
+    parser.add_argument(
+        "--forecast",
+        action="store_true",
+        help="take no step: count what it would allocate, for any resource, on any machine",
+    )
     parser.add_argument("--slurm", action="store_true", help="as a job on the resource (cluster=slurm)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be fitted, and where")
     parser.add_argument(
@@ -79,8 +86,9 @@ def _fit(options: argparse.Namespace) -> int:
         minutes=options.minutes,
         engines=ENGINES if options.engine is None else (options.engine,),
         again=options.again,
+        forecast=options.forecast,
     )
-    if combinations[0][1].cluster.kind == "slurm":
+    if combinations[0][1].cluster.kind == "slurm" and not options.forecast:
         return _on_slurm(combinations, chosen, runs, options.dry_run)
     requests, left_out = requests_of(combinations, chosen, on_the_resource=False)
     if options.dry_run:

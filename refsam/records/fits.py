@@ -27,6 +27,8 @@ SAFETY_MARGIN = 0.1
 LARGEST_RATIO = 2.0
 # The controller rounds a limit to pages, and systems count their memory differently.
 SAME_MEMORY = 1.02
+# Fit.limited_by of what was counted on fake tensors and not measured.
+FORECAST = "forecast"
 
 
 class StepOutcome(StrEnum):
@@ -169,6 +171,11 @@ class Fit:
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
+    def is_forecast(self) -> bool:
+        """Whether it was counted without taking a step, so that it knows no seconds."""
+        return self.limited_by == FORECAST
+
+    @property
     def name(self) -> str:
         """Of its file: readable parts, and a hash of the rest."""
         name = f"{self.resource}-{self.model}-{self.peft}-{self.memory_gib:g}gb-{_digest(self.identity)}"
@@ -236,10 +243,14 @@ class FitsFolder:
 
 
 def known_fits(runs: Path) -> list[Fit]:
-    """Fits of the runs folder `runs`, then those that refsam ships and that were not made again."""
+    """Fits of the runs folder `runs`, then those that refsam ships and that were not made again.
+
+    What was measured comes before what was only forecast.
+    """
     own = FitsFolder(runs / "fits").read_fits()
     made = {fit.identity for fit in own}
-    return [*own, *(fit for fit in FitsFolder(folder("fits")).read_fits() if fit.identity not in made)]
+    fits = [*own, *(fit for fit in FitsFolder(folder("fits")).read_fits() if fit.identity not in made)]
+    return sorted(fits, key=lambda fit: fit.is_forecast)
 
 
 def fit_for(
@@ -248,7 +259,7 @@ def fit_for(
     """The fit whose savings a step of `n_objects` objects can take on a machine with `memory_gib`, or None.
 
     It has the same setup, was measured with at most this memory and more than half of it, and with at least
-    as many objects. Of several the one with the most memory, and then the first.
+    as many objects. Of several a measured one, the one with the most memory, and then the first.
 
     Args:
         precision: the arithmetic that the step really has.
@@ -263,7 +274,7 @@ def fit_for(
         and fit.refsam.object_chunk is not None
         and fit.refsam.n_objects >= n_objects
     ]
-    return max(found, key=lambda fit: fit.memory_gib, default=None)
+    return max(found, key=lambda fit: (not fit.is_forecast, fit.memory_gib), default=None)
 
 
 def seconds_per_step(fits: Iterable[Fit], config: RefsamConfig) -> float | None:

@@ -79,7 +79,7 @@ def prepared(config: RefsamConfig, folder: Path) -> tuple[Training, float, tuple
     if config.train.engine == "micro_sam":
         let_kernels_be_fast(device)
     base = resident_memory(device)
-    _make_optimizer_state(training.learner.optimizer)
+    make_optimizer_state(training.learner.optimizer)
     x, y = next(iter(training.loaders[0]))
     return training, base, (x, y)
 
@@ -96,7 +96,7 @@ def discs(number: int, shape: tuple[int, ...]) -> Image:
     return noise + np.uint8(120) * (labels > 0).astype(np.uint8), labels
 
 
-def _make_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
+def make_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
     """What the optimizer keeps from its first step on, made by a step without gradients."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:

@@ -85,7 +85,7 @@ def test_attention_in_one_product_is_that_in_blocks() -> None:
     query, key, value = (torch.randn(2, 15, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
     by_row, by_column = (torch.randn(2, 15, n, dtype=torch.float64, requires_grad=True) for n in (3, 5))
     given = (query, key, value, by_row, by_column)
-    in_blocks, in_one = attention._Blockwise.apply(*given), attention._with_one_product(*given)
+    in_blocks, in_one = attention._Blockwise.apply(*given), attention.with_one_product(*given)
     torch.testing.assert_close(in_one, in_blocks)
     cotangent = torch.randn_like(value)
     for ours, theirs in zip(
@@ -109,20 +109,20 @@ def test_one_product_of_the_published_sizes_has_as_many_columns_as_its_kernel_as
     for side in (14, 64):  # windows, and all of a padded image
         tokens = torch.zeros(1, side * side, channels, dtype=torch.bfloat16)
         offsets = torch.zeros(1, side * side, side, dtype=torch.bfloat16)
-        attention._with_one_product(tokens, tokens, tokens, offsets, offsets)
+        attention.with_one_product(tokens, tokens, tokens, offsets, offsets)
     widths = [(query.shape[-1], key.shape[-1], value.shape[-1]) for query, key, value in given]
     assert widths == ([(112, 112, 80), (208, 208, 80)] if channels == 80 else [(96, 96, 64), (192, 192, 64)])
 
 
 def test_the_index_of_relative_positions_may_be_made_in_an_evaluation_first() -> None:
-    attention._offsets.cache_clear()
+    attention.offsets.cache_clear()
     table = torch.randn(13, 4, requires_grad=True)
     with torch.inference_mode():
         seen = attention._by_offset(7, table)
     again = attention._by_offset(7, table)
     again.sum().backward()
     torch.testing.assert_close(again.detach(), seen.clone())
-    assert attention._offsets.cache_info().hits == 1
+    assert attention.offsets.cache_info().hits == 1
     torch.testing.assert_close(again, get_rel_pos(7, 7, table))
 
 

@@ -12,11 +12,20 @@ from typing import Any
 from refsam.configuration.schema import AUTO, RefsamConfig
 from refsam.errors import ConfigError
 from refsam.models.strategies import DECODER
+from refsam.orchestration.fit.forecast import Counter, Forecaster, forecast_requests
 from refsam.orchestration.fit.limits import CUDA
 from refsam.orchestration.fit.measure import Measurer, Say
 from refsam.orchestration.fit.requests import FitRequest, LeftOut, place
 from refsam.orchestration.fit.search import Goal, search_micro_sam, search_refsam
-from refsam.records.fits import SAFETY_MARGIN, Fit, FitsFolder, Largest, StepMeasurement
+from refsam.records.fits import (
+    FORECAST,
+    SAFETY_MARGIN,
+    Fit,
+    FitsFolder,
+    Largest,
+    StepMeasurement,
+    StepOutcome,
+)
 
 MICRO_SAM, REFSAM = "micro_sam", "refsam"
 ENGINES = (REFSAM, MICRO_SAM)
@@ -32,20 +41,26 @@ class Options:
     minutes: float | None = None
     engines: tuple[str, ...] = ENGINES
     again: bool = False  # measure also what was measured before
+    forecast: bool = False  # count on fake tensors in place of measuring
 
 
 def requests_of(
     combinations: Sequence[tuple[tuple[str, ...], RefsamConfig]], options: Options, on_the_resource: bool
 ) -> tuple[list[FitRequest], list[LeftOut]]:
     """What can be fitted on this machine, and what cannot. Raises ConfigError where that is everything."""
-    placed = [
-        place(overrides, config, options.limit_gib, on_the_resource)
-        if _engines(config, options)
-        else LeftOut(overrides, "--engine must be refsam with peft=decoder, got 'micro_sam'")
-        for overrides, config in combinations
+    possible = [each for each in combinations if _engines(each[1], options)]
+    left_out = [
+        LeftOut(each[0], "--engine must be refsam with peft=decoder, got 'micro_sam'")
+        for each in combinations
+        if each not in possible
     ]
-    left_out = [item for item in placed if isinstance(item, LeftOut)]
-    requests = [item for item in placed if isinstance(item, FitRequest)]
+    if options.forecast:
+        requests, without = forecast_requests(possible, options.limit_gib)
+    else:
+        placed = [place(*each, options.limit_gib, on_the_resource) for each in possible]
+        requests = [item for item in placed if isinstance(item, FitRequest)]
+        without = [item for item in placed if isinstance(item, LeftOut)]
+    left_out += without
     if not requests:
         more = f" (and {len(left_out) - 1} more combinations)" if len(left_out) > 1 else ""
         raise ConfigError(left_out[0].reason + more)
@@ -59,16 +74,19 @@ def fit_all(requests: Sequence[FitRequest], options: Options, folder: FitsFolder
     every finished measurement kept; and RunFailed as Measurer does.
     """
     deadline = float("inf") if options.minutes is None else time.monotonic() + 60 * options.minutes
-    known = [] if options.again else folder.read_measurements()
+    known = [] if options.again or options.forecast else folder.read_measurements()
     fits = []
-    with _stoppable():
+    with _stoppable(), Counter(folder, options.again) as counter:
         for request in requests:
-            fit = _fit(request, options, Measurer(request, known, folder, say, deadline))
-            fits.append(folder.add_fit(fit))
+            if options.forecast:
+                measure: Measurer | Forecaster = Forecaster(request, counter, say)
+            else:
+                measure = Measurer(request, known, folder, say, deadline)
+            fits.append(folder.add_fit(_fit(request, options, measure)))
     return fits
 
 
-def _fit(request: FitRequest, options: Options, measure: Measurer) -> Fit:
+def _fit(request: FitRequest, options: Options, measure: Measurer | Forecaster) -> Fit:
     config = request.config
     rows, columns = config.train.patch_shape
     goal = Goal(
@@ -82,12 +100,18 @@ def _fit(request: FitRequest, options: Options, measure: Measurer) -> Fit:
         has_decoder=config.train.decoder,
         on_cpu=request.setup.device != CUDA,
         object_chunk=None if config.train.object_chunk == AUTO else int(config.train.object_chunk),
+        has_seconds=not options.forecast,
     )
     found: dict[str, Largest] = {}
     for engine, search in ((REFSAM, search_refsam), (MICRO_SAM, search_micro_sam)):
         if engine in _engines(config, options):
             found[engine] = search(goal, measure)
     one = _first_that_fits(measure.used)
+    limited_by = one.limited_by if one else "cgroup"
+    if request.setup.device == CUDA:
+        limited_by = CUDA
+    if options.forecast:
+        limited_by = FORECAST
     return Fit(
         resource=config.resource.name,
         model=config.model.name,
@@ -95,10 +119,10 @@ def _fit(request: FitRequest, options: Options, measure: Measurer) -> Fit:
         setup=request.setup,
         memory_gib=request.memory_gib,
         simulated=request.simulated,
-        limited_by=CUDA if request.setup.device == CUDA else (one.limited_by if one else "cgroup"),
+        limited_by=limited_by,
         hardware=request.hardware,
         threads=measure.threads,
-        precision=one.precision if one else None,
+        precision=request.setup.precision if options.forecast else one.precision if one else None,
         n_objects=goal.n_objects,
         n_sub_iterations=goal.n_sub_iterations,
         most_objects=goal.most_objects,
@@ -114,7 +138,7 @@ def _engines(config: RefsamConfig, options: Options) -> list[str]:
 
 
 def _first_that_fits(measured: Sequence[StepMeasurement]) -> StepMeasurement | None:
-    return next((item for item in measured if item.seconds is not None), None)
+    return next((item for item in measured if item.outcome is StepOutcome.fits), None)
 
 
 @contextlib.contextmanager

@@ -169,7 +169,11 @@ def describe(measured: StepMeasurement, usable_gib: float) -> str:
     if checkpointed:
         parts.append(f"{' and '.join(checkpointed)} checkpointed")
     if measured.outcome is StepOutcome.fits and measured.peak_gib is not None:
-        parts.append(f"{measured.peak_gib:.1f} of {usable_gib:.1f} GiB, {measured.seconds:.1f} s")
+        parts.append(f"{measured.peak_gib:.1f} of {usable_gib:.1f} GiB")
+        if measured.seconds is not None:
+            parts.append(f"{measured.seconds:.1f} s")
+    elif measured.peak_gib is not None:
+        parts.append(f"{measured.peak_gib:.1f} GiB do not fit into {usable_gib:.1f} GiB")
     else:
         parts.append(f"does not fit into {usable_gib:.1f} GiB")
     return ", ".join(parts)

@@ -88,7 +88,7 @@ def place(
         limit_gib: in place of the resource's memory; None takes that.
         on_the_resource: whether this process is a job on the resource itself.
     """
-    problem = _problem(config)
+    problem = problem_of(config)
     if problem is not None:
         return LeftOut(overrides, problem)
     gpus = machine.gpus() if config.resource.device != CPU else []
@@ -100,7 +100,7 @@ def place(
             "none; submit it with cluster=slurm, or measure on a machine with a larger one",
         )
     there = gpus[0].memory_gb if gpus else machine.memory_gb()
-    memory = limit_gib or _memory(config, device) or there
+    memory = limit_gib or stated_memory(config, device) or there
     if memory > there * 1.02:
         return LeftOut(
             overrides,
@@ -117,13 +117,14 @@ def place(
     )
 
 
-def _problem(config: RefsamConfig) -> str | None:
+def problem_of(config: RefsamConfig) -> str | None:
+    """Why no step of a combination can be taken anywhere, or None."""
     if AUTO in (config.peft.name, config.n_objects):
         return missing_setting(config)
     return strategy_problem(config.model, config.peft)
 
 
-def _memory(config: RefsamConfig, device: str) -> float | None:
+def stated_memory(config: RefsamConfig, device: str) -> float | None:
     """GiB of the resource; None where it is whatever the machine has."""
     if device == CUDA:
         return config.resource.device_memory_gb

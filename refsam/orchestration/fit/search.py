@@ -49,6 +49,7 @@ class Goal:
         has_decoder: the same for the segmentation decoder.
         on_cpu: whether a step takes minutes, in float32 for all that is known.
         object_chunk: the chunk that was asked for; None: the fastest is looked for.
+        has_seconds: whether steps are timed; else the first chunk that fits is taken.
     """
 
     n_objects: int
@@ -61,6 +62,7 @@ class Goal:
     has_decoder: bool
     on_cpu: bool = True
     object_chunk: int | None = None
+    has_seconds: bool = True
 
 
 def search_micro_sam(goal: Goal, measure: Measure) -> Largest:
@@ -116,7 +118,7 @@ def _fastest(goal: Goal, sub_iterations: int, measure: Measure, best: list[StepM
         if measured.outcome is StepOutcome.fits:
             best.append(measured)
         return
-    if goal.object_chunk is not None:
+    if goal.object_chunk is not None or not goal.has_seconds:
         return
     for chunks in (_doubled(first, goal.n_objects), _halved(first)):
         for chunk in chunks:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from refsam.configuration.schema import RefsamConfig
-from refsam.records.fits import Fit, Largest
+from refsam.records.fits import FORECAST, Fit, Largest
 from refsam.system.files import write_text
 
 COLUMNS = (
@@ -99,8 +99,9 @@ def _largest(row: Row, way: str) -> str:
         return "does not fit"
     parts = [f"{largest_text(row, way)} objects, {peak:.1f} GiB"]
     step, seconds = row[f"{way}_step_gib"], row[f"{way}_seconds"]
-    if step is not None and seconds is not None:
-        parts.append(f"{row['n_objects']}: {step:.1f} GiB, {seconds:.0f} s")
+    if step is not None:
+        time = "" if seconds is None else f", {seconds:.0f} s"
+        parts.append(f"{row['n_objects']}: {step:.1f} GiB{time}")
     if way == "refsam" and row["object_chunk"] is not None:
         again = [name for name in ("encoder", "decoder") if row[f"checkpoint_{name}"]]
         parts.append(
@@ -118,6 +119,8 @@ def largest_text(row: Row, way: str) -> str:
 def _how(row: Row) -> str:
     if row["hardware"] is None:
         return "–"
+    if row["limited_by"] == FORECAST:
+        return f"forecast, {row['precision']}"
     threads = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
     where = f"{row['hardware']}, {threads}, {row['precision']}"
     return f"simulated ({row['limited_by']}) on {where}" if row["simulated"] else where

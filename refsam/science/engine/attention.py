@@ -14,7 +14,7 @@ over. Here they are never all there:
 It saves the scores of every block. It costs their second computation, less than writing and reading them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -60,8 +60,7 @@ def fused_attention(attention: Any, x: torch.Tensor, heads: int) -> torch.Tensor
     rows, columns = _by_offset(height, attention.rel_pos_h), _by_offset(width, attention.rel_pos_w)
     by_row = torch.einsum("nhwc,hkc->nhwk", grid, rows).flatten(1, 2)
     by_column = torch.einsum("nhwc,wkc->nhwk", grid, columns).flatten(1, 2)
-    attend = _Blockwise.apply if x.device.type == "cpu" else _with_one_product
-    attended = attend(query * attention.scale, key, value, by_row, by_column)
+    attended = kernel_for(x.device)(query * attention.scale, key, value, by_row, by_column)
     heads_last = attended.view(batch, heads, height, width, -1).permute(0, 2, 3, 1, 4)
     projected: torch.Tensor = attention.proj(heads_last.reshape(batch, height, width, -1))
     return projected
@@ -95,12 +94,12 @@ def _by_offset(size: int, embeddings: torch.Tensor) -> torch.Tensor:
     """
     if len(embeddings) != 2 * size - 1:
         return get_rel_pos(size, size, embeddings)
-    return embeddings[_offsets(size, embeddings.device)]
+    return embeddings[offsets(size, embeddings.device)]
 
 
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)  # a training uses it after the evaluation that made it
-def _offsets(size: int, device: torch.device) -> torch.Tensor:
+def offsets(size: int, device: torch.device) -> torch.Tensor:
     """Which embedding that is, (size, size)."""
     places = torch.arange(size, device=device)
     return places[:, None] - places[None, :] + (size - 1)
@@ -108,13 +107,18 @@ def _offsets(size: int, device: torch.device) -> torch.Tensor:
 
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)
-def _positions(height: int, width: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+def positions(height: int, width: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """The one-hot row and column of each position, (H * W, H + W)."""
     index = torch.arange(height * width, device=device)
     return torch.cat([one_hot(index // width, height), one_hot(index % width, width)], dim=-1).to(dtype)
 
 
-def _with_one_product(
+def kernel_for(device: torch.device) -> Callable[..., torch.Tensor]:
+    """What computes attention with relative positions on a device."""
+    return _Blockwise.apply if device.type == "cpu" else with_one_product
+
+
+def with_one_product(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, by_row: torch.Tensor, by_column: torch.Tensor
 ) -> torch.Tensor:
     """What _Blockwise computes, with one call of a kernel for queries and keys of H + W more columns.
@@ -124,7 +128,7 @@ def _with_one_product(
     the kernel that is taken otherwise holds all scores.
     """
     height, width = by_row.shape[-1], by_column.shape[-1]
-    position = _positions(height, width, key.device, key.dtype)
+    position = positions(height, width, key.device, key.dtype)
     zeros = (0, -(query.shape[-1] + height + width) % COLUMNS)
     query = pad(torch.cat([query, by_row, by_column], dim=-1), zeros)
     key = pad(torch.cat([key, position.expand(len(key), -1, -1)], dim=-1), zeros)

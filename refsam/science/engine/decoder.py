@@ -41,13 +41,18 @@ class LateDeconvolution(Deconv2DBlock):
         """(batch, channels, H, W) to (batch, fewer channels, 2 H, 2 W)."""
         upsampler, convolution, *rest = self.block
         kernel = convolution.block
-        if x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+        if convolves_late(x):
             x = LateConvolution.apply(upsampler.conv(x), kernel.weight, kernel.bias)
         else:  # there the library's convolutions have units of their own
             x = convolution(upsampler(x))
         for part in rest:
             x = part(x)
         return x
+
+
+def convolves_late(x: torch.Tensor) -> bool:
+    """Whether a convolution of an enlarged x is computed on the small one."""
+    return x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
 
 def use_late_upsampling(unetr: UNETR) -> None:

@@ -49,14 +49,14 @@ class LateConvolution(torch.autograd.Function):
             for channels in _rounds(len(weight), h * w):
                 small = (_by_tap(weight[channels]) @ image).view(TAPS, -1, w)
                 wide = small.new_empty(small.shape[1], 2 * w)
-                for tile in _tiles(w, x.dtype):
+                for tile in tiles(w, x.dtype):
                     out = wide[:, tile.large]
                     torch.mm(small[0, :, tile.small], tile.taps[0].T, out=out)
                     for tap in range(1, TAPS):
                         out.addmm_(small[tap, :, tile.small], tile.taps[tap].T)
                 wide = wide.view(-1, TAPS, h, 2 * w)
                 for source, target, offset in zip(wide, result[channels], bias[channels], strict=True):
-                    for tile in _tiles(h, x.dtype):
+                    for tile in tiles(h, x.dtype):
                         out = target[tile.large]
                         torch.addmm(offset, tile.taps[0], source[0, tile.small], out=out)
                         for tap in range(1, TAPS):
@@ -75,12 +75,12 @@ class LateConvolution(torch.autograd.Function):
             for channels in _rounds(len(weight), h * w):
                 wide = x.new_zeros(len(weight[channels]), TAPS, h, 2 * w)
                 for source, target in zip(wide, result[channels], strict=True):
-                    for tile in _tiles(h, x.dtype):
+                    for tile in tiles(h, x.dtype):
                         for tap in range(TAPS):
                             source[tap, tile.small].addmm_(tile.taps[tap].T, target[tile.large])
                 wide = wide.view(-1, 2 * w)
                 small = x.new_zeros(TAPS, len(wide), w)
-                for tile in _tiles(w, x.dtype):
+                for tile in tiles(w, x.dtype):
                     for tap in range(TAPS):
                         small[tap, :, tile.small].addmm_(wide[:, tile.large], tile.taps[tap])
                 products = small.view(-1, h * w)
@@ -106,7 +106,7 @@ class _Tile:
 
 
 @lru_cache(maxsize=64)
-def _tiles(length: int, dtype: torch.dtype) -> tuple[_Tile, ...]:
+def tiles(length: int, dtype: torch.dtype) -> tuple[_Tile, ...]:
     """One axis of the small image in parts, by enlarging its unit vectors with torch's own function."""
     with torch.no_grad():
         units = torch.eye(length, dtype=torch.float64)[None]

@@ -61,7 +61,7 @@ def _trainer(learner: Learner, prompts: Prompts, n_sub_iterations: int) -> SamTr
         "optimizer": None,
         "device": learner.arithmetic.device,
         "mixed_precision": False,
-        "convert_inputs": prompts.convert,
+        "convert_inputs": lambda *given: prompts.convert(*given),
         "n_objects_per_batch": prompts.n_objects,
         "n_sub_iteration": n_sub_iterations,
         "mask_prob": prompts.mask_prob,

@@ -1,0 +1,83 @@
+"""Steps that are counted on fake tensors, against steps that are taken, and against published figures."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from segment_anything.modeling import ImageEncoderViT
+
+from refsam.configuration.compose import compose
+from refsam.configuration.schema import RefsamConfig
+from refsam.records.paths import RunPaths
+from refsam.science.data import patch_loaders
+from refsam.science.fit import discs, make_optimizer_state, take
+from refsam.science.forecast import CPU_GAPS, CUBLAS_BYTES, PROCESS_GIB, Storages, fake_tensors, forecast
+from refsam.science.hardware import GIB
+from refsam.science.training.build import build_training
+
+MIB = 2**20
+SMALL = (
+    *("resource=local", "model=vit_nano", "peft=full", "n_objects=4", "train.patch_shape=[128,128]"),
+    *("train.decoder=false", "train.object_chunk=2", "train.checkpoint_encoder=off", "train.workers=0"),
+    *("train.min_samples=1", "train.validation_samples=1", "train.n_sub_iterations=2"),
+)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("train.precision=float32", "train.engine=micro_sam"),
+        ("train.precision=bfloat16", "train.checkpoint_encoder=on"),
+    ],
+    ids=" ".join,
+)
+def test_a_forecast_counts_what_a_step_allocates(overrides: tuple[str, ...], tmp_path: Path) -> None:
+    config = compose([*SMALL, *overrides])
+    expected = (forecast(config, on_gpu=False)["peak_gib"] - PROCESS_GIB) / CPU_GAPS
+    assert expected == pytest.approx(_counted(config, tmp_path), rel=0.03)
+
+
+def test_what_is_computed_again_on_a_gpu_has_the_types_of_the_first_time() -> None:
+    peaks = [
+        forecast(
+            compose([*SMALL, "train.precision=bfloat16", f"train.checkpoint_encoder={again}"]), on_gpu=True
+        )
+        for again in ("off", "on")
+    ]
+    assert peaks[1]["peak_gib"] < peaks[0]["peak_gib"]
+
+
+def _counted(config: RefsamConfig, folder: Path) -> float:
+    """GiB of the storages of a step that is taken."""
+    paths = RunPaths(folder)
+    for path in (paths.checkpoints, paths.tensorboard, paths.results):
+        path.mkdir(parents=True)
+    image = discs(config.n_objects, tuple(config.train.patch_shape))
+    with Storages() as storages:
+        loaders = patch_loaders(config, [image], [image])
+        training = build_training(config, paths, loaders, lambda progress: None)
+        training.learner.switch(training=True)
+        make_optimizer_state(training.learner.optimizer)
+        x, y = next(iter(loaders[0]))
+        storages.peak = 0
+        take(training, x, y)
+    return storages.peak / GIB
+
+
+# segment-anything-fast, experiments/results.csv: vit_b's encoder for one image on an A100.
+@pytest.mark.parametrize(("dtype", "published_mib"), [(torch.float32, 2789), (torch.bfloat16, 1416)])
+def test_published_memory_of_an_encoder_is_forecast(dtype: torch.dtype, published_mib: int) -> None:
+    with fake_tensors(on_gpu=True) as (_, storages):
+        encoder = ImageEncoderViT(
+            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+            use_rel_pos=True,
+            window_size=14,
+            global_attn_indexes=(2, 5, 8, 11),
+        )
+        for value in encoder.parameters():
+            value.data = value.data.to(dtype)
+        storages.peak = 0
+        with torch.no_grad():
+            encoder(torch.empty(1, 3, 1024, 1024, dtype=dtype))
+    assert (storages.peak + CUBLAS_BYTES) / MIB == pytest.approx(published_mib, rel=0.03)

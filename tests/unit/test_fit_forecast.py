@@ -1,0 +1,89 @@
+"""What follows from counted steps: precisions, cards that are not here, and what is kept."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from refsam import cli
+from refsam.configuration.compose import compose
+from refsam.orchestration.fit import forecast
+from refsam.orchestration.fit.forecast import Counter
+from refsam.records.fits import FitsFolder, FitStep, Setup, fit_for, known_fits
+from refsam.results.tables.fit_table import markdown, rows
+
+COMMAND = ("fit", "--forecast", "--json", "resource=gtx1080", "model=vit_b", "peft=full", "n_objects=10")
+
+
+@pytest.fixture
+def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[FitStep]:
+    """The steps that are counted, by a formula in place of the process with fake tensors."""
+    monkeypatch.chdir(tmp_path)
+    steps: list[FitStep] = []
+
+    def count(self: Counter, config: object, setup: Setup, step: FitStep) -> float:
+        steps.append(step)
+        share = 1.0 if setup.precision == "float32" else 0.5
+        if step.engine == "micro_sam":
+            return share * (6 + 0.1 * step.n_sub_iterations * step.n_objects)
+        encoder = 1.0 if step.checkpoint_encoder else 4.0
+        decoder = 3.0 if step.checkpoint_decoder else 5.0
+        return share * (1 + encoder + decoder + 0.1 * (step.object_chunk or 0) + 0.01 * step.n_objects)
+
+    monkeypatch.setattr(Counter, "_count", count)
+    return steps
+
+
+def test_a_card_that_is_not_here_is_forecast_in_each_precision(
+    counted: list[FitStep], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*COMMAND]) == 0
+    (known,) = json.loads(capsys.readouterr().out)
+    assert known["precision"] == "float32"  # of compute capability 6.1
+    assert cli.main([*COMMAND, "resource.compute_capability=null"]) == 0
+    single, half = sorted(json.loads(capsys.readouterr().out), key=lambda row: row["precision"], reverse=True)
+    # 7.2 of 8 GB are taken: (6 + 0.8 n) is 6.8 for one object, and half of it for 10.
+    assert (single["precision"], single["micro_sam_largest"]) == ("float32", 1)
+    assert (half["precision"], half["micro_sam_largest"]) == ("bfloat16", 10)
+    assert (single["checkpoint_encoder"], single["checkpoint_decoder"]) == (True, True)
+    assert single["refsam_largest"] == 45
+    assert (half["checkpoint_encoder"], half["checkpoint_decoder"]) == (False, False)
+    assert single["refsam_step_gib"] == pytest.approx(5.9)
+    assert (single["limited_by"], single["refsam_seconds"]) == ("forecast", None)
+    assert {step.n_objects for step in counted} <= {1, 2, 8, 16}
+
+
+def test_what_was_counted_is_not_counted_again(
+    counted: list[FitStep], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*COMMAND]) == 0
+    before = len(counted)
+    assert cli.main([*COMMAND, "--limit-gb", "12"]) == 0
+    assert {step.checkpoint_encoder for step in counted[before:]} <= {None, False}
+    assert cli.main([*COMMAND, "--limit-gb", "12", "--again"]) == 0
+    assert len(counted) > before
+
+
+def test_a_forecast_is_taken_where_nothing_was_measured(
+    counted: list[FitStep], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*COMMAND]) == 0
+    config = compose(["resource=gtx1080", "model=vit_b", "peft=full", "n_objects=10"])
+    fits = known_fits(Path("runs"))
+    found = fit_for(fits, Setup.of(config, "cuda"), "float32", 8.0, 10)
+    assert found is not None
+    assert found.is_forecast
+    assert found.refsam is not None
+    assert found.refsam.object_chunk == 8
+    assert "forecast, float32" in markdown(rows(FitsFolder(Path("runs/fits")).read_fits()))
+
+
+def test_a_step_that_cannot_be_counted_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(forecast, "SCIENCE", "refsam.nothing")  # ends without an answer
+
+    assert cli.main([*COMMAND]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "no forecast" in line]
+    assert "vit_b, full" in line
