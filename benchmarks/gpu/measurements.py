@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.gpu.blocks import arithmetic, kernels
 from benchmarks.gpu.configurations import config_of
-from benchmarks.gpu.memory import allocator, ladder, messages
+from benchmarks.gpu.memory import allocator, forecast, ladder, messages
 from benchmarks.gpu.page import Line
 from benchmarks.gpu.rows import Scale
 from benchmarks.gpu.runs import epoch, evaluation
@@ -70,6 +70,6 @@ MEASUREMENTS: dict[str, Callable[..., list[Line]]] = {
     each.__name__: each
     for each in (
         *(environment, arithmetic, kernels, gradients, steps),
-        *(epoch, waits, ladder, evaluation, allocator, messages),
+        *(epoch, waits, ladder, forecast, evaluation, allocator, messages),
     )
 }

@@ -1,8 +1,14 @@
 """What happens on a GPU whose memory ends."""
 
+import json
+import os
+import subprocess
+import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +18,8 @@ from benchmarks.gpu.configurations import alone
 from benchmarks.gpu.page import Line
 from benchmarks.gpu.rows import Scale
 from benchmarks.gpu.steps import OUT_OF_MEMORY, under
-from refsam.configuration.frozen import with_settings
+from benchmarks.train_step import REFSAM
+from refsam.configuration.frozen import freeze, with_settings
 from refsam.configuration.schema import Precision, RefsamConfig
 from refsam.orchestration.lifecycle.retries import decide
 from refsam.records.attempts import (
@@ -31,6 +38,8 @@ SHARES = (0.8, 0.5)
 NOTHING_SAVED = ("train.checkpoint_encoder=off", "train.checkpoint_decoder=off")
 MIB = 2**20
 SEGMENTS = "expandable_segments"
+SUB_ITERATIONS = 2  # of a step that is forecast
+TAKEN = ("outcome", "allocated GiB", "reserved GiB")
 SMALLEST = 512  # bytes, of a block of PyTorch's allocator
 
 
@@ -79,6 +88,33 @@ def _set_allocator(setting: str) -> None:
     with warnings.catch_warnings():  # newer PyTorch has a newer name for it
         warnings.simplefilter("ignore", FutureWarning)
         torch.cuda.memory._set_allocator_settings(setting)
+
+
+def forecast(scale: Scale, engine: str, peft: str) -> list[Line]:
+    """A step counted in a process that sees no GPU, and taken on this one."""
+    count = scale.counts[0] if engine == REFSAM else 1  # what is counted of micro-sam's takes long
+    given = (f"n_objects={count}", f"train.engine={engine}", f"train.n_sub_iterations={SUB_ITERATIONS}")
+    config = alone(scale, *given, f"train.object_chunk={count}", *NOTHING_SAVED, peft=peft)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        freeze(path, config)
+        counting = subprocess.run(
+            [sys.executable, "-m", "refsam.science.forecast"],
+            input=f"{path} cuda\n",
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    answer = json.loads(counting.stdout)
+    if "error" in answer:
+        raise RuntimeError(answer["error"])
+    found = under(config, torch.cuda.get_device_properties(DEVICE).total_memory / GIB)
+    line: Line = {"model": config.model.name, "peft": peft, "objects": count, "engine": engine}
+    line |= {"forecast GiB": answer["peak_gib"]} | {name: found.get(name) for name in TAKEN}
+    if found["outcome"] == "fits":
+        line["forecast / allocated"] = answer["peak_gib"] / found["allocated GiB"]
+    return [line]
 
 
 def _used(config: RefsamConfig) -> dict[str, Any]:

@@ -21,6 +21,7 @@ KINDS = {
     "gates of ReLUs, without gradients that are nothing but rounding in float32.",
     "steps": "Seconds and memory (what PyTorch's allocator has reserved) of a step with the segmentation "
     "decoder, under a limit of memory.",
+    "forecast": "What `refsam fit --forecast` counts for a step that saves nothing, and what the GPU took.",
     "epoch": "A run in a process of its own, with data-loading workers: whether it ends, and how soon after "
     "its last word.",
     "waits": "How often the host waits for the GPU in a step, as torch.cuda.set_sync_debug_mode sees it (it "

@@ -29,6 +29,7 @@ class Scale:
         window: of a block that attends within windows.
         repeats: of a product or block that is timed.
         product: rows and columns of a matrix product that is timed.
+        forecasts: engine and strategy of the steps that are forecast.
         samples: of the epoch with workers.
         points_per_side: of the grid in which AMG asks.
         patience: seconds after which a row is given up.
@@ -47,6 +48,9 @@ class Scale:
     window: int = 14
     repeats: int = 5
     product: int = 4096
+    forecasts: tuple[tuple[str, str], ...] = (
+        *(("refsam", "full"), ("refsam", "freeze_encoder"), ("micro_sam", "full")),
+    )
     samples: int = 16
     points_per_side: int = 32
     patience: float = 60.0
@@ -76,6 +80,7 @@ SMALL = Scale(
     window=4,
     repeats=1,
     product=64,
+    forecasts=(("refsam", "full"),),
     samples=2,
     points_per_side=2,
     patience=300.0,
@@ -115,6 +120,7 @@ def rows(scale: Scale) -> list[Row]:
         Row("ladder"),
         *(row for row in steps[len(ENGINES) :] if f" {scale.counts[0]} objects" in row.name),
         Row("evaluation", patience=1.5),
+        *(Row(f"forecast {engine} {peft}", (engine, peft), patience=2.0) for engine, peft in scale.forecasts),
         *(row for row in steps[len(ENGINES) :] if f" {scale.counts[0]} objects" not in row.name),
         *_steps(scale, "bfloat16", scale.limits[:1]),
         Row("allocator"),

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.gpu.page import KINDS, MEASURED
 from benchmarks.gpu.rows import ENGINES, MODES, PRECISIONS, SMALL, STRATEGIES, rows
 
+CUBLAS_BYTES = 64 * 2**20  # as refsam.science.forecast has it
 FOLDER = Path(__file__).parent
 Lines = dict[str, list[dict[str, Any]]]
 
@@ -146,6 +147,15 @@ def test_a_step_is_measured_with_both_allocators(lines: Lines) -> None:
     found = lines["allocator"]
     assert [line["allocator"][-5:].strip(":") for line in found] == ["False", "True"]
     assert all(line["outcome"] == "fits" and line["allocated GiB"] > 0 for line in found)
+
+
+def test_a_forecast_stands_beside_what_was_taken(lines: Lines) -> None:
+    (line,) = lines["forecast refsam full"]
+    assert (line["engine"], line["objects"], line["outcome"]) == ("refsam", *SMALL.counts, "fits")
+    # It is CUDA's workspaces that a GPU that is not there knows nothing of.
+    counted = line["forecast GiB"] - CUBLAS_BYTES / 2**30
+    assert 0.7 < counted / line["allocated GiB"] < 1.3
+    assert line["forecast / allocated"] == pytest.approx(line["forecast GiB"] / line["allocated GiB"])
 
 
 def test_a_full_gpu_is_recognised(lines: Lines) -> None:
