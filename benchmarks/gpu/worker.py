@@ -24,6 +24,7 @@ from benchmarks.gpu.rows import FULL, SMALL, Row, rows
 
 NO_GPU = 2  # exit status of a worker without one; the last line of its log says why
 START_SECONDS = 180.0  # for the imports, on a slow file system
+END_SECONDS = 60.0  # of a process that has said its last, on a busy machine
 
 
 def worker_command(small: bool) -> list[str]:
@@ -101,7 +102,7 @@ class Worker:
         if line:
             return json.loads(line), ""
         try:
-            status = child.wait(timeout=5)
+            status = child.wait(timeout=END_SECONDS)
         except TimeoutExpired:
             status = None
         self._end()
