@@ -191,7 +191,7 @@ def test_an_8_bit_optimizer_that_is_not_installed_is_refused(
 def configured(*overrides: str) -> RefsamConfig:
     """Of a patch that no fit has measured: the estimate chooses."""
     machine = ["resource=medium_8g", "resource.device=cpu", "train.patch_shape=[510,510]"]
-    return compose([*machine, "peft=full", "n_objects=10", *overrides])
+    return compose([*machine, "peft=full", "n_objects=10", "train.precision=float32", *overrides])
 
 
 @pytest.mark.parametrize(
@@ -219,12 +219,15 @@ def test_auto_saves_only_where_the_memory_asks_for_it() -> None:
     assert choose_savings(small, vit_b, CPU).checkpoint_every == 1
     assert choose_savings(large, vit_b, CPU).checkpoint_every is None
     assert choose_savings(configured("resource.request.memory_gb=3"), vit_b, CPU).object_chunk == 1
-    # As few blocks as bring 12 of 0.3 GiB under half of what weights and process leave.
-    every = [
-        choose_savings(configured(f"resource.request.memory_gb={gb}"), vit_b, CPU).checkpoint_every
-        for gb in (9, 10, 11, 13)
-    ]
-    assert every == [2, 3, 5, None]
+    # As few blocks as bring 12 of 0.3 GiB (0.2 in 16 bits) under half of what weights and process leave.
+    for precision, expected in (("float32", [2, 3, 5, None]), ("bfloat16", [11, None, None, None])):
+        every = [
+            choose_savings(
+                configured(f"resource.request.memory_gb={gb}", f"train.precision={precision}"), vit_b, CPU
+            ).checkpoint_every
+            for gb in (9, 10, 11, 13)
+        ]
+        assert every == expected
 
 
 def test_the_machine_at_hand_is_shared_by_the_runs_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from segment_anything.modeling import Sam
 from torch_em.model import UNETR
 
 from refsam.configuration.patch_pool import encoder_is_frozen
-from refsam.configuration.schema import AUTO, RefsamConfig
+from refsam.configuration.schema import AUTO, Precision, RefsamConfig
 from refsam.models.families import HUGGING_FACE, attention_of
 from refsam.records.fits import Setup, fit_for, known_fits
 from refsam.science.engine.allocator import keep_freed_memory
@@ -55,6 +55,13 @@ TENSORS_PER_OBJECT = 50
 # Tensors of the segmentation decoder's finest level (1024 x 1024 with 64 channels, 256 MiB each) that its
 # forward and backward hold at a time, and when its parts are checkpointed: they peaked at 4.8 and 3.2 GiB.
 DECODER_TENSORS, DECODER_TENSORS_CHECKPOINTED = 19.4, 12.8
+# Of float32's bytes what autocast to 16 bits holds: normalizations, softmax and losses stay in float32, and
+# products keep their inputs in 16 bits. On a GPU that is not there (tests/gpu/test_estimates_on_gpu.py) that
+# is 0.60 for vit_t and for a ViT with fused attention, 0.72 for the segmentation decoder and 1 where its
+# parts are checkpointed, 0.80 for an object. A score has its softmax and a copy in 16 bits.
+HALF_ENCODER, HALF_SCORES, HALF_DECODER, HALF_OBJECT = 0.65, 1.5, 0.75, 0.85
+# Copies of the weights that autocast makes for a forward.
+HALF_COPIES = 0.5
 # Embedding tokens that are decoded at a time. On a CPU two objects of vit_b: on two cores they took 0.9 times
 # the time per object that one took, and five no less. A GPU wants more of them.
 TOKENS_AT_ONCE = {"cpu": 8192, "cuda": 32768}
@@ -108,11 +115,12 @@ def _estimate(config: RefsamConfig, sam: Sam, device: torch.device, unetr: UNETR
     does not hold them. Fused attention saves always.
     """
     settings = config.train
-    left = usable_memory(config, device) - _weights_gib(sam)
+    half = choose_precision(settings.precision, device) is not Precision.float32
+    left = usable_memory(config, device) - _weights_gib(sam, half)
     trained = any(parameter.requires_grad for parameter in sam.image_encoder.parameters())
     attention = attention_of(config.model, settings.attention)
-    blocks_gib = [settings.batch_size * gib for gib in _blocks_gib(sam, attention)] if trained else []
-    decoder_gib, frugal_decoder_gib = _decoder_gib(unetr, settings.batch_size)
+    blocks_gib = [settings.batch_size * gib for gib in _blocks_gib(sam, attention, half)] if trained else []
+    decoder_gib, frugal_decoder_gib = _decoder_gib(unetr, settings.batch_size, half)
     every = _checkpoint_every(settings.checkpoint_encoder)
     if settings.checkpoint_encoder == AUTO and trained:
         room = min(left / 2, left - frugal_decoder_gib)
@@ -122,13 +130,13 @@ def _estimate(config: RefsamConfig, sam: Sam, device: torch.device, unetr: UNETR
     cache_gib = 0.0 if trained or settings.embedding_cache != "memory" else CACHE_SHARE * left
     chunk = settings.object_chunk
     if chunk == AUTO:
-        fitting = int((left - encoder_gib - cache_gib) / (settings.batch_size * _object_gib(sam)))
+        fitting = int((left - encoder_gib - cache_gib) / (settings.batch_size * _object_gib(sam, half)))
         rows, columns = sam.prompt_encoder.image_embedding_size
         chunk = max(1, min(fitting, TOKENS_AT_ONCE[device.type] // (rows * columns), config.n_objects))
     no_room = encoder_gib + decoder_gib + cache_gib > left
     checkpoints_decoder = _is_on(settings.checkpoint_decoder, needed=unetr is not None and no_room)
     held = encoder_gib + (frugal_decoder_gib if checkpoints_decoder else decoder_gib)
-    has_room = GAPS * (held + chunk * settings.batch_size * _object_gib(sam)) + cache_gib < left
+    has_room = GAPS * (held + chunk * settings.batch_size * _object_gib(sam, half)) + cache_gib < left
     # Without the segmentation decoder most tensors are small enough to be kept without gaps.
     keeps_large = device.type == "cpu" and unetr is not None and has_room
     return Savings(
@@ -236,21 +244,23 @@ def _is_on(setting: str | bool | int, needed: bool) -> bool:
     return needed if setting == AUTO else setting in ("on", True)
 
 
-def _weights_gib(sam: Sam) -> float:
+def _weights_gib(sam: Sam, half: bool) -> float:
     # By what they take: frozen weights may lie there in 4 bits.
-    copies = ((COPIES_TRAINED if value.requires_grad else 1) * value.nbytes for value in sam.parameters())
-    return sum(copies) / GIB
+    of_autocast = HALF_COPIES if half else 0.0
+    copies = ((COPIES_TRAINED if value.requires_grad else 1) + of_autocast for value in sam.parameters())
+    return sum(number * value.nbytes for number, value in zip(copies, sam.parameters(), strict=True)) / GIB
 
 
-def _blocks_gib(sam: Sam, attention: str) -> list[float]:
+def _blocks_gib(sam: Sam, attention: str, half: bool) -> list[float]:
     """What each block of the encoder keeps for one image when nothing is checkpointed."""
     encoder = sam.image_encoder
+    share = HALF_ENCODER if half else 1.0
     if isinstance(encoder, TinyViT):
         n_blocks = len(encoder_blocks(encoder))
-        return [TINY_VIT_GIB / n_blocks] * n_blocks
+        return [share * TINY_VIT_GIB / n_blocks] * n_blocks
     _, rows, columns, channels = encoder.pos_embed.shape
-    kept = TENSORS_PER_BLOCK * rows * columns * channels
-    scores = 0.0 if attention == "fused" else SCORES_KEPT
+    kept = share * TENSORS_PER_BLOCK * rows * columns * channels
+    scores = 0.0 if attention == "fused" else SCORES_KEPT * (HALF_SCORES if half else 1.0)
     return [(kept + scores * _scores(block, rows, columns)) * FLOAT_BYTES / GIB for block in encoder.blocks]
 
 
@@ -263,15 +273,17 @@ def _scores(block: Any, rows: int, columns: int) -> int:
     return int(heads * windows * block.window_size**4)
 
 
-def _decoder_gib(unetr: UNETR | None, batch_size: int) -> tuple[float, float]:
+def _decoder_gib(unetr: UNETR | None, batch_size: int, half: bool) -> tuple[float, float]:
     """What a forward and backward of the segmentation decoder hold, and when it is checkpointed."""
     if unetr is None:
         return 0.0, 0.0
     finest = unetr.decoder_head.block[1].out_channels * unetr.encoder.img_size**2 * FLOAT_BYTES / GIB
-    return batch_size * DECODER_TENSORS * finest, batch_size * DECODER_TENSORS_CHECKPOINTED * finest
+    held = DECODER_TENSORS * (HALF_DECODER if half else 1.0)
+    return batch_size * held * finest, batch_size * DECODER_TENSORS_CHECKPOINTED * finest
 
 
-def _object_gib(sam: Sam) -> float:
+def _object_gib(sam: Sam, half: bool) -> float:
     """What the mask decoder and the loss keep for one object."""
     rows, columns = sam.prompt_encoder.image_embedding_size
-    return TENSORS_PER_OBJECT * rows * columns * sam.prompt_encoder.embed_dim * FLOAT_BYTES / GIB
+    values = TENSORS_PER_OBJECT * rows * columns * sam.prompt_encoder.embed_dim
+    return values * FLOAT_BYTES * (HALF_OBJECT if half else 1.0) / GIB
