@@ -7,6 +7,9 @@ ratios, and how well losses and gradients agree. Prompts are drawn where a predi
 can move one by a pixel; gradients are therefore compared with micro-sam's prompts replayed, unless
 `--own-prompts` is given.
 
+Beside the seconds stands the share of them that micro-sam's products alone would take (`gemm_share`): the
+operations that PyTorch counts in its step, at the rate of one large product of matrices in the same process.
+
 With `--decoder` a step has two halves, as micro-sam's joint training: the interactive loss and that of the
 segmentation decoder, each with its gradients, here both at the same weights. How far those of the latter can
 agree in float32 is benchmarks.gradients' matter.
@@ -44,7 +47,7 @@ SAME_STEP = ("model", "peft", "n_objects", "n_sub_iterations", "decoder")
 COLUMNS = (
     *CHOSEN, "threads", "limit_gib", "outcome", "trainable_parameters", "total_parameters", "weights_mib",
     "seconds", "cpu_seconds", "base_mib", "above_base_mib", "loss",
-    "gradient_norm", "seconds_ratio", "cpu_ratio", "memory_ratio",
+    "gradient_norm", "gflop", "gemm_gflops", "gemm_share", "seconds_ratio", "cpu_ratio", "memory_ratio",
     "loss_difference", "gradient_difference", "worst_parameter",
 )  # fmt: skip
 STEP = (
@@ -54,6 +57,7 @@ STEP = (
     "train.min_samples=40",
     "train.validation_samples=1",
 )
+PRODUCT = (4096, 768, 3072)  # rows, inner, columns: of the MLP of vit_b
 STEP_SECONDS = 3600.0  # after which a step is given up
 # What is added to all scores of a softmax has no gradient but rounding, nor has what the next normalization
 # takes away again (in the segmentation decoder); the latter is below this share of the largest gradient.
@@ -123,6 +127,7 @@ def take_step(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
         replay_gates=arguments.replay_gates,
         same_order=arguments.same_order,
         double=double,
+        count_products=arguments.engine == MICRO_SAM,
     )
 
 
@@ -136,6 +141,7 @@ def gradients_and_costs(
     replay_gates: bool = False,
     same_order: bool = False,
     double: bool = False,
+    count_products: bool = False,
 ) -> dict[str, Any]:
     """Take one step; its gradients, prompts and gates go to `output`/step.pt.
 
@@ -148,8 +154,10 @@ def gradients_and_costs(
         replay_gates: take its gates of ReLUs as well, or keep one's own.
         same_order: leave out what changes the order of sums in the segmentation decoder.
         double: in float64.
+        count_products: take another step, in which the operations of its products are counted.
     """
     import torch
+    from torch.utils.flop_counter import FlopCounterMode
 
     from benchmarks.gates import ReplayedGates
     from refsam.records.paths import RunPaths
@@ -215,9 +223,30 @@ def gradients_and_costs(
         "loss": sum(losses),
         "gradient_norm": norm.item(),
     }
+    if count_products:
+        with FlopCounterMode(display=False) as counter:
+            for half in halves:
+                half()
+        row["gflop"] = round(counter.get_total_flops() / 1e9, 1)
+    if learner.arithmetic.device.type == "cpu":
+        row["gemm_gflops"] = round(gemm_gflops(getattr(torch, config.train.precision)), 1)
     if gates is not None:
         row["switched_gates"] = gates.switched_share
     return row
+
+
+def gemm_gflops(dtype: Any) -> float:
+    """10⁹ operations per second of the best of ten large products on the CPU."""
+    import torch
+
+    rows, inner, columns = PRODUCT
+    left, right = torch.rand(rows, inner, dtype=dtype), torch.rand(inner, columns, dtype=dtype)
+    fastest = float("inf")
+    for _ in range(10):
+        started = time.perf_counter()
+        left @ right
+        fastest = min(fastest, time.perf_counter() - started)
+    return 2 * rows * inner * columns / fastest / 1e9
 
 
 def to_double(learner: Any) -> None:
@@ -376,6 +405,9 @@ def pair(arguments: argparse.Namespace, chosen: dict[str, Any], hopeless: set[st
                 kept = Path(folder) / MICRO_SAM / "step.pt"
                 replay = kept if kept.exists() and not arguments.own_prompts else None
                 rows[engine] = run_step(arguments, Path(folder) / engine, replay, **changes)
+        for row in rows.values():
+            if "outcome" not in row and "gflop" in rows[MICRO_SAM]:
+                row["gemm_share"] = round(rows[MICRO_SAM]["gflop"] / row["gemm_gflops"] / row["seconds"], 2)
         if all("outcome" not in row for row in rows.values()):
             steps = (Path(folder) / REFSAM, Path(folder) / MICRO_SAM)
             rows[REFSAM] |= compare(rows[REFSAM], rows[MICRO_SAM], *steps)
