@@ -150,6 +150,14 @@ def test_the_best_run_of_a_sweep_is_that_with_the_highest_value_and_a_model(fold
     assert choose_run(folder.run("one-1").root).paths.run_id == "one-1"
 
 
+def test_a_sweep_that_found_nothing_says_so(folder: RunsFolder) -> None:
+    for name in ("one-1", "three-3"):
+        write_metrics(folder.run(name).metrics, [{**Measurement("amg")._asdict(), "SA50": 0.0}])
+    first, warning = choose_run("study", runs=folder.root).words.splitlines()
+    assert first.endswith("by SA50 of amg: 0.000")
+    assert warning == "No run of this sweep found an object in its test images: expect nothing of its models."
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [

@@ -76,10 +76,10 @@ def _best(sweep: SweepPaths, folder: RunsFolder, metric: str, mode: str | None) 
     if chosen is None:
         raise ConfigError(f"sweep {sweep.name!r} has no run with a model of which {metric} was measured")
     value, paths = max(measured[chosen], key=lambda each: each[0])
-    return ChosenRun(
-        paths,
-        f"run {paths.run_id}, the best of {len(measured[chosen])} by {metric} of {chosen}: {value:.3f}",
-    )
+    words = f"run {paths.run_id}, the best of {len(measured[chosen])} by {metric} of {chosen}: {value:.3f}"
+    if value == 0:
+        words += "\nNo run of this sweep found an object in its test images: expect nothing of its models."
+    return ChosenRun(paths, words)
 
 
 def _rows(paths: RunPaths) -> list[MetricsRow]:
