@@ -12,6 +12,8 @@ lies in the tenth of its memory that a fit leaves free, and so does what the all
 """
 
 import contextlib
+import importlib
+import importlib.util
 import json
 import sys
 import tempfile
@@ -35,9 +37,10 @@ from refsam.configuration.frozen import load
 from refsam.configuration.schema import RefsamConfig
 from refsam.records.paths import RunPaths
 from refsam.science.data import patch_loaders
-from refsam.science.engine import attention, checkpointing, decoder, late_convolution, masks
+from refsam.science.engine import attention, cache, checkpointing, decoder, late_convolution, masks
 from refsam.science.fit import discs, make_optimizer_state, take
 from refsam.science.hardware import GIB
+from refsam.science.strategies import quantization
 from refsam.science.training.build import build_training
 from refsam.science.training.prompts import BatchedInputs, Prompts
 
@@ -213,6 +216,10 @@ def fake_tensors(on_gpu: bool) -> Iterator[tuple[FakeTensorMode, Storages]]:
         fake = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         storages = stack.enter_context(Storages(fake))
         stack.enter_context(mock.patch.object(decoder, "LateConvolution", _LateConvolution))
+        # A frozen encoder's embeddings are found by their images' values: here by their places in a batch.
+        stack.enter_context(mock.patch.object(cache, "pixel_hash", lambda image: str(image.storage_offset())))
+        if importlib.util.find_spec("bitsandbytes"):
+            stack.enter_context(_four_bits())
         if on_gpu:
             stack.enter_context(mock.patch.object(decoder, "convolves_late", return_value=False))
             stack.enter_context(
@@ -237,6 +244,34 @@ def _on_cuda_again(contexts: Callable[[nn.Module], Contexts], block: nn.Module) 
             yield
 
     return first, both()
+
+
+@contextlib.contextmanager
+def _four_bits() -> Iterator[None]:
+    """Weights in 4 bits without bitsandbytes' class of parameters, which fake tensors cannot have."""
+    functional = importlib.import_module("bitsandbytes.functional")
+    modules = importlib.import_module("bitsandbytes.nn.modules")
+    dora = importlib.import_module("peft.tuners.lora.dora")
+
+    def parameter(data: Tensor, compress_statistics: bool, quant_type: str, **_: Any) -> Any:
+        state = None
+        if data.device.type != "meta":
+            data, state = functional.quantize_4bit(
+                data, blocksize=64, compress_statistics=compress_statistics, quant_type=quant_type
+            )
+        made: Any = nn.Parameter(data, requires_grad=False)
+        made.quant_state, made.compress_statistics, made.quant_type = state, compress_statistics, quant_type
+        return made
+
+    def weight_of(layer: nn.Module) -> Any:
+        return quantization.dequantized(layer) if quantization.is_quantized_layer(layer) else layer.weight
+
+    with contextlib.ExitStack() as stack:
+        for place in (modules, importlib.import_module("bitsandbytes.nn")):
+            stack.enter_context(mock.patch.object(place, "Params4bit", parameter))
+        stack.enter_context(mock.patch.object(dora, "dequantize_module_weight", weight_of))
+        stack.enter_context(mock.patch.dict(functional.name2qmap))
+        yield
 
 
 def _forget() -> None:

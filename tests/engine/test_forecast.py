@@ -29,6 +29,9 @@ SMALL = (
     [
         ("train.precision=float32", "train.engine=micro_sam"),
         ("train.precision=bfloat16", "train.checkpoint_encoder=on"),
+        ("train.precision=float32", "peft=freeze_encoder"),
+        ("train.precision=float32", "peft=qlora"),
+        ("train.precision=float32", "peft=qdora"),
     ],
     ids=" ".join,
 )
