@@ -75,6 +75,9 @@ def _whole(text: str) -> int:
 def _fit(options: argparse.Namespace) -> int:
     if options.table:
         return _table(options)
+    for word, given in (("--slurm", options.slurm), ("--minutes", options.minutes is not None)):
+        if options.forecast and given:
+            raise ConfigError(f"{word} must be left out with --forecast, which takes no step and no job")
     from refsam.orchestration.fit.command import ENGINES, Options, fit_all, folder_of, plan_lines, requests_of
     from refsam.orchestration.fit.requests import resolve
 

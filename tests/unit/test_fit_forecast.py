@@ -50,7 +50,7 @@ def test_a_card_that_is_not_here_is_forecast_in_each_precision(
     assert (half["checkpoint_encoder"], half["checkpoint_decoder"]) == (False, False)
     assert single["refsam_step_gib"] == pytest.approx(5.9)
     assert (single["limited_by"], single["refsam_seconds"]) == ("forecast", None)
-    assert {step.n_objects for step in counted} <= {1, 2, 8, 16}
+    assert {step.n_sub_iterations for step in counted if step.engine == "refsam"} == {2}
 
 
 def test_what_was_counted_is_not_counted_again(
@@ -76,6 +76,14 @@ def test_a_forecast_is_taken_where_nothing_was_measured(
     assert found.refsam is not None
     assert found.refsam.object_chunk == 8
     assert "forecast, float32" in markdown(rows(FitsFolder(Path("runs/fits")).read_fits()))
+
+
+@pytest.mark.parametrize("words", [("--slurm",), ("--minutes", "3")])
+def test_what_a_forecast_does_not_do_is_refused(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*COMMAND, *words]) == 2
+    assert f"{words[0]} must be left out with --forecast" in capsys.readouterr().err
 
 
 def test_a_step_that_cannot_be_counted_is_one_sentence(

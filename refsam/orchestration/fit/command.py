@@ -12,7 +12,7 @@ from typing import Any
 from refsam.configuration.schema import AUTO, RefsamConfig
 from refsam.errors import ConfigError
 from refsam.models.strategies import DECODER
-from refsam.orchestration.fit.forecast import Counter, Forecaster, forecast_requests
+from refsam.orchestration.fit.forecast import NO_MACHINE, Counter, Forecaster, forecast_requests
 from refsam.orchestration.fit.limits import CUDA
 from refsam.orchestration.fit.measure import Measurer, Say
 from refsam.orchestration.fit.requests import FitRequest, LeftOut, place
@@ -163,11 +163,11 @@ def plan_lines(requests: Sequence[FitRequest], left_out: Sequence[LeftOut], fold
     known = len(folder.read_measurements())
     lines = [f"{known} steps are measured already in {folder.measurements}"]
     for request in requests:
-        how = "simulated by a limit on" if request.simulated else "on"
-        lines.append(
-            f"{request.label}: {request.memory_gib:g} GiB, {how} {request.hardware}; "
-            f"{request.config.n_objects} objects asked for"
-        )
+        how = f"{'simulated by a limit on' if request.simulated else 'on'} {request.hardware}"
+        if request.hardware == NO_MACHINE:
+            how = f"forecast in {request.setup.precision}"
+        asked = f"{request.config.n_objects} objects asked for"
+        lines.append(f"{request.label}: {request.memory_gib:g} GiB, {how}; {asked}")
     return [*lines, *(f"left out: {item.reason}" for item in left_out)]
 
 

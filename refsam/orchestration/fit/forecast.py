@@ -32,8 +32,10 @@ from refsam.records.fits import (
 )
 
 SCIENCE = "refsam.science.forecast"
+NO_MACHINE = "no machine"
 VERSIONS = {"refsam": refsam.__version__}
 BFLOAT16_SINCE = 8.0  # compute capability of GPUs that `train.precision=auto` takes it on
+COUNTED_OBJECTS = (1, 8, 45)  # of micro-sam's step, between which lines are drawn
 FEW_SUB_ITERATIONS = 2  # of refsam's step: it holds no more of eight
 
 
@@ -106,8 +108,9 @@ class Counter(AbstractContextManager["Counter"]):
 class Forecaster:
     """Counts the steps of one request; call it with a FitStep, as a Measurer.
 
-    Memory grows by the same amount for every object more, beside the first ones, so of a step with many
-    objects two with few are counted.
+    Of micro-sam's step a few numbers of objects stand for all. Its peak is the largest of moments that grow
+    with the objects and of others (the encoder's backward, the segmentation decoder): a line between two
+    numbers is never below it, and one that goes on from small numbers is.
     """
 
     request: FitRequest
@@ -121,24 +124,23 @@ class Forecaster:
         return self.request.memory_gib * (1 - SAFETY_MARGIN)
 
     def __call__(self, step: FitStep) -> StepMeasurement:
-        peak = self._peak_gib(step)
-        measured = _as_measurement(self.request, step, peak, self.usable_gib)
+        measured = _as_measurement(self.request, step, self._peak_gib(step), self.usable_gib)
         if measured not in self.used:
             self.used.append(measured)
             self.say(f"{self.request.label}: {describe(measured, self.usable_gib)}, forecast")
         return measured
 
     def _peak_gib(self, step: FitStep) -> float:
-        few = 1
         if step.engine == "refsam":
-            few = step.object_chunk or 1
             step = replace(step, n_sub_iterations=min(FEW_SUB_ITERATIONS, step.n_sub_iterations))
-        if step.n_objects <= few:
             return self.counter.peak_gib(self.request, step)
+        number = step.n_objects
+        below = max((each for each in COUNTED_OBJECTS if each <= number), default=number)
+        above = min((each for each in COUNTED_OBJECTS if each >= number), default=number)
         first, second = (
-            self.counter.peak_gib(self.request, replace(step, n_objects=number)) for number in (few, 2 * few)
+            self.counter.peak_gib(self.request, replace(step, n_objects=each)) for each in (below, above)
         )
-        return first + (second - first) / few * (step.n_objects - few)
+        return first + (second - first) / max(1, above - below) * (number - below)
 
 
 def _as_measurement(request: FitRequest, step: FitStep, peak_gib: float, limit_gib: float) -> StepMeasurement:
@@ -190,7 +192,7 @@ def forecast_requests(
                     setup=Setup.of(chosen, device),
                     memory_gib=float(memory),
                     simulated=True,
-                    hardware="no machine",
+                    hardware=NO_MACHINE,
                 )
             )
     return requests, left_out
