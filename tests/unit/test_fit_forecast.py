@@ -1,6 +1,7 @@
 """What follows from counted steps: precisions, cards that are not here, and what is kept."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from refsam.configuration.compose import compose
 from refsam.orchestration.fit import forecast
 from refsam.orchestration.fit.forecast import Counter
 from refsam.records.fits import FitsFolder, FitStep, Setup, fit_for, known_fits
+from refsam.results.recommending.published import fit_memory
 from refsam.results.tables.fit_table import markdown, rows
 
 COMMAND = ("fit", "--forecast", "--json", "resource=gtx1080", "model=vit_b", "peft=full", "n_objects=10")
@@ -76,6 +78,38 @@ def test_a_forecast_is_taken_where_nothing_was_measured(
     assert found.refsam is not None
     assert found.refsam.object_chunk == 8
     assert "forecast, float32" in markdown(rows(FitsFolder(Path("runs/fits")).read_fits()))
+
+
+def test_a_measured_fit_wins_over_a_forecast_and_each_is_named(
+    counted: list[FitStep], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from refsam.science.engine.setup import choose_savings
+    from refsam.science.models import load_model
+
+    nano = ("resource=medium_8g", "model=vit_nano", "peft=full", "n_objects=10", "train.precision=float32")
+    assert cli.main(["fit", "--forecast", "--json", *nano]) == 0
+    folder = FitsFolder(tmp_path / "runs" / "fits")
+    (made,) = folder.read_fits()
+    config = compose([*nano, "model.weights=random", f"runs={tmp_path / 'runs'}"])
+    sam = load_model(config.model, 0, "cpu").sam
+    assert choose_savings(config, sam, torch.device("cpu")).auto_from == f"forecast {made.name}"
+    needed = fit_memory([made], 10, "refsam")
+    assert needed is not None
+    assert "forecast" in needed.words
+
+    assert made.refsam is not None
+    way = replace(made.refsam, object_chunk=3, peak_gib=6.3, step_peak_gib=6.3)  # more than forecast
+    measured = folder.add_fit(
+        replace(made, limited_by="cgroup", hardware="a machine", memory_gib=7.0, refsam=way)
+    )
+    savings = choose_savings(config, sam, torch.device("cpu"))
+    assert (savings.auto_from, savings.object_chunk) == (f"fit {measured.name}", 3)
+    needed = fit_memory(folder.read_fits(), 10, "refsam")
+    assert needed is not None
+    assert needed.gib == pytest.approx(7.0)
+    assert "forecast" not in needed.words
 
 
 @pytest.mark.parametrize("words", [("--slurm",), ("--minutes", "3")])

@@ -75,13 +75,16 @@ def table_memory(architecture: str, strategy: str, n_objects: int, device: str) 
 
 
 def fit_memory(fits: Iterable[Fit], n_objects: int, engine: str) -> Memory | None:
-    """The least memory that one of the fits says is enough for so many objects; None where none does."""
+    """The least memory that one of the fits says is enough for so many objects; None where none does.
+
+    What was measured is asked first, and forecasts only where it does not say.
+    """
     known = [
-        Memory(needed, _of_fit(fit))
+        (fit.is_forecast, needed, _of_fit(fit))
         for fit in fits
         if (needed := fit.needed_gib(n_objects, engine)) is not None
     ]
-    return min(known, key=lambda memory: memory.gib, default=None)
+    return Memory(*min(known)[1:]) if known else None
 
 
 def _options(
@@ -111,13 +114,20 @@ def _options(
     for key, same in _by_key(usable).items():
         # A generalist has the same layers as the model that it was trained from.
         keys = {key, *(other for other in found if other[1] == key[1] and other[0].startswith(f"{key[0]}_"))}
-        for fit in same:
-            n_objects = min(fit.n_objects, fit.refsam.n_objects) if fit.refsam is not None else 0
-            needed = fit_memory([fit], n_objects, "refsam") if n_objects else None
+        for fit in _that_fit(same):
+            assert fit.refsam is not None
+            n_objects = min(fit.n_objects, fit.refsam.n_objects)
+            needed = fit_memory([fit], n_objects, "refsam")
             if needed is not None:
                 for each in keys:
                     found.setdefault(each, []).append(_Option(needed, n_objects, None))
     return found
+
+
+def _that_fit(fits: Iterable[Fit]) -> list[Fit]:
+    """Those with a step of ours that fits: the measured ones, and forecasts only where there are none."""
+    fitting = [fit for fit in fits if fit.refsam is not None and fit.refsam.n_objects > 0]
+    return [fit for fit in fitting if not fit.is_forecast] or fitting
 
 
 def _by_key(fits: Iterable[Fit]) -> dict[_Key, list[Fit]]:
@@ -195,5 +205,7 @@ def _of_table(resource: ResourceConfig, architecture: str) -> str:
 
 
 def _of_fit(fit: Fit) -> str:
+    if fit.is_forecast:
+        return f"refsam fit --forecast for {fit.memory_gib:g} GB, {fit.precision}, not measured"
     simulated = "under a limit of" if fit.simulated else "in"
     return f"refsam fit, {simulated} {fit.memory_gib:g} GB on {fit.hardware}, {fit.precision}"

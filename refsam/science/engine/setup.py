@@ -81,7 +81,7 @@ class Savings:
     checkpoint_decoder: bool = False  # the segmentation decoder
     cache_gib: float = 0.0  # memory for the embeddings of a frozen encoder
     keep_large_tensors: bool = False  # in main memory, for the next ones: faster, but it leaves gaps
-    auto_from: str = "estimate"  # what chose for `auto`: the estimate, or which fit
+    auto_from: str = "estimate"  # what chose for `auto`: the estimate, or which fit or forecast
 
 
 def choose_savings(
@@ -103,7 +103,8 @@ def choose_savings(
         changes["checkpoint_every"] = 1 if fit.refsam.checkpoint_encoder else None
     if settings.checkpoint_decoder == AUTO:
         changes["checkpoint_decoder"] = bool(fit.refsam.checkpoint_decoder)
-    return replace(estimated, **changes, auto_from=f"fit {fit.name}")
+    kind = "forecast" if fit.is_forecast else "fit"
+    return replace(estimated, **changes, auto_from=f"{kind} {fit.name}")
 
 
 def _estimate(config: RefsamConfig, sam: Sam, device: torch.device, unetr: UNETR | None) -> Savings:
