@@ -59,6 +59,13 @@ def measure(config: RefsamConfig) -> dict[str, Any]:
     }
 
 
+def of_one_batch(config: RefsamConfig) -> RefsamConfig:
+    """The configuration with as many patches as a batch has, loaded here."""
+    size = config.train.batch_size
+    train = replace(config.train, min_samples=size, validation_samples=1, workers=0, embedding_cache="memory")
+    return replace(config, train=train)
+
+
 def prepared(config: RefsamConfig, folder: Path) -> tuple[Training, float, tuple[torch.Tensor, torch.Tensor]]:
     """A training before a step that has the optimizer's state, what is held there (GiB), and a batch.
 
@@ -154,8 +161,7 @@ def main() -> None:
     parser.add_argument("--gpu-gib", type=float, default=None)
     arguments = parser.parse_args()
     config = load(arguments.config)
-    train = replace(config.train, min_samples=1, validation_samples=1, workers=0, embedding_cache="memory")
-    config = replace(config, train=train)
+    config = of_one_batch(config)
     if "REFSAM_THREADS" in os.environ:
         torch.set_num_threads(int(os.environ["REFSAM_THREADS"]))
     if arguments.gpu_gib is not None:

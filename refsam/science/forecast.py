@@ -38,7 +38,7 @@ from refsam.configuration.schema import RefsamConfig
 from refsam.records.paths import RunPaths
 from refsam.science.data import patch_loaders
 from refsam.science.engine import attention, cache, checkpointing, decoder, late_convolution, masks
-from refsam.science.fit import discs, make_optimizer_state, take
+from refsam.science.fit import discs, make_optimizer_state, of_one_batch, take
 from refsam.science.hardware import GIB
 from refsam.science.strategies import quantization
 from refsam.science.training.build import build_training
@@ -288,9 +288,7 @@ def forecast(config: RefsamConfig, on_gpu: bool) -> dict[str, Any]:
         on_gpu: whether the step would run on a GPU, as torch's allocator counts it; else on a CPU, as a
             process without the pages of files.
     """
-    train = replace(config.train, min_samples=1, validation_samples=1, workers=0, embedding_cache="memory")
-    resource = replace(config.resource, device="cpu")
-    config = replace(config, train=train, resource=resource)
+    config = replace(of_one_batch(config), resource=replace(config.resource, device="cpu"))
     image = discs(config.n_objects, tuple(config.train.patch_shape))
     with tempfile.TemporaryDirectory() as folder:
         paths = RunPaths(Path(folder))

@@ -11,7 +11,7 @@ from refsam.configuration.compose import compose
 from refsam.configuration.schema import RefsamConfig
 from refsam.records.paths import RunPaths
 from refsam.science.data import patch_loaders
-from refsam.science.fit import discs, make_optimizer_state, take
+from refsam.science.fit import discs, make_optimizer_state, of_one_batch, take
 from refsam.science.forecast import CPU_GAPS, CUBLAS_BYTES, PROCESS_GIB, Storages, fake_tensors, forecast
 from refsam.science.hardware import GIB
 from refsam.science.training.build import build_training
@@ -49,6 +49,15 @@ def test_what_is_computed_again_on_a_gpu_has_the_types_of_the_first_time() -> No
         for again in ("off", "on")
     ]
     assert peaks[1]["peak_gib"] < peaks[0]["peak_gib"]
+
+
+def test_a_step_of_two_patches_is_measured_and_forecast_with_two() -> None:
+    config = of_one_batch(compose([*SMALL, "train.batch_size=2"]))
+    image = discs(config.n_objects, tuple(config.train.patch_shape))
+    x, _ = next(iter(patch_loaders(config, [image], [image])[0]))
+    assert len(x) == 2
+    one, two = (forecast(compose([*SMALL, f"train.batch_size={n}"]), on_gpu=True) for n in (1, 2))
+    assert two["peak_gib"] - two["base_gib"] > 1.5 * (one["peak_gib"] - one["base_gib"])
 
 
 def _counted(config: RefsamConfig, folder: Path) -> float:
