@@ -4,7 +4,7 @@ import copy
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from refsam.configuration import compose as composition
 from refsam.configuration.schema import DatasetConfig, RefsamConfig
 from refsam.datasets.prepare import prepare
-from refsam.system import signals
+from refsam.system import imports, signals
 
 TESTS = Path(__file__).parent
 CONF = TESTS.parent / "conf"
@@ -101,6 +101,13 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Name a test when it fails: a run of all tests that is cut says what it has found."""
     if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
         print(f"\n{report.when} of {report.nodeid} failed in {report.duration:.0f} s", file=sys.__stderr__)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Import the modules of all tests as a run imports its own."""
+    with imports.kept():
+        return (yield)
 
 
 def pytest_sessionstart() -> None:

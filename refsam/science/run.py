@@ -6,12 +6,14 @@ Only a door, so that Ctrl-C is answered while PyTorch is imported, which takes s
 import sys
 from pathlib import Path
 
+from refsam.system import imports
 from refsam.system.signals import answering_ctrl_c
 
 
 def execute(root: Path) -> None:
     """Run the run in the directory `root` to its end. Raises what refsam.science.execution.execute raises."""
-    from refsam.science import execution
+    with imports.kept():
+        from refsam.science import execution
 
     execution.execute(root)
 
