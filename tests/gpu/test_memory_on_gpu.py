@@ -5,11 +5,13 @@ import io
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from bitsandbytes import functional
 from gpu_runs import execute, quick_config
 from pretended_gpu import gpu, place_in_refsam
+from segment_anything import SamPredictor
 from training_runs import rows
 
 from refsam.configuration.schema import DatasetConfig, RefsamConfig, TrainConfig
@@ -17,6 +19,9 @@ from refsam.records.metrics import read_metrics
 from refsam.records.paths import RunPaths
 from refsam.records.status import Reason, State, read_status
 from refsam.science import execution, fit
+from refsam.science.evaluation.images import embed
+from refsam.science.evaluation.prompts import ImagePrompts, decode_prompts
+from refsam.science.models import load_model
 from refsam.science.training import checkpoints
 from refsam.science.training.optimizers import build_optimizer, load_optimizer_state
 
@@ -165,3 +170,20 @@ def step(layers: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
     layers(torch.linspace(0, 1, 800, device="cuda").view(2, 400)).square().sum().backward()
     optimizer.step()
+
+
+def test_masks_leave_the_gpu_as_they_are_decoded(config: RefsamConfig) -> None:
+    peaks = []
+    with gpu(A100) as device:
+        predictor = SamPredictor(load_model(config.model, 0, "cuda").sam)
+        (tile,) = embed(predictor, np.zeros((512, 512, 3), dtype=np.uint8)).tiles
+        for count in (2, 4, 24):
+            boxes = np.tile([[10, 10, 200, 200]], (count, 1))
+            gc.collect()
+            device.peak = before = device.allocated
+            masks = decode_prompts(predictor, tile, ImagePrompts(None, None, boxes), 2, propose=False)
+            peaks.append(device.peak - before)
+            assert len(masks.masks) == count
+            assert masks.logits.shape[0] == count
+    # Of 20 objects more what the next round needs, twice where it is put together, and no mask of the image.
+    assert peaks[2] - peaks[1] < 20 * 2 * masks.logits[0].nbytes + 512 * 512

@@ -60,6 +60,12 @@ class ImagePrompts:
     boxes: NDArray[Any] | None
     logits: torch.Tensor | None = None
 
+    def batches(self, size: int) -> Iterator["ImagePrompts"]:
+        """The same prompts, `size` at a time."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        for first in range(0, max(map(len, given.values())), size):
+            yield replace(self, **{name: value[first : first + size] for name, value in given.items()})
+
 
 @dataclass(frozen=True)
 class DecodedMasks:
@@ -268,22 +274,24 @@ def decode_prompts(
             f"the model takes prompts in {frame} pixels, micro-sam gives them in {_PROMPT_FRAME}"
         )
     tile.select(predictor)
-    decoded = batched_inference(
-        LikeliestMask(predictor) if propose else predictor,
-        image=None,
-        batch_size=batch_size,
-        points=prompts.points,
-        point_labels=prompts.point_labels,
-        boxes=prompts.boxes,
-        logits_masks=prompts.logits,
-        multimasking=propose,
-        return_instance_segmentation=False,
-    )
-    return DecodedMasks(
-        [item["segmentation"].cpu().numpy() for item in decoded],
-        torch.stack([item["logits"] for item in decoded]),
-        [item["bbox"] for item in decoded],
-    )
+    masks, logits, boxes = [], [], []
+    # What is decoded leaves the GPU at once: all masks of an image may be more than it holds.
+    for batch in prompts.batches(batch_size):
+        for item in batched_inference(
+            LikeliestMask(predictor) if propose else predictor,
+            image=None,
+            batch_size=batch_size,
+            points=batch.points,
+            point_labels=batch.point_labels,
+            boxes=batch.boxes,
+            logits_masks=batch.logits,
+            multimasking=propose,
+            return_instance_segmentation=False,
+        ):
+            masks.append(item["segmentation"].cpu().numpy())
+            logits.append(item["logits"].clone())  # else all masks of the batch that were proposed stay
+            boxes.append(item["bbox"])
+    return DecodedMasks(masks, torch.stack(logits), boxes)
 
 
 def segment_prompts(
