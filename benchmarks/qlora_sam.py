@@ -9,6 +9,7 @@ same folder goes on where the first one stopped.
 """
 
 import argparse
+import importlib.util
 import shlex
 import subprocess
 import sys
@@ -64,6 +65,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="to draw and to train in")
     parser.add_argument("--seeds", default="0,1,2", help="of the study's runs (0,1,2)")
     options = parser.parse_args()
+    if importlib.util.find_spec("bitsandbytes") is None:  # before the first training, not after it
+        parser.error("needs bitsandbytes, which is not installed here: pip install '.[quantized]'")
     options.folder.mkdir(parents=True, exist_ok=True)
     draw(options.folder)
     for command, made in commands(options.seeds):
