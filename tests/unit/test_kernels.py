@@ -96,28 +96,3 @@ def test_a_plan_for_a_gpu_without_kernels_is_refused_unless_scripts_are_carried_
             refused.check()
     found("resource=gtx1080", "resource.device=cpu").check()
     found("resource=rtx5000").check()
-
-
-@pytest.mark.parametrize(
-    ("overrides", "needs"),
-    [
-        (("peft=qlora",), True),
-        (("peft=full", "train.optimizer=lion8bit"), True),
-        (("peft=full",), False),
-        (("kind=baseline", "peft=qlora"), False),
-    ],
-)
-def test_an_extra_that_is_missing_is_named_before_runs_start(overrides, needs, tmp_path, monkeypatch):
-    there = preflight.importlib.util.find_spec
-
-    def found(module):
-        return None if module == "bitsandbytes" else there(module)
-
-    monkeypatch.setattr(preflight.importlib.util, "find_spec", found)
-    config = compose(["model=vit_b", "n_objects=1", *overrides])
-    run = Run("a", config, "a run")
-    seen = preflight.preflight_of([run], RunsFolder(tmp_path), [], on_slurm=False, cluster=config.cluster)
-    sentence = (
-        f"{sys.executable} has no module bitsandbytes, which the runs import; install 'refsam[quantized]'"
-    )
-    assert seen.problems == ((sentence,) if needs else ())

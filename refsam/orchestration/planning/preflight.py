@@ -9,12 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from refsam.configuration.evaluation_place import used_resources
-from refsam.configuration.optimizers import BITSANDBYTES, OPTIMIZERS
-from refsam.configuration.schema import ClusterConfig, Kind, RefsamConfig
+from refsam.configuration.schema import ClusterConfig, RefsamConfig
 from refsam.datasets.pair import COCO
 from refsam.errors import ConfigError, SlurmUnavailable, os_reason
 from refsam.models.families import HUGGING_FACE
-from refsam.models.strategies import is_quantized
 from refsam.orchestration import machine
 from refsam.orchestration.planning.checkpoint_room import room_needed
 from refsam.orchestration.planning.kernels import kernels_problem
@@ -121,17 +119,11 @@ def _missing_modules(configs: Iterable[RefsamConfig]) -> list[str]:
     for config in configs:
         model = config.model
         needed |= MODULES | OF_ARCHITECTURES.get(model.architecture, {}) | OF_FAMILIES.get(model.family, {})
-        if config.kind is Kind.finetuning and _needs_bitsandbytes(config):
-            needed[BITSANDBYTES] = "'refsam[quantized]'"
     return [
         f"{sys.executable} has no module {module}, which the runs import; install {package}"
         for module, package in needed.items()
         if importlib.util.find_spec(module) is None
     ]
-
-
-def _needs_bitsandbytes(config: RefsamConfig) -> bool:
-    return is_quantized(config.peft) or OPTIMIZERS[config.train.optimizer].library == BITSANDBYTES
 
 
 def _folder_problems(folder: RunsFolder, needed: int) -> list[str]:
