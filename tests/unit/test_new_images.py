@@ -155,7 +155,7 @@ def test_a_sweep_that_found_nothing_says_so(folder: RunsFolder) -> None:
         write_metrics(folder.run(name).metrics, [{**Measurement("amg")._asdict(), "SA50": 0.0}])
     first, warning = choose_run("study", runs=folder.root).words.splitlines()
     assert first.endswith("by SA50 of amg: 0.000")
-    assert warning == "No run of this sweep found an object in its test images: expect nothing of its models."
+    assert warning == "With amg no run of this sweep found an object in a test image: expect none of it."
 
 
 @pytest.mark.parametrize(

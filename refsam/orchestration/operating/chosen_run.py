@@ -78,7 +78,7 @@ def _best(sweep: SweepPaths, folder: RunsFolder, metric: str, mode: str | None) 
     value, paths = max(measured[chosen], key=lambda each: each[0])
     words = f"run {paths.run_id}, the best of {len(measured[chosen])} by {metric} of {chosen}: {value:.3f}"
     if value == 0:
-        words += "\nNo run of this sweep found an object in its test images: expect nothing of its models."
+        words += f"\nWith {chosen} no run of this sweep found an object in a test image: expect none of it."
     return ChosenRun(paths, words)
 
 
