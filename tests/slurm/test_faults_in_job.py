@@ -74,10 +74,13 @@ def wait_for(folder, run_id, *states):
 
 
 def start_again_now(folder, run_id):
-    """Slurm lets a requeued job wait for two minutes; its time limit is what was asked for, again."""
+    """Slurm lets a requeued job wait for two minutes; its time limit is what was asked for, again.
+
+    It may not start in the second of its requeue: slurmd revokes credentials by the second.
+    """
     job_id = read_status(folder.run(run_id)).job_id
     wait_until(lambda: "PENDING" in slurm("squeue", "--noheader", f"--jobs={job_id}", "--format=%T"))
-    slurm("scontrol", "update", f"JobId={job_id}", "StartTime=now", f"TimeLimit={SMALL.time}")
+    slurm("scontrol", "update", f"JobId={job_id}", "StartTime=now+3", f"TimeLimit={SMALL.time}")
 
 
 def test_a_job_that_outgrows_its_memory_goes_on_with_a_smaller_chunk_without_queueing_again(folder):

@@ -238,7 +238,8 @@ def test_a_failed_run_whose_job_an_administrator_requeues_is_not_submitted_again
     assert refsam("retry", "study")["runs"] == []
     assert refsam("continue", "study")["runs"] == []
     (folder.run("a-0").root / "behaviour.txt").write_text("complete")
-    slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
+    # Not in the second of its requeue: slurmd revokes credentials by the second.
+    slurm("scontrol", "update", f"JobId={job}", "StartTime=now+3")
     wait_until(lambda: states(refsam)["a"] == ("completed", None))
     assert (job_id(folder, "a"), attempts(folder)["a"], count_starts(folder, "a")) == (job, 2, 2)
 
