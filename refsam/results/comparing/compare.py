@@ -1,7 +1,7 @@
 """Differences between settings, paired over test images: how large they are, and how sure."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -205,29 +205,17 @@ def paired_difference(baseline: Values, other: Values) -> Difference | None:
     seed in common, it is averaged over the seeds of each before the two are compared. The interval is a
     percentile bootstrap over images; that another training would give other values is not in it.
     """
-    common = tuple(seed for seed in baseline if seed in other)
-    if common:
-        seeds = common
-        first = {seed: baseline[seed] for seed in common}
-        second = {seed: other[seed] for seed in common}
-        pairs = _by_image(
-            {
-                (seed, image): (value, second[seed][image])
-                for seed in common
-                for image, value in first[seed].items()
-                if image in second[seed]
-            }
-        )
-    else:
+    seeds = tuple(seed for seed in baseline if seed in other)
+    pairs = [(baseline[seed], other[seed]) for seed in seeds]
+    if not seeds:
         seeds = tuple(other)
-        first, second = {-1: averaged(baseline)}, {-1: averaged(other)}
-        pairs = {
-            image: (value, second[-1][image]) for image, value in first[-1].items() if image in second[-1]
-        }
-    if not pairs:
+        pairs = [(averaged(baseline.values()), averaged(other.values()))]
+    first = averaged({image: one[image] for image in one if image in two} for one, two in pairs)
+    second = averaged({image: two[image] for image in one if image in two} for one, two in pairs)
+    if not first:
         return None
-    images = {image for values in (*first.values(), *second.values()) for image in values}
-    of_baseline, of_other = np.asarray(list(pairs.values()), dtype="float64").T
+    images = {image for pair in pairs for values in pair for image in values}
+    of_baseline, of_other = np.asarray(list(first.values())), np.asarray(list(second.values()))
     differences = (of_other - of_baseline).tolist()
     low, high = bootstrap_interval(differences, _SEED) or (None, None)
     return Difference(
@@ -237,8 +225,8 @@ def paired_difference(baseline: Values, other: Values) -> Difference | None:
         low=low,
         high=high,
         p=_wilcoxon(differences),
-        n_images=len(pairs),
-        n_left_out=len(images - set(pairs)),
+        n_images=len(first),
+        n_left_out=len(images) - len(first),
         seeds=seeds,
     )
 
@@ -280,29 +268,10 @@ def _wilcoxon(differences: list[float]) -> float | None:
     return float(wilcoxon(rounded).pvalue)
 
 
-def _by_image(pairs: Mapping[tuple[int, str], tuple[float, float]]) -> dict[str, tuple[float, float]]:
-    """Both values of each image, averaged over the seeds that have it."""
-    of_image: dict[str, list[tuple[float, float]]] = {}
-    for (_, image), pair in pairs.items():
-        of_image.setdefault(image, []).append(pair)
-    return {
-        image: (
-            math.fsum(first for first, _ in values) / len(values),
-            math.fsum(second for _, second in values) / len(values),
-        )
-        for image, values in of_image.items()
-    }
-
-
-def averaged(values: Values) -> dict[str, float]:
+def averaged(values: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """The value of each image, averaged over the seeds that have it."""
-    return {
-        image: mean
-        for image, (mean, _) in _by_image(
-            {
-                (seed, image): (value, value)
-                for seed, images in values.items()
-                for image, value in images.items()
-            }
-        ).items()
-    }
+    of_image: dict[str, list[float]] = {}
+    for of_seed in values:
+        for image, value in of_seed.items():
+            of_image.setdefault(image, []).append(value)
+    return {image: math.fsum(found) / len(found) for image, found in of_image.items()}

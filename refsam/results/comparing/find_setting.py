@@ -63,9 +63,8 @@ def setting_of_run(part: str, settings: list[Setting], frame: pd.DataFrame) -> S
             f"--baseline: run {matches[0]} is fold {row['fold']} of {row['folds']}, which are not complete, "
             "so there is nothing that others can be compared with"
         )
-    status = row["status"]
     raise ConfigError(
-        f"--baseline: run {matches[0]} is {status} and has nothing that others can be compared with"
+        f"--baseline: run {matches[0]} is {row['status']} and has nothing that others can be compared with"
     )
 
 
@@ -76,16 +75,11 @@ def _with_value(chosen: list[Setting], name: str, value: str, settings: list[Set
     if name not in names:
         hint = nearest(name, names)
         raise ConfigError(f"--baseline: {name!r} is no axis of settings{hint}; axes are {', '.join(names)}")
-    there = sorted({text for setting in settings if (text := _value(setting, name))})
+    there = sorted({text for setting in settings if (text := axis_text(setting.value(name)))})
     if not any(same_text(value, text) for text in there):
         hint = nearest(value, there) or f"; there are {', '.join(there) or 'none'}"
         raise ConfigError(f"--baseline={name}={value}, and nothing with results has it{hint}")
-    return [setting for setting in chosen if same_text(value, _value(setting, name))]
-
-
-def _value(setting: Setting, name: str) -> str:
-    """The value of an axis, or of a field that tells settings apart."""
-    return axis_text(setting.value(name))
+    return [setting for setting in chosen if same_text(value, axis_text(setting.value(name)))]
 
 
 def listed(texts: Iterable[str], between: str = "; ") -> str:

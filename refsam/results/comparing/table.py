@@ -16,10 +16,10 @@ from refsam.results.comparing.settings import AXES, RUN, varying
 from refsam.results.folds import SHARED_TRAINING, runs_of
 from refsam.results.provenance import provenance, write_sidecar
 from refsam.results.tables.fitted import Column, Shown, are_words, print_columns
-from refsam.results.tables.formats import as_markdown
+from refsam.results.tables.formats import markdown_table
 from refsam.results.tables.notes import OTHER_TEST_SETS, TOO_FEW
 from refsam.results.tables.table import AXES as TABLE_AXES
-from refsam.results.tables.wide import Cell, WideTable, axis_text
+from refsam.results.tables.wide import axis_text
 from refsam.system.files import write_text
 from refsam.system.terminal import standard_console
 
@@ -76,11 +76,7 @@ def print_comparisons(found: Comparisons, console: Console | None = None, shown:
     if constant:
         console.print(Text(f"The same for all: {', '.join(constant)}."))
     if found.rows:
-        table, titles = _wide(found, axes), _titles(found, axes)
-        rows = [
-            (*names, *(cell.text or "" for cell in cells if cell is not None))
-            for names, cells in zip(table.rows, table.cells, strict=True)
-        ]
+        titles, rows = _titles(found, axes), _lines(found, axes)
         columns = [
             Column(name, _BROKEN.get(name, title), cells, name in axes and are_words(cells), name == "mode")
             for (name, title), cells in zip(titles.items(), zip(*rows, strict=True), strict=True)
@@ -112,7 +108,8 @@ def markdown(found: Comparisons) -> str:
     axes, constant = _axes(found)
     said = [f"{found.metric} compared with {baseline_words(found)}."]
     said += [f"The same for all: {', '.join(constant)}."] if constant else []
-    table = as_markdown(_wide(found, axes))
+    titles = list(_titles(found, axes).values())
+    table = markdown_table(titles, _lines(found, axes), titles.index("test images"))
     return "\n".join([" ".join(said), "", table, *(f"- {note}" for note in notes(found))]) + "\n"
 
 
@@ -201,33 +198,12 @@ def _titles(found: Comparisons, axes: list[str]) -> dict[str, str]:
     }
 
 
-def _wide(found: Comparisons, axes: list[str]) -> WideTable:
-    titles = _titles(found, axes)
-    names = [name for name in titles if name in (*axes, "mode", "seeds")]
-    numbers = [name for name in titles if name not in names]
-    rows: list[tuple[str, ...]] = []
-    cells: list[list[Cell | None]] = []
-    for row in found.rows:
-        texts = {
-            **{axis: axis_text(row.setting.value(axis)) for axis in axes},
-            "mode": row.measured.words,
-            "seeds": " ".join(str(seed) for seed in row.difference.seeds if seed >= 0),
-            **_texts(row),
-        }
-        rows.append(tuple(texts[name] for name in names))
-        cells.append([Cell(row.difference.difference, None, 1, text=texts[name]) for name in numbers])
-    return WideTable(
-        title=found.metric,
-        row_axes=tuple(titles[name] for name in names),
-        rows=rows,
-        columns=[(titles[name],) for name in numbers],
-        metrics=[found.metric] * len(numbers),
-        cells=cells,
-        run_ids=found.run_ids,
-    )
+def _lines(found: Comparisons, axes: list[str]) -> list[list[str]]:
+    """The cells of each row, in the order of `_titles`."""
+    return [[_texts(row, axes)[name] for name in _titles(found, axes)] for row in found.rows]
 
 
-def _texts(row: Comparison) -> dict[str, str]:
+def _texts(row: Comparison, axes: list[str]) -> dict[str, str]:
     found = row.difference
     interval = (
         "none"
@@ -235,6 +211,9 @@ def _texts(row: Comparison) -> dict[str, str]:
         else f"{difference_text(found.low)} to {difference_text(found.high)}"
     )
     return {
+        **{axis: axis_text(row.setting.value(axis)) for axis in axes},
+        "mode": row.measured.words,
+        "seeds": " ".join(str(seed) for seed in found.seeds if seed >= 0),
         "n_test_images": str(found.n_images),
         "n_left_out": str(found.n_left_out),
         "baseline": f"{found.baseline:.3f}",

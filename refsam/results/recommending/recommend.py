@@ -73,25 +73,22 @@ def recommend(
         ConfigError: for a mode that own results are not of, and for several data sets of which none is
             chosen.
     """
-    if frame is None:
-        return _recommend(None, directories, limits, fits, metric, dataset, mode)
-    joined = join_folds(frame)
-    advice = _recommend(joined.frame, directories, limits, fits, metric, dataset, mode)
-    return replace(advice, notes=[*advice.notes, *(f"{sentence}." for sentence in joined.sentences)])
-
-
-def _recommend(
-    frame: pd.DataFrame | None,
-    directories: Directories,
-    limits: Constraints,
-    fits: Sequence[Fit],
-    metric: str,
-    dataset: str | None,
-    mode: str | None,
-) -> Advice:
-    own = None if frame is None else own_results(frame, directories, limits, fits, metric, dataset, mode)
+    joined = None if frame is None else join_folds(frame)
+    own = None
+    if joined is not None:
+        own = own_results(joined.frame, directories, limits, fits, metric, dataset, mode)
     if own is not None and (fitting := _one_of_each(within(own.candidates, limits))):
-        return _by_quality(own, fitting, directories, limits, metric)
+        advice = _by_quality(own, fitting, directories, limits, metric)
+    else:
+        advice = _by_what_is_known(own, limits, fits, metric, dataset)
+    incomplete = [] if joined is None else [f"{sentence}." for sentence in joined.sentences]
+    return replace(advice, notes=[*advice.notes, *incomplete])
+
+
+def _by_what_is_known(
+    own: OwnResults | None, limits: Constraints, fits: Sequence[Fit], metric: str, dataset: str | None
+) -> Advice:
+    """The advice where no own setting keeps the limits."""
     known = known_candidates(limits, fits)
     fitting = within(known, limits)
     if own is None:
@@ -223,7 +220,7 @@ def _with_interval(candidate: Candidate, images: ImageValues, mode: str) -> Cand
     """The candidate with the interval over test images, of all folds, each averaged over its seeds."""
     if candidate.setting is None or candidate.quality is None or len(candidate.setting.run_ids) < 2:
         return candidate  # a run has its interval in its own record
-    values = list(averaged(images.of(candidate.setting).get(Measurement(mode), {})).values())
+    values = list(averaged(images.of(candidate.setting).get(Measurement(mode), {}).values()).values())
     low, high = bootstrap_interval(values, _SEED) or (None, None)
     return replace(candidate, quality=replace(candidate.quality, low=low, high=high))
 

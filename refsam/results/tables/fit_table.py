@@ -8,6 +8,7 @@ from typing import Any
 
 from refsam.configuration.schema import RefsamConfig
 from refsam.records.fits import FORECAST, Fit, Largest
+from refsam.results.tables.formats import markdown_table
 from refsam.system.files import write_text
 
 COLUMNS = (
@@ -17,15 +18,10 @@ COLUMNS = (
     *("object_chunk", "checkpoint_encoder", "checkpoint_decoder"),
     *("simulated", "limited_by", "hardware", "threads", "precision"),
 )
-HEADINGS = {
-    "resource": "resource",
-    "model": "model",
-    "strategy": "strategy",
-    "setting": "objects asked for",
-    "micro_sam": "micro-sam's step",
-    "refsam": "refsam's step",
-    "how": "measured on",
-}
+HEADINGS = (
+    *("resource", "model", "strategy", "objects asked for"),
+    *("micro-sam's step", "refsam's step", "measured on"),
+)
 
 Row = dict[str, Any]
 
@@ -72,22 +68,17 @@ def write_table(table: Sequence[Row], path: Path) -> list[Path]:
 
 def markdown(table: Sequence[Row]) -> str:
     """The table for a README; simulated rows are marked."""
-    lines = ["| " + " | ".join(HEADINGS.values()) + " |", "|" + " --- |" * len(HEADINGS)]
-    lines += ["| " + " | ".join(_cells(row).values()) + " |" for row in table]
-    return "\n".join(lines) + "\n"
+    return markdown_table(HEADINGS, map(_cells, table))
 
 
-def _cells(row: Row) -> dict[str, str]:
+def _cells(row: Row) -> tuple[str, ...]:
+    """In the order of HEADINGS."""
+    memory = f" ({row['memory_gib']:g} GB)" if row["memory_gib"] else ""
     source = "" if row["settings_from"] is None else f" ({row['settings_from']})"
-    return {
-        "resource": f"{row['resource']} ({row['memory_gib']:g} GB)" if row["memory_gib"] else row["resource"],
-        "model": row["model"],
-        "strategy": row["strategy"],
-        "setting": f"{row['n_objects']}{source}",
-        "micro_sam": _largest(row, "micro_sam"),
-        "refsam": _largest(row, "refsam"),
-        "how": _how(row),
-    }
+    return (
+        *(f"{row['resource']}{memory}", row["model"], row["strategy"], f"{row['n_objects']}{source}"),
+        *(_largest(row, "micro_sam"), _largest(row, "refsam"), _how(row)),
+    )
 
 
 def _largest(row: Row, way: str) -> str:

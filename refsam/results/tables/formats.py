@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -64,19 +64,32 @@ def as_csv(table: WideTable) -> str:
 def as_markdown(table: WideTable) -> str:
     """For a README; the best of a row is bold."""
 
-    def escaped(text: str) -> str:
-        return text.replace("|", "\\|").replace("\n", " ")
-
-    headings = [*table.row_axes, *table.headings]
-    rules = [*(["---"] * len(table.row_axes)), *(["---:"] * len(table.columns))]
-    lines = ["| " + " | ".join(map(escaped, headings)) + " |", "| " + " | ".join(rules) + " |"]
+    lines = []
     for names, cells in zip(table.rows, table.cells, strict=True):
         texts = []
         for cell, metric in zip(cells, table.metrics, strict=True):
             text = cell_text(cell, metric)
             texts.append(f"**{text}**" if cell is not None and cell.best else text)
-        lines.append("| " + " | ".join([*map(escaped, names), *texts]) + " |")
-    return "\n".join([*lines, *(line for note in table.notes for line in ("", note))]) + "\n"
+        lines.append((*names, *texts))
+    text = markdown_table([*table.row_axes, *table.headings], lines, len(table.row_axes))
+    return text + "".join(f"\n{note}\n" for note in table.notes)
+
+
+def markdown_table(
+    headings: Sequence[str], lines: Iterable[Sequence[str]], n_names: int | None = None
+) -> str:
+    """Rows of texts as Markdown has them.
+
+    Args:
+        n_names: how many of the columns are words; the others are aligned as numbers. None: all.
+    """
+
+    def row(texts: Iterable[str]) -> str:
+        return "| " + " | ".join(text.replace("|", "\\|").replace("\n", " ") for text in texts) + " |\n"
+
+    n_words = len(headings) if n_names is None else n_names
+    rules = ["---"] * n_words + ["---:"] * (len(headings) - n_words)
+    return "".join(map(row, [headings, rules, *lines]))
 
 
 def as_latex(table: WideTable) -> str:

@@ -1,6 +1,5 @@
 """The table of the Hugging Face study: what each strategy reaches and costs, over seeds."""
 
-import io
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from refsam.records.paths import SweepPaths
 from refsam.results.fields import fields, heading, telling_apart
 from refsam.results.provenance import write_sidecar
 from refsam.results.tables.fitted import Column, Shown, are_words, print_columns
+from refsam.results.tables.formats import markdown_table
 from refsam.results.tables.table import ordered_modes
 from refsam.results.tables.wide import axis_text, refuse_mixtures
 from refsam.system.files import write_text
@@ -99,9 +99,7 @@ def write_strategies(sweep: SweepPaths, table: pd.DataFrame, origin: dict[str, A
 
     strategies.json says where it comes from.
     """
-    text = io.StringIO()
-    table.to_csv(text, index=False, lineterminator="\n")
-    write_text(sweep.strategies, text.getvalue())
+    write_text(sweep.strategies, table.to_csv(index=False, lineterminator="\n"))
     write_sidecar(sweep.strategies.with_suffix(""), origin, [sweep.strategies])
     return sweep.strategies
 
@@ -121,9 +119,7 @@ def print_strategies(table: pd.DataFrame, console: Console | None = None, shown:
 
 def markdown(table: pd.DataFrame) -> str:
     """The table for a document."""
-    headings = titles(table)
-    lines = [headings, ["---"] * len(headings), *(texts(row, table) for row in table.to_dict("records"))]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown_table(titles(table), [texts(row, table) for row in table.to_dict("records")])
 
 
 def titles(table: pd.DataFrame) -> Sequence[str]:
