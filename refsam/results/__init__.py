@@ -18,9 +18,8 @@ def load(sweep_name: str, runs: str | Path = "runs") -> "pd.DataFrame":
         ConfigError: when there is no such sweep; the message names the nearest.
         DamagedManifest: when the sweep's manifest is damaged.
     """
-    from refsam.records.paths import (
-        RunsFolder,
-    )  # pandas takes half a second; importing refsam.results does not
+    # pandas takes half a second; importing refsam.results does not
+    from refsam.records.paths import RunsFolder
     from refsam.results.collect import collect
     from refsam.results.sweeps import find_sweep
 

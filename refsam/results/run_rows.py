@@ -73,7 +73,8 @@ def run_rows(paths: RunPaths, run_id: str, overrides: dict[str, Any]) -> list[Ro
     problems: list[str] = []
     unreadable: list[str] = []  # of another person, who keeps it to themselves
 
-    def read(reader: Callable[[Path], Any], path: Path) -> dict[str, Any]:
+    def take(convert: Callable[[Any], Any], reader: Callable[[Path], Any], path: Path) -> Any:
+        """What `convert` makes of a record; nothing of one that is not there, or that cannot be used."""
         try:
             values = reader(path)
         except FileNotFoundError:  # not written yet
@@ -87,28 +88,21 @@ def run_rows(paths: RunPaths, run_id: str, overrides: dict[str, Any]) -> list[Ro
         if not isinstance(values, dict):
             problems.append(f"{path} is damaged: it is not a mapping")
             return {}
-        return values
+        try:
+            return convert(values) if values else {}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # not laid out as expected
+            named = str(path) in str(error)  # by who read it, in a sentence of its own
+            problems.append(str(error) if named else f"{path} is damaged: {type(error).__name__} {error}")
+            return {}
 
     row: Row = {"run_id": run_id, **_from_overrides(overrides)}
-    config = read(_read_config, paths.config)
-
-    def take_config(values: dict[str, Any]) -> Row:
-        check_name(paths.config, values)
-        return _from_config(values)
-
-    row |= _guarded(take_config, config, paths.config, problems)
+    row |= take(lambda values: _from_config(values, paths.config), _read_config, paths.config)
     is_known = not problems and not unreadable  # what the run is, so that its results mean something
-    row |= _guarded(_from_environment, read(read_json, paths.environment), paths.environment, problems)
-    row |= _guarded(_from_training, read(read_training, paths.training), paths.training, problems)
-    row |= _guarded(_from_savings, read(read_savings, paths.savings), paths.savings, problems)
-    row |= _guarded(_from_costs, read(read_json, paths.costs), paths.costs, problems)
-    measured: list[Row] = []
-
-    def take_metrics(values: dict[str, Any]) -> Row:
-        measured.extend(_from_metrics(values, paths.metrics))
-        return {}
-
-    _guarded(take_metrics, read(read_json, paths.metrics), paths.metrics, problems)
+    row |= take(_from_environment, read_json, paths.environment)
+    row |= take(_from_training, read_training, paths.training)
+    row |= take(_from_savings, read_savings, paths.savings)
+    row |= take(_from_costs, read_json, paths.costs)
+    measured = take(lambda values: _from_metrics(values, paths.metrics), read_json, paths.metrics)
     record = look_up(paths)
     status = record.status
     row |= {"attempts": status.attempt, "status": str(status.state), "message": status.message}
@@ -120,9 +114,7 @@ def run_rows(paths: RunPaths, run_id: str, overrides: dict[str, Any]) -> list[Ro
     if problems or unreadable:
         row["status"] = DAMAGED if problems else UNREADABLE
         row |= {"reason": None, "message": "; ".join([*problems, *unreadable])}
-    if not is_known:
-        measured = []
-    return [_typed(row | values) for values in measured] or [_typed(row)]
+    return [_typed(row | values) for values in (measured if is_known else ())] or [_typed(row)]
 
 
 def skipped_row(overrides: dict[str, Any], reason: str) -> Row:
@@ -140,20 +132,6 @@ def _read_config(path: Path) -> dict[str, Any]:
     """What the table needs of a configuration. Sections that runs have in common are parsed once."""
     values = dict(zip(SECTIONS, read_yaml_sections(path, *SECTIONS), strict=True))
     return {} if not any(values.values()) and not read_yaml(path) else values
-
-
-def _guarded(
-    take: Callable[[dict[str, Any]], Row], values: dict[str, Any], path: Path, problems: list[str]
-) -> dict[str, Any]:
-    """What `take` finds in a record; a record that is not laid out as expected is one of the problems."""
-    if not values:
-        return {}
-    try:
-        return take(values)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        named = str(path) in str(error)  # by who read it, in a sentence of its own
-        problems.append(str(error) if named else f"{path} is damaged: {type(error).__name__} {error}")
-        return {}
 
 
 def _from_overrides(overrides: dict[str, Any]) -> Row:
@@ -187,7 +165,8 @@ def _integer_or_none(value: Any) -> int | None:
     return int(text) if text.removeprefix("-").isdigit() else None
 
 
-def _from_config(config: dict[str, Any]) -> Row:
+def _from_config(config: dict[str, Any], path: Path) -> Row:
+    check_name(path, config)
     is_baseline = config["kind"] == BASELINE
     return {
         "kind": config["kind"],
@@ -243,19 +222,14 @@ def _from_environment(environment: dict[str, Any]) -> Row:
 
 
 def _from_training(training: dict[str, Any]) -> Row:
-    row: Row = {name: _number_or_none(training.get(name)) for name in TRAINING}
-    for name in set(INTEGERS) & set(TRAINING):
-        row[name] = None if row[name] is None else int(row[name])
+    row = {name: training.get(name) for name in TRAINING}
     if training.get("precision"):
         row["arithmetic"] = training["precision"]
     return row
 
 
 def _from_savings(savings: dict[str, Any]) -> Row:
-    row: Row = {name: savings.get(name) for name in SAVINGS}
-    for name in set(INTEGERS) & set(SAVINGS):
-        row[name] = None if row[name] is None else int(row[name])
-    return row
+    return {name: savings.get(name) for name in SAVINGS}
 
 
 def _from_costs(costs: dict[str, Any]) -> Row:

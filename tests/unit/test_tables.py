@@ -24,8 +24,8 @@ from refsam.results.provenance import one_line, provenance
 from refsam.results.published import PUBLISHED, published_runs
 from refsam.results.run_rows import INTEGERS
 from refsam.results.tables.formats import as_csv, as_latex, as_markdown, write_table
-from refsam.results.tables.studies import hugging_face_study, peft_study, resource_study, time_text
-from refsam.results.tables.wide import wide_table
+from refsam.results.tables.studies import hugging_face_study, peft_study, resource_study
+from refsam.results.tables.wide import time_text, wide_table
 from refsam.system.files import read_json, read_yaml, write_json, write_yaml
 
 CONFIG = {

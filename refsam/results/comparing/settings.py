@@ -14,7 +14,7 @@ from refsam.records.settings import SECTIONS, short_name, value_text
 from refsam.results.fields import part_of, telling_apart
 from refsam.results.folds import runs_of
 from refsam.results.run_rows import BASELINE
-from refsam.results.tables.wide import key_of, ordered_values
+from refsam.results.tables.wide import ordered_values, parts_by
 from refsam.system.files import read_yaml_sections
 
 AXES = ("dataset", "model", "weights", "resource", "strategy", "n_images", "n_objects")
@@ -93,7 +93,7 @@ def settings_of(frame: pd.DataFrame) -> list[Setting]:
         runs = runs.assign(**{axis: runs[axis].mask(baseline)})
     names = telling_apart(runs)
     axes = [*AXES, *names]
-    groups = {key_of(key): part for key, part in runs.groupby(axes, dropna=False, sort=False)}
+    groups = parts_by(runs, axes)
     found: list[Setting] = []
     for key in ordered_values(runs, axes):
         part = groups[key]

@@ -169,10 +169,7 @@ def series(frame: "pd.DataFrame", axes: Sequence[str] = ()) -> "pd.DataFrame":
     names = [name for name in telling_apart(frame) if name not in axes]
     of: dict[str, list[str]] = {"dataset": [], "model": [], "strategy": []}
     for name in names:
-        section = name.partition(".")[0]
-        of[{"dataset": "dataset", "evaluate": "dataset", "model": "model"}.get(section, "strategy")].append(
-            name
-        )
+        of[_NAMED_WITH.get(name.partition(".")[0], "strategy")].append(name)
     of_training = trained(frame)
     objects = of_training.groupby(["resource", "model", "strategy"], dropna=False)["n_objects"].nunique()
     if "n_objects" not in axes and (objects > 1).any():

@@ -15,7 +15,7 @@ from refsam.configuration.schema import ResourceConfig
 from refsam.records.fits import Fit
 from refsam.results.published import EARLY_STOPPING, EPOCHS, published_runs
 from refsam.results.recommending.candidates import Candidate, Constraints, Memory, Time
-from refsam.results.tables.studies import time_text
+from refsam.results.tables.wide import time_text
 
 _MORE_EPOCHS = round(epochs_until_stop(-1, EARLY_STOPPING))  # after the best one
 # Without published weights: nobody finetunes it for a result.

@@ -30,22 +30,14 @@ _CAN_DIFFER = ("dataset", "resource", "model", "weights")  # of what the quality
 
 
 @dataclass(frozen=True)
-class TableRow:
-    """A row: its names, and for each column a text and whether it is the best."""
-
-    names: tuple[str, ...]
-    cells: list[tuple[str, bool]]
-
-
-@dataclass(frozen=True)
 class ComparisonTable:
-    """A wide table as the page shows it."""
+    """A wide table as the page shows it. Lines: the names of a row, and text and "is best" of its cells."""
 
     title: str
     explanation: str
     axes: list[str]
     headings: list[str]
-    lines: list[TableRow]
+    lines: list[tuple[tuple[str, ...], list[tuple[str, bool]]]]
 
 
 @dataclass(frozen=True)
@@ -84,7 +76,7 @@ def comparisons(frame: pd.DataFrame) -> ComparisonTables:
 
 def _comparison(table: WideTable, title: str, explanation: str) -> ComparisonTable:
     lines = [
-        TableRow(
+        (
             names,
             [
                 (cell_text(cell, metric), cell is not None and cell.best)

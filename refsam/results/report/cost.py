@@ -1,7 +1,7 @@
 """What the runs have cost: hours, GPU hours, core hours, and an estimate of their energy."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +12,8 @@ import pandas as pd
 from refsam.records.attempts import read_attempts
 from refsam.records.paths import RunPaths
 from refsam.records.recovery import read_record
-from refsam.system.files import read_json, read_yaml, read_yaml_sections
+from refsam.results.report.sources import read_json_record
+from refsam.system.files import read_yaml, read_yaml_sections
 
 POWER = Path(__file__).with_name("power.yaml")
 SOURCE = "https://doi.org/10.1002/advs.202100707"
@@ -35,12 +36,10 @@ class Power:
 
     def of_gpu(self, name: str | None) -> float:
         """Watts of a GPU by its name."""
-        fitting = [
-            watts
-            for part, watts in self.gpus
-            if re.search(rf"\b{re.escape(part)}\b", name or "", re.IGNORECASE)
-        ]
-        return fitting[0] if fitting else self.watts_per_gpu
+        for part, watts in self.gpus:
+            if re.search(rf"\b{re.escape(part)}\b", name or "", re.IGNORECASE):
+                return watts
+        return self.watts_per_gpu
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def costs(frame: pd.DataFrame, runs: Mapping[str, RunPaths], power: Power) -> Co
     columns = ["run_id", "resource", "device"]
     for row in frame.loc[frame["run_id"].notna(), columns].drop_duplicates("run_id").to_dict("records"):
         paths = runs[row["run_id"]]
-        environment = _read(paths.environment)
+        environment = read_json_record(paths.environment)
         name = environment.get("gpu")
         cost = _cost(paths, environment, power)
         if cost.gpu_hours > 0:
@@ -112,7 +111,7 @@ def costs(frame: pd.DataFrame, runs: Mapping[str, RunPaths], power: Power) -> Co
 
 
 def _cost(paths: RunPaths, environment: dict[str, Any], power: Power) -> Cost:
-    recorded = _read(paths.costs)
+    recorded = read_json_record(paths.costs)
     status = read_record(paths)
     attempts = read_attempts(paths, status.attempt)
     if recorded:
@@ -143,20 +142,10 @@ def _hours(start: str | None, end: str | None) -> float:
 def _request(paths: RunPaths) -> Mapping[str, Any]:
     """What Slurm was asked for; nothing where the configuration cannot be read."""
     try:
-        found: Sequence[Any] = read_yaml_sections(paths.config, "resource")
-        request = found[0]["request"]
+        request = read_yaml_sections(paths.config, "resource")[0]["request"]
     except (FileNotFoundError, KeyError, TypeError, ValueError):
         return {}
     return request if isinstance(request, dict) else {}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A record of JSON; nothing where it is not written or damaged, which the table says."""
-    try:
-        values = read_json(path)
-    except (FileNotFoundError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def _number(value: Any) -> float:

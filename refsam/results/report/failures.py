@@ -1,7 +1,7 @@
 """The runs that failed: why, in which attempts, and how their logs end."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -16,19 +16,6 @@ from refsam.results.tables.table import run_words, varying_axes
 FAILED = "failed"
 LINES, BYTES = 60, 6_000  # of a log's end
 MOST = 100  # failed runs with a section of their own: with more, the report would be too large to send
-
-
-@dataclass(frozen=True)
-class AttemptLine:
-    """One execution of a failed run."""
-
-    number: int
-    reason: str
-    message: str
-    host: str
-    started_at: str
-    ended_at: str
-    settings: str
 
 
 @dataclass(frozen=True)
@@ -50,7 +37,7 @@ class Failure:
     job_id: str
     host: str
     ended_at: str
-    attempts: list[AttemptLine]
+    attempts: list[Attempt]
     log: str | None
     log_path: str | None
 
@@ -83,8 +70,8 @@ def failures(frame: pd.DataFrame, runs: Mapping[str, RunPaths]) -> Failures:
                 host=_words(row["host"]),
                 ended_at=_words(row["ended_at"]),
                 attempts=[
-                    _attempt_line(count, each)
-                    for count, each in enumerate(read_attempts(paths, last), start=1)
+                    replace(each, message=printable(each.message or ""))
+                    for each in read_attempts(paths, last)
                 ],
                 log=log,
                 log_path=log_path,
@@ -102,18 +89,6 @@ def _log(paths: RunPaths) -> tuple[str | None, str | None]:
         return printable(log_end(found[1], LINES, BYTES)), path
     except OSError as error:  # another person's log may not be readable
         return f"It cannot be read: {os_reason(error)}.", path
-
-
-def _attempt_line(number: int, attempt: Attempt) -> AttemptLine:
-    return AttemptLine(
-        number=number,
-        reason=_words(attempt.reason) or _words(attempt.state) or "not known",
-        message=printable(attempt.message or ""),
-        host=attempt.host or "",
-        started_at=attempt.started_at or "",
-        ended_at=attempt.ended_at or "",
-        settings=", ".join(f"{name}={value}" for name, value in attempt.settings.items()),
-    )
 
 
 def _words(value: Any) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
+from refsam.configuration.frozen import leaves
 from refsam.records.paths import RunPaths
-from refsam.system.files import read_json
+from refsam.results.report.sources import read_json_record
 
 _SECTION = re.compile(r"^(?=[^\s#-])", re.MULTILINE)  # a line that begins a top-level key
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -104,7 +105,9 @@ def environments(runs: Mapping[str, RunPaths], models: Mapping[str, str]) -> Env
     Args:
         models: the model of each run.
     """
-    read = {run_id: values for run_id, paths in runs.items() if (values := _environment(paths))}
+    read = {
+        run_id: values for run_id, paths in runs.items() if (values := read_json_record(paths.environment))
+    }
     versions: dict[str, Counter[str]] = {}
     commits: Counter[str] = Counter()
     weights: dict[str, Counter[str]] = {}
@@ -155,14 +158,6 @@ def _machine(values: dict[str, Any]) -> Machine:
     )
 
 
-def _environment(paths: RunPaths) -> dict[str, Any] | None:
-    try:
-        values = read_json(paths.environment)
-    except (FileNotFoundError, ValueError):  # a damaged one is named by the table
-        return None
-    return values if isinstance(values, dict) else None
-
-
 def _mapping(value: Any) -> dict[Any, Any]:
     return value if isinstance(value, dict) else {}
 
@@ -184,16 +179,7 @@ def _settings(section: str) -> Sequence[tuple[str, str]]:
         return ()
     if not isinstance(values, dict):
         raise ValueError("it is not a mapping")
-    return tuple(_flat("", values))
-
-
-def _flat(prefix: str, values: dict[Any, Any]) -> Iterable[tuple[str, str]]:
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
-            yield from _flat(f"{name}.", value)
-        else:
-            yield (
-                name,
-                value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str),
-            )
+    return tuple(
+        (name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
+        for name, value in leaves(values).items()
+    )

@@ -5,9 +5,11 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from refsam.records.paths import RunsFolder, SweepPaths
 from refsam.results.sweeps import Manifest, read_manifest
+from refsam.system.files import read_json
 from refsam.system.terminal import ESCAPES
 
 PROGRAM = ("python", "-m", "refsam.sweep")
@@ -54,6 +56,15 @@ def asked_sweeps(sweeps: Sequence[tuple[SweepPaths, RunsFolder]]) -> list[AskedS
             )
         )
     return found
+
+
+def read_json_record(path: Path) -> dict[str, Any]:
+    """A record of JSON; nothing where it is not written or damaged, which the table says."""
+    try:
+        values = read_json(path)
+    except (FileNotFoundError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def printable(text: str) -> str:

@@ -15,7 +15,9 @@ from refsam.results.tables.wide import (
     cell_of,
     has_several,
     ordered_values,
+    parts_by,
     refuse_mixtures,
+    time_text,
     value_text,
     with_baselines_everywhere,
     with_best,
@@ -47,16 +49,13 @@ def resource_study(frame: pd.DataFrame, published: pd.DataFrame | None = None) -
     runs = frame[(frame["strategy"] != BASELINE) & frame["best_epoch"].notna()].drop_duplicates("run_id")
     axes = (*_telling_apart(runs, (*_RESOURCE_AXES, "n_images")), *_RESOURCE_AXES, *telling_apart(runs))
     refuse_mixtures(runs, {*axes, "n_images", *_ONCE})
-    rows = list(dict.fromkeys(runs[list(axes)].itertuples(index=False, name=None)))
+    groups = parts_by(runs, axes)
     counts = sorted({int(count) for count in runs["n_images"]})
     cells: list[list[Cell | None]] = []
-    for row in rows:
+    for part in groups.values():
         line: list[Cell | None] = []
         for count in counts:
-            chosen = runs["n_images"] == count
-            for axis, value in zip(axes, row, strict=True):
-                chosen &= runs[axis].isna() if pd.isna(value) else runs[axis] == value
-            own = runs[chosen]
+            own = part[part["n_images"] == count]
             line += [_epoch_and_time(own)] if published is None else _beside(own, published)
         cells.append(line)
     kinds = [()] if published is None else [("measured",), ("published",), ("difference",)]
@@ -64,7 +63,7 @@ def resource_study(frame: pd.DataFrame, published: pd.DataFrame | None = None) -
     return WideTable(
         title="Best epoch and training time until then (h:mm:ss)",
         row_axes=axes,
-        rows=[tuple(map(axis_text, row)) for row in rows],
+        rows=[tuple(map(axis_text, row)) for row in groups],
         columns=columns,
         metrics=["best_epoch"] * len(columns),
         cells=cells,
@@ -97,12 +96,6 @@ STUDIES: Mapping[str, Callable[[pd.DataFrame], WideTable]] = {
     "peft": peft_study,
     "hugging_face": hugging_face_study,
 }
-
-
-def time_text(seconds: float) -> str:
-    """h:mm:ss."""
-    minutes, second = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
 
 
 def _epoch_and_time(runs: pd.DataFrame) -> Cell | None:
@@ -148,11 +141,8 @@ def _methods(
         measured = with_baselines_everywhere(measured)
     rows = ordered_values(measured, axes)
     columns: list[list[Cell | None]] = [[] for _ in (*names, *quality)]
-    for row in rows:
-        chosen = pd.Series(True, index=measured.index)
-        for axis, value in zip(axes, row, strict=True):
-            chosen &= measured[axis].isna() if value is None else measured[axis] == value
-        part = measured[chosen]
+    groups = parts_by(measured, axes)
+    for part in (groups[row] for row in rows):
         for number, name in enumerate(names):
             source, factor = _UNITS[name]
             values = part if "mode" in axes else part.drop_duplicates("run_id")

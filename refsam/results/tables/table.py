@@ -11,6 +11,7 @@ from refsam.records.settings import short_name, value_text
 from refsam.results.collect import BASELINE, first_prompt
 from refsam.results.fields import fields, of_trained, telling_apart
 from refsam.results.tables.fitted import Column, Shown, are_words, print_columns
+from refsam.results.tables.wide import time_text
 from refsam.system.terminal import standard_console
 
 # The order of this list is the order of columns and of rows.
@@ -175,7 +176,4 @@ def _decimals(value: Any, digits: int = 3) -> str:
 
 
 def _duration(seconds: Any) -> str:
-    if pd.isna(seconds):
-        return ""
-    minutes, second = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
+    return "" if pd.isna(seconds) else time_text(seconds)

@@ -139,9 +139,7 @@ def wide_table(
 
     row_values = ordered_values(measured, rows)
     column_values = ordered_values(measured, columns)
-    grouped: dict[tuple[Any, ...], pd.DataFrame] = {
-        key_of(key): part for key, part in measured.groupby([*rows, *columns], dropna=False, sort=False)
-    }
+    grouped = parts_by(measured, (*rows, *columns))
     cells: list[list[Cell | None]] = []
     for row in row_values:
         line: list[Cell | None] = []
@@ -227,6 +225,12 @@ def value_text(value: float, metric: str) -> str:
     if metric.startswith(("seconds", "elapsed", "queue")):
         return f"{value:.1f}" if value >= 10 else f"{value:.3f}"
     return f"{value:.2f}" if metric in ("peak_memory_gib", "gpu_hours", "max_rss_gib") else f"{value:.3f}"
+
+
+def time_text(seconds: float) -> str:
+    """h:mm:ss."""
+    minutes, second = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
 
 
 def cell_text(cell: Cell | None, metric: str) -> str:
@@ -318,6 +322,12 @@ def key_of(values: Any) -> tuple[Any, ...]:
     """Values of axes as they are looked up by; None for a missing one."""
     given = tuple(values) if isinstance(values, tuple) else (values,)
     return tuple(None if pd.isna(value) else value for value in given)
+
+
+def parts_by(frame: pd.DataFrame, axes: Sequence[str]) -> dict[tuple[Any, ...], pd.DataFrame]:
+    """The rows of each combination of values, by `key_of` them; in the order of the rows."""
+    groups = frame.groupby(list(axes), dropna=False, sort=False)
+    return {key_of(key): part for key, part in groups}
 
 
 def _order(axis: str, value: Any) -> tuple[int, float, str]:

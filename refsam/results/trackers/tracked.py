@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from refsam.configuration.frozen import leaves
 from refsam.records.attempts import read_attempt
 from refsam.records.history import read_history
 from refsam.records.metrics import METRICS, Measurement
@@ -23,16 +24,7 @@ Value = str | int | float | bool
 
 # Of config.yaml: what the result depends on, and no path of this machine.
 _SECTIONS = (
-    "kind",
-    "n_images",
-    "n_objects",
-    "seed",
-    "resource",
-    "model",
-    "peft",
-    "dataset",
-    "train",
-    "evaluate",
+    *("kind", "n_images", "n_objects", "seed", "resource", "model", "peft", "dataset", "train", "evaluate"),
 )
 _LEFT_OUT = ("resource.request.", "resource.settings.", "dataset.root", "dataset.archive")
 _TAGS = {
@@ -121,22 +113,12 @@ def _parameters(paths: RunPaths) -> dict[str, Value]:
         raise ValueError(f"{paths.config} is not there") from error
     if not isinstance(config, dict):
         raise ValueError(f"{paths.config} is damaged: it is not a mapping")
-    flat: dict[str, Value] = {}
-    for section in _SECTIONS:
-        _flatten(config.get(section), section, flat)
-    return {name: value for name, value in flat.items() if not name.startswith(_LEFT_OUT)}
-
-
-def _flatten(value: Any, name: str, into: dict[str, Value]) -> None:
-    """Values by dotted names; lists as JSON; nothing for what is not given."""
-    if isinstance(value, dict):
-        for key, child in value.items():
-            _flatten(child, f"{name}.{key}", into)
-    elif isinstance(value, list):
-        if value:
-            into[name] = json.dumps(value)
-    elif value is not None:
-        into[name] = value
+    flat = leaves({section: config.get(section) for section in _SECTIONS})
+    return {
+        name: json.dumps(value) if isinstance(value, list) else value
+        for name, value in flat.items()
+        if not name.startswith(_LEFT_OUT) and value not in (None, [], {})
+    }
 
 
 def _epochs(paths: RunPaths, began: float) -> list[Epoch]:
