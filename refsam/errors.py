@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class ConfigError(Exception):
@@ -41,6 +41,11 @@ def os_problem(error: OSError) -> str:
 def os_reason(error: OSError) -> str:
     """What went wrong, without the file; libraries raise errors that have no text of the system's."""
     return error.strerror or (os.strerror(error.errno) if error.errno else str(error)) or type(error).__name__
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first of some names, and a sign where there are more; `none` of no name."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "") or "none"
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:

@@ -41,7 +41,7 @@ from refsam.configuration.schema import DatasetConfig, ModelConfig
 from refsam.datasets.coco_writing import labels_to_coco
 from refsam.datasets.listing import list_pairs
 from refsam.datasets.pairs import read_pair_labels
-from refsam.datasets.reading import read_image, read_labels
+from refsam.datasets.reading import open_image, open_labels
 from refsam.errors import ConfigError
 from refsam.models.families import MICRO_SAM
 from refsam.models.weights_file import architecture_problem, weights_problem
@@ -236,7 +236,7 @@ def images() -> Group:
     arrays = {"grey.h5": hdf5(pixels()[0]), "packed.h5": hdf5(pixels()[1], compression="gzip")}
     return Group(
         {**lossless(), **with_loss(), **arrays},
-        lambda path: read_image(path, key_of(path)),
+        lambda path: open_image(path, key_of(path)).pixels(),
         suffixes=(".png", ".tif", ".jpg", ".txt", ".TIFF"),
         extra=claims(),
     )
@@ -245,7 +245,7 @@ def images() -> Group:
 def labels() -> Group:
     return Group(
         {**lossless(), **with_loss(), "grey.h5": hdf5(pixels()[0], compression="gzip")},
-        lambda path: read_labels(path, key_of(path)),
+        lambda path: open_labels(path, key_of(path)),
         suffixes=(".png", ".tif", ".bmp", ".csv"),
         extra=claims(),
     )

@@ -4,8 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from refsam.commands.options import COMPLETED, Commands, add_command
-from refsam.commands.overrides import add_overrides, configurations
+from refsam.commands.options import COMPLETED, Commands, add_command, add_overrides, configurations
 from refsam.system.terminal import standard_console
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from refsam.commands.options import (
     add_json,
     open_folder,
     print_json,
+    say,
 )
 from refsam.errors import ConfigError, nearest
 from refsam.system.terminal import standard_console
@@ -92,7 +92,7 @@ def _cancel(options: argparse.Namespace) -> int:
 
     folder = open_folder(options)
     target = find_target(options.target, folder)
-    done = cancel(lambda: _look(target, folder), folder, not target.is_run, lambda text: _say([text]))
+    done = cancel(lambda: _look(target, folder), folder, not target.is_run, say)
     unknown = [f"run {run.run_id} is left alone: {run.damaged}" for run in done.runs if _is_unreadable(run)]
     if done.jobs:
         _look(target, folder)  # those that never ran cannot write their last word; it is written here
@@ -114,7 +114,7 @@ def _cancel(options: argparse.Namespace) -> int:
             )
         if done.asked:
             print(f"{_count(done.asked)} of {target.words} on this machine asked to stop.")
-    _say([*done.impossible, *unknown, *done.notes])
+    say(*done.impossible, *unknown, *done.notes)
     return FAILED if done.impossible or unknown else COMPLETED
 
 
@@ -164,7 +164,7 @@ def _again(
     _mend(state.runs, folder)
     chosen, outside = [run for run in state.runs if wanted(run) and run.can_start], 0
     impossible = [f"run {run.run_id} is left out: {run.damaged}" for run in state.runs if not run.can_start]
-    _say([*impossible, *state.notes])
+    say(*impossible, *state.notes)
     console = standard_console(stderr=options.json, highlight=False)
     if chosen:
         from refsam.orchestration.submission.resubmit import resubmit
@@ -230,11 +230,6 @@ def _reasons(text: str) -> set[str]:
     if not given:
         raise ConfigError(f"--reason must be one of {', '.join(allowed)}, got nothing")
     return given
-
-
-def _say(sentences: Sequence[str]) -> None:
-    for sentence in sentences:
-        print(f"refsam: {sentence}", file=sys.stderr)
 
 
 def _count(runs: Sequence[object]) -> str:

@@ -1,7 +1,6 @@
 """`refsam evaluate`: finished runs measured in other modes, only what is missing."""
 
 import argparse
-import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from refsam.commands.options import (
     add_json,
     open_folder,
     print_json,
+    say,
 )
 from refsam.errors import ConfigError
 from refsam.system.terminal import standard_console
@@ -66,21 +66,17 @@ def _evaluate(options: argparse.Namespace) -> int:
         print(f"Nothing of {target.words} is to be measured.")
     if done.unfinished:
         words = "1 run is" if len(done.unfinished) == 1 else f"{len(done.unfinished)} runs are"
-        print(f"refsam: {words} not finished and left alone", file=sys.stderr)
-    for sentence in done.unusable:
-        print(f"refsam: {sentence}", file=sys.stderr)
+        say(f"{words} not finished and left alone")
+    say(*done.unusable)
     return FAILED if done.unusable or "failed" in done.states.values() else COMPLETED
 
 
 def _wanted(overrides: list[str]) -> "tuple[set[str], EvaluateConfig]":
     """The fields of `evaluate` that the overrides name, and their values."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
     from refsam.configuration.compose import compose
-    from refsam.configuration.composition_errors import explain
+    from refsam.configuration.composition_errors import explained
     from refsam.configuration.evaluation_place import evaluation_resource
-    from refsam.configuration.overrides import split_override
+    from refsam.configuration.text_values import split_override
     from refsam.orchestration.planning.checks import check_values
     from refsam.records.measurements import EXTENDABLE
 
@@ -95,13 +91,8 @@ def _wanted(overrides: list[str]) -> "tuple[set[str], EvaluateConfig]":
                 f"evaluate=FILE, {fields}"
             )
         named |= {field.partition(".")[0]} if field else set(EXTENDABLE)
-    try:
+    with explained():
         config = compose(overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        sentence = explain(error)
-        if sentence is None:
-            raise
-        raise ConfigError(sentence) from error
     check_values(config)
     place = evaluation_resource(config.evaluate.where, lambda chosen: compose([chosen]))
     return named, replace(config.evaluate, resource=place)

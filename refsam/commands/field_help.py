@@ -10,7 +10,6 @@ import inspect
 import io
 import textwrap
 import tokenize
-import types
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from refsam.configuration import schema
+from refsam.configuration.frozen import leaves, required
 from refsam.configuration.resources import folder
 from refsam.orchestration.planning.checks import allowed_values, choices
 from refsam.system.files import read_yaml
@@ -98,8 +98,8 @@ def _fields(kind: type[Any], prefix: str) -> Iterator[Field]:
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         name = f"{prefix}{field.name}"
-        nested = _dataclass(hints[field.name])
-        if nested is not None:
+        nested = required(hints[field.name])
+        if isinstance(nested, type) and dataclasses.is_dataclass(nested):
             yield from _fields(nested, f"{name}.")
         else:
             members = _members(hints[field.name])
@@ -107,14 +107,6 @@ def _fields(kind: type[Any], prefix: str) -> Iterator[Field]:
             is_open = field.default in (MISSING, None, dataclasses.MISSING)
             default = None if is_open else _text(field.default)
             yield Field(name, words, default, choices(name) or members)
-
-
-def _dataclass(hint: Any) -> type[Any] | None:
-    """The dataclass that a field holds, optional or not."""
-    candidates = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return next(
-        (each for each in candidates if isinstance(each, type) and dataclasses.is_dataclass(each)), None
-    )
 
 
 def _members(hint: Any) -> tuple[str, ...]:
@@ -161,15 +153,7 @@ def defaults() -> dict[str, str]:
             if path.exists():
                 found = read_yaml(path)
                 values |= found if group == "n_train_images" else {group: found}
-    return {name: _text(value) for name, value in _leaves(values, "")}
-
-
-def _leaves(values: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+    return {name: _text(value) for name, value in leaves(values).items() if value != {}}
 
 
 def _text(value: Any) -> str:

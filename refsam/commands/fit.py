@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refsam.commands.options import COMPLETED, Commands, add_command, add_json, print_json
+from refsam.commands.options import COMPLETED, Commands, add_command, add_json, positive, print_json, whole
 from refsam.errors import ConfigError
 from refsam.records.paths import default_runs
 
@@ -33,12 +33,24 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for a sweep")
     parser.add_argument(
-        "--limit-gb", type=_positive, metavar="GIB", help="memory, in place of the resource's (simulated)"
+        "--limit-gb",
+        type=positive("--limit-gb and --minutes"),
+        metavar="GIB",
+        help="memory, in place of the resource's (simulated)",
     )
     parser.add_argument(
-        "--max-objects", type=_whole, default=45, metavar="N", help="look for no more objects (45)"
+        "--max-objects",
+        type=whole("--max-objects"),
+        default=45,
+        metavar="N",
+        help="look for no more objects (45)",
     )
-    parser.add_argument("--minutes", type=_positive, metavar="M", help="begin no step after M minutes")
+    parser.add_argument(
+        "--minutes",
+        type=positive("--limit-gb and --minutes"),
+        metavar="M",
+        help="begin no step after M minutes",
+    )
     parser.add_argument(
         "--engine", choices=("refsam", "micro_sam"), help="only one of the two steps; without: both"
     )
@@ -54,22 +66,6 @@ def add(commands: Commands) -> None:
         "--table", action="store_true", help="measure nothing; the table of all resources and known fits"
     )
     add_json(parser)
-
-
-def _positive(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise ConfigError(f"--limit-gb and --minutes must be a number > 0, got {text!r}")
-    return number
-
-
-def _whole(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise ConfigError(f"--max-objects must be an integer >= 1, got {text!r}")
-    return int(text)
 
 
 def _fit(options: argparse.Namespace) -> int:

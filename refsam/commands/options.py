@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,7 @@ from refsam.errors import ConfigError
 from refsam.records.paths import default_runs
 
 if TYPE_CHECKING:
+    from refsam.configuration.schema import RefsamConfig
     from refsam.records.paths import RunsFolder
     from refsam.results.figures.page import Page
 
@@ -84,3 +87,56 @@ def open_folder(options: argparse.Namespace) -> "RunsFolder":
 
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def say(*sentences: str) -> None:
+    """Tell on standard error what is beside the answer."""
+    for sentence in sentences:
+        print(f"refsam: {sentence}", file=sys.stderr)
+
+
+def positive(option: str) -> Callable[[str], float]:
+    """What reads a number above 0 from an option's text. Raises ConfigError for anything else."""
+
+    def read(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not 0 < number < math.inf:
+            raise ConfigError(f"{option} must be a number > 0, got {text!r}")
+        return number
+
+    return read
+
+
+def whole(option: str) -> Callable[[str], int]:
+    """What reads an integer from 1 from an option's text. Raises ConfigError for anything else."""
+
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdigit()) or int(text) < 1:
+            raise ConfigError(f"{option} must be an integer >= 1, got {text!r}")
+        return int(text)
+
+    return read
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """The options that `configurations` reads: one command line for all commands that take overrides."""
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="as for a sweep, such as model=vit_b,vit_b_lm"
+    )
+    parser.add_argument(
+        "-m", "--multirun", action="store_true", help="as for a sweep; changes nothing, commas are enough"
+    )
+    parser.add_argument("--config-name", metavar="NAME", help="a named sweep")
+    parser.add_argument("--config-dir", metavar="FOLDER", help="where your own choices are")
+
+
+def configurations(options: argparse.Namespace) -> list["RefsamConfig"]:
+    """The configurations of all runs that were asked for. Raises ConfigError for what cannot be composed."""
+    from refsam.configuration.compose import compose_sweep
+    from refsam.configuration.composition_errors import explained
+
+    with explained():
+        return list(compose_sweep(options.overrides, options.config_name, options.config_dir))

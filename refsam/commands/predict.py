@@ -2,12 +2,11 @@
 
 import argparse
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refsam.commands.options import BAD_INPUT, COMPLETED, Commands, add_command
+from refsam.commands.options import BAD_INPUT, COMPLETED, Commands, add_command, say
 from refsam.errors import ConfigError
 from refsam.records.metrics import METRICS
 from refsam.system.terminal import standard_console
@@ -133,10 +132,8 @@ def _segment(predictor: "Predictor", images: "Sequence[NewImage]") -> int:
 
     missing = [image for image in images if not predictor.is_complete(image)]
     if is_default(predictor):
-        print(
-            f"refsam: mode {predictor.mode} was not evaluated in this run, so micro-sam's default parameters "
-            "are used",
-            file=sys.stderr,
+        say(
+            f"mode {predictor.mode} was not evaluated in this run, so micro-sam's default parameters are used"
         )
     found, problems = 0, []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -153,5 +150,5 @@ def _segment(predictor: "Predictor", images: "Sequence[NewImage]") -> int:
     skipped = f", {before} were complete" if before else ""
     print(f"{done} images segmented ({predictor.mode}), {found} objects{skipped}: {predictor.folder.root}")
     if problems:
-        print(f"refsam: {len(problems)} of {len(images)} images could not be segmented", file=sys.stderr)
+        say(f"{len(problems)} of {len(images)} images could not be segmented")
     return BAD_INPUT if problems else COMPLETED

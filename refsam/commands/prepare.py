@@ -2,8 +2,7 @@
 
 import argparse
 
-from refsam.commands.options import COMPLETED, Commands, add_command
-from refsam.commands.overrides import add_overrides, configurations
+from refsam.commands.options import COMPLETED, Commands, add_command, add_overrides, configurations
 from refsam.errors import ConfigError
 
 
@@ -23,7 +22,7 @@ def add(commands: Commands) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    from refsam.configuration.overrides import split_override
+    from refsam.configuration.text_values import split_override
     from refsam.models.families import HUGGING_FACE, model_problem
 
     configs = configurations(options)

@@ -1,7 +1,6 @@
 """`refsam recommend`: which setting to use on a machine, by own results or by what is published."""
 
 import argparse
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,9 @@ from refsam.commands.options import (
     add_command,
     add_json,
     open_folder,
+    positive,
     print_json,
+    whole,
 )
 from refsam.commands.selection import Selection, add_join, name_problems, say_problems, selected
 from refsam.errors import ConfigError, nearest
@@ -45,41 +46,24 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("sweeps", metavar="SWEEP", nargs="*", help="names of sweeps (all)")
     add_join(parser)
-    parser.add_argument("--memory", type=_memory, metavar="GB", help="memory of the GPU, or main memory")
+    parser.add_argument(
+        "--memory", type=positive("--memory"), metavar="GB", help="memory of the GPU, or main memory"
+    )
     parser.add_argument("--gpu", action="store_true", help="the training runs on a GPU")
     parser.add_argument("--cpu", action="store_true", help="the training runs on the processor")
-    parser.add_argument("--hours", type=_hours, metavar="H", help="that one training may take (any)")
     parser.add_argument(
-        "--n-images", type=_n_images, metavar="N", help="annotated images that there are to train on (any)"
+        "--hours", type=positive("--hours"), metavar="H", help="that one training may take (any)"
+    )
+    parser.add_argument(
+        "--n-images",
+        type=whole("--n-images"),
+        metavar="N",
+        help="annotated images that there are to train on (any)",
     )
     parser.add_argument("--dataset", metavar="NAME", help="of the results (the one that there is)")
     parser.add_argument("--mode", help="of the evaluation (the first of box, point, others)")
     parser.add_argument("--metric", default="SA50", help="what is best (SA50)")
     add_json(parser)
-
-
-def _memory(text: str) -> float:
-    return _positive("--memory", text)
-
-
-def _hours(text: str) -> float:
-    return _positive("--hours", text)
-
-
-def _positive(option: str, text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise ConfigError(f"{option} must be a number > 0, got {text!r}")
-    return number
-
-
-def _n_images(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) < 1:
-        raise ConfigError(f"--n-images must be an integer >= 1, got {text!r}")
-    return int(text)
 
 
 def _recommend(options: argparse.Namespace) -> int:

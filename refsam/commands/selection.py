@@ -1,12 +1,11 @@
 """Which sweeps a command about results speaks of, and their rows. Several can be joined."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from refsam.commands.options import COMPLETED, DAMAGED_RECORDS, add_wide, open_folder
+from refsam.commands.options import COMPLETED, DAMAGED_RECORDS, add_wide, open_folder, say
 from refsam.errors import ConfigError, DamagedManifest
 
 if TYPE_CHECKING:
@@ -135,9 +134,8 @@ def selected(options: argparse.Namespace) -> Selection:
     if options.all:
         sweeps = [(each.sweep(name), each) for each in folders for name in sweep_names(each)]
         if not sweeps:
-            raise ConfigError(
-                f"--all: there are no sweeps in {', '.join(str(each.root) for each in folders)}"
-            )
+            places = ", ".join(str(each.root) for each in folders)
+            raise ConfigError(f"--all: there are no sweeps in {places}")
     for name in options.sweeps:
         having = [each for each in folders if name in sweep_names(each)]
         sweeps += [(each.sweep(name), each) for each in having] or [(find_sweep(name, folder), folder)]
@@ -181,16 +179,15 @@ def _complete_records(sweep: "SweepPaths", folder: "RunsFolder") -> set[str]:
     reconcile(folder, run_ids, SlurmQuery())
     problem = record_costs(folder, run_ids)
     if problem is not None:
-        print(f"refsam: {problem}", file=sys.stderr)
+        say(problem)
     return settled
 
 
 def say_problems(problems: Sequence[str]) -> None:
     """Print the first of them, and how many more there are: a thousand may have one cause."""
-    for problem in problems[:NAMED]:
-        print(f"refsam: {problem}", file=sys.stderr)
+    say(*problems[:NAMED])
     if len(problems) > NAMED:
-        print(f"refsam: and {len(problems) - NAMED} more such problems; --json has all", file=sys.stderr)
+        say(f"and {len(problems) - NAMED} more such problems; --json has all")
 
 
 def name_problems(chosen: Selection) -> int:
@@ -198,9 +195,7 @@ def name_problems(chosen: Selection) -> int:
     from refsam.results.collect import damaged
 
     sentences = damaged(chosen.frame)
-    for sentence in [*chosen.problems, *sentences]:
-        print(f"refsam: {sentence}", file=sys.stderr)
+    say(*chosen.problems, *sentences)
     if sentences:
-        runs = chosen.frame["run_id"].nunique()
-        print(f"refsam: runs with damaged records: {len(sentences)} of {runs}", file=sys.stderr)
+        say(f"runs with damaged records: {len(sentences)} of {chosen.frame['run_id'].nunique()}")
     return DAMAGED_RECORDS if sentences or chosen.problems else COMPLETED

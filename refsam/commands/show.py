@@ -13,6 +13,7 @@ from refsam.commands.options import (
     add_json,
     open_folder,
     print_json,
+    say,
 )
 from refsam.errors import ConfigError
 from refsam.records.logs import find_log
@@ -74,8 +75,7 @@ def _show(options: argparse.Namespace) -> int:
         print_json(found.values)
     else:
         (print_details if options.full else print_summary)(found)
-    for note in (*state.notes, *([problem] if problem else []), *found.problems):
-        print(f"refsam: {note}", file=sys.stderr)
+    say(*state.notes, *([problem] if problem else []), *found.problems)
     return DAMAGED_RECORDS if found.problems else COMPLETED
 
 
@@ -104,7 +104,7 @@ def _logs(options: argparse.Namespace) -> int:
             }
         )
     elif found is None:
-        print(f"refsam: run {paths.run_id} has no log yet", file=sys.stderr)
+        say(f"run {paths.run_id} has no log yet")
     else:
         sys.stdout.write(last(read_log(found[1]), options.lines))
     return COMPLETED
@@ -121,7 +121,7 @@ def _follow(folder: "RunsFolder", paths: "RunPaths", options: argparse.Namespace
         return look("", folder, [paths.run_id], query).runs[0].status.state in OPEN
 
     if find_log(paths, options.attempt) is None and is_open():
-        print(f"refsam: run {paths.run_id} has no log yet; waiting for it", file=sys.stderr)
+        say(f"run {paths.run_id} has no log yet; waiting for it")
     with contextlib.suppress(KeyboardInterrupt):  # that is how a person ends it
         for text in follow(paths, options.attempt, is_open, options.lines):
             sys.stdout.write(text)

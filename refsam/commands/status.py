@@ -15,6 +15,7 @@ from refsam.commands.options import (
     add_wide,
     open_folder,
     print_json,
+    say,
 )
 from refsam.errors import ConfigError, DamagedManifest
 from refsam.system.terminal import standard_console
@@ -85,7 +86,7 @@ def _list(options: argparse.Namespace) -> int:
         try:
             sweeps.append({"sweep": name, "states": dict(count_states(folder.sweep(name), folder))})
         except (ConfigError, DamagedManifest) as error:
-            print(f"refsam: {error}", file=sys.stderr)
+            say(str(error))
             status = DAMAGED_RECORDS
     if any({DAMAGED, UNREADABLE} & set(sweep["states"]) for sweep in sweeps):
         status = DAMAGED_RECORDS
@@ -161,5 +162,4 @@ def print_state(state: "SweepState", wide: bool = False) -> None:
             console.print(plain_text(line.text), style=line.style, soft_wrap=True)
     else:
         print("\n".join(line.text for line in lines(state)))
-    for note in state.notes:
-        print(f"refsam: {note}", file=sys.stderr)
+    say(*state.notes)

@@ -25,11 +25,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from refsam.configuration.composition_errors import choice_problem
 from refsam.configuration.frozen import from_values, to_config
-from refsam.configuration.overrides import split_override
 from refsam.configuration.paths import with_absolute_paths
 from refsam.configuration.resources import folder
 from refsam.configuration.schema import RefsamConfig, register
-from refsam.configuration.text_values import quote_text
+from refsam.configuration.text_values import quote_text, split_override
 from refsam.errors import ConfigError
 
 Load = Callable[[list[str]], DictConfig]

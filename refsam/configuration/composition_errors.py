@@ -1,5 +1,6 @@
 """Hydra's and OmegaConf's errors as one sentence that names the field, what was given and what is allowed."""
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from refsam.configuration.resources import folder
 from refsam.configuration.schema import RefsamConfig
-from refsam.errors import nearest
+from refsam.errors import ConfigError, nearest
 
 _TYPES = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false", "String": "text"}
 SHOWN = 3  # fields that may be meant
@@ -53,6 +54,18 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, ValueError) and "Config group override must be" in str(error):
         return "a config group was given no name; expected GROUP=CHOICE; --help lists the choices"
     return None
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Raises ConfigError with that sentence for an error of composing a configuration; others as they are."""
+    try:
+        yield
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        raise ConfigError(sentence) from error
 
 
 def choice_problem(group: str, value: object) -> str | None:

@@ -57,8 +57,7 @@ def from_values(kind: type[Config], values: dict[str, Any], path: str = "") -> C
 def _value(kind: Any, value: Any, path: str) -> Any:
     if value is None:
         return None
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        kind = next(choice for choice in typing.get_args(kind) if choice is not types.NoneType)
+    kind = required(kind)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return from_values(kind, value, path)
     if typing.get_origin(kind) is dict:
@@ -67,6 +66,13 @@ def _value(kind: Any, value: Any, path: str) -> Any:
     if isinstance(kind, type) and issubclass(kind, Enum):
         return kind(value)
     return float(value) if kind is float else value
+
+
+def required(kind: Any) -> Any:
+    """A type without the None that an optional field takes besides."""
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        return next(choice for choice in typing.get_args(kind) if choice is not types.NoneType)
+    return kind
 
 
 _TYPES: dict[type, dict[str, Any]] = {}

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import re
-import types
 import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from antlr4 import CommonTokenStream, InputStream  # Hydra's own
 from hydra.grammar.gen.OverrideLexer import OverrideLexer
 
-from refsam.configuration.overrides import split_override
+from refsam.configuration.frozen import required
 from refsam.configuration.schema import RefsamConfig
 
 _NUMBERED_GROUP = "n_train_images"  # its choices are numbers, and Hydra takes no bare number for a choice
@@ -20,6 +19,12 @@ _COLLECTIONS = {list: "[", dict: "{"}
 _OPENING = {OverrideLexer.BRACKET_OPEN, OverrideLexer.BRACE_OPEN, OverrideLexer.POPEN}
 _CLOSING = {OverrideLexer.BRACKET_CLOSE, OverrideLexer.BRACE_CLOSE, OverrideLexer.PCLOSE}
 _BETWEEN = {OverrideLexer.COMMA, OverrideLexer.EQUAL, *_OPENING, *_CLOSING}
+
+
+def split_override(override: str) -> tuple[str, str]:
+    """Key and value as they were typed, without + and ~ before the key; no = is an empty value."""
+    key, _, value = override.lstrip("+~").partition("=")
+    return key, value
 
 
 def quote_text(overrides: Sequence[str]) -> list[str]:
@@ -42,20 +47,13 @@ def text_shape(key: str) -> str | None:
     for name in key.split("."):
         arguments = typing.get_args(kind)
         if dataclasses.is_dataclass(kind):
-            kind = _required(typing.get_type_hints(kind).get(name))
+            kind = required(typing.get_type_hints(kind).get(name))
         else:
             kind = arguments[-1] if arguments else None
     is_group = "." not in key and (dataclasses.is_dataclass(kind) or key == _NUMBERED_GROUP)
     if kind is str or is_group:
         return ""
     return _COLLECTIONS.get(typing.get_origin(kind)) if typing.get_args(kind)[-1:] == (str,) else None
-
-
-def _required(kind: Any) -> Any:
-    """A type without the None that an optional field takes besides."""
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        return next(choice for choice in typing.get_args(kind) if choice is not types.NoneType)
-    return kind
 
 
 def _quoted(override: str, shape: str | None) -> str:

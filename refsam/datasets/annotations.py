@@ -44,11 +44,11 @@ class Annotation:
         """
         import numpy as np
 
-        from refsam.datasets.reading import read_labels
+        from refsam.datasets.reading import open_labels
 
         if not self.labels.exists():
             return None
-        found = read_labels(self.labels)
+        found = open_labels(self.labels).ids
         if found.shape != shape:
             raise ConfigError(f"--output: {self.labels} has shape {found.shape} and its image {shape}")
         return found.astype(np.uint32)

@@ -15,7 +15,7 @@ from refsam.datasets.coco_file import CROWD, INCLUDE, CocoProblem, read_coco
 from refsam.datasets.coco_segmentation import painted
 from refsam.datasets.decoded import PLAUSIBLE_BYTES, PLAUSIBLE_RATIO
 from refsam.datasets.pair import DataMissing, Pair, missing_data
-from refsam.errors import ConfigError
+from refsam.errors import ConfigError, some
 from refsam.system.names import normalized
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from refsam.configuration.schema import DatasetConfig
 
 SKIP, REFUSE = "skip", "refuse"
-SHOWN = 3  # names of each kind of problem in a sentence
 
 
 def list_coco_pairs(dataset: DatasetConfig) -> list[Pair]:
@@ -47,7 +46,7 @@ def list_coco_pairs(dataset: DatasetConfig) -> list[Pair]:
     if found.empty and dataset.empty_images == REFUSE:
         raise ConfigError(
             f"dataset.labels: {_path(dataset)} has {_number(len(found.empty), 'image')} without objects "
-            f"({_some(found.empty)}); annotate them, or leave them out with dataset.empty_images={SKIP}"
+            f"({some(found.empty)}); annotate them, or leave them out with dataset.empty_images={SKIP}"
         )
     return found.pairs
 
@@ -58,7 +57,7 @@ def left_out(dataset: DatasetConfig) -> str | None:
     counted = [*found.problems, *found.no_objects]
     parts = [_counted(counted)] if counted else []
     if found.empty:
-        parts.append(f"{_number(len(found.empty), 'image')} without objects ({_some(found.empty)})")
+        parts.append(f"{_number(len(found.empty), 'image')} without objects ({some(found.empty)})")
     if not parts:
         return None
     hint = f"; dataset.crowds={INCLUDE} takes crowds as objects" if _crowds(found) else ""
@@ -170,14 +169,10 @@ def _counted(found: Sequence[CocoProblem]) -> str:
     """`2 × missing image (a.png, b.png), 1 × broken polygon (annotation 7 of c.png)`."""
     kinds = Counter(item.kind for item in found)
     return ", ".join(
-        f"{count} × {kind} ({_some([item.where for item in found if item.kind == kind])})"
+        f"{count} × {kind} ({some([item.where for item in found if item.kind == kind])})"
         for kind, count in kinds.items()
     )
 
 
 def _number(count: int, word: str) -> str:
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")

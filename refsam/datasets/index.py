@@ -12,12 +12,9 @@ import logging
 import multiprocessing
 import os
 import signal
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,6 +170,8 @@ def _identity(pair: Pair, dataset: DatasetConfig) -> str:
 
 
 def _read_all(pairs: Sequence[Pair], dataset: DatasetConfig) -> dict[str, ImageFacts]:
+    from tqdm import tqdm
+
     workers = min(MOST_READERS, len(os.sched_getaffinity(0)))
     pool: Executor
     if len(pairs) < MANY or workers == 1:
@@ -182,13 +181,14 @@ def _read_all(pairs: Sequence[Pair], dataset: DatasetConfig) -> dict[str, ImageF
         # the other ways to start them import the program that is running once more.
         context = multiprocessing.get_context("fork")
         pool, chunk = ProcessPoolExecutor(workers, context, _leave_interruption_to_the_parent), 16
-    facts: dict[str, ImageFacts] = {}
-    with pool, _progress(len(pairs)) as advance:
+    with pool:
         try:
             found = pool.map(_inspect_pair, pairs, itertools.repeat(dataset), chunksize=chunk)
-            for pair, fact in zip(pairs, found, strict=True):
-                facts[pair.name] = fact
-                advance()
+            # Only a terminal has a bar (disable=None).
+            found = tqdm(
+                found, "looking at the images", len(pairs), leave=False, delay=PATIENCE, disable=None
+            )
+            return {pair.name: fact for pair, fact in zip(pairs, found, strict=True)}
         except BrokenProcessPool as error:
             raise ConfigError(
                 f"dataset.root: reading the images of {dataset.root} was killed, most likely because the "
@@ -197,7 +197,6 @@ def _read_all(pairs: Sequence[Pair], dataset: DatasetConfig) -> dict[str, ImageF
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return facts
 
 
 def _leave_interruption_to_the_parent() -> None:
@@ -243,34 +242,6 @@ def fingerprint(
         facts = inspect(list_pairs(dataset), dataset, cache)
     lines = "".join(f"{name}\0{facts[name].content}\n" for name in sorted(facts))
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Any]:
-    """A function to call after each image. At a terminal it shows a bar after PATIENCE seconds."""
-    started = time.monotonic()
-    bar: Any = None
-    task: Any = None
-    done = 0
-
-    def advance() -> None:
-        nonlocal bar, task, done
-        done += 1
-        if bar is None and sys.stderr.isatty() and time.monotonic() - started > PATIENCE:
-            from rich.console import Console
-            from rich.progress import Progress
-
-            bar = Progress(console=Console(stderr=True), transient=True)
-            task = bar.add_task("looking at the images", total=total)
-            bar.start()
-        if bar is not None:
-            bar.update(task, completed=done)
-
-    try:
-        yield advance
-    finally:
-        if bar is not None:
-            bar.stop()
 
 
 def _load(store: Path) -> dict[str, ImageFacts]:

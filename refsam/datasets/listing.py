@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from refsam.datasets.coco import list_coco_pairs
 from refsam.datasets.pair import COCO, DataMissing, Pair, missing_data
-from refsam.errors import ConfigError
+from refsam.errors import ConfigError, some
 from refsam.system.names import normalized
 
 if TYPE_CHECKING:
@@ -38,7 +38,9 @@ def list_pairs(dataset: DatasetConfig) -> list[Pair]:
     """
     if dataset.format == COCO:
         return list_coco_pairs(dataset)
-    root = _root(dataset)
+    root = Path(dataset.root)
+    if not root.is_dir():
+        raise DataMissing(missing_data(dataset))
     labels = _matches(root, dataset.labels, "dataset.labels")
     if dataset.images == dataset.labels:
         if dataset.image_key is None or dataset.label_key is None or dataset.image_key == dataset.label_key:
@@ -84,13 +86,6 @@ def count_images(dataset: DatasetConfig) -> int:
     if dataset.version is not None and dataset.n_files is not None and not Path(dataset.root).is_dir():
         return dataset.n_files
     return len(list_pairs(dataset))
-
-
-def _root(dataset: DatasetConfig) -> Path:
-    root = Path(dataset.root)
-    if root.is_dir():
-        return root
-    raise DataMissing(missing_data(dataset))
 
 
 def _matches(root: Path, pattern: str, field: str) -> list[Path]:
@@ -173,7 +168,7 @@ def _paired(
         if len(found) > 1:
             raise ConfigError(
                 f"dataset.labels {dataset.labels!r} matches {len(found)} label images for "
-                f"{_below(root, image)} ({_some([_below(root, label) for label in found])}), and exactly one "
+                f"{_below(root, image)} ({some([_below(root, label) for label in found])}), and exactly one "
                 "is allowed"
             )
         if found:
@@ -185,8 +180,8 @@ def _paired(
         spare = [_below(root, label) for label in labels if label not in used]
         raise ConfigError(
             f"dataset.images found {len(images)} images and dataset.labels {len(labels)} label images in "
-            f"{root}, but {len(unmatched)} images have no label ({_some(unmatched)}; labels left over: "
-            f"{_some(spare)}); every image needs a label image of the same name, or with one of "
+            f"{root}, but {len(unmatched)} images have no label ({some(unmatched)}; labels left over: "
+            f"{some(spare)}); every image needs a label image of the same name, or with one of "
             + ", ".join(LABEL_SUFFIXES[1:])
             + " appended"
         )
@@ -194,7 +189,7 @@ def _paired(
     if twice:
         owners = [_below(root, image) for image, label in pairs if label == twice[0]]
         raise ConfigError(
-            f"dataset.images matches {len(owners)} images ({_some(owners)}) for the one label image "
+            f"dataset.images matches {len(owners)} images ({some(owners)}) for the one label image "
             f"{_below(root, twice[0])}, and exactly one is allowed"
         )
     return pairs
@@ -218,7 +213,7 @@ def _named(root: Path, files: Sequence[tuple[Path, Path]]) -> list[Pair]:
     repeated = [name for name, count in Counter(pair.name for pair in pairs).items() if count > 1]
     if repeated:
         raise ConfigError(
-            f"dataset.images matches several files that differ only in their suffix ({_some(repeated)}), and "
+            f"dataset.images matches several files that differ only in their suffix ({some(repeated)}), and "
             "one file per name is allowed; name the suffix in the pattern, such as images/*.tif"
         )
     return pairs
@@ -226,9 +221,3 @@ def _named(root: Path, files: Sequence[tuple[Path, Path]]) -> list[Pair]:
 
 def _below(root: Path, path: Path) -> str:
     return path.relative_to(root).as_posix()
-
-
-def _some(names: Sequence[str], most: int = 3) -> str:
-    if not names:
-        return "none"
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

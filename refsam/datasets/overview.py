@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 from refsam.configuration.split import split_sizes
 from refsam.datasets.index import ImageFacts, binary_masks, shape_text
 from refsam.datasets.pair import COCO, Pair
+from refsam.errors import some
 
 if TYPE_CHECKING:
     from refsam.configuration.schema import DatasetConfig
 
-SHOWN = 3  # kinds of a property, and names of a warning
+SHOWN = 3  # kinds of a property
 DARK = 32  # 8-bit images without a value as high are black to the eye
 
 Counts = tuple[tuple[str, int], ...]  # what, and how many images have it; the most frequent first
@@ -215,7 +216,7 @@ def _split_objects(dataset: DatasetConfig, facts: Mapping[str, ImageFacts], name
     split = sum(facts[name].n_split for name in names)
     what = (
         f"{split:,} of {sum(fact.n_objects for fact in facts.values()):,} objects, in {len(names):,} of "
-        f"{total:,} images ({_some(names)}), are in several pieces: training takes each piece as an object, "
+        f"{total:,} images ({some(names)}), are in several pieces: training takes each piece as an object, "
         "the evaluation all of them as one"
     )
     mostly = sum(2 * facts[name].n_split > facts[name].n_objects for name in names)
@@ -226,8 +227,4 @@ def _split_objects(dataset: DatasetConfig, facts: Mapping[str, ImageFacts], name
 
 def _of(names: Sequence[str], total: int) -> str:
     """`3 of 48 images (a, b, c) are`."""
-    return f"{len(names):,} of {total:,} images ({_some(names)}) {'is' if len(names) == 1 else 'are'}"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
+    return f"{len(names):,} of {total:,} images ({some(names)}) {'is' if len(names) == 1 else 'are'}"

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from refsam.configuration.pinned import check_file
 from refsam.datasets.listing import complete_pairs, list_pairs
-from refsam.datasets.pair import COCO, PREPARED, Pair
+from refsam.datasets.pair import COCO, PREPARED
 from refsam.datasets.source import write_source
 from refsam.datasets.trashcan import trashcan_archive, write_trashcan
 from refsam.errors import ConfigError
@@ -55,44 +55,13 @@ def prepare(dataset: DatasetConfig, say: Say = print) -> None:
     """
     root = Path(dataset.root)
     if dataset.name in ("folder", "coco"):
-        say(f"dataset {dataset.name} needs no preparation: {_summary(list_pairs(dataset), root)}")
-        _say_what_is_left_out(dataset, say)
-        return
-    if root.is_dir() and any(root.iterdir()):
-        pairs = complete_pairs(dataset)
-        say(f"dataset {dataset.name} is there already: {_summary(pairs, root)}")
-        _say_what_is_left_out(dataset, say)
-        return
-    if dataset.name == "nuclei":
-        with _complete_folder(root) as folder:
-            _write_nuclei(folder, say)
-    elif dataset.name == "nuclei_coco":
-        with _complete_folder(root) as folder:
-            _write_nuclei(folder, say)
-            _annotate(folder)
-    elif dataset.name == "trashcan":
-        with trashcan_archive(dataset.archive) as archive, _complete_folder(root) as folder:
-            write_trashcan(archive, folder, say)
-            given = Path(str(dataset.archive)).expanduser()
-            write_source(folder, given.name, check_file(given) if given.is_file() else None)
-    elif dataset.name == "synthetic":
-        with _complete_folder(root) as folder:
-            _write_synthetic(folder)
-    elif dataset.name == "covid_if":
-        # The download is torch-em's.
-        from refsam.science.fetch import fetch_covid_if
-
-        with _complete_folder(root) as folder:
-            write_source(folder, *fetch_covid_if(folder))
+        done, pairs = "needs no preparation", list_pairs(dataset)
+    elif root.is_dir() and any(root.iterdir()):
+        done, pairs = "is there already", complete_pairs(dataset)
     else:
-        raise ConfigError(
-            f"dataset.name {dataset.name!r} has no preparation; expected folder, coco, {', '.join(PREPARED)}"
-        )
-    say(f"dataset {dataset.name} is ready: {_summary(list_pairs(dataset), root)}")
-    _say_what_is_left_out(dataset, say)
-
-
-def _say_what_is_left_out(dataset: DatasetConfig, say: Say) -> None:
+        _make(dataset, root, say)
+        done, pairs = "is ready", list_pairs(dataset)
+    say(f"dataset {dataset.name} {done}: {len(pairs)} images with labels in {root}")
     if dataset.format == COCO:
         from refsam.datasets.coco import left_out
 
@@ -100,8 +69,28 @@ def _say_what_is_left_out(dataset: DatasetConfig, say: Say) -> None:
             say(sentence)
 
 
-def _summary(pairs: list[Pair], root: Path) -> str:
-    return f"{len(pairs)} images with labels in {root}"
+def _make(dataset: DatasetConfig, root: Path, say: Say) -> None:
+    if dataset.name not in PREPARED:
+        raise ConfigError(
+            f"dataset.name {dataset.name!r} has no preparation; expected folder, coco, {', '.join(PREPARED)}"
+        )
+    if dataset.name == "trashcan":
+        with trashcan_archive(dataset.archive) as archive, _complete_folder(root) as folder:
+            write_trashcan(archive, folder, say)
+            given = Path(str(dataset.archive)).expanduser()
+            write_source(folder, given.name, check_file(given) if given.is_file() else None)
+        return
+    with _complete_folder(root) as folder:
+        if dataset.name == "synthetic":
+            _write_synthetic(folder)
+        elif dataset.name == "covid_if":
+            from refsam.science.fetch import fetch_covid_if  # the download is torch-em's
+
+            write_source(folder, *fetch_covid_if(folder))
+        else:
+            _write_nuclei(folder, say)
+            if dataset.format == COCO:
+                _annotate(folder)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Channels = Sequence[int | str | None]  # of dataset.channels
 COLOURS = {"r": 0, "g": 1, "b": 2}
+_ALL: tuple[int, ...] = (0, 1, 2)  # of the places of channels
 STRETCH = (1.0, 99.0)  # percentiles between which micro-sam's normalize_percentile stretches
 
 
@@ -76,7 +77,7 @@ class ReadImage:
 
     channels: NDArray[Any]
     record: ImageRecord
-    places: tuple[int, ...] = (0, 1, 2)
+    places: tuple[int, ...] = _ALL
     together: bool = True
 
     def pixels(self) -> NDArray[Any]:
@@ -95,19 +96,6 @@ class ReadImage:
             return _placed(to_8bit(self.channels, normalization), self.places)
         each = [to_8bit(self.channels[..., i], normalization) for i in range(self.channels.shape[-1])]
         return _placed(np.stack(each, axis=-1), self.places)
-
-
-def read_image(path: Path, key: str | None = None, channels: Channels | None = None) -> NDArray[Any]:
-    """The image in a file, upright: (H, W) for grey, (H, W, 3) for RGB, with the data type of the file.
-
-    Args:
-        key: path inside an HDF5 file.
-        channels: see open_image.
-
-    Raises:
-        ConfigError: as open_image does.
-    """
-    return open_image(path, key, channels).pixels()
 
 
 def open_image(
@@ -134,10 +122,14 @@ def open_image(
     """
     request = ReadRequest(path, "dataset.images", channels is not None)
     decoded = decode(request, key)
-    read = _all_channels(request, decoded) if channels is None else _chosen(request, decoded, channels)
-    _check_values(request, read.taken)
-    turns = _turns(request, decoded, read.taken.shape, labels)
-    taken = turned(read.taken, decoded.orientation) if turns else read.taken
+    if channels is None:
+        taken, places, together = _all_channels(request, decoded), _ALL, True
+    else:
+        taken, places, together = _chosen(request, decoded, channels)
+    _check_values(request, taken)
+    turns = _turns(request, decoded, taken.shape, labels)
+    if turns:
+        taken = turned(taken, decoded.orientation)
     record = ImageRecord(
         shape=(taken.shape[0], taken.shape[1]),
         channels=1 if taken.ndim == 2 else RGB,
@@ -150,12 +142,7 @@ def open_image(
         ignored_orientation=not turns,
         used_alpha=channels is None and decoded.alpha_differs(),
     )
-    return ReadImage(taken, record, read.places, read.together)
-
-
-def read_labels(path: Path, key: str | None = None) -> NDArray[np.uint32 | np.uint64]:
-    """The ids that open_labels finds. Raises ConfigError as it does."""
-    return open_labels(path, key).ids
+    return ReadImage(taken, record, places, together)
 
 
 def open_labels(path: Path, key: str | None = None) -> ReadLabels:
@@ -249,39 +236,33 @@ def _placed(channels: NDArray[Any], places: tuple[int, ...]) -> NDArray[Any]:
     return image
 
 
-@dataclass(frozen=True)
-class _Taken:
-    """Channels of a file, (H, W) or (H, W, n), not turned; the rest as in ReadImage."""
-
-    taken: NDArray[Any]
-    places: tuple[int, ...] = (0, 1, 2)
-    together: bool = True
-
-
-def _all_channels(request: ReadRequest, decoded: DecodedImage) -> _Taken:
-    """Those of a grey or RGB image, less its opacity."""
+def _all_channels(request: ReadRequest, decoded: DecodedImage) -> NDArray[Any]:
+    """Those of a grey or RGB image, less its opacity, (H, W) or (H, W, 3), not turned."""
     import numpy as np
 
     samples = decoded.samples
     if samples.ndim == 2:
-        return _Taken(samples)
+        return samples
     colours = samples if decoded.alpha is None else np.delete(samples, decoded.alpha, axis=2)
     if colours.shape[2] == 1:
-        return _Taken(colours[..., 0])
+        return colours[..., 0]
     if colours.shape[2] != RGB:
         raise request.refused(samples.shape)
-    return _Taken(colours)
+    return colours
 
 
-def _chosen(request: ReadRequest, decoded: DecodedImage, channels: Channels) -> _Taken:
+def _chosen(
+    request: ReadRequest, decoded: DecodedImage, channels: Channels
+) -> tuple[NDArray[Any], tuple[int, ...], bool]:
+    """Those that are asked for, (H, W) or (H, W, n), not turned; places and together as in ReadImage."""
     indices = [_index(request, decoded, name) for name in channels]
     chosen = [index for index in indices if index is not None]
     samples = decoded.samples if decoded.samples.ndim == 3 else decoded.samples[..., None]
     taken = samples[..., chosen]
     if len(channels) == 1:
-        return _Taken(taken[..., 0])
+        return taken[..., 0], _ALL, True
     places = tuple(place for place, index in enumerate(indices) if index is not None)
-    return _Taken(taken, places, decoded.colours and set(chosen) <= set(COLOURS.values()))
+    return taken, places, decoded.colours and set(chosen) <= set(COLOURS.values())
 
 
 def _turns(

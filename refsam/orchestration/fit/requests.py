@@ -10,9 +10,8 @@ from omegaconf.errors import OmegaConfBaseException
 from refsam.configuration.compose import combinations, hydra_session, without_hydra
 from refsam.configuration.composition_errors import explain
 from refsam.configuration.frozen import to_config
-from refsam.configuration.overrides import split_override
 from refsam.configuration.schema import AUTO, RefsamConfig
-from refsam.configuration.text_values import quote_text
+from refsam.configuration.text_values import quote_text, split_override
 from refsam.errors import ConfigError
 from refsam.models.strategies import strategy_problem
 from refsam.orchestration import machine

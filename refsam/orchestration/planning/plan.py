@@ -12,7 +12,6 @@ from pathlib import Path
 
 from refsam.configuration.compose import Composer, typed
 from refsam.configuration.evaluation_place import evaluation_resource
-from refsam.configuration.overrides import split_override
 from refsam.configuration.patch_pool import with_patch_pool
 from refsam.configuration.paths import with_absolute_paths
 from refsam.configuration.schema import (
@@ -32,6 +31,7 @@ from refsam.configuration.split import (
     split_sizes,
     with_all_images,
 )
+from refsam.configuration.text_values import split_override
 from refsam.datasets.index import ImageFacts, check_images, fingerprint, inspect
 from refsam.datasets.listing import complete_pairs, count_images
 from refsam.datasets.overview import Overview, in_folds, overview
