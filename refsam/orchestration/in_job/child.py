@@ -15,6 +15,7 @@ from refsam.records.paths import RunPaths
 from refsam.records.recovery import read_record
 from refsam.records.status import AlreadyRunning, State, run_lock, write_status
 from refsam.system import signals
+from refsam.system.exits import leaving_at_once
 from refsam.system.own_job import LOCK_SECONDS
 
 STOPPED = 130  # exit status after a signal that asked it to stop
@@ -49,7 +50,8 @@ def main(entry_point: str, root: str) -> None:
     faulthandler.enable()  # a crash of the interpreter leaves its stack in the log
     with suppress(OSError):  # when memory is short the kernel is to kill this process, not its supervisor
         Path("/proc/self/oom_score_adj").write_text("500")
-    try:
-        execute(entry_point, Path(root))
-    except KeyboardInterrupt:
-        sys.exit(STOPPED)  # who asked it to stop says so in the log, which needs no stack
+    with leaving_at_once():
+        try:
+            execute(entry_point, Path(root))
+        except KeyboardInterrupt:
+            sys.exit(STOPPED)  # who asked it to stop says so in the log, which needs no stack
