@@ -286,6 +286,8 @@ def mixed(frame: pd.DataFrame, named: set[str]) -> dict[str, list[str]]:
         if axis in named or axis not in frame:
             continue
         compared = of_trained(frame, axis)
+        if compared[axis].nunique() < 2:
+            continue  # of most, which need not be looked at group by group
         values = {
             text
             for _, part in (compared.groupby(axes, dropna=False) if axes else [((), compared)])
