@@ -27,10 +27,10 @@ test: install-dev check  ## linters, types, import contracts, all tests
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test-fast: install-dev  ## what is tested without Slurm, a browser or whole runs, less the tests marked slow
-	$(BIN)/python -m pytest tests/unit tests/engine -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+	$(BIN)/python -m pytest tests/unit tests/engine -m "not slow" --numprocesses 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-test-cuda12: $(CUDA12)/installed  ## the tests of the engine with PyTorch for CUDA 12.6, less those marked slow
-	$(CUDA12)/bin/python -m pytest tests/engine -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+test-cuda12: $(CUDA12)/installed  ## the tests of the engine with PyTorch for CUDA 12.6
+	$(CUDA12)/bin/python -m pytest tests/engine --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 check: install-dev
 	$(BIN)/ruff check .

@@ -24,6 +24,7 @@ SMALL = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -41,6 +42,7 @@ def test_a_forecast_counts_what_a_step_allocates(overrides: tuple[str, ...], tmp
     assert expected == pytest.approx(_counted(config, tmp_path), rel=0.03)
 
 
+@pytest.mark.slow
 def test_what_is_computed_again_on_a_gpu_has_the_types_of_the_first_time() -> None:
     peaks = [
         forecast(
@@ -51,6 +53,7 @@ def test_what_is_computed_again_on_a_gpu_has_the_types_of_the_first_time() -> No
     assert peaks[1]["peak_gib"] < peaks[0]["peak_gib"]
 
 
+@pytest.mark.slow
 def test_a_step_of_two_patches_is_measured_and_forecast_with_two() -> None:
     config = of_one_batch(compose([*SMALL, "train.batch_size=2"]))
     image = discs(config.n_objects, tuple(config.train.patch_shape))

@@ -42,6 +42,7 @@ def test_the_table_has_the_strategies_of_the_code() -> None:
         assert (CONF / "peft" / f"{name}.yaml").read_text(encoding="utf-8").startswith(f"# {source}\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["vit_b", "vit_t"])
 def test_the_table_counts_what_is_trained(architecture: str) -> None:
     counted = {}

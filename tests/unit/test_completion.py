@@ -97,6 +97,7 @@ def test_a_persons_own_choices_are_completed(tmp_path):
     assert list(continued("resource=h1", [tmp_path])) == ["resource=h100"]
 
 
+@pytest.mark.slow
 def test_every_field_is_completed_with_its_words():
     for field in all_fields():
         assert continued(field.name)[f"{field.name}="] == field.words

@@ -122,6 +122,7 @@ def test_folds_that_are_not_joined_are_averaged_by_nothing(tmp_path):
     assert [cell.mean for cell in each.cells[0]] == pytest.approx([0.25, 0.6, 0.9])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("state", "words"), [(State.failed, "has failed"), (State.planned, "is planned"), (None, "is not there")]
 )

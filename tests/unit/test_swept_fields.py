@@ -200,6 +200,7 @@ def test_every_kind_of_field_is_among_those_that_are_told_apart() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", OF_EACH_KIND)
 def test_every_command_tells_them_apart_or_names_the_field(
     field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
