@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 LONGEST_NAME = 120  # bytes of the name of a file that is named after what it holds, without its suffix
 
@@ -19,6 +20,17 @@ def file_name(name: str) -> str:
     return f"{encoded[:LONGEST_NAME].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
+class _Below:
+    """A path below the root of the folder that has it."""
+
+    def __init__(self, relative: str) -> None:
+        self._relative = relative
+
+    def __get__(self, folder: Any, kind: type) -> Path:
+        root: Path = folder.root
+        return root / self._relative
+
+
 @dataclass(frozen=True)
 class RunPaths:
     """The files of one run directory, `runs/<run_id>/`."""
@@ -29,103 +41,40 @@ class RunPaths:
     def run_id(self) -> str:
         return self.root.name
 
-    @property
-    def config(self) -> Path:
-        return self.root / "config.yaml"
-
-    @property
-    def status(self) -> Path:
-        return self.root / "status.json"
-
-    @property
-    def lock(self) -> Path:
-        return self.root / ".lock"
-
-    @property
-    def reserve(self) -> Path:
-        """A folder of files that hold room on the disk for the last words of a run while it works."""
-        return self.root / ".reserve"
-
-    @property
-    def environment(self) -> Path:
-        return self.root / "environment.json"
-
-    @property
-    def history(self) -> Path:
-        return self.root / "history.csv"
-
-    @property
-    def attempts(self) -> Path:
-        return self.root / "attempts"
+    config = _Below("config.yaml")
+    status = _Below("status.json")
+    lock = _Below(".lock")
+    # A folder of files that hold room on the disk for the last words of a run while it works.
+    reserve = _Below(".reserve")
+    environment = _Below("environment.json")
+    history = _Below("history.csv")
+    attempts = _Below("attempts")
+    checkpoints = _Below("checkpoints")
+    best = _Below("checkpoints/best.pt")
+    latest = _Below("checkpoints/latest.pt")
+    # What was trained, as peft opens it: adapter_config.json and adapter_model.safetensors.
+    adapter = _Below("checkpoints/adapter")
+    exports = _Below("exports")  # the model in the formats of others, made on demand
+    tensorboard = _Below("logs")
+    results = _Below("results")
+    # Summary of the finished training (best epoch, seconds, memory, parameters).
+    training = _Below("results/training.json")
+    # How the present attempt trains, `auto` as it was chosen; there before its first step.
+    savings = _Below("results/savings.json")
+    # What its Slurm jobs have cost: elapsed and queue time, GPU hours, memory.
+    costs = _Below("results/slurm.json")
+    metrics = _Below("results/metrics.json")
+    # The parameters of the automatic modes, and how they were found.
+    grid_search = _Below("results/grid_search.json")
+    per_image = _Below("results/per_image.csv")
+    # A frozen encoder's embeddings, where the data folder cannot be written.
+    embeddings = _Below("embeddings")
 
     def attempt(self, number: int) -> Path:
         return self.attempts / str(number)
 
     def attempt_record(self, number: int) -> Path:
         return self.attempt(number) / "attempt.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.root / "checkpoints"
-
-    @property
-    def best(self) -> Path:
-        return self.checkpoints / "best.pt"
-
-    @property
-    def latest(self) -> Path:
-        return self.checkpoints / "latest.pt"
-
-    @property
-    def adapter(self) -> Path:
-        """What was trained, as peft opens it: adapter_config.json and adapter_model.safetensors."""
-        return self.checkpoints / "adapter"
-
-    @property
-    def exports(self) -> Path:
-        """The model in the formats of others, made on demand."""
-        return self.root / "exports"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.root / "logs"
-
-    @property
-    def results(self) -> Path:
-        return self.root / "results"
-
-    @property
-    def training(self) -> Path:
-        """Summary of the finished training (best epoch, seconds, memory, parameters)."""
-        return self.results / "training.json"
-
-    @property
-    def savings(self) -> Path:
-        """How the present attempt trains, `auto` as it was chosen; there before its first step."""
-        return self.results / "savings.json"
-
-    @property
-    def costs(self) -> Path:
-        """What its Slurm jobs have cost: elapsed and queue time, GPU hours, memory."""
-        return self.results / "slurm.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.results / "metrics.json"
-
-    @property
-    def grid_search(self) -> Path:
-        """The parameters of the automatic modes, and how they were found."""
-        return self.results / "grid_search.json"
-
-    @property
-    def per_image(self) -> Path:
-        return self.results / "per_image.csv"
-
-    @property
-    def embeddings(self) -> Path:
-        """A frozen encoder's embeddings, where the data folder cannot be written."""
-        return self.root / "embeddings"
 
     def picture(self, mode: str, image: str) -> Path:
         """The segmentation of a test image in a mode, drawn."""
@@ -150,54 +99,18 @@ class SweepPaths:
     def name(self) -> str:
         return self.root.name
 
-    @property
-    def manifest(self) -> Path:
-        return self.root / "manifest.json"
-
-    @property
-    def results(self) -> Path:
-        return self.root / "results.csv"
-
-    @property
-    def strategies(self) -> Path:
-        """What each strategy reaches and costs, over seeds."""
-        return self.root / "strategies.csv"
-
-    @property
-    def results_parquet(self) -> Path:
-        return self.root / "results.parquet"
-
-    @property
-    def index(self) -> Path:
-        """What was read of the records, so that only those that changed are read again."""
-        return self.root / ".index.parquet"
-
-    @property
-    def tables(self) -> Path:
-        return self.root / "tables"
-
-    @property
-    def figures(self) -> Path:
-        return self.root / "figures"
-
-    @property
-    def trackers(self) -> Path:
-        """What other programs were told of the runs."""
-        return self.root / "trackers"
-
-    @property
-    def report(self) -> Path:
-        return self.root / "report.html"
-
-    @property
-    def jobs(self) -> Path:
-        """The scripts and logs of jobs that refsam submits: a folder for each array."""
-        return self.root / "jobs"
-
-    @property
-    def scripts(self) -> Path:
-        """Job scripts that a person submits."""
-        return self.root / "scripts"
+    manifest = _Below("manifest.json")
+    results = _Below("results.csv")
+    strategies = _Below("strategies.csv")  # what each strategy reaches and costs, over seeds
+    results_parquet = _Below("results.parquet")
+    # What was read of the records, so that only those that changed are read again.
+    index = _Below(".index.parquet")
+    tables = _Below("tables")
+    figures = _Below("figures")
+    trackers = _Below("trackers")  # what other programs were told of the runs
+    report = _Below("report.html")
+    jobs = _Below("jobs")  # the scripts and logs of jobs that refsam submits: a folder for each array
+    scripts = _Below("scripts")  # job scripts that a person submits
 
 
 def default_runs() -> str:
@@ -211,12 +124,11 @@ class RunsFolder:
 
     root: Path
 
+    sweeps = _Below("sweeps")
+    fits = _Below("fits")  # what `refsam fit` has found, and below it every step that it measured
+
     def run(self, run_id: str) -> RunPaths:
         return RunPaths(self.root / run_id)
-
-    @property
-    def sweeps(self) -> Path:
-        return self.root / "sweeps"
 
     def sweep(self, name: str) -> SweepPaths:
         return SweepPaths(self.sweeps / name)
@@ -229,8 +141,3 @@ class RunsFolder:
     def snapshot(self, name: str) -> Path:
         """A copy of the code, named by what is in it."""
         return self.root / "snapshots" / name
-
-    @property
-    def fits(self) -> Path:
-        """What `refsam fit` has found, and below it every step that it measured."""
-        return self.root / "fits"

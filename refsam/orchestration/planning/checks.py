@@ -28,24 +28,8 @@ from refsam.models.strategies import ADAPT, DECODER, FREEZE, TRAIN, is_quantized
 from refsam.records.measurements import GRIDS, MODES, is_grid
 from refsam.records.metrics import QLORA_SAM
 
-DECODERS = (TRAIN, FREEZE, ADAPT)
-SCHEDULERS = ("plateau", "cosine")
-STOPS = ("loss", "mIoU")
-JOINTS = ("separate", "summed")
-LOSSES = ("dice", "dice_focal")
-SAVED = ("all", "adapter")
-TRAINED = ("all", DECODER)
-SPLITS = ("seeded", "ordered")
-FORMATS = ("label_images", "coco")
 LABELS = (INSTANCES, COMPONENTS)
 REACTIONS = ("skip", "refuse")
-CROWDS = ("skip", "include")
-CLUSTERS = ("auto", "local", "slurm")
-DEVICES = ("auto", "cpu", "cuda")
-ENGINES = ("refsam", "micro_sam")
-EMBEDDING_CACHES = ("memory", "disk", "off")
-EMBEDDING_DTYPES = ("float32", "float16")
-ATTENTIONS = ("auto", "fused", "sdpa", "eager")
 SWITCHES = ("auto", "on", "off")
 SWITCHED = (*SWITCHES, True, False)  # YAML reads a bare on as true
 # Of a model's own architecture, in pixels, channels and numbers of them.
@@ -138,7 +122,7 @@ _RULES = (
     _Rule("train.validation_samples", _optional(_whole(1)), "null, or an integer >= 1"),
     _choice("train.validation_patches", (FIXED, NEW)),
     _Rule("train.lr", _above_zero, "a number > 0"),
-    _choice("peft.decoder", DECODERS),
+    _choice("peft.decoder", (TRAIN, FREEZE, ADAPT)),
     _choice("train.optimizer", tuple(OPTIMIZERS)),
     _Rule(
         "train.betas",
@@ -147,9 +131,9 @@ _RULES = (
     ),
     _Rule("train.weight_decay", _optional(_from_zero), "null, or a number from 0"),
     _Rule("train.max_grad_norm", _optional(_above_zero), "null, or a number > 0"),
-    _choice("train.scheduler", SCHEDULERS),
+    _choice("train.scheduler", ("plateau", "cosine")),
     _Rule("train.warmup", lambda value: 0 <= value < 1, "a number from 0 to less than 1"),
-    _choice("train.stop_on", STOPS),
+    _choice("train.stop_on", ("loss", "mIoU")),
     _Rule("train.scheduler_factor", lambda value: 0 < value < 1, "a number between 0 and 1"),
     _Rule("train.scheduler_patience", _whole(0), "an integer >= 0"),
     _Rule("train.early_stopping", _optional(_whole(1)), "null, or an integer >= 1"),
@@ -165,14 +149,10 @@ _RULES = (
     _Rule("train.box_distortion", _from_zero, "a number from 0"),
     _Rule("train.workers", lambda value: value == AUTO or _whole(0)(value), "auto, or an integer >= 0"),
     _Rule("train.patch_pool", is_patch_pool, "auto, null, an integer >= 1, or a multiple as 4x"),
-    _choice("train.embedding_cache", EMBEDDING_CACHES),
-    _Rule(
-        "train.embedding_disk_gib",
-        _optional(_above_zero),
-        "null, or a number of GiB above 0",
-    ),
-    _choice("train.embedding_dtype", EMBEDDING_DTYPES),
-    _choice("train.engine", ENGINES),
+    _choice("train.embedding_cache", ("memory", "disk", "off")),
+    _Rule("train.embedding_disk_gib", _optional(_above_zero), "null, or a number of GiB above 0"),
+    _choice("train.embedding_dtype", ("float32", "float16")),
+    _choice("train.engine", ("refsam", "micro_sam")),
     _Rule("train.object_chunk", _positive_or_auto, "auto, or an integer >= 1"),
     _Rule(
         "train.checkpoint_encoder",
@@ -181,24 +161,15 @@ _RULES = (
         SWITCHES,
     ),
     _Rule("train.checkpoint_decoder", lambda value: value in SWITCHED, "auto, on or off", SWITCHES),
-    _choice("train.loss", LOSSES),
-    _Rule(
-        "train.focal_alpha",
-        _optional(lambda value: 0 <= value <= 1),
-        "null, or a number from 0 to 1",
-    ),
+    _choice("train.loss", ("dice", "dice_focal")),
+    _Rule("train.focal_alpha", _optional(lambda value: 0 <= value <= 1), "null, or a number from 0 to 1"),
     _Rule("train.mask_threshold", _from_zero, "a number from 0"),
-    _choice("train.save", SAVED),
-    _choice("train.train", TRAINED),
+    _choice("train.save", ("all", "adapter")),
+    _choice("train.train", ("all", DECODER)),
     _choice("train.prompts", PROMPTS),
-    _choice("train.joint", JOINTS),
-    _choice("train.attention", ATTENTIONS),
-    _Rule(
-        "evaluate.modes",
-        _some_of(MODES),
-        f"a list of {', '.join(MODES)}",
-        MODES,
-    ),
+    _choice("train.joint", ("separate", "summed")),
+    _choice("train.attention", ("auto", "fused", "sdpa", "eager")),
+    _Rule("evaluate.modes", _some_of(MODES), f"a list of {', '.join(MODES)}", MODES),
     _Rule(
         "evaluate.where",
         lambda where: re.fullmatch(r"[\w.-]+", where) is not None,
@@ -215,11 +186,7 @@ _RULES = (
         "for each automatic mode its parameters with a list of values, as "
         "{amg: {pred_iou_thresh: [0.6, 0.9]}}",
     ),
-    _Rule(
-        "evaluate.mask_input",
-        _some_of((True, False)),
-        "a list of true and false",
-    ),
+    _Rule("evaluate.mask_input", _some_of((True, False)), "a list of true and false"),
     _Rule("evaluate.max_images", _optional(_whole(1)), "null, or an integer >= 1"),
     _Rule(
         "evaluate.crop",
@@ -230,13 +197,13 @@ _RULES = (
     _Rule("evaluate.fold", _optional(_whole(1)), "null, or an integer >= 1"),
     _Rule("evaluate.batch_size", _whole(1), "an integer >= 1"),
     _Rule("evaluate.dilation", _whole(0), "an integer >= 0 (pixels)"),
-    _choice("dataset.split", SPLITS),
+    _choice("dataset.split", ("seeded", "ordered")),
     _Rule(
         "dataset.split_seed",
         _optional(lambda value: _whole(0)(value) and value <= LARGEST_SEED),
         f"null (that of the run), or an integer from 0 to {LARGEST_SEED}",
     ),
-    _choice("dataset.format", FORMATS),
+    _choice("dataset.format", ("label_images", "coco")),
     _Rule(
         "dataset.channels",
         _optional(_are_channels),
@@ -246,12 +213,12 @@ _RULES = (
     _Rule("dataset.labels_are", _optional(_one_of(LABELS)), f"null, {' or '.join(LABELS)}", LABELS),
     _choice("dataset.on_problem", REACTIONS),
     _choice("dataset.empty_images", REACTIONS),
-    _choice("dataset.crowds", CROWDS),
+    _choice("dataset.crowds", ("skip", "include")),
     _Rule("dataset.train_pool", _whole(1), "an integer >= 1"),
     _Rule("dataset.n_validation", _whole(1), "an integer >= 1"),
     _Rule("dataset.n_unused", _whole(0), "an integer >= 0"),
     _Rule("dataset.min_object_size", _whole(0), "an integer >= 0 (pixels)"),
-    _choice("cluster.kind", CLUSTERS),
+    _choice("cluster.kind", ("auto", "local", "slurm")),
     _Rule(
         "cluster.parallel",
         lambda value: value == AUTO or re.fullmatch(r"0*[1-9][0-9]*", value) is not None,
@@ -266,7 +233,7 @@ _RULES = (
         lambda value: _whole(1)(value) and value <= 65535,  # Slurm's own limit
         "an integer from 1 to 65535 (seconds)",
     ),
-    _choice("resource.device", DEVICES),
+    _choice("resource.device", ("auto", "cpu", "cuda")),
     _Rule("resource.request.cores", _whole(1), "an integer >= 1"),
     _Rule("resource.request.memory_gb", _optional(_whole(1)), "null, or an integer >= 1 (GiB)"),
     _Rule("resource.request.gpus", _whole(0), "an integer >= 0"),
