@@ -6,7 +6,7 @@ import shutil
 import struct
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -156,7 +156,10 @@ def free_reserve(paths: RunPaths) -> None:
 
 @contextmanager
 def run_lock(
-    paths: RunPaths, patience: float = 0.0, in_a_hurry: Callable[[], bool] = lambda: False
+    paths: RunPaths,
+    patience: float = 0.0,
+    in_a_hurry: Callable[[], bool] = lambda: False,
+    run_id: str | None = None,
 ) -> Iterator[None]:
     """Hold the run for this process; the kernel releases it however the process ends.
 
@@ -165,6 +168,7 @@ def run_lock(
 
     Args:
         in_a_hurry: whether LOCK_SECONDS must do, which may become true meanwhile.
+        run_id: how the run is called; None: as the folder of the lock.
     """
     began = time.monotonic()
     descriptor = os.open(paths.lock, os.O_RDWR | os.O_CREAT, 0o666)
@@ -176,7 +180,7 @@ def run_lock(
             except (BlockingIOError, PermissionError) as error:
                 waited = time.monotonic() - began
                 if waited >= patience or (waited >= LOCK_SECONDS and in_a_hurry()):
-                    words = f"run {paths.run_id} is already running in {holder_words(paths)}"
+                    words = f"run {run_id or paths.run_id} is already running in {holder_words(paths)}"
                     raise AlreadyRunning(words) from error
             time.sleep(0.1)
         yield
@@ -194,12 +198,7 @@ def claim(
     this other lock tells that somebody works on the run. Raises AlreadyRunning as `run_lock` does.
     """
     paths.attempts.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as lock:
-        try:
-            lock.enter_context(run_lock(RunPaths(paths.attempts), patience, in_a_hurry))
-        except AlreadyRunning as error:
-            words = f"run {paths.run_id} is already running in {holder_words(RunPaths(paths.attempts))}"
-            raise AlreadyRunning(words) from error
+    with run_lock(RunPaths(paths.attempts), patience, in_a_hurry, paths.run_id):
         yield
 
 
@@ -220,14 +219,9 @@ def holder_words(paths: RunPaths) -> str:
     return f"another process (number {number}{stopped})"
 
 
-def is_locked(paths: RunPaths) -> bool:
-    """Whether a living process holds the run. Not to be asked by the process that holds it."""
-    return lock_holder(paths) is not None
-
-
 def is_held(paths: RunPaths) -> bool:
     """Whether the process that computes a run lives, or one that has started it. Neither of them may ask."""
-    return is_locked(paths) or claim_holder(paths) is not None
+    return lock_holder(paths) is not None or claim_holder(paths) is not None
 
 
 def claim_holder(paths: RunPaths) -> int | None:

@@ -7,7 +7,7 @@ before the time limit). One word is enough: whatever comes after it finds the ru
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -40,26 +40,43 @@ _listener = _Listener()
 
 
 @contextmanager
+def handling(
+    numbers: Iterable[signal.Signals], handler: Callable[[int, FrameType | None], object]
+) -> Iterator[None]:
+    """Let `handler` answer these signals meanwhile.
+
+    Python lets only the main thread handle signals; in another one nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+@contextmanager
 def listening() -> Iterator[None]:
     """Raise KeyboardInterrupt with the name of the first of SIGNALS that arrives.
 
     A signal that was blocked for this process before it could listen is received now; SIGINT stays blocked
-    where it was, because somebody else decides about a terminal's Ctrl-C. Python lets only the main thread
-    handle signals; in another one, and inside of another `listening`, nothing changes.
+    where it was, because somebody else decides about a terminal's Ctrl-C. In another thread than the main one
+    and inside of another `listening` nothing changes.
     """
     if _listener.active or threading.current_thread() is not threading.main_thread():
         yield
         return
     _listener.forget()
     _listener.active = True
-    before = {number: signal.signal(number, _listener.handle) for number in SIGNALS}
-    try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, set(SIGNALS) - {signal.SIGINT})
-        yield
-    finally:
-        _listener.active = False
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with handling(SIGNALS, _listener.handle):
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, set(SIGNALS) - {signal.SIGINT})
+            yield
+        finally:
+            _listener.active = False
 
 
 def received() -> signal.Signals | None:

@@ -1,13 +1,11 @@
 """`refsam fit`: every combination in turn, what was found written at once, and the table at the end."""
 
-import contextlib
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from refsam.configuration.schema import AUTO, RefsamConfig
 from refsam.errors import ConfigError
@@ -17,15 +15,8 @@ from refsam.orchestration.fit.limits import CUDA
 from refsam.orchestration.fit.measure import Measurer, Say
 from refsam.orchestration.fit.requests import FitRequest, LeftOut, place
 from refsam.orchestration.fit.search import Goal, search_micro_sam, search_refsam
-from refsam.records.fits import (
-    FORECAST,
-    SAFETY_MARGIN,
-    Fit,
-    FitsFolder,
-    Largest,
-    StepMeasurement,
-    StepOutcome,
-)
+from refsam.records.fits import FORECAST, Fit, FitsFolder, Largest, StepOutcome
+from refsam.system.signals import handling
 
 MICRO_SAM, REFSAM = "micro_sam", "refsam"
 ENGINES = (REFSAM, MICRO_SAM)
@@ -76,7 +67,8 @@ def fit_all(requests: Sequence[FitRequest], options: Options, folder: FitsFolder
     deadline = float("inf") if options.minutes is None else time.monotonic() + 60 * options.minutes
     known = [] if options.again or options.forecast else folder.read_measurements()
     fits = []
-    with _stoppable(), Counter(folder, options.again) as counter:
+    stops = (signal.SIGTERM, signal.SIGHUP)
+    with handling(stops, _interrupt), Counter(folder, options.again) as counter:
         for request in requests:
             if options.forecast:
                 measure: Measurer | Forecaster = Forecaster(request, counter, say)
@@ -93,7 +85,7 @@ def _fit(request: FitRequest, options: Options, measure: Measurer | Forecaster) 
         n_objects=config.n_objects,
         most_objects=max(options.most_objects, config.n_objects),
         n_sub_iterations=config.train.n_sub_iterations,
-        usable_gib=request.memory_gib * (1 - SAFETY_MARGIN),
+        usable_gib=request.usable_gib,
         area=config.train.batch_size * rows * columns / PATCH_PIXELS,
         architecture=config.model.architecture,
         trains_encoder="image_encoder" not in config.peft.freeze,
@@ -106,7 +98,7 @@ def _fit(request: FitRequest, options: Options, measure: Measurer | Forecaster) 
     for engine, search in ((REFSAM, search_refsam), (MICRO_SAM, search_micro_sam)):
         if engine in _engines(config, options):
             found[engine] = search(goal, measure)
-    one = _first_that_fits(measure.used)
+    one = next((item for item in measure.used if item.outcome is StepOutcome.fits), None)
     limited_by = one.limited_by if one else "cgroup"
     if request.setup.device == CUDA:
         limited_by = CUDA
@@ -137,25 +129,9 @@ def _engines(config: RefsamConfig, options: Options) -> list[str]:
     return [each for each in options.engines if each == REFSAM or config.peft.name != DECODER]
 
 
-def _first_that_fits(measured: Sequence[StepMeasurement]) -> StepMeasurement | None:
-    return next((item for item in measured if item.outcome is StepOutcome.fits), None)
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
+def _interrupt(number: int, frame: FrameType | None) -> None:
     """SIGTERM and a closed terminal end the fit as Ctrl-C does: with its process and its cgroup."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt(signal.Signals(number).name)
-
-    before: dict[signal.Signals, Any] = {}
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        before[number] = signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def plan_lines(requests: Sequence[FitRequest], left_out: Sequence[LeftOut], folder: FitsFolder) -> list[str]:

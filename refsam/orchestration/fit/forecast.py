@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import refsam
@@ -21,15 +20,7 @@ from refsam.configuration.schema import AUTO, Precision, RefsamConfig
 from refsam.errors import RunFailed
 from refsam.orchestration.fit.measure import Say, configured, describe
 from refsam.orchestration.fit.requests import CPU, CUDA, FitRequest, LeftOut, problem_of, stated_memory
-from refsam.records.fits import (
-    FORECAST,
-    SAFETY_MARGIN,
-    FitsFolder,
-    FitStep,
-    Setup,
-    StepMeasurement,
-    StepOutcome,
-)
+from refsam.records.fits import FORECAST, FitsFolder, FitStep, Setup, StepMeasurement, StepOutcome
 
 SCIENCE = "refsam.science.forecast"
 NO_MACHINE = "no machine"
@@ -55,9 +46,7 @@ class Counter(AbstractContextManager["Counter"]):
             if counted.limited_by == FORECAST and counted.versions == VERSIONS:
                 self._known[counted.setup, counted.step] = counted.peak_gib or 0.0
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
@@ -119,15 +108,11 @@ class Forecaster:
     used: list[StepMeasurement] = field(default_factory=list)
     threads: int = 0
 
-    @property
-    def usable_gib(self) -> float:
-        return self.request.memory_gib * (1 - SAFETY_MARGIN)
-
     def __call__(self, step: FitStep) -> StepMeasurement:
-        measured = _as_measurement(self.request, step, self._peak_gib(step), self.usable_gib)
+        measured = _as_measurement(self.request, step, self._peak_gib(step), self.request.usable_gib)
         if measured not in self.used:
             self.used.append(measured)
-            self.say(f"{self.request.label}: {describe(measured, self.usable_gib)}, forecast")
+            self.say(f"{self.request.label}: {describe(measured, self.request.usable_gib)}, forecast")
         return measured
 
     def _peak_gib(self, step: FitStep) -> float:

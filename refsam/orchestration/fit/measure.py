@@ -17,10 +17,11 @@ from refsam.orchestration.fit.limits import CUDA, Ended, memory_limit
 from refsam.orchestration.fit.requests import FitRequest
 from refsam.orchestration.fit.search import OutOfTime
 from refsam.orchestration.in_job.job import thread_environment
-from refsam.records.fits import SAFETY_MARGIN, FitsFolder, FitStep, StepMeasurement, StepOutcome
+from refsam.records.fits import FitsFolder, FitStep, StepMeasurement, StepOutcome
 from refsam.system.files import read_json
 
 SCIENCE = "refsam.science.fit"
+RESULTS = ("message", "seconds", "peak_gib", "base_gib", "precision")  # that a measurement has as they are
 STEP_SECONDS = 3600.0  # after which a step is given up; the largest take minutes on one core
 FREE_SHARE = 0.95  # of the memory that is free now; the rest is for who else is on the machine
 
@@ -60,12 +61,9 @@ class Measurer:
         if measured in self.used:
             return measured
         self.used.append(measured)
-        self.say(f"{self.request.label}: {describe(measured, self.usable_gib)}{', known' if before else ''}")
+        words = describe(measured, self.request.usable_gib)
+        self.say(f"{self.request.label}: {words}{', known' if before else ''}")
         return measured
-
-    @property
-    def usable_gib(self) -> float:
-        return self.request.memory_gib * (1 - SAFETY_MARGIN)
 
     @property
     def threads(self) -> int:
@@ -73,14 +71,15 @@ class Measurer:
 
     def look_up(self, step: FitStep) -> StepMeasurement | None:
         """What earlier measurements under this or another limit say about the step here, if anything."""
+        usable_gib = self.request.usable_gib
         for measured in self.known:
             same = (measured.setup, measured.step, measured.hardware, measured.threads)
             if same != (self.request.setup, step, self.request.hardware, self.threads):
                 continue
-            if measured.outcome is StepOutcome.out_of_memory and measured.limit_gib >= self.usable_gib:
+            if measured.outcome is StepOutcome.out_of_memory and measured.limit_gib >= usable_gib:
                 return measured
             if measured.outcome is StepOutcome.fits and measured.peak_gib is not None:
-                if min(measured.limit_gib, measured.peak_gib) <= self.usable_gib:
+                if min(measured.limit_gib, measured.peak_gib) <= usable_gib:
                     return measured
                 if self.request.setup.device != CUDA:
                     # A GPU's allocator may do with less than it took; what a process had in memory, it needs.
@@ -93,16 +92,11 @@ class Measurer:
         with tempfile.TemporaryDirectory(prefix="refsam-fit-") as name, memory_limit(limit) as limited:
             folder = Path(name)
             freeze(folder / "config.yaml", configured(self.request.config, step))
-            command = [
-                sys.executable,
-                "-m",
-                SCIENCE,
-                str(folder / "config.yaml"),
-                str(folder / "result.json"),
-            ]
+            files = (str(folder / "config.yaml"), str(folder / "result.json"))
+            command = [sys.executable, "-m", SCIENCE, *files]
             environment = {**os.environ, **thread_environment(self.threads)}
             if on_gpu:
-                command += ["--gpu-gib", str(self.usable_gib)]
+                command += ["--gpu-gib", str(self.request.usable_gib)]
             else:
                 environment["CUDA_VISIBLE_DEVICES"] = ""
             ended = limited.run(command, environment, folder / "log", STEP_SECONDS)
@@ -112,25 +106,23 @@ class Measurer:
                 step=step,
                 hardware=self.request.hardware,
                 threads=self.threads,
-                limit_gib=self.usable_gib,
+                limit_gib=self.request.usable_gib,
                 limited_by=CUDA if on_gpu else limited.kind,
                 outcome=StepOutcome(result["outcome"]),
-                **{
-                    name: result.get(name)
-                    for name in ("message", "seconds", "peak_gib", "base_gib", "precision")
-                },
+                **{name: result.get(name) for name in RESULTS},
                 versions=result.get("versions", {}),
             )
 
     def _main_memory(self) -> float:
         """The limit in GiB. Raises RunFailed where others have taken so much that nothing would follow."""
         free = FREE_SHARE * machine.memory_available_gb()
-        if free < self.usable_gib:
+        usable_gib = self.request.usable_gib
+        if free < usable_gib:
             raise RunFailed(
-                f"{self.request.label}: a step may take {self.usable_gib:.1f} GiB, and {free:.1f} GiB are "
+                f"{self.request.label}: a step may take {usable_gib:.1f} GiB, and {free:.1f} GiB are "
                 "free now; the same command goes on from here"
             )
-        return self.usable_gib
+        return usable_gib
 
     def _result(self, folder: Path, ended: Ended) -> dict[str, Any]:
         try:

@@ -16,7 +16,7 @@ from refsam.errors import ConfigError
 from refsam.models.strategies import strategy_problem
 from refsam.orchestration import machine
 from refsam.orchestration.planning.checks import check_values, missing_setting
-from refsam.records.fits import Setup
+from refsam.records.fits import SAFETY_MARGIN, Setup
 
 CPU, CUDA = "cpu", "cuda"
 
@@ -36,6 +36,11 @@ class FitRequest:
     def label(self) -> str:
         config = self.config
         return f"{config.resource.name}, {config.model.name}, {config.peft.name}"
+
+    @property
+    def usable_gib(self) -> float:
+        """The memory that a step may take."""
+        return self.memory_gib * (1 - SAFETY_MARGIN)
 
 
 @dataclass(frozen=True)
@@ -130,12 +135,8 @@ def stated_memory(config: RefsamConfig, device: str) -> float | None:
     return config.resource.request.memory_gb
 
 
-def _is_local(config: RefsamConfig) -> bool:
-    return config.resource.name == "local"
-
-
 def _is_this_machine(config: RefsamConfig) -> bool:
     """This machine as it is, or a GPU of the resource's type in it; a laptop is not another laptop."""
-    return _is_local(config) or (
-        config.resource.request.gpu is not None and machine.matches(config.resource) is None
-    )
+    resource = config.resource
+    has_its_gpu = resource.request.gpu is not None and machine.matches(resource) is None
+    return resource.name == "local" or has_its_gpu

@@ -9,28 +9,21 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from refsam.errors import RunFailed, SlurmUnavailable
 from refsam.orchestration import machine
-from refsam.orchestration.lifecycle.attempts import (
-    ProcessEnd,
-    begin_attempt,
-    end_of_attempt,
-    not_requeued,
-)
+from refsam.orchestration.lifecycle.attempts import ProcessEnd, begin_attempt, end_of_attempt, not_requeued
 from refsam.orchestration.slurm import inside_job
 from refsam.records.paths import RunPaths
 from refsam.records.recovery import read_record
 from refsam.records.status import AlreadyRunning, Reason, State, Status, claim, free_reserve
-from refsam.system import own_job
-from refsam.system.signals import SIGNALS
+from refsam.system import own_job, signals
 
 POLL_SECONDS = 0.1
 OPEN = (State.pending, State.running)
@@ -61,9 +54,13 @@ def supervise(paths: RunPaths, entry_point: str) -> None:
         is_elsewhere = status.state in OPEN and status.job_id != own_job.job_id()
         return child.asked is not None or is_elsewhere
 
-    with _handling(child):
+    with signals.handling(signals.SIGNALS, child.ask):
         try:
-            with _claim(paths, in_a_hurry), _reserve(paths):
+            with ExitStack() as held:
+                if own_job.LOCAL_QUEUE not in os.environ:  # which holds the run itself
+                    # While the child starts, and between its last word and this process's own.
+                    held.enter_context(claim(paths, own_job.lock_seconds(), in_a_hurry))
+                held.callback(free_reserve, paths)  # when the last word about the run is written
                 _attempt(paths, child, in_a_hurry)
         except AlreadyRunning as error:
             _come_again(paths, child.asked, error)
@@ -115,15 +112,8 @@ class _Child:
 
     def __init__(self, paths: RunPaths, entry_point: str) -> None:
         self._paths = paths
-        self._command = [
-            sys.executable,
-            "-u",
-            "-c",
-            START,
-            json.dumps(sys.path),
-            entry_point,
-            str(paths.root),
-        ]
+        arguments = (json.dumps(sys.path), entry_point, str(paths.root))
+        self._command = [sys.executable, "-u", "-c", START, *arguments]
         self._number: int | None = None  # of the living process
         self.asked: signal.Signals | None = None
         self._asked_at = float("inf")
@@ -140,7 +130,7 @@ class _Child:
         kills = machine.out_of_memory_kills()
         savings = _version(self._paths.savings)
         # Blocked until it listens: else a signal that comes while it starts would kill it, or be lost.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, set(SIGNALS) - {signal.SIGINT})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, set(signals.SIGNALS) - {signal.SIGINT})
         try:
             process = subprocess.Popen(self._command, process_group=0 if own_job.job_id() else None)
             self._number = process.pid
@@ -175,42 +165,6 @@ class _Child:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         return process.returncode, usage.ru_maxrss
-
-
-@contextmanager
-def _claim(paths: RunPaths, in_a_hurry: Callable[[], bool]) -> Iterator[None]:
-    """Hold the run while the child starts, and between its last word and this process's own.
-
-    A local queue does so itself.
-    """
-    if own_job.LOCAL_QUEUE in os.environ:
-        yield
-        return
-    with claim(paths, own_job.lock_seconds(), in_a_hurry):
-        yield
-
-
-@contextmanager
-def _reserve(paths: RunPaths) -> Iterator[None]:
-    """Keep the run's reserve until the last word about it is written."""
-    try:
-        yield
-    finally:
-        free_reserve(paths)
-
-
-@contextmanager
-def _handling(child: _Child) -> Iterator[None]:
-    """Python lets only the main thread handle signals; in another one nothing changes."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, child.ask) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _version(path: Path) -> tuple[int, int] | None:

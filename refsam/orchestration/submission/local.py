@@ -9,13 +9,11 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 import psutil
 
@@ -31,17 +29,8 @@ from refsam.records.logs import log_end
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.recovery import read_record
 from refsam.records.run import Run
-from refsam.records.status import (
-    AlreadyRunning,
-    Reason,
-    State,
-    Status,
-    claim,
-    now,
-    run_lock,
-    write_status,
-)
-from refsam.system import own_job
+from refsam.records.status import AlreadyRunning, Reason, State, Status, claim, now, run_lock, write_status
+from refsam.system import own_job, signals
 
 RUN_JOB = (sys.executable, "-u", "-m", "refsam.orchestration.in_job.run_job")
 LOG_NAME = "run.out"
@@ -204,9 +193,8 @@ class _Queue:
     def stop(self, hurry: Callable[[], bool]) -> None:
         """Ask every run to stop, kill what has not ended after the grace period, and write the statuses."""
         if self._children:
-            self._display.say(
-                f"Stopping {len(self._children)} running, at most {GRACE_SECONDS:.0f} seconds …"
-            )
+            number = len(self._children)
+            self._display.say(f"Stopping {number} running, at most {GRACE_SECONDS:.0f} seconds …")
         deadline = time.monotonic() + GRACE_SECONDS
         while self._children and time.monotonic() < deadline and not hurry():
             for child in self._children:
@@ -230,10 +218,8 @@ class _Queue:
                 entry.place, entry.status = Location.elsewhere, read_record(entry.paths)
             except (OSError, RuntimeError, ValueError, psutil.Error) as error:
                 # A full disk, a missing permission, a damaged status: this run fails, the others go on.
-                entry.place, entry.status = (
-                    Location.ended,
-                    failed(entry.status, endings.NOT_STARTED, problem=error),
-                )
+                entry.place = Location.ended
+                entry.status = failed(entry.status, endings.NOT_STARTED, problem=error)
 
     def _begin_attempt(self, entry: _Entry) -> bool:
         """Write the status `pending` with the attempt's number; False when there is nothing left to do."""
@@ -367,26 +353,12 @@ def _is_stopped_start(status: Status) -> bool:
 def _stop_signals() -> Iterator[list[int]]:
     """Collect the signals that ask to stop instead of being interrupted by them in the middle of a record.
 
-    Those that the shell has switched off (nohup, a background job) stay off. Python lets only the main thread
-    handle signals; in another one nothing changes.
+    Those that the shell has switched off (nohup, a background job) stay off.
     """
     received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
+    on = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    with signals.handling(on, lambda number, frame: received.append(number)):
         yield received
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -418,7 +390,5 @@ def _is_alive(process: psutil.Process) -> bool:
 
 
 def _send(process: psutil.Process, number: signal.Signals) -> None:
-    try:
+    with suppress(psutil.NoSuchProcess):  # it has just ended, which is what was wanted
         process.send_signal(number)
-    except psutil.NoSuchProcess:
-        return  # it has just ended, which is what was wanted
