@@ -21,7 +21,7 @@ from refsam.records.status import State, Status, read_status, write_status
 from refsam.results.run_rows import run_rows
 from refsam.science import run
 from refsam.science.hugging_face import HuggingFaceSam
-from refsam.science.strategies.opening import finished_predictor
+from refsam.science.strategies.opening import predictor_and_decoder
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,7 +68,7 @@ def test_a_run_is_trained_on_annotations_and_measured(
     assert environment["versions"]["transformers"]
     training = json.loads(paths.training.read_text())
     assert (training["trainable_parameters"] < training["total_parameters"]) == (peft == "qdora")
-    opened = finished_predictor(config, paths, "cpu")
+    opened = predictor_and_decoder(config, paths, "cpu")[0]
     assert isinstance(opened.model, HuggingFaceSam)
 
 

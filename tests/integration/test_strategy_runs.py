@@ -17,7 +17,7 @@ from refsam.configuration.frozen import freeze
 from refsam.configuration.schema import DatasetConfig, RefsamConfig
 from refsam.records.paths import RunPaths
 from refsam.science.models import build_model
-from refsam.science.strategies.opening import finished_model, finished_predictor, initial_model
+from refsam.science.strategies.opening import finished_model, initial_model, predictor_and_decoder
 from refsam.science.training.losses import dice_focal_loss, mask_loss_of
 
 FRAME = 1024  # pixels of the square in which prompts are given
@@ -101,7 +101,7 @@ def test_a_run_that_keeps_only_the_adapter_has_the_masks_of_one_that_keeps_all(
             name for name in names if "lora_" in name
         }
     assert adapter.best.stat().st_size < everything.best.stat().st_size
-    predictor = finished_predictor(adapter_config, adapter, "cpu")
+    predictor = predictor_and_decoder(adapter_config, adapter, "cpu")[0]
     torch.testing.assert_close(masks(predictor.model), finished(config, everything))
 
 

@@ -21,7 +21,6 @@ from refsam.science.models import (
     load_model,
     load_predictor,
     predictor_of,
-    read_checkpoint,
     segmentation_decoder,
 )
 from refsam.science.safe_load import read_weights
@@ -56,15 +55,6 @@ def finished_model(config: RefsamConfig, paths: RunPaths, device: torch.device |
         sam = load_model(config.model, config.seed, "cpu").sam
         sam.load_state_dict(state)
     return Finished(sam.to(device).eval(), values.get("decoder_state"))
-
-
-def finished_predictor(config: RefsamConfig, paths: RunPaths, device: torch.device | str) -> SamPredictor:
-    """The predictor of a finished run."""
-    values = read_weights(paths.best)
-    if values.get(HOLDS) != TRAINED:
-        return load_predictor(paths.best, config.model, device)[0]
-    sam = finished_model(config, paths, device).sam
-    return predictor_of(sam, config.model, util._compute_hash(paths.best))
 
 
 def initial_model(run: Path | str) -> nn.Module:
@@ -103,8 +93,9 @@ def predictor_and_decoder(
     if config.kind is Kind.baseline:
         predictor, decoder_state, _ = initial_predictor(config.model, config.seed, device)
     else:
-        predictor = finished_predictor(config, paths, device)
-        decoder_state = read_checkpoint(paths.best)[1]
+        finished = finished_model(config, paths, device)
+        predictor = predictor_of(finished.sam, config.model, util._compute_hash(paths.best))
+        decoder_state = finished.decoder_state
     return predictor, segmentation_decoder(predictor.model, config.model, decoder_state, device)
 
 
