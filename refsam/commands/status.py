@@ -119,7 +119,7 @@ def _status(options: argparse.Namespace) -> int:
     due = [run.run_id for run in readable if is_due(folder.run(run.run_id), run.status)]
     again: tuple[str, ...] = ()
     if due:
-        from refsam.orchestration.submission.killed import submit_again  # brings what composes
+        from refsam.orchestration.submission.resubmit import submit_again  # brings what composes
 
         again = submit_again(due, folder, target.sweep, standard_console(stderr=True, highlight=False))
     if options.json:

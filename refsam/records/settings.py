@@ -241,11 +241,6 @@ def names_of(settings: Iterable[Setting]) -> list[str]:
     return sorted(dict.fromkeys(name for each in settings for name in each), key=_place)
 
 
-def differing_names(settings: Sequence[Setting]) -> list[str]:
-    """The fields that tell settings apart, in the schema's order."""
-    return names_of(differing(settings))
-
-
 @cache
 def short_name(field: str) -> str:
     """`lr` for train.lr; the whole name where another field of the schema ends in the same word."""

@@ -9,7 +9,7 @@ import pooch
 
 from refsam.configuration.pinned import require_hash
 from refsam.errors import ConfigError
-from refsam.models.weights_cache import weights_path, weights_present
+from refsam.models.weights_cache import weights_path
 
 
 def fetch_covid_if(root: Path) -> tuple[str, str]:
@@ -71,11 +71,6 @@ def require_published(registry: pooch.Pooch, name: str) -> None:
         kind, _, _ = expected.rpartition(":")
         found = pooch.file_hash(str(path), alg=kind or "sha256")
         require_hash(str(path), f"{kind}:{found}" if kind else found, expected)
-
-
-def cached_weights(model_name: str) -> Path | None:
-    """The weights `model_name` in micro-sam's cache, or None where they have not been fetched."""
-    return weights_path(model_name) if weights_present(model_name) else None
 
 
 def _fetch(download: Callable[[], object], failure: str, remedy: str) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from refsam.configuration.schema import Precision, RefsamConfig
 from refsam.errors import ConfigError
+from refsam.system.cgroups import kernel_text
 
 GIB = 2**30
 CPU_INFORMATION = Path("/proc/cpuinfo")
@@ -109,7 +110,8 @@ def choose_precision(requested: Precision, device: torch.device) -> Precision:
     if requested != Precision.auto:
         return requested
     if device.type == "cpu":
-        return Precision.bfloat16 if BFLOAT16_INSTRUCTIONS & _cpu_flags() else Precision.float32
+        flags = set(_cpu_field("flags").split())
+        return Precision.bfloat16 if BFLOAT16_INSTRUCTIONS & flags else Precision.float32
     major, _ = torch.cuda.get_device_capability(device)
     return Precision.bfloat16 if major >= 8 else Precision.float32
 
@@ -126,12 +128,9 @@ def peak_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / GIB
     # On Linux ru_maxrss begins with what the process was before exec, a fork of its parent.
-    status = OWN_STATUS.read_text(encoding="utf-8") if OWN_STATUS.exists() else ""
-    found = re.search(r"^VmHWM:\s*([0-9]+) kB$", status, re.MULTILINE)
-    if found is not None:
-        return int(found[1]) * 1024 / GIB
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
+    found = re.search(r"^VmHWM:\s*([0-9]+) kB$", kernel_text(OWN_STATUS), re.MULTILINE)
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if found is None else int(found[1])
+    return peak_kib * 1024 / GIB
 
 
 def release_memory(device: torch.device) -> None:
@@ -150,7 +149,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "host": platform.node(),
         "system": platform.platform(),
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(psutil.virtual_memory().total / GIB, 1),
         "device": device.type,
         "threads": torch.get_num_threads(),
@@ -173,19 +172,13 @@ def processor_name(device: torch.device) -> str:
     return f"{_cpu_model()}, {torch.get_num_threads()} threads"
 
 
-def _cpu_flags() -> set[str]:
-    return set(_cpu_field("flags").split())
-
-
 def _cpu_model() -> str:
     return _cpu_field("model name") or platform.processor() or platform.machine()
 
 
 def _cpu_field(name: str) -> str:
     """A field of /proc/cpuinfo; empty where there is no such file (macOS) or field (ARM)."""
-    if not CPU_INFORMATION.exists():
-        return ""
-    found = re.search(rf"^{name}\s*:\s*(.+)$", CPU_INFORMATION.read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.search(rf"^{name}\s*:\s*(.+)$", kernel_text(CPU_INFORMATION), re.MULTILINE)
     return found.group(1).strip() if found else ""
 
 

@@ -38,7 +38,6 @@ from refsam.science.state_names import (
     POSITIONS,
     POSITIONS_AGAIN,
     StateDict,
-    adapter_name,
     to_segment_anything,
     to_transformers,
 )
@@ -85,10 +84,6 @@ class HuggingFaceSam(Sam):
                 module.__class__ = ATTENTIONS[kind]
         # All attentions of the mask decoder look into this one configuration.
         self.mask_decoder.config._attn_implementation = EAGER if kind == EAGER else SDPA
-
-    def transformers_state(self) -> dict[str, torch.Tensor]:
-        """The state dict under the names of transformers.SamModel."""
-        return state_for_transformers(self.state_dict())
 
 
 class ImageEncoder(SamVisionEncoder):
@@ -271,7 +266,7 @@ def from_segment_anything(sam: Sam) -> SamModel:
 def to_transformers_model(sam: HuggingFaceSam) -> SamModel:
     """transformers' own model with the weights of `sam`."""
     model = SamModel._from_config(SamConfig.from_dict(sam.config.to_dict()))
-    model.load_state_dict(sam.transformers_state())
+    model.load_state_dict(state_for_transformers(sam.state_dict()))
     return model.eval()
 
 
@@ -345,8 +340,3 @@ def state_for_transformers(state: StateDict) -> dict[str, torch.Tensor]:
     """A HuggingFaceSam's state dict under the names of transformers.SamModel."""
     renamed = {name.replace("image_encoder.", "vision_encoder.", 1): value for name, value in state.items()}
     return {**renamed, POSITIONS_AGAIN: renamed[POSITIONS]}
-
-
-def state_from_transformers(state: StateDict) -> dict[str, torch.Tensor]:
-    """A SamModel's state dict under the names of HuggingFaceSam."""
-    return {adapter_name(name): value for name, value in state.items() if name != POSITIONS_AGAIN}

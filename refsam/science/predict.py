@@ -1,7 +1,6 @@
 """New images segmented by a run's model, and written: labels, overlay, table of objects, record."""
 
 import fcntl
-import io
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from refsam.science.evaluation.pictures import draw_overlay
 from refsam.science.evaluation.prompts import ImagePrompts
 from refsam.science.prediction import TrainedModel, open_run
 from refsam.science.randomness import be_deterministic
-from refsam.system.files import write_bytes, write_text
+from refsam.system.files import write_encoded, write_text
 
 PROPERTIES = {"label": "object", "area": "area", "centroid-0": "centroid_y", "centroid-1": "centroid_x"}
 COLOURS = ("red", "green", "blue")
@@ -243,10 +242,8 @@ def _write_labels(path: Path, labels: NDArray[np.uint32], metadata: ImageMetadat
     if metadata.description is not None:
         described["Description"] = metadata.description
     ids = labels.astype(np.uint16) if labels.max(initial=0) <= np.iinfo(np.uint16).max else labels
-    encoded = io.BytesIO()
-    tifffile.imwrite(encoded, ids, ome=True, compression="zlib", metadata=described, **resolution)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, encoded.getvalue())
+    options = {"ome": True, "compression": "zlib", "metadata": described, **resolution}
+    write_encoded(path, lambda file: tifffile.imwrite(file, ids, **options))
 
 
 def _prompts(rows: Sequence[PromptRow]) -> ImagePrompts:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -51,6 +52,14 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path` by `content`."""
     write_atomically(path, lambda file: file.write(content))
+
+
+def write_encoded(path: Path, encode: Callable[[BinaryIO], object]) -> None:
+    """Replace `path`, whose folder is made, by what `encode` writes into a file in memory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoded = io.BytesIO()
+    encode(encoded)
+    write_bytes(path, encoded.getvalue())
 
 
 def write_text(path: Path, text: str) -> None:

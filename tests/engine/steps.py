@@ -25,10 +25,10 @@ from refsam.configuration.prompts import MIXED
 from refsam.configuration.schema import ModelConfig, PeftConfig, Precision
 from refsam.science.engine.decoder import decoder_parts
 from refsam.science.engine.prompts import BooleanPrompts
-from refsam.science.hugging_face import HuggingFaceSam, from_segment_anything, state_from_transformers
+from refsam.science.hugging_face import HuggingFaceSam, from_segment_anything
 from refsam.science.models import PROMPT_FRAME, build_unetr, load_model, trainable_sam
 from refsam.science.randomness import seed_everything
-from refsam.science.state_names import to_transformers
+from refsam.science.state_names import POSITIONS_AGAIN, adapter_name, to_transformers
 from refsam.science.strategies.injection import apply_strategy
 from refsam.science.training import loop
 from refsam.science.training.arithmetic import Arithmetic
@@ -206,7 +206,8 @@ def hugging_face_twin(sam: Sam, case: Case) -> Sam:
     """transformers' model with the strategy of the case and all weights of `sam`."""
     plain = load_model(model_config(case.architecture), 0, "cpu").sam
     twin = apply_strategy(HuggingFaceSam(from_segment_anything(plain), PROMPT_FRAME), PEFTS[case.peft])
-    twin.load_state_dict(state_from_transformers(to_transformers(sam.state_dict())))
+    state = to_transformers(sam.state_dict())
+    twin.load_state_dict({adapter_name(name): state[name] for name in state if name != POSITIONS_AGAIN})
     return twin
 
 

@@ -27,7 +27,7 @@ from refsam.datasets.listing import list_pairs
 from refsam.datasets.pairs import read_pair
 from refsam.datasets.prepare import prepare
 from refsam.errors import ConfigError
-from refsam.models.weights_cache import weights_path
+from refsam.models.weights_cache import weights_path, weights_present
 from refsam.science import data, fetch
 from refsam.science.models import load_model
 
@@ -465,9 +465,10 @@ def test_weights_come_with_their_decoder_from_the_cache_of_micro_sam(
     monkeypatch.setattr(registry, "fetch", download)
     monkeypatch.setattr(fetch, "require_published", lambda registry, name: None)
     monkeypatch.setattr(micro_sam.util, "models", lambda: registry)
-    assert fetch.cached_weights("vit_b_lm") is None
+    assert not weights_present("vit_b_lm")
     assert fetch.fetch_weights("vit_b_lm") == registry.abspath / "vit_b_lm"
-    assert fetch.fetch_weights("vit_b") == fetch.cached_weights("vit_b")
+    assert fetch.fetch_weights("vit_b") == weights_path("vit_b")
+    assert weights_present("vit_b")
     assert fetched == ["vit_b_lm", "vit_b_lm_decoder", "vit_b"]
     with pytest.raises(ConfigError, match=r"model\.name 'vit_x'.*vit_b_lm"):
         fetch.fetch_weights("vit_x")

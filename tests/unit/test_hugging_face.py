@@ -53,7 +53,7 @@ def folder(tiny: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     sam = load_model(tiny, 3, "cpu").sam
     assert isinstance(sam, HuggingFaceSam)
     model = SamModel(sam.config)
-    model.load_state_dict(sam.transformers_state())
+    model.load_state_dict(state_for_transformers(sam.state_dict()))
     path = tmp_path_factory.mktemp("models") / "saved"
     model.save_pretrained(path)
     return path

@@ -7,7 +7,7 @@ from refsam.configuration.schema import RefsamConfig
 from refsam.configuration.split import split_images, with_all_images
 from refsam.errors import ConfigError
 from refsam.orchestration.planning.checks import check_values, combination_problem, excluded
-from refsam.records.settings import differing_names, setting_values
+from refsam.records.settings import differing, names_of, setting_values
 
 
 def of_protocol(protocol: str) -> RefsamConfig:
@@ -32,9 +32,9 @@ def test_the_text_of_the_resource_study_has_another_optimizer_and_validation() -
 
 def test_the_protocol_is_one_column_for_all_that_it_brings() -> None:
     settings = [setting_values(of_protocol(protocol)) for protocol in ("text", "script")]
-    assert differing_names(settings) == ["dataset.protocol"]
+    assert names_of(differing(settings)) == ["dataset.protocol"]
     other = setting_values(compose([*PROTOCOL_OF_OWN], "covid_if"))
-    assert differing_names([settings[1], other]) == ["train.optimizer"]
+    assert names_of(differing([settings[1], other])) == ["train.optimizer"]
 
 
 PROTOCOL_OF_OWN = ("resource=v100", "model=vit_b", "peft=full", "n_objects=35", "train.optimizer=adam")

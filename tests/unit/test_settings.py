@@ -17,8 +17,8 @@ from refsam.records.paths import RunsFolder
 from refsam.records.settings import (
     Setting,
     differing,
-    differing_names,
     full_name,
+    names_of,
     same_text,
     schema_fields,
     setting_values,
@@ -29,6 +29,10 @@ from refsam.results.figures.page import by_number, series
 from refsam.results.sweeps import read_manifest
 
 GIVEN = ("peft=full", "n_objects=5", "n_images=2", "model=vit_nano", "model.weights=random")
+
+
+def differing_names(settings: list[Setting]) -> list[str]:
+    return names_of(differing(settings))
 
 
 def setting(*overrides: str) -> Setting:

@@ -7,8 +7,7 @@ import pytest
 from refsam import __version__
 from refsam.configuration.schema import ClusterConfig, RequestConfig
 from refsam.errors import ConfigError
-from refsam.orchestration.submission.sbatch_options import parse_option
-from refsam.orchestration.submission.slurm_script import made_by, parameters
+from refsam.orchestration.submission.slurm_script import made_by, parameters, parse_option
 
 REQUEST = RequestConfig(partition="gpu", gpu="V100", gpus=1, cores=8, memory_gb=32, time="48:00:00")
 

@@ -9,7 +9,8 @@ from omegaconf import MISSING
 from refsam.configuration.schema import RequestConfig
 from refsam.orchestration.operating.sweep_state import RunState, SweepState, count, longest_left
 from refsam.orchestration.slurm.requests import request_text
-from refsam.orchestration.submission.live_table import BEST, STYLES, duration, plain_text
+from refsam.orchestration.submission import live_table
+from refsam.orchestration.submission.live_table import duration, plain_text
 from refsam.records.settings import Setting, differing, labels
 from refsam.records.status import State
 from refsam.system.terminal import GAP, fitting, left_out_words, table_width
@@ -54,12 +55,12 @@ def lines(state: SweepState, width: int | None = None, room: int | None = None) 
         for run in group.runs:
             if run.run_id in left_out:
                 continue
-            style = STYLES.get(str(run.status.state), "")
+            style = live_table.STYLES.get(str(run.status.state), "")
             shown.append(StyledLine(_cut(_joined(rows[run.run_id], widths), cut), style))
     if left_out:
         shown.append(StyledLine(_cut(f"and {len(left_out)} more", cut), "dim"))
     if "best" in widths and room is None:
-        shown.append(StyledLine(f"best: {BEST} (its epoch)", "dim"))
+        shown.append(StyledLine(f"best: {live_table.BEST} (its epoch)", "dim"))
     if len(widths) < len(full) and room is None:
         narrow = [name for name in full if name not in widths]
         shown.append(StyledLine(left_out_words(narrow, "--wide shows all"), "dim"))
@@ -140,15 +141,11 @@ def _left_out(runs: Sequence[RunState], room: int | None) -> set[str]:
 
 def _cells(run: RunState, name: str) -> dict[str, str]:
     status = run.status
-    epoch = "" if status.epoch is None else f"{status.epoch}/{status.epochs or '?'}"
-    best = "" if status.best_metric is None else f"{status.best_metric:.4f}"
-    if best and status.best_epoch is not None:
-        best += f" ({status.best_epoch})"
     return {
         "run": name,
         "state": state_words(run),
-        "epoch": epoch,
-        "best": best,
+        "epoch": live_table.epoch_text(status),
+        "best": live_table.best_text(status),
         "elapsed": "" if run.elapsed is None else duration(run.elapsed),
         "left": "" if run.left is None else duration(run.left),
         "job": status.job_id or "",

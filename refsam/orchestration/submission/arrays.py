@@ -40,15 +40,7 @@ from refsam.records.attempts import free_number
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
 from refsam.records.recovery import read_record
 from refsam.records.run import Run
-from refsam.records.status import (
-    AlreadyRunning,
-    State,
-    Status,
-    is_held,
-    now,
-    run_lock,
-    write_status,
-)
+from refsam.records.status import AlreadyRunning, State, Status, is_held, now, run_lock, write_status
 from refsam.system.files import read_json, write_json, write_text
 from refsam.system.own_job import LOCK_SECONDS
 
@@ -190,9 +182,8 @@ def submit_to_slurm(
         snapshot = take_snapshot(folder) if cluster.snapshot else None
         order = Order(folder, sweep, cluster, say, entry_point, snapshot)
         submitted, failures = _submit_arrays(now_allowed, limits.array, order)
-        with contextlib.suppress(
-            SlurmUnavailable
-        ):  # what has gone through late; the next command looks again
+        # What has gone through late; where Slurm is silent the next command looks again.
+        with contextlib.suppress(SlurmUnavailable):
             _take_back_unfinished(sweep, say)
     if failures:
         raise RunFailed(f"{failures[0]}; the same command submits what was not")

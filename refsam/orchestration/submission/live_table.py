@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from rich.console import Console
 from rich.live import Live
@@ -74,22 +73,6 @@ class Overall:
     left: float | None
 
 
-class Display(Protocol):
-    """What a queue shows its runs on: entered before the first run, left after the last."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def show(self, rows: Sequence[Row], parallel: int) -> None:
-        """Take the present state of all runs, `parallel` of which are executed at a time."""
-
-    def say(self, sentence: str) -> None:
-        """A sentence for the person, beside the runs."""
-
-
 class LiveTable:
     """A table that is redrawn in place, for terminals."""
 
@@ -104,13 +87,12 @@ class LiveTable:
         self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self._live.stop()
         _print_failures(self._console, self._rows)
 
     def show(self, rows: Sequence[Row], parallel: int) -> None:
+        """Take the present state of all runs, `parallel` of which are executed at a time."""
         self._rows = rows
         elapsed = time.monotonic() - self._started
         room = max(1, self._console.size.height - LINES_AROUND_TABLE)
@@ -118,6 +100,7 @@ class LiveTable:
         self._live.update(table(rows, sums, _utc_now(), room, self._console.width))
 
     def say(self, sentence: str) -> None:
+        """A sentence for the person, beside the runs."""
         self._console.print(plain_text(sentence))
 
 
@@ -134,9 +117,7 @@ class PlainLines:
         self._started = time.monotonic()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         elapsed = time.monotonic() - self._started
         self.say(overall_line(overall(self._rows, elapsed, 1, _utc_now())))
         _print_failures(self._console, self._rows)
@@ -155,6 +136,10 @@ class PlainLines:
     def say(self, sentence: str) -> None:
         # No wrapping: a line of a log file is as long as it is.
         self._console.print(plain_text(sentence), soft_wrap=True)
+
+
+# What a queue shows its runs on: entered before the first run, left after the last.
+Display = LiveTable | PlainLines
 
 
 def make_display(console: Console | None = None) -> Display:
@@ -306,6 +291,18 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
+def epoch_text(status: Status) -> str:
+    """`3/100`: epochs finished, of at most so many; empty before the first one."""
+    return "" if status.epoch is None else f"{status.epoch}/{status.epochs or '?'}"
+
+
+def best_text(status: Status) -> str:
+    """`0.1234 (2)`: the best validation metric so far, and its epoch; empty where there is none."""
+    if status.best_metric is None:
+        return ""
+    return f"{status.best_metric:.4f}" + ("" if status.best_epoch is None else f" ({status.best_epoch})")
+
+
 def plain_text(text: str) -> Text:
     """Text as it stands: a record holds no markup, no names of emoji and no escape codes of a terminal."""
     return Text(plain(text, kept=""))
@@ -329,19 +326,13 @@ def _progress(row: Row, now: datetime) -> tuple[str, str, str, str, str]:
     status = row.status
     if row.place is Location.waiting or status.state in (State.planned, State.pending):
         return ("", "", "", "", "")
-    epoch = (
-        "" if status.epoch is None else f"{status.epoch}/{'?' if status.epochs is None else status.epochs}"
-    )
     loss = "" if status.loss is None else f"{status.loss:.4f}"
-    best = "" if status.best_metric is None else f"{status.best_metric:.4f}"
-    if best and status.best_epoch is not None:
-        best += f" ({status.best_epoch})"
     spent = _seconds_between(status.started_at, status.ended_at)
     if spent is None and status.state is State.running:
         spent = _seconds_since(status.started_at, now)
     running = status.state is State.running and status.seconds_left is not None
     left = duration(status.seconds_left) if running and status.seconds_left is not None else ""
-    return (epoch, loss, best, "" if spent is None else duration(spent), left)
+    return (epoch_text(status), loss, best_text(status), "" if spent is None else duration(spent), left)
 
 
 def _seconds_since(start: str | None, now: datetime) -> float | None:

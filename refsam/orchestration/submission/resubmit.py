@@ -1,5 +1,6 @@
 """Running runs again, from the configurations frozen in their directories: nothing is composed anew."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,14 +10,17 @@ from refsam.configuration.evaluation_place import used_resources
 from refsam.configuration.frozen import from_values
 from refsam.configuration.run_names import check_name
 from refsam.configuration.schema import ClusterConfig, RefsamConfig
-from refsam.errors import ConfigError
+from refsam.errors import ConfigError, RunFailed, SlurmUnavailable, os_problem
 from refsam.orchestration import machine
 from refsam.orchestration.planning.fetched import not_fetched
 from refsam.orchestration.planning.preflight import Preflight, preflight_of
+from refsam.orchestration.slurm import patience
 from refsam.orchestration.submission.sweeps import hand_over_scripts, run_here, say, where
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
+from refsam.records.recovery import read_record
 from refsam.records.run import Run
 from refsam.records.settings import labels, setting_values
+from refsam.records.status import State
 from refsam.system.files import read_yaml
 
 
@@ -115,3 +119,46 @@ def frozen(paths: RunPaths) -> RefsamConfig:
         return config
     except (AttributeError, ConfigError, FileNotFoundError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{paths.config} cannot be used: {error}") from error
+
+
+def submit_again(
+    due: Sequence[str], folder: RunsFolder, sweep: SweepPaths, console: Console
+) -> tuple[str, ...]:
+    """Submit again the runs of which `is_due` holds; the ids of those that are in the queue then.
+
+    Their jobs were killed whole, so that nothing in them could begin the next attempt (in_job.supervisor), or
+    Slurm did not take them back. Only runs of this user, and where refsam itself may submit. Nothing is
+    waited for and nothing raised: what cannot be submitted now is said, and due again the next time that
+    somebody looks.
+    """
+
+    def say(problem: Exception) -> None:
+        why = os_problem(problem) if isinstance(problem, OSError) else problem
+        console.print(f"refsam: not submitted again now: {why}", markup=False, soft_wrap=True)
+
+    ours = []
+    for run_id in due:
+        try:
+            if _is_ours(folder.run(run_id)):
+                ours.append(run_id)
+        except (ConfigError, OSError) as error:  # of its configuration; the others go on
+            say(error)
+    if not ours:
+        return ()
+    console.print(f"Killed with their jobs: {', '.join(ours)}", markup=False, soft_wrap=True)
+    try:
+        with patience.hurried():
+            # Looking at a sweep shall not fail for what is missing now: the attempt says it.
+            resubmit(ours, folder, sweep, console, look=False)
+    except (ConfigError, RunFailed, SlurmUnavailable, OSError) as error:
+        say(error)
+    return tuple(run_id for run_id in ours if read_record(folder.run(run_id)).state is State.pending)
+
+
+def _is_ours(paths: RunPaths) -> bool:
+    try:
+        config = frozen(paths)
+    except ConfigError:
+        return False  # a configuration of no use is named by whoever looks
+    submits = where(config) == "slurm" and not config.cluster.script_only
+    return submits and paths.root.stat().st_uid == os.geteuid()

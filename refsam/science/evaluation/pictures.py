@@ -1,6 +1,5 @@
 """A test image with ground truth, prediction and errors as contours: one PNG, sensible at a glance."""
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from skimage.segmentation import find_boundaries
 
-from refsam.system.files import write_atomically, write_bytes
+from refsam.system.files import write_encoded
 
 MATCHED_AT = 0.5  # IoU, as for SA50, precision and recall
 PANEL = 4.5  # inches of a panel's longer side
@@ -93,10 +92,8 @@ def draw_overlay(image: NDArray[np.uint8], segmentation: NDArray[Any], path: Pat
         rows = ((np.arange(size[1]) + 0.5) / scale).astype(int).clip(max=height - 1)
         columns = ((np.arange(size[0]) + 0.5) / scale).astype(int).clip(max=width - 1)
         segmentation = segmentation[np.ix_(rows, columns)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    encoded = io.BytesIO()
-    PIL.Image.fromarray(_with_contours(image, [(segmentation, PREDICTED)])).save(encoded, format="png")
-    write_bytes(path, encoded.getvalue())
+    picture = PIL.Image.fromarray(_with_contours(image, [(segmentation, PREDICTED)]))
+    write_encoded(path, lambda file: picture.save(file, format="png"))
 
 
 def _write(image: NDArray[Any], panels: list[tuple[str, Contours]], path: Path) -> None:
@@ -114,10 +111,7 @@ def _write(image: NDArray[Any], panels: list[tuple[str, Contours]], path: Path) 
             # Below the image, where it hides no object.
             place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0)}
             axes.legend(handles=named[::-1], fontsize=8, ncols=3, frameon=False, **place)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    encoded = io.BytesIO()
-    figure.savefig(encoded, format="png")
-    write_atomically(path, lambda file: file.write(encoded.getvalue()))
+    write_encoded(path, lambda file: figure.savefig(file, format="png"))
 
 
 def _matches(objects: NDArray[Any], segmentation: NDArray[Any]) -> tuple[list[int], list[int]]:

@@ -1,6 +1,5 @@
 """What of a run is measured already, by metrics.json and per_image.csv, and where its segmentations go."""
 
-import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from refsam.records.metrics import Measurement, MetricsRow, measurement, read_me
 from refsam.records.paths import RunPaths
 from refsam.records.per_image import Row
 from refsam.science.micro_sam import _compute_hash
-from refsam.system.files import write_atomically
+from refsam.system.files import write_encoded
 
 Key = tuple[str, Measurement]  # the name of an image, and what was measured on it
 
@@ -57,7 +56,4 @@ def prediction_path(paths: RunPaths, measured: Measurement, image: str) -> Path:
 
 def write_prediction(path: Path, segmentation: NDArray[Any]) -> None:
     """Save a segmentation (H, W), compressed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    encoded = io.BytesIO()
-    tifffile.imwrite(encoded, segmentation, compression="zlib")
-    write_atomically(path, lambda file: file.write(encoded.getvalue()))
+    write_encoded(path, lambda file: tifffile.imwrite(file, segmentation, compression="zlib"))
