@@ -213,11 +213,8 @@ class EnoughObjects:
 
 
 def _split(config: RefsamConfig) -> tuple[list[Pair], Split]:
-    dataset = config.dataset
-    pairs = list_pairs(dataset)
-    names = [pair.name for pair in pairs]
-    split = split_of(config, names)
-    return pairs, split
+    pairs = list_pairs(config.dataset)
+    return pairs, split_of(config, [pair.name for pair in pairs])
 
 
 def _patches(config: RefsamConfig, images: Sequence[Image], n_samples: int) -> Any:

@@ -73,10 +73,7 @@ class Daemons:
             end([process], STOP_SECONDS)
 
     def _read(self) -> dict[str, dict[str, float]]:
-        try:
-            known: dict[str, dict[str, float]] = read_json(self._record)
-        except FileNotFoundError:
-            return {}
+        known: dict[str, dict[str, float]] = read_json(self._record) if self._record.exists() else {}
         return known
 
 

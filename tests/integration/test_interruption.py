@@ -222,11 +222,12 @@ def test_statistics_of_batch_normalization_go_back_to_the_position() -> None:
     statistics = running_statistics([model, model[1]])
     assert len(statistics) == 3  # mean, variance and number of batches, each once
     means = EpochMeans()
-    here = position(1, means, None, torch.device("cpu"), statistics, None)
+    scaler = torch.GradScaler("cpu", enabled=False)
+    here = position(1, means, None, torch.device("cpu"), statistics, scaler)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model(torch.rand(2, 1, 8, 8))
     assert not torch.equal(model[1].running_mean, before["1.running_mean"])
-    here.restore(statistics, None)
+    here.restore(statistics, scaler)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

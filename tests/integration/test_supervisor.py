@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -17,7 +17,7 @@ from holder import held
 from refsam.errors import RunFailed
 from refsam.orchestration import machine
 from refsam.orchestration.in_job import supervisor
-from refsam.orchestration.in_job.job import RunJob
+from refsam.orchestration.in_job.run_job import run_job
 from refsam.orchestration.lifecycle.attempts import begin_attempt, end_of_attempt
 from refsam.orchestration.slurm import inside_job
 from refsam.records import status
@@ -40,6 +40,7 @@ specification.loader.exec_module(science)
 def paths(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parent.parent)]))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for name in ("SLURM_JOB_ID", "REFSAM_LOG"):
         monkeypatch.delenv(name, raising=False)
     paths = RunPaths(tmp_path / "run")
@@ -49,7 +50,7 @@ def paths(tmp_path, monkeypatch):
 
 def job(paths, behaviour, entry_point=science.ENTRY_POINT):
     (paths.root / "behaviour.txt").write_text(behaviour)
-    return RunJob(str(paths.root), 1, "", entry_point)
+    return partial(run_job, paths.root, entry_point)
 
 
 def test_a_completed_attempt_has_a_record_and_is_not_repeated(paths):
@@ -70,8 +71,7 @@ def test_a_run_that_another_job_evaluates_is_handed_over(paths, monkeypatch, eva
         monkeypatch.setenv(name, value)
     waiting = Status(State.pending, attempt=1, job_id="7_2", evaluation_job_id=evaluation)
     write_status(paths, waiting)
-    training = replace(job(paths, "complete"), trains_only=True)
-    training()
+    job(paths, "complete")(trains_only=True)
     status = read_status(paths)
     if evaluation is None:
         assert (status.state, status.attempt, status.job_id) == (State.planned, 1, None)
@@ -259,11 +259,12 @@ def test_a_completed_run_whose_record_another_process_holds_has_ended(paths, slu
 
 PROGRAM = """
 import sys
-from refsam.orchestration.in_job.job import RunJob
+from pathlib import Path
+from refsam.orchestration.in_job.run_job import run_job
 from refsam.orchestration.slurm import inside_job
 from refsam.records import status
 from refsam.system import own_job
-RunJob(sys.argv[1], 1, '', sys.argv[2])()
+run_job(Path(sys.argv[1]), sys.argv[2])
 """
 
 

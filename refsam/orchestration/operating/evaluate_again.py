@@ -16,6 +16,7 @@ from refsam.records.measurements import extended, missing
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.recovery import read_record
 from refsam.records.status import State, run_lock, write_status
+from refsam.system.names import counted
 from refsam.system.own_job import LOCK_SECONDS
 
 
@@ -69,8 +70,8 @@ def evaluate_again(
     for run_id, config in configs.items():
         _reopen(folder.run(run_id), config)
     if configs:
-        words = "1 run" if len(configs) == 1 else f"{len(configs)} runs"
-        console.print(f"{target.words}: {words} to evaluate", markup=False, soft_wrap=True)
+        runs = counted(len(configs), "run")
+        console.print(f"{target.words}: {runs} to evaluate", markup=False, soft_wrap=True)
         resubmit(list(configs), folder, target.sweep, console, look=False)
     states = {run_id: str(read_record(folder.run(run_id)).state) for run_id in configs}
     return Evaluated(absent, tuple(complete), tuple(unfinished), tuple(unusable), states)

@@ -13,6 +13,7 @@ from refsam.orchestration.submission import live_table
 from refsam.orchestration.submission.live_table import duration, plain_text
 from refsam.records.settings import Setting, differing, labels
 from refsam.records.status import State
+from refsam.system.names import counted
 from refsam.system.terminal import GAP, fitting, left_out_words, table_width
 
 MESSAGE_WIDTH = 20  # characters below which a message is rather left out
@@ -189,7 +190,7 @@ def _counts(runs: Sequence[RunState]) -> str:
     order = (State.completed, State.running, State.pending, State.planned, State.failed, State.unreadable)
     counts = count(runs)
     parts = [f"{counts[state]} {state}" for state in order if counts[state]]
-    return ", ".join(["1 run" if len(runs) == 1 else f"{len(runs)} runs", *parts])
+    return ", ".join([counted(len(runs), "run"), *parts])
 
 
 def _request(request: dict[str, Any] | None) -> str:

@@ -21,6 +21,7 @@ from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.recovery import read_record
 from refsam.records.run import Run
 from refsam.system.files import read_yaml
+from refsam.system.names import counted
 
 PUBLISHED = Path(__file__).with_name("published_times.yaml")
 SECONDS_PER_HOUR = 3600.0
@@ -204,8 +205,7 @@ def group_words(group: GroupEstimate) -> str:
         return f"Expected time{of}: not known, no run of this kind has finished here."
     origin = []
     if Source.runs in group.sources:
-        runs = "1 finished run" if group.finished == 1 else f"{group.finished} finished runs"
-        origin.append(f"{runs} of the same kind")
+        origin.append(f"{counted(group.finished, 'finished run')} of the same kind")
     if Source.fit in group.sources:
         origin.append("the steps that refsam fit measured, without the evaluation")
     if Source.published in group.sources:
@@ -213,7 +213,7 @@ def group_words(group: GroupEstimate) -> str:
     text = (
         f"Expected{of}: {_hours(group.seconds)}, at most {_hours(group.at_most)}, by {' and '.join(origin)}"
     )
-    return f"{text}; not known for {_runs(group.unknown)}." if group.unknown else f"{text}."
+    return f"{text}; not known for {counted(group.unknown, 'run')}." if group.unknown else f"{text}."
 
 
 def total_words(groups: Sequence[GroupEstimate]) -> str:
@@ -232,7 +232,7 @@ def total_words(groups: Sequence[GroupEstimate]) -> str:
     if not parts:
         return "Expected in all: not known."
     text = f"Expected in all: {'; '.join(parts)}"
-    return f"{text}; not known for {_runs(unknown)}." if unknown else f"{text}."
+    return f"{text}; not known for {counted(unknown, 'run')}." if unknown else f"{text}."
 
 
 def _left(expected: Expected, paths: RunPaths) -> Expected:
@@ -277,7 +277,3 @@ def _hours(seconds: float) -> str:
     if hours < 1:
         return f"{seconds / 60:.0f} min"
     return f"{hours:.1f} h" if hours < 100 else f"{hours:.0f} h"
-
-
-def _runs(number: int) -> str:
-    return "1 run" if number == 1 else f"{number} runs"

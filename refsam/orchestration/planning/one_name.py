@@ -18,6 +18,7 @@ from refsam.records.settings import (
 )
 from refsam.results.sweeps import read_manifest
 from refsam.system.files import read_yaml_sections
+from refsam.system.names import counted
 
 # The configuration of a run that was asked for, and the overrides that the sweep varies.
 Asked = tuple[RefsamConfig, dict[str, str]]
@@ -78,7 +79,7 @@ def other_settings(name: str, folder: RunsFolder, planned: Mapping[str, Setting]
         if not set(values) <= {value_text(part[field]) for part in here if field in part}:
             said.append(f"{short_name(field)} ({', '.join(values)})")
     if said:
-        count = "1 run" if len(others) == 1 else f"{len(others)} runs"
+        count = counted(len(others), "run")
         yield f"sweep {name} has {count} of other commands, which differ from these in {' and '.join(said)}"
 
 

@@ -17,6 +17,7 @@ from refsam.orchestration.planning.plan import Plan, PlannedRun, PlanState
 from refsam.orchestration.planning.preflight import Preflight
 from refsam.orchestration.slurm.requests import Jobs, by_jobs, request_text
 from refsam.records.settings import Setting, short_name, value_text
+from refsam.system.names import counted
 from refsam.system.terminal import UNLIMITED
 
 _WORDS = {
@@ -86,8 +87,8 @@ def summary(plan: Plan) -> str:
     kinds = len(by_jobs(plan.runs, plan.folder))
     left_out = f"; {len(plan.skipped)} left out" if plan.skipped else ""
     return (
-        f"Sweep {plan.name}: {_count(len(plan.runs), 'run')} ({_count(finetunings, 'finetuning')}, "
-        f"{_count(baselines, 'baseline')}), {_count(kinds, 'kind')} of request; "
+        f"Sweep {plan.name}: {counted(len(plan.runs), 'run')} ({counted(finetunings, 'finetuning')}, "
+        f"{counted(baselines, 'baseline')}), {counted(kinds, 'kind')} of request; "
         f"{', '.join(counts)}{left_out}."
     )
 
@@ -161,7 +162,3 @@ def _group(jobs: Jobs, runs: list[PlannedRun], common: dict[str, str], with_id: 
 
 def _overrides(overrides: dict[str, str]) -> str:
     return " ".join(f"{key}={value}" for key, value in overrides.items())
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"

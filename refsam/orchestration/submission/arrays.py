@@ -42,6 +42,7 @@ from refsam.records.recovery import read_record
 from refsam.records.run import Run
 from refsam.records.status import AlreadyRunning, State, Status, is_held, now, run_lock, write_status
 from refsam.system.files import read_json, write_json, write_text
+from refsam.system.names import counted
 from refsam.system.own_job import LOCK_SECONDS
 
 LATE_SECONDS = 900.0  # until a call of sbatch without an answer is sure not to go through any more
@@ -71,7 +72,7 @@ class Order:
 
     Attributes:
         say: is told each step in one sentence.
-        entry_point: what a job executes, see RunJob.
+        entry_point: what a job executes, see run_job.
         snapshot: the code that jobs run; None: what is there when they start.
     """
 
@@ -161,7 +162,7 @@ def submit_to_slurm(
     Args:
         runs: with their directories and frozen configurations in place.
         say: is told each step in one sentence.
-        entry_point: what a job executes, see RunJob.
+        entry_point: what a job executes, see run_job.
 
     Raises:
         ConfigError: before anything is submitted, when the configuration cannot be made a job script.
@@ -189,7 +190,8 @@ def submit_to_slurm(
         raise RunFailed(f"{failures[0]}; the same command submits what was not")
     left = len(waiting) - submitted
     if left:
-        say(f"{_count(left)} not submitted yet, because the site takes no more jobs of yours at present")
+        runs_left = counted(left, "run")
+        say(f"{runs_left} not submitted yet, because the site takes no more jobs of yours at present")
     return left
 
 
@@ -226,7 +228,8 @@ def _submit_arrays(runs: Sequence[Run], largest: int, order: Order) -> tuple[int
                 for sentence in left_out:
                     order.say(f"Left out: {sentence}")
                 if len(part) > len(left_out):
-                    order.say(f"Job {' and '.join(numbers)}: {_count(len(part) - len(left_out))}, {text}")
+                    kept = counted(len(part) - len(left_out), "run")
+                    order.say(f"Job {' and '.join(numbers)}: {kept}, {text}")
     return submitted, failures
 
 
@@ -415,7 +418,7 @@ def _not_in_the_queue(runs: Sequence[Run], folder: RunsFolder, say: Say) -> list
         elif status.state not in (State.completed, State.unreadable):
             waiting.append(run)
     if queued:
-        say(f"{_count(queued)} in the queue or running already")
+        say(f"{counted(queued, 'run')} in the queue or running already")
     return waiting
 
 
@@ -436,7 +439,3 @@ def _take_back_unfinished(sweep: SweepPaths, say: Say) -> None:
             done = False
         if not done:
             patiently(_Submission(record.parent, sweep.name).take_back, say)
-
-
-def _count(number: int) -> str:
-    return "1 run" if number == 1 else f"{number} runs"

@@ -124,7 +124,7 @@ def run_locally(
 
     Args:
         threads: CPU threads for each run.
-        entry_point: `module:function` that executes a run directory, see RunJob.
+        entry_point: `module:function` that executes a run directory, see run_job.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C, SIGTERM or a closed terminal, when every process that was started has

@@ -36,6 +36,7 @@ from refsam.records.status import State, Status, now, run_lock, write_status
 from refsam.records.training import read_training
 from refsam.results.sweeps import MANIFEST_FORMAT
 from refsam.system.files import check_format, read_json, write_json
+from refsam.system.names import counted
 from refsam.system.own_job import LOCK_SECONDS
 
 WRITERS = 16  # files at a time
@@ -127,7 +128,7 @@ def _earlier_runs(plan: Plan) -> str:
     asked = {run.run_id for run in plan.runs}
     known = _known_manifest(plan.folder.sweep(plan.name)).get("runs", ())
     number = sum(run["run_id"] not in asked for run in known)
-    return "" if not number else "1 other run" if number == 1 else f"{number} other runs"
+    return counted(number, "other run") if number else ""
 
 
 def _submit_to_slurm(plan: Plan, console: Console) -> None:

@@ -156,26 +156,15 @@ def describe_savings(config: RefsamConfig, savings: Savings | None) -> dict[str,
     What does not apply to a run is None.
     """
     settings = config.train
-    if savings is None:
-        savings_used: dict[str, Any] = {
-            "object_chunk": None,
-            "checkpoint_every": None,
-            "checkpoint_decoder": None,
-            "attention": "sdpa" if config.model.family == HUGGING_FACE else "eager",
-            "auto_from": None,
-        }
-    else:
-        savings_used = {
-            "object_chunk": savings.object_chunk,
-            "checkpoint_every": savings.checkpoint_every,
-            "checkpoint_decoder": savings.checkpoint_decoder if settings.decoder else None,
-            "attention": savings.attention,
-            "auto_from": savings.auto_from,
-        }
+    plain_attention = "sdpa" if config.model.family == HUGGING_FACE else "eager"
     cached = savings is not None and encoder_is_frozen(config.peft)
     return {
         "engine": settings.engine,
-        **savings_used,
+        "object_chunk": savings and savings.object_chunk,
+        "checkpoint_every": savings and savings.checkpoint_every,
+        "checkpoint_decoder": savings and savings.checkpoint_decoder if settings.decoder else None,
+        "attention": savings.attention if savings else plain_attention,
+        "auto_from": savings and savings.auto_from,
         "embedding_cache": settings.embedding_cache if cached else None,
         "embedding_dtype": settings.embedding_dtype if cached else None,
         "joint": settings.joint if settings.decoder else None,

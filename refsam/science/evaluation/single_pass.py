@@ -221,13 +221,14 @@ class _SinglePass:
     def _find_parameters(self, mode: str) -> dict[str, Any]:
         """The parameters of an automatic mode, from grid_search.json, or searched and written there."""
         wanted = {"settings": settings(self._config.evaluate, mode), "weights": self._weights}
-        known = _read_searches(self._paths)
+        path = self._paths.grid_search
+        known: dict[str, Any] = read_json(path) if path.exists() else {}
         if mode not in known or any(known[mode].get(name) != value for name, value in wanted.items()):
             values = grid_values(self._config.evaluate, mode)
             start = time.perf_counter()
             found = self._search(mode, values)
             known[mode] = wanted | found | {"seconds": time.perf_counter() - start}
-            write_json(self._paths.grid_search, known)
+            write_json(path, known)
         return {**known[mode]["parameters"], "settings": known[mode]["settings"]}
 
     def _search(self, mode: str, values: dict[str, list[Any]]) -> dict[str, Any]:
@@ -254,11 +255,3 @@ def _with_labels(
 
 def _of_generator(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in parameters.items() if name != "settings"}
-
-
-def _read_searches(paths: RunPaths) -> dict[str, Any]:
-    try:
-        known: dict[str, Any] = read_json(paths.grid_search)
-    except FileNotFoundError:
-        return {}
-    return known

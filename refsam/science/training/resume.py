@@ -27,7 +27,7 @@ class ResumeState:
         losses: of the interactive half of a step whose other half is still to come; None between steps.
         random: states of the generators.
         statistics: copies of the running statistics of batch normalization, which a forward pass changes.
-        scaler: state of the gradient scaler, where there is one.
+        scaler: state of the gradient scaler.
     """
 
     iteration: int
@@ -35,15 +35,14 @@ class ResumeState:
     losses: tuple[torch.Tensor, ...] | None
     random: dict[str, Any]
     statistics: list[torch.Tensor]
-    scaler: dict[str, Any] | None
+    scaler: dict[str, Any]
 
     def restore(self, statistics: Sequence[torch.Tensor], scaler: Any) -> None:
         """Take back what has changed since in the model and in the scaler."""
         with torch.no_grad():
             for tensor, before in zip(statistics, self.statistics, strict=True):
                 tensor.copy_(before)
-        if self.scaler is not None:
-            scaler.load_state_dict(self.scaler)
+        scaler.load_state_dict(self.scaler)
 
     def to_values(self, epoch_seconds: float) -> dict[str, Any]:
         """Tensors and plain values, for latest.pt; the statistics are in its weights."""
@@ -70,7 +69,7 @@ def position(
         losses=losses,
         random=random_states(device),
         statistics=[tensor.detach().clone() for tensor in statistics],
-        scaler=None if scaler is None else scaler.state_dict(),
+        scaler=scaler.state_dict(),
     )
 
 
