@@ -4,8 +4,6 @@ import functools
 import importlib.metadata
 import importlib.util
 import platform
-import shutil
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from refsam.configuration.schema import Kind, Precision, RefsamConfig
 from refsam.datasets.source import read_source
 from refsam.science.hardware import choose_precision, describe
 from refsam.science.models import weights_info
-from refsam.system.files import read_json
+from refsam.system.commit import source_commit
 
 MODULES = (
     *("torch", "micro_sam", "torch_em", "segment_anything", "mobile_sam"),
@@ -29,7 +27,6 @@ DISTRIBUTIONS = {
     "mobile_sam": "mobilesam-mirror",
     "elf": "python-elf",
 }
-GIT = shutil.which("git")
 
 
 def describe_environment(config: RefsamConfig, device: torch.device) -> dict[str, Any]:
@@ -43,7 +40,7 @@ def describe_environment(config: RefsamConfig, device: torch.device) -> dict[str
     weights = weights_info(config.model, config.seed)
     return {
         "versions": _versions(),
-        **_commit(),
+        **source_commit(),
         **describe(device),
         "weights": {"source": weights.source, "hash": weights.hash},
         "data": read_source(Path(config.dataset.root)),
@@ -76,28 +73,3 @@ def _version(module: str) -> str | None:
 def _distributions() -> Mapping[str, list[str]]:
     """By module. Reads the list of files of all that is installed, which takes seconds."""
     return importlib.metadata.packages_distributions()
-
-
-def _commit() -> dict[str, Any]:
-    """The commit of the source tree that refsam runs from, and whether it was changed; None without git."""
-    tree = Path(refsam.__file__).resolve().parents[1]
-    if (tree / "commit.json").exists():  # a snapshot of the source tree
-        known: dict[str, Any] = read_json(tree / "commit.json")
-        return known
-    commit = _git(tree, "rev-parse", "HEAD") if (tree / ".git").exists() else None
-    if commit is None:
-        return {"commit": None, "dirty": None}
-    return {"commit": commit, "dirty": bool(_git(tree, "status", "--porcelain"))}
-
-
-def _git(tree: Path, *arguments: str) -> str | None:
-    """Output of a git command; None where there is no git, or nothing that it could tell."""
-    if GIT is None:
-        return None
-    try:
-        done = subprocess.run(
-            (GIT, "-C", str(tree), *arguments), capture_output=True, text=True, check=False, timeout=30
-        )
-    except subprocess.TimeoutExpired:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

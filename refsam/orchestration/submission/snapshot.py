@@ -8,7 +8,6 @@ import hashlib
 import os
 import shlex
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -16,11 +15,11 @@ import refsam
 from refsam.configuration.resources import folder
 from refsam.errors import ConfigError
 from refsam.records.paths import RunsFolder
+from refsam.system.commit import COMMIT, source_commit
 from refsam.system.files import sync_directory, write_bytes, write_json
 
 FOLDERS = ("conf", "sweeps", "slurm_templates")  # beside the package in a checkout, in it when installed
 NAME_LENGTH = 32  # hexadecimal digits
-COMMIT = "commit.json"  # says where the code comes from, and is no part of it
 
 
 def take_snapshot(runs: RunsFolder) -> Path:
@@ -52,7 +51,7 @@ def take_snapshot(runs: RunsFolder) -> Path:
         for name, content in files.items():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             write_bytes(copy / name, content)  # on the disk: jobs start hours later, perhaps after a crash
-        write_json(copy / COMMIT, _commit())
+        write_json(copy / COMMIT, source_commit())
         for path in (copy, *copy.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
         copy.replace(target)
@@ -92,7 +91,7 @@ def _digest(files: dict[str, bytes]) -> str:
 
 
 def _is_ours(snapshot: Path, name: str) -> bool:
-    """Whether everything in it is this user's alone to write, and its content has this name."""
+    """Whether everything in it is this user's alone to write, and its content, less COMMIT, has this name."""
     paths = [snapshot, *snapshot.rglob("*")]
     for path in paths:
         facts = path.lstat()
@@ -117,17 +116,3 @@ def _files() -> dict[str, Path]:
         for name, path in sorted(found.items())
         if path.is_file() and "__pycache__" not in path.parts
     }
-
-
-def _commit() -> dict[str, str | bool | None]:
-    """The commit of the checkout, and whether it was changed; None where it is no checkout or has no git."""
-    tree = Path(refsam.__file__).resolve().parents[1]
-    git = shutil.which("git")
-    if git is None or not (tree / ".git").exists():
-        return {"commit": None, "dirty": None}
-
-    def ask(*arguments: str) -> str:
-        command = (git or "git", "-C", str(tree), *arguments)
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-    return {"commit": ask("rev-parse", "HEAD") or None, "dirty": bool(ask("status", "--porcelain"))}
