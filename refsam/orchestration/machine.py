@@ -135,7 +135,6 @@ def parallel_runs(
     Args:
         requested: `cluster.parallel`, a positive integer or `auto`: as many as memory and cores allow.
         memory_gb_per_run: main memory that one run is planned with, GiB.
-        cores: CPU cores of this machine.
         memory_available_gb: main memory that is free now, GiB.
         devices: GPUs that runs will use, one each; 0 for runs on the CPU.
 

@@ -155,8 +155,6 @@ def failed(status: Status, ending: Ending, **facts: object) -> Status:
     """The last status of an attempt that ended so, now as far as is known.
 
     Args:
-        status: the last one that is known.
-        ending: the row of the table.
         facts: what the sentence names.
     """
     return status.changed(

@@ -33,7 +33,6 @@ def annotate(model: TrainedModel, annotation: Annotation) -> NDArray[np.uint32]:
     """Show an image until the window is closed; the objects that were committed, (H, W), 0 for background.
 
     Args:
-        model: that segments what the person asks for.
         annotation: the image, and its objects as they were saved before.
 
     Raises:

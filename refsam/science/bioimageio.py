@@ -35,7 +35,6 @@ class Details:
     """What a package says that no run knows.
 
     Attributes:
-        authors: their names.
         license: an identifier of SPDX, such as CC-BY-4.0.
         cite: text, and DOI or address, of what is to be cited.
     """
@@ -60,10 +59,6 @@ def write_package(
     """Write the package.
 
     Args:
-        config: of the run.
-        paths: of the run, for its record.
-        model: of the run.
-        details: what no run knows.
         output: a zip file that is made.
 
     Raises:

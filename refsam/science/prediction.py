@@ -38,7 +38,6 @@ class TrainedModel:
     """The best model of a run. `refsam.load` opens one.
 
     Attributes:
-        run_id: of the run.
         config: the run's configuration.
         parameters: of the automatic modes that the run's evaluation has measured: what it segmented with.
         model: with micro-sam's predictor (`model.predictor`) and decoder.

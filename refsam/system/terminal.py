@@ -110,7 +110,6 @@ def fitting(widths: Mapping[str, int], dispensable: Iterable[str], room: int, ga
     """Which columns of a table are shown in `room` characters, in their order.
 
     Args:
-        widths: of all columns.
         dispensable: those that are left out, the first one first, until the others fit. The rest stay, even
             where they are wider than the room.
         gap: characters between two columns.

@@ -41,8 +41,6 @@ class Goal:
     Attributes:
         n_objects: number that a run is planned with.
         most_objects: no more than these are tried.
-        n_sub_iterations: of a run.
-        usable_gib: memory that a step may take.
         area: pixels of a batch's patches, by those of one patch of 512 x 512.
         architecture: of the model, for the first guess.
         trains_encoder: whether there is something in the encoder to be computed again.
@@ -165,7 +163,6 @@ def _largest(
 
     Args:
         slope: GiB for one more object, as long as fewer than two measurements fit.
-        guess: where to begin.
         known: a measurement of the same step that fits.
     """
     fitting = {} if known is None else {known.step.n_objects: known}

@@ -17,7 +17,6 @@ def run_job(root: Path, entry_point: str = SCIENCE, trains_only: bool = False) -
     own process stays small, and survives the child.
 
     Args:
-        root: the run directory.
         entry_point: `module:function`; the function takes the run directory, holds the run's lock while it
             works, keeps status.json up to date and raises when the run fails.
         trains_only: whether another job evaluates the run.

@@ -51,7 +51,6 @@ def cancel(look: Callable[[], SweepState], folder: RunsFolder, whole_sweep: bool
     """End all runs that wait or run, when no other process submits some of them any more.
 
     Args:
-        look: where the runs are now.
         whole_sweep: also end the local queues that have started them, with what waits there for its turn.
         say: is told in one sentence that it waits.
 

@@ -32,7 +32,6 @@ def watch(look: Look, console: Console, as_documents: bool = False) -> None:
     """Show the sweep until nothing of it waits or runs any more, or a person ends it with q or Ctrl-C.
 
     Args:
-        look: the sweep as it is now.
         as_documents: print a JSON document on a line of its own for every change instead.
     """
     with contextlib.suppress(KeyboardInterrupt):

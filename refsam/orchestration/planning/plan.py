@@ -76,7 +76,6 @@ class PlannedRun(Run):
 
     Attributes:
         overrides: those that the sweep varies.
-        plan_state: what it still needs.
         note: in one sentence, why.
         fields: of the configuration that tell it apart from others of the plan.
     """
@@ -131,9 +130,7 @@ class Planner:
     """Plans the runs of one command; reads each data set and checkpoint once.
 
     Args:
-        composer: makes a configuration from overrides.
         cache: folder for facts about images, which are read once per file.
-        query: asks Slurm about runs that it was given.
     """
 
     composer: Composer

@@ -114,9 +114,7 @@ def script_text(
     """The text of an array's script: options, prologue, the run directories, and one line that runs one.
 
     Args:
-        values: as `parameters` returns them.
         logs: the folder of the logs, ARRAY_TASK.out.
-        arguments: of run_job.
     """
     options = {name: value for name, value in values.items() if name not in _NOT_OPTIONS}
     options |= {name: value for name, value in values["additional_parameters"].items() if name != "hold"}

@@ -123,7 +123,6 @@ def run_locally(
     status is returned as it is. One failed run stops no other. Each run directory must hold its config.yaml.
 
     Args:
-        threads: CPU threads for each run.
         entry_point: `module:function` that executes a run directory, see run_job.
 
     Raises:

@@ -50,7 +50,6 @@ def fused_attention(attention: Any, x: torch.Tensor, heads: int) -> torch.Tensor
 
     Args:
         attention: a module with qkv, proj, scale, rel_pos_h and rel_pos_w.
-        heads: the number of its heads.
     """
     batch, height, width, _ = x.shape
     shape = (3, batch * heads, height * width, -1)

@@ -47,11 +47,7 @@ class Store(Protocol):
 
 
 class MemoryStore:
-    """Embeddings on the device that they were computed on, the first ones to come.
-
-    Args:
-        gib: how much memory they may take.
-    """
+    """Embeddings on the device that they were computed on, the first ones to come."""
 
     def __init__(self, gib: float) -> None:
         self._room = int(gib * GIB)
@@ -166,8 +162,6 @@ class EmbeddingCache:
         """The embeddings (batch, channels, rows, columns) of `images`, (batch, 3, H, W).
 
         Args:
-            images: as they come from the loader.
-            encode: computes the embeddings of a batch of images.
             keep: whether these images will come again, later than in the next call.
         """
         keys = [pixel_hash(image) for image in images]

@@ -111,7 +111,6 @@ def _two_way(
     """segment_anything's TwoWayTransformer.
 
     Args:
-        transformer: with the parameters.
         tokens: (objects, tokens, channels).
         image: (objects, positions, channels).
         encoding: (1, positions, channels), the positional encoding.
@@ -146,7 +145,6 @@ def _from_image(
     """What tokens see in the image: an Attention whose queries are tokens, keys and values positions.
 
     Args:
-        attention: with the parameters.
         tokens: (objects, tokens, channels).
         encoded: (objects, positions, channels), the keys before their projection.
         image: (objects, positions, channels), the values before theirs.
@@ -170,7 +168,6 @@ def _add_from_tokens(
     """The image and what it sees in the tokens: an Attention whose queries are positions.
 
     Args:
-        attention: with the parameters.
         image: (objects, positions, channels).
         encoded: (objects, positions, channels), the queries before their projection.
         keys: (objects, tokens, channels), before their projection.
@@ -214,7 +211,6 @@ def _masks(upscaling: Any, image: torch.Tensor, kernels: torch.Tensor, shape: to
     """The image, enlarged twice, times each mask's kernel.
 
     Args:
-        upscaling: with the parameters.
         image: (objects, positions, channels).
         kernels: (objects, masks, channels after both enlargements).
         shape: rows and columns of the positions.

@@ -62,9 +62,6 @@ def initial_model(run: Path | str) -> nn.Module:
 
     It is in 4 bits if the run's was; of a model of family hf it is transformers' own.
 
-    Args:
-        run: its folder.
-
     Raises:
         ConfigError: when the weights are not there.
     """

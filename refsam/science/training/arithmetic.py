@@ -12,7 +12,6 @@ class Arithmetic:
 
     Args:
         precision: of the forward pass; float16 scales the gradients.
-        device: of the model.
 
     Attributes:
         scaler: of the gradients; it does nothing unless the precision is float16.
@@ -42,7 +41,6 @@ class Arithmetic:
         """The optimizer's step, which the scaler leaves out where a gradient is not a number.
 
         Args:
-            optimizer: of the parameters whose gradients are there.
             max_grad_norm: norm of all gradients together, to which larger ones are scaled down.
         """
         if max_grad_norm is not None:

@@ -67,11 +67,6 @@ class Training:
     """A run's training before its first step, and what its records say of it.
 
     Attributes:
-        learner: the models and their optimizer.
-        step: gradients of the losses.
-        prompts: what the model is asked with.
-        loaders: of training and validation.
-        recorder: of its run directory.
         parameter_counts: trained ones, and all.
         weights_bytes: of the model in memory, quantized weights as they lie there.
         savings: as in results/savings.json.

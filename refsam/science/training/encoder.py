@@ -15,7 +15,6 @@ class Encoder:
     """The encoder of a model that is trained.
 
     Args:
-        model: which has it.
         embeddings: of a frozen encoder; None keeps those of the latest batch.
         pooled: whether the patches of the training come again.
         fixed: whether those of the validation do.

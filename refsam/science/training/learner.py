@@ -21,9 +21,6 @@ class Learner:
     Attributes:
         model: Segment Anything.
         unetr: its encoder with the segmentation decoder, if that is trained too.
-        optimizer: of both.
-        schedule: of the learning rate.
-        arithmetic: of forward, backward and the optimizer's step.
         max_grad_norm: to which larger gradients are scaled down; None for no limit.
         accumulate: batches of a step.
     """

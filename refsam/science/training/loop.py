@@ -33,11 +33,7 @@ def train(
     the position to which it goes back, and writes it when the interruption comes.
 
     Args:
-        learner: the models and their optimizer.
-        step: gradients of the losses.
         loaders: of training and validation: images (batch, 3, H, W) and labels (batch, 1 or 4, H, W).
-        recorder: counts, writes and reports.
-        seed: of the run.
 
     Raises:
         Diverged: when the validation metric is no number.

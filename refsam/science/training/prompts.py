@@ -85,8 +85,6 @@ class Prompts:
         Args:
             x: (batch, 3, H, W) images.
             y: (batch, 1, H, W) ids of objects.
-            choice: which prompts.
-            device: of the targets.
 
         Returns:
             micro-sam's batched inputs, one per image; (batch, objects, 1, H, W) bool on the device. All

@@ -92,11 +92,7 @@ class Recorder:
     """Counters, records and the position of a training.
 
     Args:
-        paths: the run directory that is written.
-        learner: what is trained.
         keeping: which weights the checkpoints hold.
-        limits: of the training.
-        seed: of the run.
         report: called after every step.
 
     Attributes:
@@ -203,8 +199,6 @@ class Recorder:
         """A step is done.
 
         Args:
-            losses: of it.
-            rate: its learning rate.
             x: (batch, 3, H, W) images of its last batch.
             y: (batch, 1 or 4, H, W) ids of their objects, and what the segmentation decoder learns.
             targets: (batch, objects, 1, H, W) the objects that were chosen.

@@ -25,9 +25,7 @@ class ResumeState:
         iteration: steps of the training done.
         means: of the epoch so far.
         losses: of the interactive half of a step whose other half is still to come; None between steps.
-        random: states of the generators.
         statistics: copies of the running statistics of batch normalization, which a forward pass changes.
-        scaler: state of the gradient scaler.
     """
 
     iteration: int

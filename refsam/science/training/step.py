@@ -66,12 +66,6 @@ class Interactive:
     """The interactive segmentation: iterative prompting of a Segment Anything model.
 
     Attributes:
-        model: which is trained.
-        encoder: its encoder.
-        prompts: what it is asked with.
-        loss: of predicted masks and IoU.
-        arithmetic: of forward and backward.
-        n_sub_iterations: rounds of prompts in a step.
         object_chunk: how many objects of an image are decoded at a time.
         iou_threshold: logit from which a pixel is in the mask, for the mean IoU of a validation's images;
             None where that is not measured.
@@ -205,7 +199,6 @@ class Segmentation:
         unetr: the encoder with the decoder.
         encoder: the same encoder.
         loss: of predicted and true foreground, center and boundary distances.
-        arithmetic: of forward and backward.
     """
 
     unetr: UNETR
