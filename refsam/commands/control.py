@@ -140,9 +140,8 @@ def _retry(options: argparse.Namespace) -> int:
 
 
 def _continue(options: argparse.Namespace) -> int:
-    from refsam.orchestration.operating.sweep_state import OPEN
     from refsam.orchestration.operating.targets import sweep_target
-    from refsam.records.status import State
+    from refsam.records.status import OPEN, State
 
     folder = open_folder(options)
     target = sweep_target(options.target, folder)

@@ -112,8 +112,9 @@ def _logs(options: argparse.Namespace) -> int:
 
 def _follow(folder: "RunsFolder", paths: "RunPaths", options: argparse.Namespace) -> int:
     from refsam.orchestration.operating.logs import follow
-    from refsam.orchestration.operating.sweep_state import OPEN, look
+    from refsam.orchestration.operating.sweep_state import look
     from refsam.orchestration.slurm.questions import SlurmQuery, glance
+    from refsam.records.status import OPEN
 
     query = SlurmQuery(glance)  # keeps its answers for some seconds, however often it is asked
 

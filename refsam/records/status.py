@@ -36,6 +36,7 @@ class State(StrEnum):
     unreadable = "unreadable"
 
 
+OPEN = (State.pending, State.running)  # the states of a run that waits or is executed
 MOST_ATTEMPTS = 100_000  # of a run; a larger number is a mistake
 TRAINED = "trained"  # the phase of a run that a job has trained, and another one evaluates
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from refsam.records.endings import NOT_LOADED, failed
 from refsam.records.paths import RunPaths
 from refsam.records.recovery import read_record
-from refsam.records.status import AlreadyRunning, State, run_lock, write_status
+from refsam.records.status import OPEN, AlreadyRunning, run_lock, write_status
 from refsam.system import signals
 from refsam.system.exits import leaving_at_once
 from refsam.system.own_job import LOCK_SECONDS
@@ -38,7 +38,7 @@ def execute(entry_point: str, root: Path) -> None:
 def _leave_word(paths: RunPaths, error: BaseException) -> None:
     with run_lock(paths, LOCK_SECONDS):
         status = read_record(paths)
-        if status.state not in (State.pending, State.running) or isinstance(error, KeyboardInterrupt):
+        if status.state not in OPEN or isinstance(error, KeyboardInterrupt):
             return  # it has said so itself; or it was asked to stop, which who asked it knows
         problem = (str(error).strip().splitlines() or [""])[0]
         facts = {"error": type(error).__name__, "problem": problem, "log": paths.attempt(status.attempt)}

@@ -22,11 +22,10 @@ from refsam.orchestration.lifecycle.attempts import ProcessEnd, begin_attempt, e
 from refsam.orchestration.slurm import inside_job
 from refsam.records.paths import RunPaths
 from refsam.records.recovery import read_record
-from refsam.records.status import AlreadyRunning, Reason, State, Status, claim, free_reserve
+from refsam.records.status import OPEN, AlreadyRunning, Reason, State, Status, claim, free_reserve
 from refsam.system import own_job, signals
 
 POLL_SECONDS = 0.1
-OPEN = (State.pending, State.running)
 # For a run to save what it has, once it was asked to: less than lies between Slurm's signal and its limit.
 STOP_SECONDS = 75.0
 KIB_PER_GIB = 1024**2

@@ -16,6 +16,7 @@ from refsam.records.endings import failed
 from refsam.records.paths import RunPaths
 from refsam.records.recovery import read_record
 from refsam.records.status import (
+    OPEN,
     TRAINED,
     AlreadyRunning,
     Reason,
@@ -148,7 +149,7 @@ def attempt_here(paths: RunPaths, execute: Callable[[Path], None]) -> None:
         finally:
             with run_lock(paths, LOCK_SECONDS):
                 status = read_record(paths)
-                if status.state in (State.pending, State.running):  # stopped while it was still loading
+                if status.state in OPEN:  # stopped while it was still loading
                     reason, _ = inside_job.why_ended(signals.received() or signal.SIGINT)
                     status = failed(status, endings.ASKED[reason])
                     write_status(paths, status, is_last_word=True)

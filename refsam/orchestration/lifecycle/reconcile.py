@@ -15,7 +15,7 @@ from refsam.records.attempts import requeued
 from refsam.records.endings import REQUEUED, failed
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.recovery import read_record
-from refsam.records.status import AlreadyRunning, Reason, State, Status, now, run_lock, write_status
+from refsam.records.status import OPEN, AlreadyRunning, Reason, State, Status, now, run_lock, write_status
 
 
 def reconcile(
@@ -74,7 +74,7 @@ def is_due(paths: RunPaths, status: Status) -> bool:
 
 
 def _to_be_changed(record: Status, status: Status, answer: Answer) -> bool:
-    if record.state not in (State.pending, State.running):
+    if record.state not in OPEN:
         return False
     if status.state is State.failed:
         # Out of memory looks like an error, and everything like a loss, until the accounting is asked.

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 import psutil
 
 from refsam.errors import RunFailed, SlurmUnavailable
-from refsam.orchestration.operating.sweep_state import OPEN, RunState, SweepState
+from refsam.orchestration.operating.sweep_state import RunState, SweepState
 from refsam.orchestration.slurm.identity import KnownJob, known_jobs
 from refsam.orchestration.slurm.patience import Say
 from refsam.orchestration.slurm.questions import in_queue, is_momentary, run_command
 from refsam.orchestration.submission.only_submitter import only_submitter
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.recovery import read_record
-from refsam.records.status import claim_holder, is_held, lock_holder
+from refsam.records.status import OPEN, claim_holder, is_held, lock_holder
 
 RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)  # between the calls, while Slurm is away for a moment
 SUBMITTER_SECONDS = 120.0  # for another process to have submitted what it was about to

@@ -20,10 +20,8 @@ from refsam.records.endings import NOBODY, failed
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.recovery import look_up, read_record
 from refsam.records.settings import SECTIONS, Setting, recorded_sections
-from refsam.records.status import State, Status, is_held
+from refsam.records.status import OPEN, State, Status, is_held
 from refsam.system.files import read_yaml_sections
-
-OPEN = (State.pending, State.running)
 
 
 class Fault(StrEnum):

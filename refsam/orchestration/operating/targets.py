@@ -1,6 +1,7 @@
 """What a person means: a sweep by its name, a run by its id or a part of it that no other run has."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,9 +97,7 @@ def newest_sweep(folder: RunsFolder) -> SweepPaths:
 def short_names(run_ids: Sequence[str]) -> dict[str, str]:
     """The readable part of each id, with the hash only where another run has the same."""
     labels = [run_id.rsplit("-", 1)[0] for run_id in run_ids]
-    counts = dict.fromkeys(labels, 0)
-    for label in labels:
-        counts[label] += 1
+    counts = Counter(labels)
     return {
         run_id: label if counts[label] == 1 else run_id for run_id, label in zip(run_ids, labels, strict=True)
     }

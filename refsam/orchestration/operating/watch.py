@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from refsam.orchestration.operating.sweep_state import OPEN, RunState, SweepState
+from refsam.orchestration.operating.sweep_state import RunState, SweepState
 from refsam.orchestration.operating.sweep_view import as_json, lines, state_words, totals
 from refsam.orchestration.submission.live_table import plain_text
+from refsam.records.status import OPEN
 
 SECONDS = 1.0  # between two looks
 LOOKING_SHARE = 10  # times as long as a look takes is waited at least: a login node has other work

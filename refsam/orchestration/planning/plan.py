@@ -51,7 +51,7 @@ from refsam.records.metrics import MetricsRow, read_metrics
 from refsam.records.paths import RunPaths, RunsFolder
 from refsam.records.run import Run
 from refsam.records.settings import Setting, differing, labels, setting_values
-from refsam.records.status import State, Status, is_held
+from refsam.records.status import OPEN, State, Status, is_held
 from refsam.system.files import read_yaml_sections
 
 # The configuration of a run that was asked for, and the overrides that the sweep varies.
@@ -447,10 +447,10 @@ def plan_state_of(paths: RunPaths, evaluate: EvaluateConfig, status: Status) -> 
             return PlanState.unreadable, str(error)
         absent = list(dict.fromkeys(wanted.mode for wanted in missing(evaluate, rows)))
         return (PlanState.evaluate, f"mode {', '.join(absent)}") if absent else (PlanState.done, "")
-    if status.state in (State.pending, State.running) and status.job_id is not None:
+    if status.state in OPEN and status.job_id is not None:
         standing = PlanState.pending if status.state == State.pending else PlanState.running
         return standing, f"Slurm job {status.job_id}" + (f" on {status.host}" if status.host else "")
-    if status.state in (State.pending, State.running) and is_held(paths):
+    if status.state in OPEN and is_held(paths):
         return PlanState.running, f"on {status.host}" if status.host else ""
     progress = (
         f"epoch {status.epoch} of {status.epochs}" if status.epoch is not None else "nothing trained yet"

@@ -20,7 +20,7 @@ from refsam.records.attempts import requeued
 from refsam.records.endings import Ending, failed
 from refsam.records.paths import RunsFolder
 from refsam.records.recovery import read_record
-from refsam.records.status import Reason, State, Status
+from refsam.records.status import OPEN, Reason, State, Status
 
 # Slurm's "runaway jobs": the controller has lost them, and the accounting waits for their end for ever.
 RUNAWAY_SECONDS = 3600.0
@@ -138,7 +138,7 @@ class SlurmQuery:
             problems.append(
                 f"sacct does not answer ({error}): why jobs ended is known only from queue and records"
             )
-        alive = {job for job, row in accounted.items() if _is_alive(row)}
+        alive = {job for job, row in accounted.items() if row.state in OPEN}
         vanished = frozenset(alive - queued.keys()) if queue else frozenset()
         jobs = merge(queued, accounted, accounting)
         return Answer(jobs, queue, accounting, tuple(problems), vanished)
@@ -177,13 +177,13 @@ def statuses(
     records = {run_id: read_record(folder.run(run_id)) for run_id in run_ids}
     jobs = [(status, job) for status in records.values() if (job := known_job(status)) is not None]
     answer = query.ask(
-        (job for status, job in jobs if _is_open(status)),
+        (job for status, job in jobs if status.state in OPEN),
         ended=(job for status, job in jobs if status.state is State.failed),
     )
     known = {}
     for run_id, record in records.items():
         status = with_slurm(record, answer)
-        if _is_open(record) and not _is_open(status):
+        if record.state in OPEN and status.state not in OPEN:
             # The run may have written its last word between the two looks.
             status = with_slurm(read_record(folder.run(run_id)), answer)
         known[run_id] = status
@@ -288,9 +288,9 @@ def merge(
     jobs = dict(accounted)
     for key, job in queued.items():
         known = accounted.get(key)
-        if _is_alive(job) or not accounting:
+        if job.state in OPEN or not accounting:
             jobs[key] = job
-        elif known is None or _is_alive(known):
+        elif known is None or known.state in OPEN:
             ending = replace(job, state=State.running, reason=None, words="COMPLETING")
             jobs[key] = ending if job.reason == Reason.error else job
     return jobs
@@ -318,7 +318,7 @@ def with_slurm(status: Status, answer: Answer) -> Status:
     if known is None:
         return status
     job = answer.jobs.get(known)
-    if not _is_open(status):
+    if status.state not in OPEN:
         return status if job is None else _begun_again(status, job)
     if job is None:
         return _unknown(status, answer)
@@ -392,11 +392,3 @@ def _end(state: str, exit_code: str) -> tuple[State, Reason | None]:
     if state == "COMPLETED":
         return State.completed, None
     return State.failed, endings.SLURM_ENDINGS.get(state, endings.OTHER_STATE).reason
-
-
-def _is_alive(job: SlurmJob) -> bool:
-    return job.state in (State.pending, State.running)
-
-
-def _is_open(status: Status) -> bool:
-    return status.state in (State.pending, State.running)

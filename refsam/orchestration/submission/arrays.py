@@ -40,7 +40,7 @@ from refsam.records.attempts import free_number
 from refsam.records.paths import RunPaths, RunsFolder, SweepPaths
 from refsam.records.recovery import read_record
 from refsam.records.run import Run
-from refsam.records.status import AlreadyRunning, State, Status, is_held, now, run_lock, write_status
+from refsam.records.status import OPEN, AlreadyRunning, State, Status, is_held, now, run_lock, write_status
 from refsam.system.files import read_json, write_json, write_text
 from refsam.system.names import counted
 from refsam.system.own_job import LOCK_SECONDS
@@ -412,7 +412,7 @@ def _not_in_the_queue(runs: Sequence[Run], folder: RunsFolder, say: Say) -> list
     waiting, queued = [], 0
     for run in runs:
         paths, status = folder.run(run.run_id), known[run.run_id]
-        by_slurm = status.job_id is not None and status.state in (State.pending, State.running)
+        by_slurm = status.job_id is not None and status.state in OPEN
         if by_slurm or is_held(paths):
             queued += 1
         elif status.state not in (State.completed, State.unreadable):
