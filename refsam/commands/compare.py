@@ -2,7 +2,6 @@
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refsam.commands.options import (
@@ -29,7 +28,6 @@ from refsam.errors import ConfigError
 from refsam.records.paths import file_name
 
 if TYPE_CHECKING:
-    from refsam.results.comparing.compare import Comparisons
     from refsam.results.comparing.settings import Setting
 
 _OF_MEASUREMENTS = ("mode", "round", "mask_input")
@@ -79,7 +77,7 @@ def _compare(options: argparse.Namespace) -> int:
     from refsam.results.comparing.compare import check_metric, compare
     from refsam.results.comparing.find_setting import setting_of_run, setting_with
     from refsam.results.comparing.settings import settings_of
-    from refsam.results.comparing.table import print_comparisons, records, write_comparisons
+    from refsam.results.comparing.table import notes, print_comparisons, records, write_comparisons
     from refsam.results.folds import join_folds
     from refsam.results.tables.wide import choose
 
@@ -109,26 +107,22 @@ def _compare(options: argparse.Namespace) -> int:
 
         files += forest_plot(found, frame, chosen.output.figures, name, page)
     if options.json:
-        print_json(_json(found, records(found), files))
+        print_json(
+            {
+                "metric": found.metric,
+                "baseline": {**found.baseline.values, "run_ids": found.baseline.run_ids},
+                "comparisons": records(found),
+                "notes": notes(found),
+                "problems": found.problems,
+                "files": list(map(str, files)),
+            }
+        )
     else:
         print_comparisons(found, shown=shown_of(options))
         for path in files:
             print(path)
     say_problems(found.problems)
     return name_problems(chosen) or (DAMAGED_RECORDS if found.problems else COMPLETED)
-
-
-def _json(found: "Comparisons", rows: list[dict[str, object]], files: list[Path]) -> dict[str, object]:
-    from refsam.results.comparing.table import notes
-
-    return {
-        "metric": found.metric,
-        "baseline": {**found.baseline.values, "run_ids": found.baseline.run_ids},
-        "comparisons": rows,
-        "notes": notes(found),
-        "problems": found.problems,
-        "files": list(map(str, files)),
-    }
 
 
 def _file_name(given: str, baseline: "Setting", metric: str) -> str:

@@ -65,13 +65,7 @@ def add_join(parser: argparse.ArgumentParser) -> None:
 
 
 def add_where(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument(
-        "--where",
-        action="append",
-        default=[],
-        metavar="AXIS=VALUE",
-        help="only these runs",
-    )
+    parser.add_argument("--where", action="append", default=[], metavar="AXIS=VALUE", help="only these runs")
 
 
 def add_shown(parser: argparse.ArgumentParser) -> None:

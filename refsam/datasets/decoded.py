@@ -60,7 +60,6 @@ class ReadRequest:
     """What is read, for sentences and decisions.
 
     Attributes:
-        path: of the file.
         field: dataset.images or dataset.labels.
         choosing: whether channels are chosen, so that any number of them is fine.
     """

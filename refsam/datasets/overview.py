@@ -28,8 +28,6 @@ class Overview:
     """What a data set holds.
 
     Attributes:
-        name: of the data set.
-        root: its folder.
         n_images: images with labels.
         split: how many train at most, validate and test; None where it cannot be split.
         folds: of k-fold cross-validation, whose first one the split is; None without.
@@ -39,7 +37,6 @@ class Overview:
         types: of the pixel values in the files.
         values: the lowest and the highest pixel value.
         sources: formats, and what was read of them.
-        n_objects: of all images.
         objects_per_image: fewest, median, most.
         object_pixels: of the smallest object, the median of the images' medians, of the largest object.
         warnings: what looks wrong and may be right, one sentence each.

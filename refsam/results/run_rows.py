@@ -20,7 +20,7 @@ from refsam.records.metrics import (
 )
 from refsam.records.paths import RunPaths
 from refsam.records.recovery import look_up
-from refsam.records.settings import SECTIONS, Setting, asked_values, recorded_values
+from refsam.records.settings import SECTIONS, asked_values, recorded_values
 from refsam.records.status import State
 from refsam.records.training import read_savings, read_training
 from refsam.results.sweeps import DAMAGED, UNREADABLE
@@ -151,7 +151,7 @@ def _from_overrides(overrides: dict[str, Any]) -> Row:
         "evaluate.folds": "folds",
     }
     row: Row = {column: overrides[key] for key, column in names.items() if key in overrides}
-    row[SETTING] = _setting(asked_values(overrides))
+    row[SETTING] = json.dumps(asked_values(overrides), default=str)
     for column in set(INTEGERS) & set(row):
         row[column] = _integer_or_none(row[column])
     if row.get("kind") == BASELINE:
@@ -180,7 +180,7 @@ def _from_config(config: dict[str, Any], path: Path) -> Row:
         "dataset": config["dataset"]["name"],
         "split_seed": _split_seed(config),
         **{name: (config.get("evaluate") or {}).get(name) for name in ("fold", "folds")},
-        SETTING: _setting(recorded_values(config)),
+        SETTING: json.dumps(recorded_values(config), default=str),
     }
 
 
@@ -191,10 +191,6 @@ def _split_seed(config: dict[str, Any]) -> int | None:
         return None
     fixed = dataset.get("split_seed")
     return int(config["seed"] if fixed is None else fixed)
-
-
-def _setting(values: Setting) -> str:
-    return json.dumps(values, default=str)
 
 
 def _strategy(config: dict[str, Any]) -> str:

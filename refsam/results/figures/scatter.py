@@ -170,10 +170,7 @@ def _legend(drawn: "Figure", points: pd.DataFrame, page: Page, front: Any = None
     from matplotlib.lines import Line2D
 
     looks = _looks(points)
-    strategies, models = (
-        sorted(set(points["strategy"]), key=by_number),
-        sorted(set(points["shown_model"]), key=by_number),
-    )
+    models, strategies = (list(dict.fromkeys(names)) for names in zip(*looks, strict=True))
     plain = {"color": rcParams["text.color"], "linestyle": "none"}
     handles: list[Any] = [front] if front is not None else []
     for strategy in strategies:

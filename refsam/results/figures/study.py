@@ -127,7 +127,7 @@ def _draw(rows: pd.DataFrame, metric: str, dataset: str, resource: str, page: Pa
         name = "\n".join([", ".join(words(mode) for mode in level if mode), words(metric)]).strip()
         line[0].set_ylabel(name)
     for panel, (model, weights) in zip(panels[0], models, strict=True):
-        panel.set_title(f"{_lines(model)}\n{_starting_point(weights)}")
+        panel.set_title("\n".join([*model.split(", "), _starting_point(weights)]))
     for panel in panels[-1]:
         panel.set_xlabel("training images")
     top = float(rows[metric].max())
@@ -190,11 +190,6 @@ def _dress(panel: "Axes", counts: list[int]) -> None:
     panel.set_xticks(range(len(counts) + 1), [BASELINE, *map(str, counts)])
     panel.set_xlim(-0.3, len(counts) + 0.3)
     panel.grid(axis="x", visible=False)
-
-
-def _lines(model: str) -> str:
-    """A model and the fields that tell it apart, below each other."""
-    return model.replace(", ", "\n")
 
 
 def _starting_point(weights: str) -> str:

@@ -106,12 +106,9 @@ def _best_runs(measured: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _shared_image(mode: str, files: Sequence[Sequence[Path]]) -> str:
     """The image that most runs have a picture of in a mode, as files are named after it."""
-    names = [path.stem.removeprefix(f"{mode}-") for each in files for path in each if _is_of(path, mode)]
+    stems = [path.stem for each in files for path in each if path.name.startswith(f"{mode}-")]
+    names = [stem.removeprefix(f"{mode}-") for stem in stems]
     return max(sorted(set(names)), key=names.count, default="")
-
-
-def _is_of(path: Path, mode: str) -> bool:
-    return path.name.startswith(f"{mode}-")
 
 
 def _encoded(path: Path) -> tuple[str, int, int]:

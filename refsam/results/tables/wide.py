@@ -74,13 +74,9 @@ class WideTable:
     @property
     def headings(self) -> list[str]:
         """The columns in one line each; a metric or axis that all share is left to the title."""
-        shared = {level for level in range(self._levels) if len({c[level] for c in self.columns}) == 1}
-        keep = [level for level in range(self._levels) if level not in shared] or [self._levels - 1]
+        levels = range(len(self.columns[0]) if self.columns else 0)
+        keep = [level for level in levels if len({column[level] for column in self.columns}) > 1] or [-1]
         return [" ".join(column[level] for level in keep) for column in self.columns]
-
-    @property
-    def _levels(self) -> int:
-        return len(self.columns[0]) if self.columns else 0
 
 
 def wide_table(
@@ -205,10 +201,6 @@ def check_metric(name: str) -> None:
     if name not in QUANTITIES:
         hint = nearest(name, QUANTITIES) or ""
         raise ConfigError(f"{name!r} is no metric{hint}; metrics are {', '.join(QUANTITIES)}")
-
-
-def smaller_is_better(metric: str) -> bool:
-    return metric.startswith(_SMALLER_IS_BETTER)
 
 
 def axis_text(value: Any) -> str:
@@ -379,7 +371,7 @@ def with_best(cells: list[Cell | None], metric: str) -> list[Cell | None]:
     texts = {value_text(cell.mean, metric) for cell in cells if cell is not None}
     if len(texts) < 2:
         return cells
-    better = min if smaller_is_better(metric) else max
+    better = min if metric.startswith(_SMALLER_IS_BETTER) else max
     best = value_text(better(cell.mean for cell in cells if cell is not None), metric)
     # Equal digits are equally good to a reader.
     return [cell and replace(cell, best=value_text(cell.mean, metric) == best) for cell in cells]
