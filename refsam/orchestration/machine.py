@@ -15,7 +15,7 @@ import psutil
 
 from refsam.configuration.schema import AUTO, ResourceConfig
 from refsam.errors import ConfigError
-from refsam.system.cgroups import GIB, cgroup_folders, kernel_text, memory_limits_gib
+from refsam.system.cgroups import GIB, cgroup_folders, kernel_text
 
 KERNEL_COUNTERS = Path("/proc/vmstat")
 CPU_INFORMATION = Path("/proc/cpuinfo")
@@ -34,11 +34,6 @@ def processor() -> str:
     """The processor's name, from /proc/cpuinfo where there is one."""
     found = re.search(r"^model name\s*:\s*(.+)$", kernel_text(CPU_INFORMATION), re.MULTILINE)
     return found.group(1).strip() if found else platform.processor() or platform.machine()
-
-
-def memory_gb() -> float:
-    """GiB of main memory of this machine, or of the smallest cgroup around this process."""
-    return min(psutil.virtual_memory().total / GIB, *memory_limits_gib())
 
 
 def cores() -> int:

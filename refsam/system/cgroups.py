@@ -1,7 +1,9 @@
-"""The cgroups of this process, version 1 and 2: where their files are, and their limits of memory."""
+"""The cgroups of this process, version 1 and 2: where their files are, and the memory that they leave."""
 
 from collections.abc import Iterator
 from pathlib import Path
+
+import psutil
 
 GIB = 1024**3
 CGROUPS = Path("/sys/fs/cgroup")
@@ -26,12 +28,14 @@ def cgroup_folders(controller: str) -> Iterator[Path]:
                 yield candidate
 
 
-def memory_limits_gib() -> list[float]:
-    """What the cgroups around this process allow, in GiB; none where there is no limit."""
-    texts = (
+def memory_gib() -> float:
+    """GiB of main memory of this machine, or of the smallest cgroup around this process."""
+    texts = [
         kernel_text(folder / name).strip() for folder in cgroup_folders("memory") for name in MEMORY_LIMITS
-    )
-    return [int(text) / GIB for text in texts if text.isdigit()]
+    ]
+    # Most machines that nobody has put into a container set no limit: "max", or no file.
+    limits = [int(text) for text in texts if text.isdigit()]
+    return min([psutil.virtual_memory().total, *limits]) / GIB
 
 
 def kernel_text(path: Path) -> str:

@@ -4,6 +4,7 @@ import csv
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from segment_anything.modeling import ImageEncoderViT
@@ -19,6 +20,7 @@ from refsam.science.engine.cache import MemoryStore
 from refsam.science.engine.setup import Savings, choose_savings, memory_gib, usable_memory
 from refsam.science.models import load_model
 from refsam.science.training.build import build_training, train
+from refsam.system import cgroups
 from refsam.system.own_job import LOCAL_QUEUE
 
 CPU = torch.device("cpu")
@@ -230,8 +232,17 @@ def test_auto_saves_only_where_the_memory_asks_for_it() -> None:
         assert every == expected
 
 
-def test_the_machine_at_hand_is_shared_by_the_runs_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limited", [True, False])
+def test_the_machine_at_hand_is_shared_by_the_runs_at_a_time(
+    limited: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As a laptop, where no cgroup says anything, and as a container with a limit.
+    monkeypatch.setattr(cgroups, "CGROUPS", tmp_path)
+    monkeypatch.setattr(cgroups, "OWN_CGROUPS", tmp_path / "own")
+    (tmp_path / "own").write_text("0::/\n")
+    (tmp_path / "memory.max").write_text(f"{4 * 2**30}\n" if limited else "max\n")
     alone = memory_gib(configured("resource=local"), CPU)
+    assert alone == (4 if limited else psutil.virtual_memory().total / 2**30)
     monkeypatch.setenv(LOCAL_QUEUE, "3")
     assert memory_gib(configured("resource=local"), CPU) == pytest.approx(alone / 3)
     assert memory_gib(configured("resource=local", "resource.request.memory_gb=1"), CPU) == 1

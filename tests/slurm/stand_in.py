@@ -4,10 +4,10 @@ import os
 import time
 from pathlib import Path
 
-from refsam.orchestration.machine import memory_gb
 from refsam.records.attempts import read_attempt
 from refsam.records.paths import RunPaths
 from refsam.records.status import TRAINED, Reason, State, now, read_status, run_lock, write_status
+from refsam.system.cgroups import memory_gib
 from refsam.system.files import write_json
 
 ENTRY_POINT = "stand_in:execute"
@@ -28,7 +28,7 @@ def execute(root: Path) -> None:
         names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "FROM_THE_PROLOGUE", "SLURM_CPUS_PER_TASK")
         seen: dict[str, object] = {name: os.environ.get(name) for name in names}
         slurm = {name: value for name, value in os.environ.items() if name.startswith("SLURM_")}
-        write_json(root / "seen.json", {**seen, "memory_gb": memory_gb(), "slurm": slurm})
+        write_json(root / "seen.json", {**seen, "memory_gb": memory_gib(), "slurm": slurm})
         with (root / "starts.txt").open("a") as starts:
             starts.write(f"{os.environ['SLURM_JOB_ID']}\n")
         try:

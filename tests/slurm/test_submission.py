@@ -34,7 +34,6 @@ from slurm_helpers import (
 import refsam
 from refsam.configuration.schema import ClusterConfig, RequestConfig, ResourceConfig
 from refsam.errors import ConfigError, RunFailed
-from refsam.orchestration.machine import memory_gb
 from refsam.orchestration.slurm import patience, questions
 from refsam.orchestration.slurm.identity import known_job
 from refsam.orchestration.slurm.questions import SlurmQuery, with_slurm
@@ -45,6 +44,7 @@ from refsam.orchestration.submission.live_table import PlainLines
 from refsam.orchestration.submission.waiting import wait_for_runs
 from refsam.records.paths import RunsFolder
 from refsam.records.status import Reason, State, Status, read_status, run_lock, write_status
+from refsam.system.cgroups import memory_gib
 from refsam.system.files import read_json, write_json
 
 CLUSTER = ClusterConfig(kind="slurm", explicit=False, parallel="auto", template="scc")
@@ -118,7 +118,7 @@ def test_three_resources_are_three_arrays_and_every_run_gets_what_its_resource_a
         assert (seen["OMP_NUM_THREADS"], seen["SLURM_CPUS_PER_TASK"]) == ("8", "8")
         assert (seen["CUDA_VISIBLE_DEVICES"] == "") == (resource == "medium_8g")
         # The kernel's limit for the job, as the job sees it; a machine may have less than a node claims.
-        limit = min(8 if resource == "medium_8g" else 32, memory_gb())
+        limit = min(8 if resource == "medium_8g" else 32, memory_gib())
         assert seen["memory_gb"] == pytest.approx(limit, rel=1e-3)
         arrays.add((status.job_id.partition("_")[0], resource))
         (log,) = folder.run(run.run_id).attempt(1).glob("*.out")

@@ -3,6 +3,7 @@
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 
 from refsam.configuration.schema import RequestConfig, ResourceConfig
@@ -161,7 +162,7 @@ def test_limits_of_cgroups_version_2_count_also_those_above(kernel):
         memory__events="low 0\noom_kill 4\n",
     )
     assert machine.cores() == 2
-    assert machine.memory_gb() == 3.0
+    assert cgroups.memory_gib() == 3.0
     assert machine.memory_available_gb() == 1.5
     assert machine.out_of_memory_kills() == 4
 
@@ -184,7 +185,12 @@ def test_a_quota_below_one_core_is_one_core(kernel):
 
 def test_without_limits_the_machine_is_what_it_is(kernel):
     assert machine.cores() == 16
+    assert cgroups.memory_gib() == psutil.virtual_memory().total / 2**30
     assert machine.memory_available_gb() > 0
     assert machine.out_of_memory_kills() == 0
+    # As a session of systemd has it.
+    (kernel / "own").write_text("0::/user.slice/session\n")
+    fill(kernel / "user.slice/session", memory__max="max\n", cpu__max="max 100000\n")
+    assert cgroups.memory_gib() == psutil.virtual_memory().total / 2**30
     (kernel / "vmstat").write_text("nr_free_pages 5\noom_kill 3\n")
     assert machine.out_of_memory_kills() == 3

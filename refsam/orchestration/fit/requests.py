@@ -17,6 +17,7 @@ from refsam.models.strategies import strategy_problem
 from refsam.orchestration import machine
 from refsam.orchestration.planning.checks import check_values, missing_setting
 from refsam.records.fits import SAFETY_MARGIN, Setup
+from refsam.system.cgroups import memory_gib
 
 CPU, CUDA = "cpu", "cuda"
 
@@ -103,7 +104,7 @@ def place(
             f"resource={config.resource.name}: memory of a GPU is measured on a GPU, and this machine has "
             "none; submit it with cluster=slurm, or measure on a machine with a larger one",
         )
-    there = gpus[0].memory_gb if gpus else machine.memory_gb()
+    there = gpus[0].memory_gb if gpus else memory_gib()
     memory = limit_gib or stated_memory(config, device) or there
     if memory > there * 1.02:
         return LeftOut(

@@ -35,6 +35,7 @@ from refsam.records.run import Run
 from refsam.records.status import State, Status, now, run_lock, write_status
 from refsam.records.training import read_training
 from refsam.results.sweeps import MANIFEST_FORMAT
+from refsam.system.cgroups import memory_gib
 from refsam.system.files import check_format, read_json, write_json
 from refsam.system.names import counted
 from refsam.system.own_job import LOCK_SECONDS
@@ -118,9 +119,7 @@ def _destination(plan: Plan, on_slurm: bool) -> str:
         return "Runs go to Slurm."
     gpus = machine.gpus()
     names = ", ".join(gpu.name for gpu in gpus) or "no GPU"
-    return (
-        f"Runs are executed on this machine: {machine.cores()} cores, {machine.memory_gb():.0f} GiB, {names}."
-    )
+    return f"Runs are executed on this machine: {machine.cores()} cores, {memory_gib():.0f} GiB, {names}."
 
 
 def _earlier_runs(plan: Plan) -> str:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from mobile_sam.modeling import TinyViT
 from segment_anything.modeling import Sam
@@ -30,7 +29,7 @@ from refsam.science.engine.decoder import checkpoint_decoder, use_late_upsamplin
 from refsam.science.engine.mask_decoder import use_lean_mask_decoder
 from refsam.science.engine.masks import use_linear_resizing
 from refsam.science.hardware import GIB, choose_precision
-from refsam.system.cgroups import memory_limits_gib
+from refsam.system import cgroups
 from refsam.system.own_job import LOCAL_QUEUE
 
 FLOAT_BYTES = 4
@@ -210,7 +209,7 @@ def memory_gib(config: RefsamConfig, device: torch.device) -> float:
     if device.type == "cuda":
         fraction = torch.cuda.get_per_process_memory_fraction(device)
         return fraction * torch.cuda.get_device_properties(device).total_memory / GIB
-    there = min(psutil.virtual_memory().total / GIB, *memory_limits_gib())
+    there = cgroups.memory_gib()
     asked = config.resource.request.memory_gb
     return there / int(os.environ.get(LOCAL_QUEUE, "1")) if asked is None else min(asked, there)
 
