@@ -20,7 +20,7 @@ def file_name(name: str) -> str:
     return f"{encoded[:LONGEST_NAME].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-class _Below:
+class Below:
     """A path below the root of the folder that has it."""
 
     def __init__(self, relative: str) -> None:
@@ -41,34 +41,34 @@ class RunPaths:
     def run_id(self) -> str:
         return self.root.name
 
-    config = _Below("config.yaml")
-    status = _Below("status.json")
-    lock = _Below(".lock")
+    config = Below("config.yaml")
+    status = Below("status.json")
+    lock = Below(".lock")
     # A folder of files that hold room on the disk for the last words of a run while it works.
-    reserve = _Below(".reserve")
-    environment = _Below("environment.json")
-    history = _Below("history.csv")
-    attempts = _Below("attempts")
-    checkpoints = _Below("checkpoints")
-    best = _Below("checkpoints/best.pt")
-    latest = _Below("checkpoints/latest.pt")
+    reserve = Below(".reserve")
+    environment = Below("environment.json")
+    history = Below("history.csv")
+    attempts = Below("attempts")
+    checkpoints = Below("checkpoints")
+    best = Below("checkpoints/best.pt")
+    latest = Below("checkpoints/latest.pt")
     # What was trained, as peft opens it: adapter_config.json and adapter_model.safetensors.
-    adapter = _Below("checkpoints/adapter")
-    exports = _Below("exports")  # the model in the formats of others, made on demand
-    tensorboard = _Below("logs")
-    results = _Below("results")
+    adapter = Below("checkpoints/adapter")
+    exports = Below("exports")  # the model in the formats of others, made on demand
+    tensorboard = Below("logs")
+    results = Below("results")
     # Summary of the finished training (best epoch, seconds, memory, parameters).
-    training = _Below("results/training.json")
+    training = Below("results/training.json")
     # How the present attempt trains, `auto` as it was chosen; there before its first step.
-    savings = _Below("results/savings.json")
+    savings = Below("results/savings.json")
     # What its Slurm jobs have cost: elapsed and queue time, GPU hours, memory.
-    costs = _Below("results/slurm.json")
-    metrics = _Below("results/metrics.json")
+    costs = Below("results/slurm.json")
+    metrics = Below("results/metrics.json")
     # The parameters of the automatic modes, and how they were found.
-    grid_search = _Below("results/grid_search.json")
-    per_image = _Below("results/per_image.csv")
+    grid_search = Below("results/grid_search.json")
+    per_image = Below("results/per_image.csv")
     # A frozen encoder's embeddings, where the data folder cannot be written.
-    embeddings = _Below("embeddings")
+    embeddings = Below("embeddings")
 
     def attempt(self, number: int) -> Path:
         return self.attempts / str(number)
@@ -99,18 +99,18 @@ class SweepPaths:
     def name(self) -> str:
         return self.root.name
 
-    manifest = _Below("manifest.json")
-    results = _Below("results.csv")
-    strategies = _Below("strategies.csv")  # what each strategy reaches and costs, over seeds
-    results_parquet = _Below("results.parquet")
+    manifest = Below("manifest.json")
+    results = Below("results.csv")
+    strategies = Below("strategies.csv")  # what each strategy reaches and costs, over seeds
+    results_parquet = Below("results.parquet")
     # What was read of the records, so that only those that changed are read again.
-    index = _Below(".index.parquet")
-    tables = _Below("tables")
-    figures = _Below("figures")
-    trackers = _Below("trackers")  # what other programs were told of the runs
-    report = _Below("report.html")
-    jobs = _Below("jobs")  # the scripts and logs of jobs that refsam submits: a folder for each array
-    scripts = _Below("scripts")  # job scripts that a person submits
+    index = Below(".index.parquet")
+    tables = Below("tables")
+    figures = Below("figures")
+    trackers = Below("trackers")  # what other programs were told of the runs
+    report = Below("report.html")
+    jobs = Below("jobs")  # the scripts and logs of jobs that refsam submits: a folder for each array
+    scripts = Below("scripts")  # job scripts that a person submits
 
 
 def default_runs() -> str:
@@ -124,8 +124,8 @@ class RunsFolder:
 
     root: Path
 
-    sweeps = _Below("sweeps")
-    fits = _Below("fits")  # what `refsam fit` has found, and below it every step that it measured
+    sweeps = Below("sweeps")
+    fits = Below("fits")  # what `refsam fit` has found, and below it every step that it measured
 
     def run(self, run_id: str) -> RunPaths:
         return RunPaths(self.root / run_id)

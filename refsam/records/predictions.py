@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from refsam.errors import ConfigError
+from refsam.records.paths import Below
 from refsam.system.files import read_json, write_json
 
 FORMAT = 1
@@ -17,6 +18,9 @@ class PredictionsFolder:
     """The files of one folder of predictions; the record of an image is written last."""
 
     root: Path
+
+    all_objects = Below("objects.csv")  # the rows of all images
+    lock = Below(".lock")  # held while that is written
 
     def labels(self, name: str) -> Path:
         """The segmentation: a TIFF of object ids, 0 for background."""
@@ -32,16 +36,6 @@ class PredictionsFolder:
 
     def record(self, name: str) -> Path:
         return self.root / "records" / f"{name}.json"
-
-    @property
-    def all_objects(self) -> Path:
-        """The rows of all images."""
-        return self.root / "objects.csv"
-
-    @property
-    def lock(self) -> Path:
-        """Held while that is written."""
-        return self.root / ".lock"
 
     def files(self, name: str) -> tuple[Path, ...]:
         """What is there of an image that is complete, beside its record."""

@@ -92,7 +92,7 @@ class StatusWriter:
     def training(self, progress: Progress) -> None:
         """The report of the training."""
         self.update(
-            phase=progress.phase,
+            phase="training",
             epoch=progress.epoch,
             epochs=progress.epochs,
             steps=progress.saved,

@@ -144,7 +144,8 @@ def print_details(found: Details, console: Console | None = None) -> None:
     ):
         if content:
             line(title, "bold")
-            for text in _yaml(content).splitlines():
+            shown = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=10_000)
+            for text in shown.splitlines():
                 line(f"  {text}")
 
 
@@ -170,7 +171,3 @@ def _attempt(paths: RunPaths, number: int, read: Callable[[Callable[[Path], Any]
         recorded = read(read_json, path)
         values |= {path.stem: recorded} if not isinstance(recorded, dict) else recorded
     return values
-
-
-def _yaml(values: Any) -> str:
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=10_000)

@@ -49,7 +49,8 @@ def finished_model(config: RefsamConfig, paths: RunPaths, device: torch.device |
         predictor, decoder_state = load_predictor(paths.best, config.model, device)
         return Finished(predictor.model, decoder_state)
     sam = apply_strategy(load_model(config.model, config.seed, "cpu").sam, config.peft)
-    load_trained(sam, _of_sam(values["model_state"]))
+    trained = {name.removeprefix(SAM_PREFIX): value for name, value in values["model_state"].items()}
+    load_trained(sam, trained)
     if STRATEGIES[config.peft.name].mergeable:
         state = plain_state(sam)
         sam = load_model(config.model, config.seed, "cpu").sam
@@ -94,7 +95,3 @@ def predictor_and_decoder(
         predictor = predictor_of(finished.sam, config.model, util._compute_hash(paths.best))
         decoder_state = finished.decoder_state
     return predictor, segmentation_decoder(predictor.model, config.model, decoder_state, device)
-
-
-def _of_sam(state: StateDict) -> StateDict:
-    return {name.removeprefix(SAM_PREFIX): value for name, value in state.items()}

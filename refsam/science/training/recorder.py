@@ -42,12 +42,10 @@ class Diverged(RuntimeError):
 class Progress:
     """How far a training is. Epochs are counted from 0, seconds_left is an upper limit (early stopping)."""
 
-    phase: str
     epoch: int  # epochs finished
     epochs: int  # epochs at most
     iteration: int  # steps done
     saved: int  # of them, those that latest.pt holds
-    steps_per_epoch: int
     loss: float | None  # mean of the last finished epoch, else of the steps so far
     best_epoch: int | None
     best_metric: float | None
@@ -337,12 +335,10 @@ class Recorder:
         known = math.isfinite(self.best_metric)
         self.report(
             Progress(
-                phase="training",
                 epoch=self.epoch,
                 epochs=self.limits.epochs,
                 iteration=iteration,
                 saved=self._saved_iteration,
-                steps_per_epoch=self.limits.steps_per_epoch,
                 loss=self._loss if self._loss is not None else self.means.mean("train_loss"),
                 best_epoch=self.best_epoch if known else None,
                 best_metric=self.best_metric if known else None,
