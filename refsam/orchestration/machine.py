@@ -14,7 +14,6 @@ from pathlib import Path
 import psutil
 
 from refsam.configuration.schema import AUTO, ResourceConfig
-from refsam.errors import ConfigError
 from refsam.system.cgroups import GIB, cgroup_folders, kernel_text
 
 KERNEL_COUNTERS = Path("/proc/vmstat")
@@ -132,13 +131,8 @@ def parallel_runs(
         memory_gb_per_run: main memory that one run is planned with, GiB.
         memory_available_gb: main memory that is free now, GiB.
         devices: GPUs that runs will use, one each; 0 for runs on the CPU.
-
-    Raises:
-        ConfigError: when `requested` is neither.
     """
     if str(requested) != AUTO:
-        if isinstance(requested, bool) or not re.fullmatch(r"[0-9]+", str(requested)) or int(requested) < 1:
-            raise ConfigError(f"cluster.parallel must be auto or an integer >= 1, got {requested}")
         return int(requested)
     by_memory = int(memory_available_gb / memory_gb_per_run) if memory_gb_per_run > 0 else cores
     limits = [cores, by_memory] if devices == 0 else [cores, by_memory, devices]

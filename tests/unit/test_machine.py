@@ -6,9 +6,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from refsam.configuration.compose import compose
 from refsam.configuration.schema import RequestConfig, ResourceConfig
 from refsam.errors import ConfigError
 from refsam.orchestration import machine
+from refsam.orchestration.planning.checks import check_values
 from refsam.system import cgroups
 
 V100 = ResourceConfig(name="v100", device="cuda", request=RequestConfig(partition="gpu", gpu="V100", gpus=1))
@@ -119,10 +121,12 @@ def test_a_number_of_parallel_runs_is_taken_as_it_is():
     assert machine.parallel_runs(5, 40.0, 2, 1.0, devices=1) == 5
 
 
-@pytest.mark.parametrize("given", ["0", "-1", "1.5", "many", "", "²", True, 0])
+@pytest.mark.parametrize("given", ["0", "-1", "1.5", "many", "", "²", "True"])
 def test_another_number_of_parallel_runs_is_refused(given):
-    with pytest.raises(ConfigError, match=r"cluster\.parallel must be auto or an integer >= 1"):
-        machine.parallel_runs(given, 4.0, 2, 16.0)
+    config = compose(["resource=local", "model=vit_nano", "peft=full", "n_objects=2", "n_images=1"])
+    config.cluster.parallel = given
+    with pytest.raises(ConfigError, match=r"cluster\.parallel must be auto, or an integer >= 1"):
+        check_values(config)
 
 
 @pytest.mark.parametrize(("parallel", "cores", "threads"), [(1, 8, 8), (3, 8, 2), (5, 2, 1)])

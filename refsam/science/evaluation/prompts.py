@@ -15,7 +15,6 @@ from bioimage_cpp.segmentation import relabel_sequential
 from numpy.typing import NDArray
 from segment_anything import SamPredictor
 
-from refsam.records.measurements import PROMPTED
 from refsam.science.evaluation.images import Tile
 from refsam.science.micro_sam import (
     IterativePromptGenerator,
@@ -178,12 +177,7 @@ def first_prompts(part: TiledObjects, mode: str, dilation: int, batch_size: int)
     """A point or a box for every object, as micro-sam's evaluation makes them.
 
     The point is the object's pixel that is farthest from its boundary.
-
-    Raises:
-        ValueError: when the mode is unknown.
     """
-    if mode not in PROMPTED:
-        raise ValueError(f"{mode!r} was given as the first prompt; expected {' and '.join(PROMPTED)}")
     points = mode == "point"
     generator = PointAndBoxPromptGenerator(
         n_positive_points=int(points),
@@ -229,7 +223,7 @@ def rounds(
         first: round 0, if it was found before.
 
     Raises:
-        ValueError: when the mode is unknown, or the model expects prompts in another frame than micro-sam's.
+        ValueError: when the model expects prompts in another frame than micro-sam's.
     """
     start = time.perf_counter()
     prompts = [first_prompts(part, mode, dilation, batch_size) for part in parts]

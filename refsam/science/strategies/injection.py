@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import peft as hugging_face
 from torch import nn
 
-from refsam.configuration.schema import AUTO, PeftConfig
+from refsam.configuration.schema import PeftConfig
 from refsam.errors import ConfigError
 from refsam.models.strategies import (
     LEARNABLE,
@@ -44,10 +44,6 @@ def apply_strategy(model: Model, peft: PeftConfig) -> Model:
     Raises:
         ConfigError: when the strategy does not go with the model's layers, or an extra is not installed.
     """
-    if peft.name == AUTO:
-        raise ConfigError(
-            "peft.name=auto stands for a strategy of the resource's file, and has to be resolved"
-        )
     strategy = STRATEGIES[peft.name]
     if strategy.method is not Method.parts:
         problem = layers_problem(peft, _sizes(model))
