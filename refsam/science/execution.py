@@ -23,14 +23,7 @@ from refsam.records.attempts import free_number, parse_attempt, read_attempt
 from refsam.records.endings import Ending, failed
 from refsam.records.paths import RunPaths
 from refsam.records.recovery import read_record
-from refsam.records.status import (
-    TRAINED,
-    State,
-    hold_reserve,
-    now,
-    run_lock,
-    write_status,
-)
+from refsam.records.status import TRAINED, State, hold_reserve, now, run_lock, write_status
 from refsam.science.data import test_images, training_loaders, validation_images
 from refsam.science.environment import describe_environment
 from refsam.science.evaluation import evaluate, unmeasured

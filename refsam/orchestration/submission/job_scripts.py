@@ -24,14 +24,7 @@ from refsam.system.files import write_text
 USUAL_ARRAY_SIZE = 1000  # Slurm's own default of MaxArraySize is 1001
 # Parameters of submitit that are no options of sbatch.
 _NOT_OPTIONS = frozenset(
-    {
-        "additional_parameters",
-        "array_parallelism",
-        "setup",
-        "signal_delay_s",
-        "srun_args",
-        "stderr_to_stdout",
-    }
+    {"additional_parameters", "array_parallelism", "setup", "signal_delay_s", "srun_args", "stderr_to_stdout"}
 )
 SIGNAL_SECONDS = 90  # before the time limit, where the parameters do not say
 
