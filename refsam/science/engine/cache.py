@@ -21,7 +21,7 @@ import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import xxhash
@@ -36,14 +36,6 @@ Encode = Callable[[torch.Tensor], torch.Tensor]
 # What torch.load raises for a file that is no whole checkpoint.
 DAMAGED = (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError)
 EMBEDDING = "embedding"
-
-
-class Store(Protocol):
-    """Where embeddings (channels, rows, columns) are kept, by the hash of what they were computed from."""
-
-    def get(self, key: str) -> torch.Tensor | None: ...
-
-    def put(self, key: str, value: torch.Tensor) -> None: ...
 
 
 class MemoryStore:
@@ -140,6 +132,10 @@ class DiskStore:
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.pt"
+
+
+# Where embeddings (channels, rows, columns) are kept, by the hash of what they were computed from.
+Store = MemoryStore | DiskStore
 
 
 class EmbeddingCache:
