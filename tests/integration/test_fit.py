@@ -12,7 +12,7 @@ from refsam.records.fits import FitsFolder, StepOutcome
 
 TINY = (
     "resource=local",
-    "resource.request.memory_gb=3",  # which is free beside other tests, too
+    "resource.request.memory_gb=3",  # and not what is free beside other tests
     "model=vit_nano",
     "model.custom.image_size=64",
     "model.custom.embed_dim=24",
@@ -67,6 +67,17 @@ def test_a_fit_is_measured_once_and_used(here: Path, capsys: pytest.CaptureFixtu
     assert savings.object_chunk == fit.refsam.object_chunk
     other = compose([*TINY, "model.weights=random", f"runs={here / 'none'}"])
     assert choose_savings(other, sam, torch.device("cpu")).auto_from == "estimate"
+
+
+def test_on_the_machine_at_hand_a_step_may_take_what_others_leave_free(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "memory_available_gb", lambda: 3.2)
+    words = [word for word in TINY if "memory_gb" not in word]
+    command = ["fit", *words, "--engine", "refsam", "--max-objects", "1", "n_objects=1", "--json"]
+    assert cli.main(command) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["memory_gib"], row["refsam_largest"], row["simulated"]) == (3.0, 1, False)
 
 
 def test_the_decoder_alone_is_measured_with_the_step_that_trains_it(

@@ -14,7 +14,7 @@ from refsam.configuration.schema import RefsamConfig
 from refsam.errors import RunFailed
 from refsam.orchestration import machine
 from refsam.orchestration.fit.limits import CUDA, Ended, memory_limit
-from refsam.orchestration.fit.requests import FitRequest
+from refsam.orchestration.fit.requests import FREE_SHARE, FitRequest
 from refsam.orchestration.fit.search import OutOfTime
 from refsam.orchestration.in_job.job import thread_environment
 from refsam.records.fits import FitsFolder, FitStep, StepMeasurement, StepOutcome
@@ -23,7 +23,6 @@ from refsam.system.files import read_json
 SCIENCE = "refsam.science.fit"
 RESULTS = ("message", "seconds", "peak_gib", "base_gib", "precision")  # that a measurement has as they are
 STEP_SECONDS = 3600.0  # after which a step is given up; the largest take minutes on one core
-FREE_SHARE = 0.95  # of the memory that is free now; the rest is for who else is on the machine
 
 Say = Callable[[str], None]
 
@@ -120,7 +119,8 @@ class Measurer:
         if free < usable_gib:
             raise RunFailed(
                 f"{self.request.label}: a step may take {usable_gib:.1f} GiB, and {free:.1f} GiB are "
-                "free now; the same command goes on from here"
+                "free now; close other programs or give a smaller --limit-gb, and the same command goes on "
+                "from here"
             )
         return usable_gib
 

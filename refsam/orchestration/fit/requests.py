@@ -1,5 +1,6 @@
 """From overrides to what is to be fitted: every combination, where it is measured, and what cannot be."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,7 @@ from refsam.records.fits import SAFETY_MARGIN, Setup
 from refsam.system.cgroups import memory_gib
 
 CPU, CUDA = "cpu", "cuda"
+FREE_SHARE = 0.95  # of the memory that is free now; the rest is for who else is on the machine
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def place(
             "none; submit it with cluster=slurm, or measure on a machine with a larger one",
         )
     there = gpus[0].memory_gb if gpus else memory_gib()
-    memory = limit_gib or stated_memory(config, device) or there
+    memory = limit_gib or stated_memory(config, device) or (there if gpus else free_memory(there))
     if memory > there * 1.02:
         return LeftOut(
             overrides,
@@ -127,6 +129,15 @@ def problem_of(config: RefsamConfig) -> str | None:
     if AUTO in (config.peft.name, config.n_objects):
         return missing_setting(config)
     return strategy_problem(config.model, config.peft)
+
+
+def free_memory(there: float) -> float:
+    """Whole GiB of main memory whose usable part is free now, of the `there` GiB that the machine has.
+
+    Nobody's laptop is empty: into all that it has, no step could be measured.
+    """
+    free = min(there, FREE_SHARE * machine.memory_available_gb() / (1 - SAFETY_MARGIN))
+    return float(math.floor(free)) if free > 1 else free
 
 
 def stated_memory(config: RefsamConfig, device: str) -> float | None:
