@@ -2,7 +2,8 @@
 
 The step of a run (the same model, trainer, optimizer and savings as in refsam.science.fit) runs on fake
 tensors, which have shapes and types but no values, so that a GPU's step is counted where there is no GPU and
-hardly any memory. Counted is every storage from the operation that makes it to the end of its last tensor.
+hardly any memory. Counted is every storage from the operation that makes it to the end of its last tensor. On
+a CPU the C library places all of them (refsam.science.heap): it keeps much of what is freed.
 
 What fake tensors cannot do is stated here: prompts have places without meaning (their tensors are the same),
 a mask that chooses one prediction of each object chooses one, and a number that the host asks for is 1. What
@@ -15,6 +16,7 @@ import contextlib
 import importlib
 import importlib.util
 import json
+import os
 import sys
 import tempfile
 import weakref
@@ -40,15 +42,13 @@ from refsam.science.data import patch_loaders
 from refsam.science.engine import attention, cache, checkpointing, decoder, late_convolution, masks
 from refsam.science.fit import discs, make_optimizer_state, of_one_batch, take
 from refsam.science.hardware import GIB
+from refsam.science.heap import Heap
 from refsam.science.strategies import quantization
 from refsam.science.training.build import build_training
 from refsam.science.training.prompts import BatchedInputs, Prompts
 
 # What a process holds with Python, torch and micro-sam imported, without the pages of files: as measured.
 PROCESS_GIB = 0.7
-# By how much more a process grows than its tensors: free places between them, and what oneDNN keeps. Steps of
-# vit_t in float32, either engine, 1 and 10 objects, took 1.06 to 1.08 times their tensors.
-CPU_GAPS = 1.06
 # torch's cuBLAS workspace since Hopper (32 MiB; before it 8.1 MiB), and as much again for cuBLASLt's.
 CUBLAS_BYTES = 2 * 32 * 2**20
 # What CUDA's autocast computes in float32 (ATen/autocast_mode.h), of functions that are called here: the
@@ -70,15 +70,17 @@ class Storages(TorchDispatchMode):
 
     Args:
         fake: the mode in which tensors have no values; None where they have them.
+        heap: where the C library places them; None where it has places for real ones, or is not asked.
 
     Attributes:
         bytes: of the storages that are alive.
         peak: the most of them, with what a kernel takes while it runs.
     """
 
-    def __init__(self, fake: FakeTensorMode | None = None) -> None:
+    def __init__(self, fake: FakeTensorMode | None = None, heap: Heap | None = None) -> None:
         super().__init__()
         self.fake = fake
+        self.heap = heap
         self.bytes = 0
         self.peak = 0
         self._alive: dict[int, weakref.ref[Any]] = {}
@@ -91,17 +93,25 @@ class Storages(TorchDispatchMode):
         for each in made:
             self._add(each.untyped_storage())
         if func in CONVOLUTIONS:
-            self.peak = max(self.peak, self.bytes + _workspace(args, made))
+            workspace = _workspace(args, made)
+            self.peak = max(self.peak, self.bytes + sum(workspace))
+            if self.heap is not None:
+                for block in [self.heap.take(size) for size in workspace]:
+                    self.heap.free(block)
         return answer
 
     def _add(self, storage: torch.UntypedStorage) -> None:
         address, size = storage._cdata, storage.nbytes()
         if address in self._alive:
             return
+        heap = self.heap
+        block = None if heap is None else heap.take(size)
 
         def end(_: object) -> None:
             del self._alive[address]
             self.bytes -= size
+            if heap is not None and block is not None:
+                heap.free(block)
 
         self._alive[address] = weakref.ref(storage, end)
         self.bytes += size
@@ -123,9 +133,9 @@ def _answer_without_values(fake: FakeTensorMode, func: Any, args: Any) -> Any:
     return None
 
 
-def _workspace(args: Any, made: list[Tensor]) -> int:
+def _workspace(args: Any, made: list[Tensor]) -> list[int]:
     """Bytes that cuDNN and oneDNN take for a convolution: what comes in and goes out, in their own layout."""
-    return sum(each.nbytes for each in [*(arg for arg in args if isinstance(arg, Tensor)), *made])
+    return [each.nbytes for each in [*(arg for arg in args if isinstance(arg, Tensor)), *made]]
 
 
 class _OnCuda(TorchFunctionMode):
@@ -206,7 +216,7 @@ def _late_buffers(x: Tensor, weight: Tensor) -> list[Tensor]:
 
 
 @contextlib.contextmanager
-def fake_tensors(on_gpu: bool) -> Iterator[tuple[FakeTensorMode, Storages]]:
+def fake_tensors(on_gpu: bool, heap: Heap | None = None) -> Iterator[tuple[FakeTensorMode, Storages]]:
     """In it, tensors have no values, what they would take is counted, and modules stay where they are."""
     with contextlib.ExitStack() as stack:
         _forget()
@@ -214,7 +224,7 @@ def fake_tensors(on_gpu: bool) -> Iterator[tuple[FakeTensorMode, Storages]]:
         # A module would swap its parameters for equal ones, which fake ones do not allow.
         stack.enter_context(mock.patch.object(nn.Module, "to", lambda self, *_, **__: self))
         fake = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        storages = stack.enter_context(Storages(fake))
+        storages = stack.enter_context(Storages(fake, heap))
         stack.enter_context(mock.patch.object(decoder, "LateConvolution", _LateConvolution))
         # A frozen encoder's embeddings are found by their images' values: here by their places in a batch.
         stack.enter_context(mock.patch.object(cache, "pixel_hash", lambda image: str(image.storage_offset())))
@@ -286,8 +296,17 @@ def forecast(config: RefsamConfig, on_gpu: bool) -> dict[str, Any]:
     Args:
         config: with an explicit precision and, for refsam's step, explicit savings.
         on_gpu: whether the step would run on a GPU, as torch's allocator counts it; else on a CPU, as a
-            process without the pages of files.
+            process without the pages of files, for which this process must be a new one: what the C library
+            has kept of an earlier step would be there for this one.
+
+    Returns:
+        peak_gib and base_gib: of the step, and before it. tensors_gib: of the peak, what is counted, without
+        free places and allowances. precision.
+
+    Raises:
+        OSError: on a CPU where there is no /proc (macOS).
     """
+    heap = None if on_gpu else Heap()
     config = replace(of_one_batch(config), resource=replace(config.resource, device="cpu"))
     image = discs(config.n_objects, tuple(config.train.patch_shape))
     with tempfile.TemporaryDirectory() as folder:
@@ -296,7 +315,7 @@ def forecast(config: RefsamConfig, on_gpu: bool) -> dict[str, Any]:
             path.mkdir(parents=True)
         loaders = patch_loaders(config, [image], [image])
         x, y = next(iter(loaders[0]))
-        with fake_tensors(on_gpu) as (fake, storages):
+        with fake_tensors(on_gpu, heap) as (fake, storages):
             training = build_training(config, paths, loaders, lambda progress: None)
             _prompt_without_values(training.prompts)
             training.learner.switch(training=True)
@@ -305,11 +324,15 @@ def forecast(config: RefsamConfig, on_gpu: bool) -> dict[str, Any]:
                     group["foreach"] = True  # torch's default on a GPU; on a CPU it is no peak
             make_optimizer_state(training.learner.optimizer)
             base, storages.peak = storages.bytes, storages.bytes
+            if heap is not None:
+                base = heap.bytes
+                heap.begin_peak()
             take(training, fake.from_tensor(x), fake.from_tensor(y))
-    gaps, fixed = (1.0, CUBLAS_BYTES / GIB) if on_gpu else (CPU_GAPS, PROCESS_GIB)
+    peak, fixed = (storages.peak, CUBLAS_BYTES / GIB) if heap is None else (heap.peak, PROCESS_GIB)
     return {
-        "peak_gib": gaps * storages.peak / GIB + fixed,
-        "base_gib": gaps * base / GIB + fixed,
+        "peak_gib": peak / GIB + fixed,
+        "base_gib": base / GIB + fixed,
+        "tensors_gib": storages.peak / GIB,
         "precision": str(config.train.precision),
     }
 
@@ -344,14 +367,25 @@ def _prompt_without_values(prompts: Prompts) -> None:
 
 
 def main() -> None:
-    """For every line `CONFIG cpu|cuda` of the input, one line of JSON on what its step takes."""
+    """For every line `CONFIG cpu|cuda` of the input, one line of JSON on what its step takes.
+
+    Each is counted by a fork of this process, whose C library has kept nothing of an earlier step.
+    """
     for line in sys.stdin:
-        path, device = line.rstrip("\n").rsplit(" ", 1)
-        try:
-            answer = forecast(load(Path(path)), on_gpu=device != "cpu")
-        except (RuntimeError, NotImplementedError, TypeError, AttributeError) as error:
-            answer = {"error": (str(error).strip().splitlines() or [type(error).__name__])[0]}
-        print(json.dumps(answer), flush=True)
+        child = os.fork()
+        if child == 0:
+            print(json.dumps(_answer(line)), flush=True)
+            os._exit(0)
+        if os.waitpid(child, 0)[1]:
+            print(json.dumps({"error": "the process that counts has ended"}), flush=True)
+
+
+def _answer(line: str) -> dict[str, Any]:
+    path, device = line.rstrip("\n").rsplit(" ", 1)
+    try:
+        return forecast(load(Path(path)), on_gpu=device != "cpu")
+    except (RuntimeError, NotImplementedError, TypeError, AttributeError, MemoryError, OSError) as error:
+        return {"error": (str(error).strip().splitlines() or [type(error).__name__])[0]}
 
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@ Forecaster stands where Measurer does, so the same search finds what fits, and a
 """
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +50,8 @@ class Counter(AbstractContextManager["Counter"]):
 
     def __exit__(self, *failure: object) -> None:
         if self._process is not None:
-            self._process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.communicate()
 
     def peak_gib(self, request: FitRequest, step: FitStep) -> float:
@@ -72,6 +75,7 @@ class Counter(AbstractContextManager["Counter"]):
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
+                start_new_session=True,  # ended with the fork that counts
             )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
