@@ -96,7 +96,8 @@ def test_every_state_is_shown_and_what_was_cancelled_outside_is_retried_alone(fo
     wait_until(nothing_is_left)
     again = refsam("retry", "--reason", "cancelled")
     assert [run["run_id"] for run in again["runs"]] == ["c-0", "d-0"]
-    assert again["states"] == {"pending": 2}
+    assert sum(again["states"].values()) == 2
+    assert set(again["states"]) <= {"pending", "running"}  # Slurm may have started them before they were read
     assert refsam("retry", "--reason", "cancelled")["runs"] == []  # both are in the queue
     (folder.root / "go").touch()
     wait_until(lambda: states(refsam) == {"a": completed, "b": failed, "c": completed, "d": completed})
