@@ -245,7 +245,7 @@ def images() -> Group:
 def labels() -> Group:
     return Group(
         {**lossless(), **with_loss(), "grey.h5": hdf5(pixels()[0], compression="gzip")},
-        lambda path: open_labels(path, key_of(path)),
+        lambda path: open_labels(path, key_of(path)).ids,
         suffixes=(".png", ".tif", ".bmp", ".csv"),
         extra=claims(),
     )
