@@ -45,10 +45,10 @@ docs: install-dev  ## the documents as a site, in .docs
 	$(BIN)/python -m mkdocs build --strict --site-dir .docs
 
 slurm-up: install  ## a real Slurm on this machine, to try sweeps on (root)
-	$(BIN)/python -m refsam.test_cluster up --install
+	$(BIN)/python -m tools.test_cluster up --install
 
 slurm-down:
-	$(BIN)/python -m refsam.test_cluster down
+	$(BIN)/python -m tools.test_cluster down
 
 install: $(INSTALLED)
 install-dev: $(INSTALLED)-dev

@@ -23,7 +23,7 @@ from refsam.datasets.prepare import prepare
 from refsam.records.paths import RunsFolder
 from refsam.records.status import State, read_status
 from refsam.system.files import read_json
-from refsam.test_cluster.cluster import Cluster
+from tools.test_cluster.cluster import Cluster
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("sbatch", "squeue", "sacct", "scontrol", "scancel", "sacctmgr", "sinfo", "srun")

@@ -1,6 +1,6 @@
 """Sweeps under faults on a real Slurm: python -m benchmarks.chaos --runs 200 --minutes 10 --seed 0
 
-Starts a test cluster (root, Debian; see refsam.test_cluster) or uses the one in --root, submits a sweep whose
+Starts a test cluster (root, Debian; see tools.test_cluster) or uses the one in --root, submits a sweep whose
 jobs count instead of training, and lets things go wrong: processes, daemons and commands are killed, jobs
 cancelled, requeued and suspended, nodes drained and lost, the disk fills up, records are damaged or away,
 while refsam's commands are typed in two shells at once. Then everything is healed, and the same command and
@@ -33,8 +33,8 @@ from benchmarks.chaos.invariants import (
     still_damaged,
 )
 from benchmarks.chaos.world import NODES, OTHERS, PARALLEL, POLL_SECONDS, SWEEP, Task, World, typing
-from refsam.test_cluster.cluster import Cluster
-from refsam.test_cluster.jobs import thaw
+from tools.test_cluster.cluster import Cluster
+from tools.test_cluster.jobs import thaw
 
 SHELLS = 2
 TELL_SECONDS = 15.0

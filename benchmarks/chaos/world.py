@@ -19,8 +19,8 @@ from benchmarks.chaos.command import STAND_IN
 from benchmarks.chaos.stand_in import STEPS, Journal
 from refsam.records.paths import RunsFolder
 from refsam.system.files import read_json
-from refsam.test_cluster.cluster import Cluster
-from refsam.test_cluster.settings import CGROUPS
+from tools.test_cluster.cluster import Cluster
+from tools.test_cluster.settings import CGROUPS
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEP = "chaos"

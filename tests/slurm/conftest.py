@@ -14,8 +14,8 @@ from refsam.errors import ConfigError
 from refsam.orchestration.slurm import patience, questions
 from refsam.orchestration.submission import arrays
 from refsam.records.paths import RunsFolder
-from refsam.test_cluster.cluster import Cluster
-from refsam.test_cluster.packages import check_machine
+from tools.test_cluster.cluster import Cluster
+from tools.test_cluster.packages import check_machine
 
 sys.path.insert(0, str(Path(__file__).parent))  # test files import the modules that lie beside them
 

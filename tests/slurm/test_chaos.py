@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.chaos.__main__ import main
 from refsam.errors import ConfigError
-from refsam.test_cluster.packages import check_machine
+from tools.test_cluster.packages import check_machine
 
 
 def test_nothing_is_lost_or_run_twice_whatever_goes_wrong(capsys):

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from slurm_helpers import PATIENCE, slurm, wait_until
 
-from refsam.test_cluster.settings import node_names
+from tools.test_cluster.settings import node_names
 
 ALIVE = ("PENDING", "RUNNING")
 
@@ -52,7 +52,7 @@ def test_a_node_that_does_not_have_what_is_asked_for_takes_no_job(slurm_cluster)
 
 
 def command_line(*arguments):
-    command = [sys.executable, "-m", "refsam.test_cluster", *map(str, arguments)]
+    command = [sys.executable, "-m", "tools.test_cluster", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=3 * PATIENCE, check=False)
 
 

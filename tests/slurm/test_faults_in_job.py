@@ -38,7 +38,7 @@ from refsam.records.attempts import read_attempt
 from refsam.records.paths import RunsFolder
 from refsam.records.status import Reason, State, read_status
 from refsam.science.training.checkpoints import previous_latest
-from refsam.test_cluster.jobs import job_processes
+from tools.test_cluster.jobs import job_processes
 
 CLUSTER = ClusterConfig(kind="slurm", explicit=False, parallel="auto", template="default")
 

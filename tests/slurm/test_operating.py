@@ -24,7 +24,7 @@ from refsam.records.attempts import read_attempt
 from refsam.records.run import Run
 from refsam.records.status import Reason, State, read_status, write_status
 from refsam.system.files import read_json, write_json
-from refsam.test_cluster.jobs import job_processes
+from tools.test_cluster.jobs import job_processes
 
 
 @pytest.fixture(scope="module")

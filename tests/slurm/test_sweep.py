@@ -18,7 +18,7 @@ from refsam.records.paths import RunsFolder
 from refsam.records.status import State, read_status
 from refsam.sweep import main
 from refsam.system.files import read_json
-from refsam.test_cluster.settings import node_names
+from tools.test_cluster.settings import node_names
 
 TINY = [
     "-m",

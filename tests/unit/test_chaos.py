@@ -11,7 +11,7 @@ from benchmarks.chaos.world import SWEEP, World
 from refsam.records.recovery import look_up
 from refsam.records.status import State, Status, write_status
 from refsam.system.files import write_json
-from refsam.test_cluster.cluster import Cluster
+from tools.test_cluster.cluster import Cluster
 
 RUN = "vit_nano-full-n1-s0"
 

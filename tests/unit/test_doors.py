@@ -28,7 +28,7 @@ CHECKOUT = Path(__file__).parents[2]
         ),
         ("refsam.cli check-data dataset=nuclei", "hydra", "refsam: stopped by Ctrl-C\n"),
         ("refsam.science.run RUN", "torch", "refsam: stopped; the same command goes on where it was\n"),
-        ("refsam.test_cluster status", "psutil", "refsam: stopped by Ctrl-C\n"),
+        ("tools.test_cluster status", "psutil", "refsam: stopped by Ctrl-C\n"),
         ("benchmarks.evaluation", "torch", "benchmarks: stopped by Ctrl-C\n"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The configuration of a test cluster: the templates of slurm_templates/test_cluster, filled in."""
+"""The configuration of a test cluster: those of the folder templates, filled in."""
 
 import re
 import secrets
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
-from refsam.configuration.resources import folder
 from refsam.errors import ConfigError
 
 # Below the ports that Linux gives to outgoing connections (32768 and above).
@@ -16,6 +15,7 @@ FIRST_PORT, LAST_PORT, PORTS_PER_CLUSTER = 20000, 32700, 20
 JOB_IDS_PER_CLUSTER = 100_000
 LAST_JOB_ID = 67_043_328  # the default of MaxJobId, from which on numbers begin anew
 CGROUPS = Path("/sys/fs/cgroup")
+TEMPLATES = Path(__file__).parent / "templates"
 CONFIGURATION_FILES = ("slurm.conf", "gres.conf", "cgroup.conf", "slurmdbd.conf")
 SERVICES = ("slurmctld", "slurmdbd", "database")
 
@@ -114,7 +114,7 @@ def _cgroup_values() -> dict[str, str]:
 
 
 def _template(name: str) -> str:
-    return (folder("slurm_templates") / "test_cluster" / name).read_text(encoding="utf-8")
+    return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
 def _write_private(path: Path, content: bytes) -> None:

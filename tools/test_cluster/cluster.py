@@ -13,10 +13,10 @@ from pathlib import Path
 
 from refsam.errors import ConfigError
 from refsam.system.files import read_json, write_json
-from refsam.test_cluster.daemons import STOP_SECONDS, Daemon, Daemons, daemons_of, end
-from refsam.test_cluster.jobs import end_jobs, job_processes
-from refsam.test_cluster.packages import check_machine
-from refsam.test_cluster.settings import Settings, choose_settings, gpu_files, node_names, write_configuration
+from tools.test_cluster.daemons import STOP_SECONDS, Daemon, Daemons, daemons_of, end
+from tools.test_cluster.jobs import end_jobs, job_processes
+from tools.test_cluster.packages import check_machine
+from tools.test_cluster.settings import Settings, choose_settings, gpu_files, node_names, write_configuration
 
 START_SECONDS = 300.0  # for each step of the start; all take a few seconds on two cores that are free
 JOBS_END_SECONDS = 20.0  # for cancelled jobs to end by themselves

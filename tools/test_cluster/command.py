@@ -1,4 +1,4 @@
-"""The command python -m refsam.test_cluster up|down|status [--root FOLDER]"""
+"""The command python -m tools.test_cluster up|down|status [--root FOLDER]"""
 
 import argparse
 import sys
@@ -6,8 +6,8 @@ import tempfile
 from pathlib import Path
 
 from refsam.errors import ConfigError
-from refsam.test_cluster.cluster import Cluster, StartFailed
-from refsam.test_cluster.packages import install, missing_programs
+from tools.test_cluster.cluster import Cluster, StartFailed
+from tools.test_cluster.packages import install, missing_programs
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 
@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     Raises KeyboardInterrupt, which is answered where this is called.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m refsam.test_cluster",
+        prog="python -m tools.test_cluster",
         description="A real Slurm on this machine, to try sweeps on: CPU nodes and typed GPUs that are none.",
     )
     parser.add_argument("command", choices=("up", "down", "status"))

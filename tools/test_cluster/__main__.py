@@ -1,4 +1,4 @@
-"""python -m refsam.test_cluster up|down|status [--root FOLDER]"""
+"""python -m tools.test_cluster up|down|status [--root FOLDER]"""
 
 import sys
 
@@ -6,6 +6,6 @@ from refsam.system.signals import answering_ctrl_c
 
 if __name__ == "__main__":
     with answering_ctrl_c("stopped by Ctrl-C"):
-        from refsam.test_cluster.command import main
+        from tools.test_cluster.command import main
 
         sys.exit(main())

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from refsam.test_cluster.daemons import STOP_SECONDS
-from refsam.test_cluster.settings import CGROUPS, Settings, node_names
+from tools.test_cluster.daemons import STOP_SECONDS
+from tools.test_cluster.settings import CGROUPS, Settings, node_names
 
 POLL_SECONDS = 0.2
 
