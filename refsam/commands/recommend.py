@@ -35,11 +35,11 @@ def add(commands: Commands) -> None:
         "recommend",
         _recommend,
         "the setting of the best quality within a machine's memory and hours, and the command that runs it",
-        "Name the setting that was measured best among those that are known to keep the limits, the\n"
-        "runner-up, how sure the difference is, and the command. It rests on the own results of all sweeps,\n"
-        "or of those that are named. Where there are none that keep the limits, on what is known without:\n"
-        "the resource study's times, the resources' tables, refsam fit; then no quality is known, and the\n"
-        "answer says so.\n\n"
+        "Print the setting with the best measured quality among those known to meet the limits, the\n"
+        "runner-up, the confidence interval of their difference, and the command that runs the best one. It\n"
+        "is based on your results of all sweeps, or of the sweeps named. If none of them meets the limits,\n"
+        "it is based on the resource study's times, the resources' tables and refsam fit, and the quality\n"
+        "is reported as not known.\n\n"
         "Fields of --json: limits, source (own, published, null), dataset, mode, metric, winner, runner_up,\n"
         "clear, p_over_seeds, difference, notes, problems, command.",
         "refsam recommend --memory 8 --gpu --hours 2",

@@ -12,7 +12,7 @@ RESAMPLES = 2000
 # samples of a normal distribution and 86 % of an exponential one; of 20 in 93 and 90 %, of 36 in 94 and 92 %.
 FEW = 20
 FEW_WORDS = (
-    f"With fewer than {FEW} images such intervals are too narrow: 9 of 10 hold the mean, not 95 of 100."
+    f"With fewer than {FEW} images these intervals are too narrow: about 90 % contain the mean, not 95 %."
 )
 
 

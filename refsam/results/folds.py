@@ -21,8 +21,8 @@ from refsam.results.tables.table import run_words, varying_axes
 
 FOLD = "fold"
 SHARED_TRAINING = (
-    "With folds an image's value is that of the fold that tests it. The models of the folds share training "
-    "images, of which the intervals know nothing (Bengio and Grandvalet 2004)."
+    "With cross-validation an image's value is from the fold that tests it. The models of the folds share "
+    "training images, which the intervals ignore (Bengio and Grandvalet 2004)."
 )
 _BETWEEN = ", "  # of the values of a text that the folds do not have in common
 # What a set of folds has in common, beside the fields that differ between the runs of the table.

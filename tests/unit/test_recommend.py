@@ -135,7 +135,7 @@ def test_differences_within_the_interval_make_no_clear_winner(folder, capsys):
     text = capsys.readouterr().out
     assert "No clear winner: SA50 differs by +0.0" in text
     assert "paired over 20 test images" in text
-    assert "One seed: how much another training would differ is not known." in text
+    assert "One seed: the variation between trainings is not known." in text
 
 
 def test_seeds_are_averaged_and_their_spread_is_said(folder, capsys):
@@ -217,7 +217,7 @@ def test_runs_on_another_kind_of_machine_tell_of_quality_and_fits_of_memory(fold
     assert found["winner"]["quality"]["mean"] == pytest.approx((BASE + 0.3).mean(), abs=0.02)
     with_hours = ask(folder, capsys, "--memory", "8", "--cpu", "--hours", "9")
     assert with_hours["source"] == "published"
-    assert "has no known training time" in with_hours["notes"][0]
+    assert "have no known training time" in with_hours["notes"][0]
 
 
 def test_a_resource_s_table_tells_that_a_setting_fits_there(folder, capsys):
@@ -253,7 +253,7 @@ def test_it_is_said_when_finetuning_does_not_help(folder, capsys):
     trained(folder, "initial", 0.1, "kind=baseline", "peft=full")
     sweep(folder)
     found = ask(folder, capsys, "--memory", "8", "--cpu")
-    assert any("that finetuning improves it is not shown" in note for note in found["notes"])
+    assert any("do not show that finetuning improves it" in note for note in found["notes"])
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_results_of_several_data_sets_are_not_mixed(folder, capsys):
     assert found["winner"]["run_ids"] == ["nuclei"]
     found = ask(folder, capsys, "--memory", "8", "--cpu", "--dataset", "trashcan")
     assert found["source"] == "published"
-    assert found["notes"][0] == "There are no own results of trashcan."
+    assert found["notes"][0] == "You have no results of trashcan."
     assert "dataset=trashcan" in found["command"]
 
 
@@ -375,9 +375,12 @@ def test_fits_that_travel_with_refsam_say_what_fits_into_less(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--memory", "1", "--cpu"), "Nothing is known to fit into 1 GB of main memory; the least is vit_t"),
+        (
+            ("--memory", "1", "--cpu"),
+            "No setting is known to fit into 1 GB of main memory; the smallest is vit_t",
+        ),
         (("--memory", "1", "--gpu"), "which needs 8 GB."),
-        (("--memory", "8", "--gpu", "--hours", "0.01"), "the shortest is vit_b_lm, freeze_encoder"),
+        (("--memory", "8", "--gpu", "--hours", "0.01"), "the fastest is vit_b_lm, freeze_encoder"),
     ],
 )
 def test_where_nothing_fits_one_sentence_says_what_would_be_needed(capsys, arguments, words):

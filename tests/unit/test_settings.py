@@ -194,7 +194,7 @@ def test_a_mean_over_seeds_says_that_its_split_follows_them(
     following = ("dataset.split_seed=null",)
     sweep(tmp_path / "follows", following, (*following, "seed=1"))
     sweep(tmp_path / "fixed", (), ("seed=1",))
-    sentence = "± holds another split, too: with dataset.split_seed=null"
+    sentence = "± includes the variation between splits: with dataset.split_seed=null"
     for command in (["strategies"], ["collect", "--rows", "strategy", "--format", "markdown"]):
         for runs, said in (("follows", True), ("fixed", False)):
             name, *options = command

@@ -142,9 +142,7 @@ def notes(found: Comparisons) -> list[str]:
             f"{number} comparison{'s' if number > 1 else ''} of this table; the intervals are not adjusted."
         )
     if any(len(row.difference.seeds) < 2 for row in found.rows):
-        said.append(
-            "Where there is one seed, nothing is known of how much another training would change that."
-        )
+        said.append("With one seed, the variation between trainings is not known.")
     if any(row.difference.low is not None and row.difference.n_images < FEW for row in found.rows):
         said.append(FEW_WORDS)
     left_out = sum(row.difference.n_left_out for row in found.rows)

@@ -118,20 +118,21 @@ def what_is_needed(candidates: Sequence[Candidate], limits: Constraints) -> str:
         known = [(each.memory.gib, each) for each in candidates if each.memory is not None]
         if not known:
             return (
-                f"Of none of these settings is known how much {DEVICES[limits.device]} it needs; refsam fit "
-                "measures that."
+                f"How much {DEVICES[limits.device]} these settings need is not known; measure it with "
+                "refsam fit."
             )
         gib, least = min(known, key=lambda pair: pair[0])
-        return f"Nothing is known to fit into {place}; the least is {least.words}, which needs {_up(gib)} GB."
+        needed = f"the smallest is {least.words}, which needs {_up(gib)} GB."
+        return f"No setting is known to fit into {place}; {needed}"
     timed = [(each.time.seconds, each) for each in fitting if each.time is not None]
     if not timed:
         return (
-            f"What fits into {place} has no known training time; without --hours the answer is by memory "
-            "alone."
+            f"The settings that fit into {place} have no known training time; omit --hours to choose by "
+            "memory alone."
         )
     seconds, shortest = min(timed, key=lambda pair: pair[0])
     return (
-        f"Nothing that fits into {place} is known to train in {limits.hours:g} h; the shortest is "
+        f"No setting that fits into {place} is known to train in {limits.hours:g} h; the fastest is "
         f"{shortest.words}, which takes {_up(seconds / SECONDS_PER_HOUR)} h."
     )
 

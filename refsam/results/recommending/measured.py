@@ -165,7 +165,7 @@ def _measured_memory(runs: pd.DataFrame) -> Memory | None:
         return None
     peak, hardware = float(peaks["peak_memory_gib"].iloc[-1]), peaks["hardware"].iloc[-1]
     return Memory(
-        peak / (1 - SAFETY_MARGIN), f"peak of the training: {peak:.1f} GiB on {hardware}; a tenth stays free"
+        peak / (1 - SAFETY_MARGIN), f"peak of the training: {peak:.1f} GiB on {hardware}; 10 % kept free"
     )
 
 
@@ -195,7 +195,7 @@ def _time(runs: pd.DataFrame, saves_more: bool) -> Time | None:
         which = f"the mean of {len(runs_of(times['run_id'].iloc[0]))} folds,"
     words = f"{which} on {hardware}; without the evaluation"
     if saves_more:
-        words += "; with less memory more is computed twice, which takes longer"
+        words += "; slower with less memory, which needs more recomputation"
     return Time(seconds, words)
 
 

@@ -93,11 +93,12 @@ def _by_what_is_known(
     fitting = within(known, limits)
     if own is None:
         of = "" if dataset is None else f" of {dataset}"
-        first = f"There are no own results{of}."
+        first = f"You have no results{of}."
     elif own.candidates:
-        first = f"No own setting of {own.dataset} keeps the limits. {what_is_needed(own.candidates, limits)}"
+        needed = what_is_needed(own.candidates, limits)
+        first = f"None of your settings on {own.dataset} is known to meet the limits. {needed}"
     else:
-        first = f"There are no own results of {own.dataset} with so few images."
+        first = f"You have no results of {own.dataset} with at most {limits.n_images} images."
     if not fitting:
         candidates = [*known, *(own.candidates if own is not None else [])]
         return Advice(limits, metric, None, None, None, notes=[what_is_needed(candidates, limits)])
@@ -116,11 +117,11 @@ def _notes_of_known(fitting: Sequence[Candidate]) -> list[str]:
     settings = "1 setting is" if len(fitting) == 1 else f"{len(fitting)} settings are"
     return [
         f"No quality has been measured: {SOURCE} published times and best epochs, and its quality in "
-        "figures only. So this is no order of quality, and no larger model is preferred to a smaller one.",
-        f"{settings} known to keep the limits, by the study's times, the resources' tables and refsam fit. "
-        "The order: most training images first, then the shortest known time, then the least memory.",
-        "Each published time is of one training on Covid-IF; when early stopping ends it varies widely.",
-        "To know the quality, run several of them and ask again.",
+        "figures only. So the order is not by quality, and larger models are not preferred.",
+        f"{settings} known to meet the limits, from the study's times, the resources' tables and refsam fit. "
+        "Order: most training images, then shortest known time, then least memory.",
+        "Each published time is from one training on Covid-IF; the epoch of early stopping varies widely.",
+        "To compare their quality, run several of them and call refsam recommend again.",
     ]
 
 
@@ -141,10 +142,10 @@ def _by_quality(
         notes.append(FEW_WORDS)
     if len(fitting) > 2:
         notes.append(
-            f"The best of {len(fitting)} looks a little better than it is: it was chosen by the same images."
+            f"The best of {len(fitting)} is slightly overestimated: it was selected on the same images."
         )
     if any(each is not None and _runs(each) < 2 for each in (winner, runner_up)):
-        notes.append("One seed: how much another training would differ is not known.")
+        notes.append("One seed: the variation between trainings is not known.")
     compared = [each.setting for each in (winner, runner_up) if each is not None and each.setting is not None]
     if any(len(each.run_ids) > len(each.runs) for each in compared):
         notes.append(SHARED_TRAINING)
@@ -153,7 +154,7 @@ def _by_quality(
     notes += _against_initial(own, winner, images, metric)
     if len(own.modes) > 1:
         others = ", ".join(mode for mode in own.modes if mode != own.mode)
-        notes.append(f"Another mode may have another answer: --mode {others}.")
+        notes.append(f"The answer may differ for another mode: --mode {others}.")
     if own.elsewhere:
         notes.append(f"Left out: settings that were measured on other test images ({own.elsewhere}).")
     return Advice(
@@ -174,9 +175,9 @@ def _by_quality(
 def _rests_on(own: OwnResults, fitting: Sequence[Candidate], metric: str) -> str:
     runs = sum(len(each.setting.run_ids) for each in own.candidates if each.setting is not None)
     sweeps = sorted({name for text in own.frame["sweep"].dropna() for name in str(text).split(", ")})
-    kept = f"{len(fitting)} {'is' if len(fitting) == 1 else 'are'} known to keep the limits."
+    kept = f"{len(fitting)} {'is' if len(fitting) == 1 else 'are'} known to meet the limits."
     return (
-        f"From {runs} own runs of {len(own.candidates)} settings on {own.dataset} (sweep "
+        f"Based on {runs} runs of {len(own.candidates)} settings on {own.dataset} (sweep "
         f"{', '.join(sweeps)}), ordered by {own.mode} {metric}; {kept}"
     )
 
@@ -204,7 +205,7 @@ def _against_initial(own: OwnResults, winner: Candidate, images: ImageValues, me
     sure = difference is not None and difference.excludes_zero
     if winner.quality.mean > initial and sure:
         return [f"The baseline has {initial:.3f}."]
-    return [f"The baseline has {initial:.3f}: that finetuning improves it is not shown."]
+    return [f"The baseline has {initial:.3f}; the results do not show that finetuning improves it."]
 
 
 def _difference(

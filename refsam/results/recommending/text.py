@@ -19,7 +19,7 @@ def lines(advice: Advice, command: Sequence[str]) -> list[str]:
     if advice.runner_up is not None:
         said += ["", *_of("Runner-up", advice.runner_up, advice)]
     else:
-        said += ["", "Runner-up: there is none; nothing else is known to keep the limits."]
+        said += ["", "Runner-up: none; no other setting is known to meet the limits."]
     return [*said, "", *advice.notes, "", "To run it:", "", f"    {shlex.join(command)}"]
 
 
@@ -49,7 +49,7 @@ def _of(title: str, candidate: Candidate, advice: Advice) -> list[str]:
     else:
         said.append("  quality    not measured")
     if candidate.memory is not None:
-        said.append(f"  memory     {candidate.memory.gib:.1f} GB are enough ({candidate.memory.words})")
+        said.append(f"  memory     {candidate.memory.gib:.1f} GB is sufficient ({candidate.memory.words})")
     if candidate.time is not None:
         said.append(f"  training   {duration(candidate.time.seconds)} ({candidate.time.words})")
     else:

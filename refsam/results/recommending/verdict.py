@@ -49,8 +49,8 @@ def judge(
     counts = [each.n_test_images for each in (better, other) if each.n_test_images is not None]
     counts += [difference.n_images] if difference is not None else []
     if counts and min(counts) < LEAST_TEST_IMAGES:
-        images = "1 test image says" if min(counts) == 1 else f"{min(counts)} test images say"
-        return Verdict(None, None, f"{images} too little about how images vary")
+        images = "1 test image is" if min(counts) == 1 else f"{min(counts)} test images are"
+        return Verdict(None, None, f"{images} too few to estimate the variation between images")
     found: list[bool] = []
     said: list[str] = []
     if difference is not None and difference.low is not None and difference.high is not None:
@@ -67,7 +67,7 @@ def judge(
         found.append(p < 1 - CONFIDENCE)
         said.append(f"over seeds p = {p:.2g} (t-test)")
     clear = all(found) if found else None
-    return Verdict(clear, p, ", ".join(said) or "nothing is known of how sure the numbers are")
+    return Verdict(clear, p, ", ".join(said) or "the uncertainty of the values is not known")
 
 
 def _over_seeds(better: Mapping[int, float], other: Mapping[int, float]) -> float | None:

@@ -7,10 +7,12 @@ from refsam.records.settings import SPLIT_SEED
 from refsam.results.fields import fields
 
 TOO_FEW = (
-    f"Fewer than {LEAST_TEST_IMAGES} test images have no interval and no test: they say too little about how "
-    "images vary."
+    f"With fewer than {LEAST_TEST_IMAGES} test images there is no interval and no test: these are too few to "
+    "estimate the variation between images."
 )
-OTHER_TEST_SETS = "± holds another split, too: with dataset.split_seed=null each seed splits the images anew."
+OTHER_TEST_SETS = (
+    "± includes the variation between splits: with dataset.split_seed=null each seed has its own split."
+)
 
 
 def notes(frame: pd.DataFrame, several_seeds: bool) -> tuple[str, ...]:
