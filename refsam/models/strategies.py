@@ -141,10 +141,10 @@ _DORA = _peft("low-rank updates of direction, and a magnitude per output", "Lora
 _DORA = dataclasses.replace(_DORA, arguments={"use_dora": True})
 
 STRATEGIES = {
-    "full": Strategy("all of it", weights=1.0),
+    "full": Strategy("all parameters", weights=1.0),
     "freeze_encoder": Strategy("nothing", must_freeze=("image_encoder",), may_freeze=PARTS),
     DECODER: Strategy(
-        "nothing, nor of the other parts: only the segmentation decoder", must_freeze=PARTS, may_freeze=PARTS
+        "nothing; only the segmentation decoder is trained", must_freeze=PARTS, may_freeze=PARTS
     ),
     # What follows is put into the encoder, which then cannot be frozen as a whole: HEADS may be.
     "lora": _MICRO_SAM_LORA,
@@ -181,12 +181,12 @@ STRATEGIES = {
         "low-rank updates, scaled by the root of the rank", "LoraConfig", _LORA_NAMES, use_rslora=True
     ),
     "pissa": _peft(
-        "low-rank updates that begin as the weights' largest singular vectors",
+        "low-rank updates, initialized with the weights' largest singular vectors",
         "LoraConfig",
         _LORA_NAMES,
         init_lora_weights="pissa",
     ),
-    "loha": _peft("products of two low-rank updates, value by value", "LoHaConfig", _LYCORIS_NAMES),
+    "loha": _peft("element-wise products of two low-rank updates", "LoHaConfig", _LYCORIS_NAMES),
     "lokr": _peft("Kronecker products with low-rank factors", "LoKrConfig", _LYCORIS_NAMES),
     "oft": dataclasses.replace(
         _peft("rotations of blocks of inputs", "OFTConfig", {"dropout": "module_dropout"}),
