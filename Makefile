@@ -12,7 +12,7 @@ COMPILE := $(BIN)/python -m compileall -qq --workers 0 $(VENV)/lib || true  # so
 # Everything the demo makes stays below the checkout.
 export REFSAM_DATA ?= $(CURDIR)/.demo/data
 
-.PHONY: demo test test-fast test-cuda12 check architecture docs install install-dev slurm-up slurm-down clean
+.PHONY: demo test test-fast test-cuda12 check architecture docs install install-dev install-cuda12 slurm-up slurm-down clean
 
 demo: install  ## the sample data, a small sweep on it, its table, figure and report
 	$(BIN)/refsam prepare dataset=nuclei
@@ -29,7 +29,7 @@ test: install-dev check  ## linters, types, import contracts, all tests
 test-fast: install-dev  ## what is tested without Slurm, a browser or whole runs, less the tests marked slow
 	$(BIN)/python -m pytest tests/unit tests/engine -m "not slow" --numprocesses 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-test-cuda12: $(CUDA12)/installed  ## the tests of the engine with PyTorch for CUDA 12.6
+test-cuda12: install-dev install-cuda12  ## the tests of the engine with PyTorch for CUDA 12.6
 	$(CUDA12)/bin/python -m pytest tests/engine --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 check: install-dev
@@ -52,6 +52,7 @@ slurm-down:
 
 install: $(INSTALLED)
 install-dev: $(INSTALLED)-dev
+install-cuda12: $(CUDA12)/installed
 
 $(INSTALLED): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(INSTALL) --editable .
@@ -65,8 +66,8 @@ $(INSTALLED)-dev: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	rm -f $(VENV)/installed*
 	touch $(INSTALLED) $@
 
-# PyTorch for CUDA 12.6 and what it brings, in front of everything else that is installed.
-$(CUDA12)/installed: constraints-cuda12.txt $(INSTALLED)-dev
+# PyTorch for CUDA 12.6 and what it brings, in front of what install-dev installs.
+$(CUDA12)/installed: constraints-cuda12.txt | $(BIN)/python
 	$(PYTHON) -m venv $(CUDA12)
 	$(CUDA12)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile \
 		--constraint constraints-cuda12.txt torch torchvision
