@@ -1,5 +1,6 @@
-"""The cgroups of this process, version 1 and 2: where their files are, and the memory that they leave."""
+"""The cgroups of this process, version 1 and 2: where their files are, and the memory that it may take."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,13 +30,22 @@ def cgroup_folders(controller: str) -> Iterator[Path]:
 
 
 def memory_gib() -> float:
-    """GiB of main memory of this machine, or of the smallest cgroup around this process."""
+    """GiB of main memory of this machine, or of the smallest cgroup or the Slurm job around this process."""
     texts = [
         kernel_text(folder / name).strip() for folder in cgroup_folders("memory") for name in MEMORY_LIMITS
     ]
     # Most machines that nobody has put into a container set no limit: "max", or no file.
     limits = [int(text) for text in texts if text.isdigit()]
-    return min([psutil.virtual_memory().total, *limits]) / GIB
+    return min([psutil.virtual_memory().total, *limits, *_granted_by_slurm()]) / GIB
+
+
+def _granted_by_slurm() -> list[int]:
+    """Bytes that this process's Slurm job was given on this node, which not every site makes a cgroup of."""
+    if "SLURMD_NODENAME" not in os.environ:  # `salloc` starts its shell on another machine
+        return []
+    each, cores = os.environ.get("SLURM_MEM_PER_CPU"), os.environ.get("SLURM_CPUS_ON_NODE", "1")
+    per_node = int(each) * int(cores) if each else int(os.environ.get("SLURM_MEM_PER_NODE", "0"))
+    return [per_node * 2**20] if per_node else []  # 0 is all of the node
 
 
 def kernel_text(path: Path) -> str:

@@ -118,7 +118,9 @@ def test_three_resources_are_three_arrays_and_every_run_gets_what_its_resource_a
         assert (seen["OMP_NUM_THREADS"], seen["SLURM_CPUS_PER_TASK"]) == ("8", "8")
         assert (seen["CUDA_VISIBLE_DEVICES"] == "") == (resource == "medium_8g")
         # The kernel's limit for the job, as the job sees it; a machine may have less than a node claims.
-        limit = min(8 if resource == "medium_8g" else 32, memory_gib())
+        asked = 8 if resource == "medium_8g" else 32
+        assert seen["slurm"]["SLURM_MEM_PER_NODE"] == str(asked * 1024)  # also where there is no such limit
+        limit = min(asked, memory_gib())
         assert seen["memory_gb"] == pytest.approx(limit, rel=1e-3)
         arrays.add((status.job_id.partition("_")[0], resource))
         (log,) = folder.run(run.run_id).attempt(1).glob("*.out")

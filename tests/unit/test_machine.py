@@ -171,6 +171,24 @@ def test_limits_of_cgroups_version_2_count_also_those_above(kernel):
     assert machine.out_of_memory_kills() == 4
 
 
+@pytest.mark.parametrize(
+    ("job", "gib"),
+    [
+        ({"SLURM_MEM_PER_NODE": "1024"}, 1.0),
+        ({"SLURM_MEM_PER_CPU": "256", "SLURM_CPUS_ON_NODE": "2"}, 0.5),
+        ({"SLURM_MEM_PER_NODE": "8192"}, 3.0),
+        ({"SLURM_MEM_PER_NODE": "0"}, 3.0),
+    ],
+)
+def test_a_job_has_what_slurm_gave_it_where_no_cgroup_says_so(kernel, monkeypatch, job, gib):
+    fill(kernel, own="0::/\n", memory__max=f"{3 << 30}\n")
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
+    assert cgroups.memory_gib() == 3.0  # a shell of salloc, which is not on the node
+    monkeypatch.setenv("SLURMD_NODENAME", "node")
+    assert cgroups.memory_gib() == gib
+
+
 def test_limits_of_cgroups_version_1(kernel):
     (kernel / "own").write_text("4:memory:/job\n3:cpu,cpuacct:/job\n")
     fill(kernel / "cpu/job", cpu__cfs_quota_us="400000\n", cpu__cfs_period_us="100000\n")
