@@ -117,7 +117,7 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
     parser, commands = parser_and_commands()
     if given and not given[0].startswith("-") and given[0] not in commands:
         raise ConfigError(
-            f"{given[0]!r} is no command{nearest(given[0], commands)}; refsam --help lists them"
+            f"{given[0]!r} is not a command{nearest(given[0], commands)}; refsam --help lists them"
         )
     options, rest = parser.parse_known_args(given)
     unknown = [word for word in rest if word.startswith("-") or "=" not in word]

@@ -9,7 +9,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit status 0: all runs are done; 1: a run failed; 2: bad input; 130: stopped by
     Ctrl-C.
     """
-    with answering_ctrl_c("stopped; the same command goes on where it was"):
+    with answering_ctrl_c("stopped; the same command continues"):
         from refsam.commands.options import COMPLETING
 
         if COMPLETING in os.environ:

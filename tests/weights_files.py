@@ -89,7 +89,7 @@ UNUSABLE: dict[str, tuple[bytes, str]] = {
     "a gzip file": (gzip.compress(CHECKPOINT), "is compressed with gzip"),
     "a tar archive": (_written(_tar), "is a tar archive"),
     "zeros": (bytes(10_000), "begins with zeros only"),
-    "noise": (np.random.default_rng(0).bytes(10_000), "is no checkpoint (it begins with b"),
+    "noise": (np.random.default_rng(0).bytes(10_000), "is not a checkpoint (it begins with b"),
 }
 
 

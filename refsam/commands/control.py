@@ -37,13 +37,13 @@ def add(commands: Commands) -> None:
         commands,
         "cancel",
         _cancel,
-        "end what waits or runs, of a sweep or one run",
-        "End the runs that wait or run. A running one saves what it has first, and goes on from there\n"
-        "with refsam continue. Runs of this machine are ended here; those of another machine there.\n"
-        "While another process submits runs, cancel waits for it, two minutes at most.\n\n"
-        "Fields of --json: sweep; cancelled: run_id, state, job_id of the runs that were ended;\n"
-        "left: ids of the runs that are in Slurm's queue all the same; impossible and notes: sentences.\n"
-        "Exit status 1 where a run was not cancelled.",
+        "cancel the pending and running jobs of a sweep, or one run",
+        "Cancel pending and running runs. A running one first saves a checkpoint; refsam continue resumes\n"
+        "it. Local runs must be cancelled on the machine that executes them. If another process is\n"
+        "submitting runs, cancel waits for it, at most two minutes.\n\n"
+        "Fields of --json: sweep; cancelled: run_id, state, job_id of the cancelled runs; left: ids of the\n"
+        "runs that are still in Slurm's queue; impossible and notes: sentences.\n"
+        "Exit status 1 if a run was not cancelled.",
         "refsam cancel study",
     )
     _add_target(parser, required=True)
@@ -53,7 +53,7 @@ def add(commands: Commands) -> None:
         commands,
         "retry",
         _retry,
-        "run the failed runs again, only these",
+        "run only the failed runs again",
         "Run failed runs again, from the configuration they were submitted with and from their last\n"
         "checkpoint. What is completed, in the queue or running is left alone.\n\n" + AGAIN_FIELDS,
         "refsam retry study --reason out_of_memory,node_failure",
@@ -70,8 +70,8 @@ def add(commands: Commands) -> None:
         _continue,
         "run everything of a sweep that is neither done nor in the queue",
         "Run everything of a sweep that is neither done nor in the queue: what failed, what was\n"
-        "cancelled, what was never submitted. Composes nothing anew: the runs are those of the sweep's\n"
-        "manifest, with the configurations that they were frozen with.\n\n" + AGAIN_FIELDS,
+        "cancelled, what was never submitted. The runs are those of the sweep's manifest, with their\n"
+        "frozen configurations.\n\n" + AGAIN_FIELDS,
         "refsam continue study",
     )
     parser.add_argument("target", metavar="SWEEP", help="name of the sweep")

@@ -74,5 +74,5 @@ def _details(options: argparse.Namespace, paths: "RunPaths") -> dict[str, Any]:
 
 def _asked(option: str, question: str) -> str:
     if not sys.stdin.isatty():
-        raise ConfigError(f"--to bioimageio needs {option}, and there is no terminal to ask at")
+        raise ConfigError(f"--to bioimageio needs {option}, and without a terminal it cannot be asked for")
     return input(f"{question}: ")

@@ -55,7 +55,9 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--part", metavar="K/N", type=_part, help="only every Nth image from the Kth, as a job of an array"
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be segmented, and by what")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only print what would be segmented, and with which model"
+    )
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -58,9 +58,9 @@ def add(commands: Commands) -> None:
         "--n-images",
         type=whole("--n-images"),
         metavar="N",
-        help="annotated images that there are to train on (any)",
+        help="number of annotated images available for training (any)",
     )
-    parser.add_argument("--dataset", metavar="NAME", help="of the results (the one that there is)")
+    parser.add_argument("--dataset", metavar="NAME", help="data set of the results (the only one)")
     parser.add_argument("--mode", help="of the evaluation (the first of box, point, others)")
     parser.add_argument("--metric", default="SA50", help="what is best (SA50)")
     add_json(parser)

@@ -32,7 +32,7 @@ def add(commands: Commands) -> None:
         "--gpu-watts",
         type=float,
         metavar="W",
-        help="what a GPU of yours draws, instead of the figure of its data sheet",
+        help="power of your GPU, instead of the figure of its data sheet",
     )
     parser.add_argument(
         "--paths", action="store_true", help="name the folders of this machine, which are left out otherwise"

@@ -60,7 +60,7 @@ def add_join(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FOLDER",
-        help="another runs folder whose sweeps of these names belong to them; can be given again",
+        help="another runs folder with sweeps of these names, which are joined; can be repeated",
     )
 
 
@@ -74,7 +74,7 @@ def add_shown(parser: argparse.ArgumentParser) -> None:
         "--columns",
         type=comma_separated,
         metavar="NAMES",
-        help="of the columns that a narrow terminal goes without: these",
+        help="which of the columns that a narrow terminal leaves out to show",
     )
     add_wide(parser)
 

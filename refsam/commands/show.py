@@ -43,14 +43,14 @@ def add(commands: Commands) -> None:
         "logs",
         _logs,
         "the log of a run, also while it is written",
-        "Print the log of a run's last attempt. With --follow go on until the run has ended;\n"
-        "Ctrl-C ends the looking and not the run.\n\nFields of --json: run_id, attempt, path, text.",
+        "Print the log of a run's last attempt. With --follow, continue until the run has\n"
+        "ended; Ctrl-C stops the display, not the run.\n\nFields of --json: run_id, attempt, path, text.",
         "refsam logs vit_b-lora-n5-v100 --follow --lines 20",
     )
     _add_run(parser)
-    parser.add_argument("--follow", "-f", action="store_true", help="go on as the log is written")
+    parser.add_argument("--follow", "-f", action="store_true", help="continue as the log is written")
     parser.add_argument("--attempt", type=int, metavar="K", help="the attempt (the last one with a log)")
-    parser.add_argument("--lines", type=int, metavar="N", help="of what is there, only the last N lines")
+    parser.add_argument("--lines", type=int, metavar="N", help="only the last N lines")
     add_json(parser)
 
 
@@ -86,7 +86,7 @@ def _logs(options: argparse.Namespace) -> int:
     if options.lines is not None and options.lines < 0:
         raise ConfigError(f"--lines must be an integer >= 0, got {options.lines}")
     if options.follow and options.json:
-        raise ConfigError("--follow: a log that goes on is no JSON document; give --follow or --json")
+        raise ConfigError("--follow and --json cannot be combined; give one of them")
     folder = open_folder(options)
     paths = find_run(options.run_name, folder)
     if options.follow:

@@ -42,7 +42,7 @@ Times are UTC in ISO 8601, durations in seconds."""
 
 def add(commands: Commands) -> None:
     parser = add_command(
-        commands, "list", _list, "the sweeps there are, and the states of their runs", example="refsam list"
+        commands, "list", _list, "list the sweeps and the states of their runs", example="refsam list"
     )
     add_json(parser)
 
@@ -51,10 +51,9 @@ def add(commands: Commands) -> None:
         "status",
         _status,
         "where every run of a sweep is",
-        "Where the runs of a sweep are: a line for each group with the same request, and one for\n"
-        "each run. Asks Slurm once for all of them; without Slurm the records speak alone. Runs of yours\n"
-        "that were killed with their jobs are submitted again where the table of retries says so.\n\n"
-        + STATUS_FIELDS,
+        "The states of the runs of a sweep: a line for each group with the same request, and one for each\n"
+        "run. Queries Slurm once for all of them; without Slurm it shows the records. Your runs that were\n"
+        "killed with their jobs are submitted again if the table of retries says so.\n\n" + STATUS_FIELDS,
         "refsam status study --json | jq '.runs[] | select(.state == \"failed\") | .run_id'",
     )
     parser.add_argument("sweep", nargs="?", metavar="SWEEP", help="name of the sweep (the newest)")
@@ -66,8 +65,8 @@ def add(commands: Commands) -> None:
         "watch",
         _watch,
         "where every run of a sweep is, live",
-        "The same as status, live, until nothing of the sweep waits or runs any more. q or Ctrl-C ends\n"
-        "the watching, and nothing else. In a pipe: a line for every change.\n\n"
+        "The same as status, live, until no run of the sweep is pending or running. q or Ctrl-C stops\n"
+        "only the display. In a pipe: a line for every change.\n\n"
         "--json prints the document of refsam status --json on one line, again for every change.",
         "refsam watch study && refsam collect study",
     )

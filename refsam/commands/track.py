@@ -18,13 +18,12 @@ def add(commands: Commands) -> None:
         commands,
         "track",
         _track,
-        "tell TensorBoard, MLflow or Weights & Biases of finished runs",
-        "Tell an experiment tracker of the completed runs of sweeps: their configuration, the values of\n"
-        "each epoch, the final metrics in every mode, and where they come from. A run that is there already\n"
-        "is not told twice; one whose records have changed is told anew.\n"
+        "export finished runs to TensorBoard, MLflow or Weights & Biases",
+        "Export the completed runs of sweeps to an experiment tracker: configuration, values of each epoch,\n"
+        "final metrics in every mode, and provenance. Only new and changed runs are exported.\n"
         "  tensorboard  a folder of event files for each run\n"
         "  mlflow       an experiment on a server or in an SQLite file\n"
-        "  wandb        a project, offline: `wandb sync` brings it to a server",
+        "  wandb        a project, offline: `wandb sync` uploads it to a server",
         "refsam track study --to mlflow --destination https://mlflow.example.org",
     )
     add_selection(parser)
@@ -58,11 +57,10 @@ def _track(options: argparse.Namespace) -> int:
     if others:
         print(f"Left out because they are not completed: {others} of {number} runs")
     if not runs:
-        print("No run of this sweep is completed yet, so there is nothing to tell.")
+        print("No run of this sweep is completed yet, so there is nothing to export.")
     else:
         print(
-            f"New in {tracker.destination}: {told.new}; told anew: {told.changed}; "
-            f"there already: {told.unchanged}"
+            f"New in {tracker.destination}: {told.new}; updated: {told.changed}; unchanged: {told.unchanged}"
         )
         print(f"Look at them with: {tracker.hint}")
     return name_problems(chosen)

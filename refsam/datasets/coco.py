@@ -86,7 +86,7 @@ def _look(dataset: DatasetConfig) -> _Look:
         raise DataMissing(missing_data(dataset))
     if not path.is_file():
         raise ConfigError(
-            f"dataset.labels: {path} is no file; give COCO's annotation file, below dataset.root"
+            f"dataset.labels: {path} is not a file; give COCO's annotation file, below dataset.root"
         )
     read = read_coco(path, dataset.categories, dataset.crowds)
     folder = root / dataset.images

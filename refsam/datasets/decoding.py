@@ -237,7 +237,7 @@ def _read_hdf5(request: ReadRequest, key: str | None) -> DecodedImage:
             "set it to null for other files"
         ) from error
     raise ConfigError(
-        f"{field} {key!r} is no array in {request.path}; there are: {', '.join(names) or 'none'}"
+        f"{field} {key!r} is not an array in {request.path}; there are: {', '.join(names) or 'none'}"
     )
 
 

@@ -250,14 +250,14 @@ def _load(store: Path) -> dict[str, ImageFacts]:
     except FileNotFoundError:
         return {}
     except (ValueError, OSError) as error:
-        logger.warning("the facts about the images are read anew: %s", error)
+        logger.warning("the image cache is rebuilt: %s", error)
         return {}
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         return {}
     try:
         return {identity: _facts(fact) for identity, fact in values["images"].items()}
     except (AttributeError, KeyError, TypeError) as error:
-        logger.warning("the facts about the images are read anew: %s is damaged (%r)", store, error)
+        logger.warning("the image cache is rebuilt: %s is damaged (%r)", store, error)
         return {}
 
 
@@ -273,4 +273,4 @@ def _save(store: Path, facts: Mapping[str, ImageFacts]) -> None:
         write_json(store, {"format": FORMAT, "images": {name: asdict(fact) for name, fact in facts.items()}})
     except OSError as error:
         # A home that is full or read-only makes the next plan slower, but not wrong.
-        logger.warning("the facts about the images could not be cached: %s", error)
+        logger.warning("the image cache could not be written: %s", error)

@@ -106,7 +106,7 @@ def _matches(root: Path, pattern: str, field: str) -> list[Path]:
     }
     for path in listed:
         if path.is_symlink() and not path.exists():
-            raise ConfigError(f"{field} {pattern!r} matches {path}, a link to what is not there")
+            raise ConfigError(f"{field} {pattern!r} matches {path}, a broken link")
         if not _is_text(str(path)):
             raise ConfigError(
                 f"{field} {pattern!r} matches {str(path)!a}, whose name is not UTF-8; rename it"

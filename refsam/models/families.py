@@ -77,7 +77,7 @@ def _shape_problem(shape: ArchitectureConfig) -> str | None:
 def _pretrained_problem(model: ModelConfig) -> str | None:
     if model.custom is not None:
         return (
-            f"model.weights=pretrained, but nobody publishes weights of {model.name}; "
+            f"model.weights=pretrained, but no weights of {model.name} are published; "
             "expected random or the path of a checkpoint"
         )
     if model.family == HUGGING_FACE and model.hub_id is None:

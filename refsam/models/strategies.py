@@ -343,7 +343,7 @@ def _freezing_problem(peft: PeftConfig, strategy: Strategy) -> str | None:
     given = f"peft.freeze={_listed(peft.freeze)}"
     unknown = [part for part in peft.freeze if part not in PARTS]
     if unknown:
-        return f"{given} names no part of the model: {unknown[0]}, allowed: {', '.join(PARTS)}"
+        return f"{given} names an unknown part of the model: {unknown[0]}, allowed: {', '.join(PARTS)}"
     refused = [part for part in peft.freeze if part not in strategy.may_freeze]
     if refused:
         return (

@@ -135,7 +135,7 @@ def look_at(path: Path) -> WeightsFile:
             return _of_safetensors(path, int.from_bytes(sample[:8], "little"), size)
     except OSError as error:
         return WeightsFile(f"cannot be read ({os_reason(error)})")
-    return WeightsFile(f"is no checkpoint (it begins with {sample[:8]!r})")
+    return WeightsFile(f"is not a checkpoint (it begins with {sample[:8]!r})")
 
 
 def _kind(sample: bytes) -> str | None:

@@ -89,7 +89,7 @@ def matches(resource: ResourceConfig) -> str | None:
 
     A resource with a GPU type needs such a GPU here; one that names a partition is a node of a cluster.
     """
-    consent = "add cluster=local to run here all the same"
+    consent = "add cluster=local to run here anyway"
     if resource.name == "local":
         return None
     if resource.request.gpu is not None:

@@ -34,7 +34,7 @@ DISK_FULL = Ending(
     "The disk is full or a quota is used up: {what} could not be written.",
 )
 NO_MEMORY = Ending(
-    "the run raises an exception of missing memory (science/hardware.py, is_out_of_memory)",
+    "the run raises an out-of-memory exception (science/hardware.py, is_out_of_memory)",
     Reason.out_of_memory,
     "The memory did not suffice: {problem}",
 )
@@ -49,7 +49,7 @@ HELPER_KILLED = Ending(
     "A process that loads data was killed from outside: {problem}",
 )
 STOPPED = Ending(
-    "Ctrl-C or SIGTERM; in a job, if Slurm calls it cancelled or does not tell",
+    "Ctrl-C or SIGTERM; in a job, if Slurm reports it as cancelled or does not answer",
     Reason.cancelled,
     "The run was stopped; the same command continues it.",
 )
@@ -59,11 +59,11 @@ TIME_LIMIT = Ending(
 
 # Seen by whoever started that process (in_job/supervisor.py, submission/local.py).
 PREEMPTED = Ending(
-    "SIGTERM, and scontrol tells of a preemption or a restart",
+    "SIGTERM, and scontrol reports a preemption or a restart",
     Reason.preempted,
     "Slurm took the resources for another job.",
 )
-NODE_FAILED = Ending("SIGTERM, and sacct tells of a node failure", Reason.node_failure, "The node failed.")
+NODE_FAILED = Ending("SIGTERM, and sacct reports a node failure", Reason.node_failure, "The node failed.")
 KILLED_FOR_MEMORY = Ending(
     "SIGKILL, and the kernel's counter of memory kills grew",
     Reason.out_of_memory,
@@ -93,22 +93,22 @@ NOT_WRITTEN = Ending(
 REQUEUED = Ending(
     "the record says running, and Slurm has put the job back into its queue",
     Reason.node_failure,
-    "Slurm requeued the job, and its process had left no word",
+    "Slurm requeued the job, and its process wrote no result",
 )
 SILENT = Ending(
     "the next attempt begins, and this one wrote no end",
     Reason.lost,
-    "The job was killed, and its process left no word.",
+    "The job was killed, and its process wrote no result.",
 )
 NOBODY = Ending(
     "the record says pending or running, no process holds the run, and it has no job",
     Reason.lost,
-    "No process works on the run, and it ended without writing a result; refsam retry runs it again",
+    "The process ended without writing a result; refsam retry runs it again",
 )
 RUNAWAY = Ending(
     "sacct says that the job runs, and the queue does not know it",
     Reason.lost,
-    "Slurm job {job}: {words}, by the accounting alone: the queue does not know it, and the run wrote no "
+    "Slurm job {job}: {words}, according to the accounting: it is not in the queue, and the run wrote no "
     "result",
 )
 COMPLETED_WITHOUT_RESULT = Ending(
@@ -129,7 +129,7 @@ UNKNOWN_JOB = Ending(
 NO_ACCOUNTING = Ending(
     "a job that squeue does not know, on a cluster without sacct",
     Reason.lost,
-    "Slurm job {job} is no longer in the queue; without sacct nobody knows why it ended",
+    "Slurm job {job} is no longer in the queue; without sacct the reason is not known",
 )
 _SLURM = "Slurm job {job}: {words}"
 SLURM_ENDINGS = {

@@ -148,7 +148,7 @@ def _states(rows: pd.DataFrame, of_set: pd.DataFrame, folds: int, mode: str) -> 
         if there > 1:
             yield f"fold {fold} is there {there} times"
         elif states.empty:
-            yield f"fold {fold} is not there"
+            yield f"fold {fold} is missing"
         elif states.iloc[0] == "completed":
             yield f"fold {fold} is not measured in mode {mode}"
         else:

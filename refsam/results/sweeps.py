@@ -128,7 +128,7 @@ def runs_folder(path: str | Path, option: str = "--runs") -> RunsFolder:
         return RunsFolder(path)
     if option == "--runs" and str(path) == default_runs():
         raise ConfigError(
-            f"there is no runs folder {str(path)!r}; run a sweep first, or name the folder with --runs or "
-            "the environment variable REFSAM_RUNS"
+            f"the runs folder does not exist: {str(path)!r}; run a sweep first, or give the folder with "
+            "--runs or the environment variable REFSAM_RUNS"
         )
     raise ConfigError(f"{option} {str(path)!r} is not a folder")

@@ -70,11 +70,11 @@ def export_run(
             f"run {paths.run_id} is a baseline: it trains nothing, so there is nothing to export"
         )
     if not paths.best.exists():
-        raise ConfigError(f"run {paths.run_id} has no best.pt yet: it has not come to the end of an epoch")
+        raise ConfigError(f"run {paths.run_id} has no best.pt yet: it has not finished an epoch")
     write, suffix = WRITERS.get(target, (partial(_write_bioimageio, details=details), ".zip"))
     written = output or paths.exports / f"{paths.run_id}-{target}{suffix}"
     if written.exists():
-        raise ConfigError(f"--output: {written} is there already, allowed: a path where nothing is")
+        raise ConfigError(f"--output: {written} exists already; give a path that does not exist")
     try:
         written.parent.mkdir(parents=True, exist_ok=True)
         with _quiet():
@@ -178,8 +178,8 @@ def _write_hugging_face(config: RefsamConfig, paths: RunPaths, output: Path) -> 
     _refuse_unmergeable(config, "hf")
     if config.model.architecture == "vit_t":
         raise ConfigError(
-            "--to hf: model.architecture=vit_t has a TinyViT, which transformers' SamModel has not, allowed: "
-            "micro_sam, merged, adapter"
+            "--to hf: model.architecture=vit_t is TinyViT, which transformers' SamModel does not support; "
+            "choose from micro_sam, merged, adapter"
         )
     sam = _finished(config, paths).sam
     model = to_transformers_model(sam) if isinstance(sam, HuggingFaceSam) else from_segment_anything(sam)
@@ -201,8 +201,7 @@ def _write_adapter(config: RefsamConfig, paths: RunPaths, output: Path) -> Lines
     if not STRATEGIES[config.peft.name].adapter:
         allowed = ", ".join(name for name, strategy in STRATEGIES.items() if strategy.adapter)
         raise ConfigError(
-            f"--to adapter: what peft.name={config.peft.name} trains is no adapter that peft has; it has "
-            f"those of {allowed}"
+            f"--to adapter: peft.name={config.peft.name} trains no adapter of peft; choose from {allowed}"
         )
     _write_folder(output, lambda folder: shutil.copytree(paths.adapter, folder))
     return (
@@ -260,7 +259,7 @@ def _own_shape(config: RefsamConfig, target: str) -> ConfigError:
 def _refuse_unmergeable(config: RefsamConfig, target: str) -> None:
     if not STRATEGIES[config.peft.name].mergeable:
         raise ConfigError(
-            f"--to {target}: peft.name={config.peft.name} adds layers that a plain model has not, allowed: "
+            f"--to {target}: peft.name={config.peft.name} adds layers that a plain model does not have; use "
             "micro_sam, which opens them with get_sam_model(…, peft_kwargs=…) if the model's shape is one of "
             "its own"
         )

@@ -83,5 +83,5 @@ def _fetch(download: Callable[[], object], failure: str, remedy: str) -> None:
         download()
     except (OSError, HTTPError, ValueError, RuntimeError, BadZipFile) as error:
         differs = any(word in str(error) for word in ("hash", "checksum"))
-        reason = "the file that came has another hash" if differs else type(error).__name__
+        reason = "the downloaded file has another hash" if differs else type(error).__name__
         raise ConfigError(f"{failure} ({reason}); {remedy}") from error

@@ -239,7 +239,7 @@ def open_model(source: str | Path, prompt_frame: int) -> HuggingFaceSam:
             f"such as {lacking[0]}"
         )
     if not isinstance(model.vision_encoder.config.image_size, int):
-        raise ConfigError(f"model.weights: {source} takes images that are no squares; expected squares")
+        raise ConfigError(f"model.weights: {source} takes images that are not square; expected square images")
     return HuggingFaceSam(model.eval(), prompt_frame)
 
 

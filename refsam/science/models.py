@@ -168,7 +168,7 @@ def _hugging_face_of_run(checkpoint: Path) -> Sam:
         shape = read_weights(checkpoint)["init"][SAM_CONFIG]
     except (KeyError, TypeError) as error:
         raise ConfigError(
-            f"model.weights={checkpoint} is no checkpoint of refsam of a model of family hf; expected "
+            f"model.weights={checkpoint} is not a checkpoint of refsam with family hf; expected "
             "those and folders of save_pretrained"
         ) from error
     return hugging_face.build_model(shape, read_checkpoint(checkpoint)[0], PROMPT_FRAME)

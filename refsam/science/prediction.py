@@ -205,14 +205,12 @@ def open_run(paths: RunPaths, device: str = "auto") -> TrainedModel:
     try:
         config = load(paths.config)
     except FileNotFoundError as error:
-        raise ConfigError(f"{paths.root} is no run directory: it has no config.yaml") from error
+        raise ConfigError(f"{paths.root} is not a run directory: it has no config.yaml") from error
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if config.kind is Kind.finetuning:
         if not paths.best.exists():
-            raise ConfigError(
-                f"run {paths.run_id} has no best.pt yet: it has not come to the end of an epoch"
-            )
+            raise ConfigError(f"run {paths.run_id} has no best.pt yet: it has not finished an epoch")
         if (found := damage(paths.best)) is not None:
             raise ConfigError(f"best.pt of run {paths.run_id} is damaged ({found})")
     predictor, decoder = predictor_and_decoder(config, paths, chosen)

@@ -24,7 +24,7 @@ def main() -> None:
     if len(sys.argv) != 2:
         sys.exit("usage: python -m refsam.science.run RUN_DIRECTORY")
     root = Path(sys.argv[1])
-    with leaving_at_once(), answering_ctrl_c("stopped; the same command goes on where it was"):
+    with leaving_at_once(), answering_ctrl_c("stopped; the same command continues"):
         from refsam.records.paths import RunPaths
         from refsam.records.status import free_reserve
 

@@ -267,7 +267,7 @@ def test_a_package_of_the_model_zoo_needs_authors_and_a_license(
     paths = as_trained(small_config(synthetic, "peft=full"), tmp_path / "a-run")
     words = ["export", paths.run_id, "--to", "bioimageio", "--runs", str(tmp_path)]
     for given, said in (
-        ([], "--to bioimageio needs --author, and there is no terminal to ask at"),
+        ([], "--to bioimageio needs --author, and without a terminal it cannot be asked for"),
         (["--author", "A B"], "--to bioimageio needs --license"),
         (
             DETAILS,

@@ -112,7 +112,7 @@ def test_a_step_that_the_limit_kills_does_not_fit(here: Path, capsys: pytest.Cap
             ("model=vit_nano", "peft=decoder", "--engine", "micro_sam"),
             "--engine must be refsam with peft=decoder",
         ),
-        (("--limit-gb", "100000"), "a smaller machine cannot stand for a larger one"),
+        (("--limit-gb", "100000"), "a smaller machine cannot simulate a larger one"),
     ],
 )
 def test_bad_input_is_one_sentence(

@@ -190,7 +190,7 @@ def test_q_ends_the_watching_and_nothing_else(folder):
     environment = {**os.environ, "TERM": "xterm"}
     shell = pexpect.spawn(sys.executable, command, env=environment, timeout=PATIENCE, dimensions=(12, 80))
     shell.expect("training\\) +3/10")
-    shell.expect("q or Ctrl-C ends the watching")
+    shell.expect("q or Ctrl-C stops only the display")
     shell.send("q")
     shell.expect(pexpect.EOF)
     shell.close()

@@ -212,7 +212,7 @@ def test_nothing_is_exported_over_what_is_there(
     assert "has no best.pt yet" in capsys.readouterr().err
     paths.best.touch()
     assert main([*arguments, str(paths.config)]) == 2
-    assert f"--output: {paths.config} is there already" in capsys.readouterr().err
+    assert f"--output: {paths.config} exists already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("alpha", "threshold"), [(None, 0.0), (None, 0.5), (0.25, 0.0)])

@@ -326,13 +326,13 @@ BAD_INPUT = [
     (["peft=lora", "model=vit_t"], "peft.name=lora does not go with model.architecture=vit_t"),
     (
         ["model=vit_nano", "model.weights=pretrained"],
-        "model.weights=pretrained, but nobody publishes",
+        "model.weights=pretrained, but no weights of",
     ),
     (
         ["model=vit_nano", "model.custom=null"],
         "model.architecture must be one of vit_t, vit_b",
     ),
-    (["model.weights=/not/there.pt"], "model.weights: /not/there.pt is no file"),
+    (["model.weights=/not/there.pt"], "model.weights: /not/there.pt is not a file"),
     (["resource=v100", "model=vit_l"], "peft=auto: resource v100 has no settings for vit_l"),
     (["dataset=folder"], "dataset.root must be given"),
     (["dataset=folder", "dataset.root=/not/there"], "dataset.root /not/there is not a folder"),
@@ -501,7 +501,7 @@ def test_a_run_to_do_with_a_damaged_configuration_is_left_out(content, capsys, s
     assert sweep(*asked) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"refsam: {config} is damaged")
-    assert error.endswith("; remove the directory of the run, and the same command begins it anew\n")
+    assert error.endswith("; remove the directory of the run, and the same command starts it again\n")
     assert error.count("\n") == 1
     assert list(folder.root.iterdir()) == [config.parent]
     # The others go on without it.

@@ -136,7 +136,7 @@ def test_a_time_limit_that_saves_nothing_is_not_tried_for_ever(folder):
     status = wait_for(folder, "a", State.failed)
     assert (status.reason, status.attempt) == (Reason.timeout, 1)
     assert status.message == (
-        "The time limit came. Not tried again: nothing new was saved since the attempt before."
+        "The time limit came. Not tried again: no new checkpoint was saved since the previous attempt."
     )
 
 

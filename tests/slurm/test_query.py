@@ -234,11 +234,11 @@ def test_without_sacct_it_works_and_says_so():
     query = SlurmQuery(Slurm("8_1|RUNNING|n|None|||refsam-\n", None))
     answer = query.ask(jobs("7_0", "8_1"))
     assert answer.problems == (
-        "sacct does not answer (Connection refused): why jobs ended is known only from queue and records",
+        "sacct does not answer (Connection refused): reasons are only from the queue and the records",
     )
     gone = with_slurm(RUNNING, answer)
     assert (gone.state, gone.reason) == (State.failed, Reason.lost)
-    assert "without sacct nobody knows why" in gone.message
+    assert "without sacct the reason is not known" in gone.message
 
 
 def test_a_whole_sweep_is_one_call_each_and_the_answers_are_kept():

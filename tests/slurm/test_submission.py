@@ -491,7 +491,7 @@ def test_runs_wait_for_nodes_that_are_away_and_what_no_node_has_is_refused_all_t
             submit_to_slurm(runs, folder, folder.sweep("study"), CLUSTER, said.append, STAND_IN)
         assert [row[0] for row in queue("%T")] == ["PENDING"]
         assert said[0].startswith(
-            f"No node that fits is in service (vol1 {'idle+drain' if state == 'drain' else 'down'}"
+            f"No suitable node is in service (vol1 {'idle+drain' if state == 'drain' else 'down'}"
         )
     finally:
         slurm("scontrol", "update", "NodeName=vol1", "State=resume")
@@ -524,7 +524,7 @@ def test_more_runs_than_the_account_may_have_in_the_queue_are_topped_up(folder, 
     limit("user", "MaxSubmitJobs=2")
     said = submit(folder, runs)
     assert said[0].startswith("Job ")
-    assert said[1] == "1 run not submitted yet, because the site takes no more jobs of yours at present"
+    assert said[1] == "1 run not submitted yet, because the job limit of your account is reached"
     assert submit(folder, runs)[-1] == said[1]
     assert read_status(folder.run("run2")).state is State.planned
     (folder.root / "go").touch()

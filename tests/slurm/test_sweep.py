@@ -117,7 +117,7 @@ def test_ctrl_c_while_waiting_leaves_the_jobs_alone_and_says_what_to_type(closed
         shell.send_signal(signal.SIGINT)
         output = shell.communicate(timeout=PATIENCE)[0]
     assert shell.returncode == 130
-    assert "The jobs go on. To look at them: refsam status tiny" in output
+    assert "The jobs continue. To show them: refsam status tiny" in output
     job = known_job(records(closed)[0])
     assert SlurmQuery().ask([job]).jobs[job].state is State.pending
 

@@ -258,7 +258,7 @@ def test_what_must_answer_at_once_imports_nothing_heavy(folder, arguments):
 def test_a_mistyped_command_suggests_the_nearest(capsys):
     assert cli.main(["statsu"]) == 2
     assert capsys.readouterr().err == (
-        "refsam: 'statsu' is no command (did you mean status?); refsam --help lists them\n"
+        "refsam: 'statsu' is not a command (did you mean status?); refsam --help lists them\n"
     )
 
 
@@ -266,7 +266,10 @@ def test_the_environment_names_the_runs_folder(folder, capsys, monkeypatch, tmp_
     write_sweep(folder, "study", {"a": State.completed})
     monkeypatch.chdir(tmp_path.parent)
     assert cli.main(["list"]) == 2
-    assert "there is no runs folder 'runs'; run a sweep first, or name the folder" in capsys.readouterr().err
+    assert (
+        "the runs folder does not exist: 'runs'; run a sweep first, or give the folder"
+        in capsys.readouterr().err
+    )
     assert cli.main(["list", "--runs", "elsewhere"]) == 2
     assert capsys.readouterr().err == "refsam: --runs 'elsewhere' is not a folder\n"
     monkeypatch.setenv("REFSAM_RUNS", str(folder.root))

@@ -289,7 +289,7 @@ def test_files_of_another_format_are_refused(text: str, sentence: str, coco: Mak
 
 def test_a_file_or_a_folder_that_is_not_there(coco: Make, dataset: Make, tmp_path: Path) -> None:
     config = coco(content(annotation(1)), labels="other.json")
-    with pytest.raises(ConfigError, match=r"other.json is no file; give COCO's annotation file"):
+    with pytest.raises(ConfigError, match=r"other.json is not a file; give COCO's annotation file"):
         list_pairs(config)
     with pytest.raises(DataMissing, match=r"dataset\.root=FOLDER"):
         list_pairs(dataset("coco", tmp_path / "none"))

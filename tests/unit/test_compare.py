@@ -216,7 +216,10 @@ def test_a_run_is_named_by_its_beginning_and_stands_alone(folder, capsys):
             "peft=lora",
             "--baseline='peft=lora', which may be one of 2 settings: 1 image; 5 images; choose by n_images=1",
         ),
-        ("peft=full,n_images=5", "no setting with results is all of that; there are full, 1 image; lora"),
+        (
+            "peft=full,n_images=5",
+            "no setting with results has all these values; there are full, 1 image; lora",
+        ),
         ("peft=lroa", "did you mean lora"),
         ("modle=vit_b", "did you mean model"),
         ("vit_b-lora", "one of vit_b-lora-n1; vit_b-lora-n5"),

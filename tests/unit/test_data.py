@@ -445,7 +445,7 @@ def test_a_download_of_another_hash_is_refused_in_one_sentence(
 
     monkeypatch.setattr(registry, "fetch", download)
     monkeypatch.setattr(micro_sam.util, "models", lambda: registry)
-    refused = r"vit_b could not be downloaded \(the file that came has another hash\)"
+    refused = r"vit_b could not be downloaded \(the downloaded file has another hash\)"
     with pytest.raises(ConfigError, match=refused):
         fetch.fetch_weights("vit_b")
 

@@ -15,19 +15,19 @@ CHECKOUT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("command", "heavy", "said"),
     [
-        ("refsam.sweep -m n_images=1,2", "hydra", "refsam: stopped; the same command goes on where it was\n"),
+        ("refsam.sweep -m n_images=1,2", "hydra", "refsam: stopped; the same command continues\n"),
         (
             "refsam.sweep -m n_images=1,2",
             "argparse",
-            "refsam: stopped; the same command goes on where it was\n",
+            "refsam: stopped; the same command continues\n",
         ),
         (
             "refsam.cli sweep -m n_images=1,2",
             "hydra",
-            "refsam: stopped; the same command goes on where it was\n",
+            "refsam: stopped; the same command continues\n",
         ),
         ("refsam.cli check-data dataset=nuclei", "hydra", "refsam: stopped by Ctrl-C\n"),
-        ("refsam.science.run RUN", "torch", "refsam: stopped; the same command goes on where it was\n"),
+        ("refsam.science.run RUN", "torch", "refsam: stopped; the same command continues\n"),
         ("tools.test_cluster status", "psutil", "refsam: stopped by Ctrl-C\n"),
         ("benchmarks.evaluation", "torch", "benchmarks: stopped by Ctrl-C\n"),
     ],

@@ -267,7 +267,7 @@ def test_another_checkpoint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.pt"
     for state, sentence in (
         ({}, "holds no image encoder of Segment Anything"),
-        ({"image_encoder.pos_embed": torch.zeros(1)}, "is no checkpoint of refsam of a model of family hf"),
+        ({"image_encoder.pos_embed": torch.zeros(1)}, "is not a checkpoint of refsam with family hf"),
     ):
         torch.save({"model_state": state}, path)
         with pytest.raises(ConfigError, match=sentence):
@@ -279,7 +279,7 @@ def test_another_checkpoint_is_refused(tmp_path: Path) -> None:
     [
         ("hf", {}, "model.hub_id: nothing was given for model=hf"),
         ("slimsam_77", {"weights": "random"}, "the shape of slimsam_77 is known only with its weights"),
-        ("hf_tiny", {"weights": "pretrained"}, "nobody publishes weights of hf_tiny"),
+        ("hf_tiny", {"weights": "pretrained"}, "no weights of hf_tiny are published"),
         ("vit_b", {"hub_id": "facebook/sam-vit-base"}, "model=vit_b is not of the Hugging Face hub"),
     ],
 )

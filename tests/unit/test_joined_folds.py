@@ -124,7 +124,7 @@ def test_folds_that_are_not_joined_are_averaged_by_nothing(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("state", "words"), [(State.failed, "has failed"), (State.planned, "is planned"), (None, "is not there")]
+    ("state", "words"), [(State.failed, "has failed"), (State.planned, "is planned"), (None, "is missing")]
 )
 def test_an_incomplete_set_of_folds_is_left_out_and_said_by_every_command(state, words, tmp_path, capsys):
     folder = study(tmp_path, {"full": 0.0, "lora": 0.1}, states={"lora-s0-f2": state} if state else {})

@@ -58,7 +58,7 @@ def test_a_gpu_without_kernels_is_named_with_what_has_them(monkeypatch):
 
 def test_a_pytorch_for_cpus_is_named_where_a_gpu_is_asked_for(monkeypatch):
     monkeypatch.setattr(kernels, "_installed", lambda: ("2.15.0+cpu", None))
-    assert "is for CPUs alone" in kernels_problem(resource("v100"))
+    assert "is for CPUs only" in kernels_problem(resource("v100"))
     assert kernels_problem(resource("medium_8g")) is None
     assert kernels_problem(resource("local")) is None
 

@@ -84,7 +84,7 @@ def test_gpu_types_are_recognized_by_product_names(name, gpu_type, same):
 
 def test_a_machine_without_the_gpu_is_not_the_resource(no_gpu):
     assert machine.matches(V100) == (
-        "resource=v100: this machine has no V100 GPU (GPUs: none); add cluster=local to run here all the same"
+        "resource=v100: this machine has no V100 GPU (GPUs: none); add cluster=local to run here anyway"
     )
 
 
@@ -97,7 +97,7 @@ def test_a_machine_with_the_gpu_is_the_resource(two_gpus):
 def test_a_node_of_a_partition_is_another_machine_and_a_laptop_is_not(no_gpu):
     assert machine.matches(MEDIUM) == (
         "resource=medium_8g: this machine is not a node of the partition medium; "
-        "add cluster=local to run here all the same"
+        "add cluster=local to run here anyway"
     )
     assert machine.matches(LAPTOP) is None
     assert machine.matches(LOCAL) is None

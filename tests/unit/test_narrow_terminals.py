@@ -78,7 +78,7 @@ def test_a_column_that_there_is_not_is_refused_with_those_that_there_are(folder,
     command = ["compare", "study", "--baseline", "vit_b-full-n1", "--columns", "intervall"]
     assert cli.main([*command, "--runs", str(folder.root)]) == 2
     said = capsys.readouterr().err
-    assert "--columns: 'intervall' is no column of this table" in said
+    assert "--columns: 'intervall' is not a column of this table" in said
     assert "p_holm" in said
 
 
@@ -103,5 +103,5 @@ def test_words_are_broken_before_a_number_is(capsys, monkeypatch):
 
 
 def test_names_of_columns_are_held_against_the_table():
-    with pytest.raises(ConfigError, match=r"'mIoo' is no column of this table \(did you mean mIoU\?\)"):
+    with pytest.raises(ConfigError, match=r"'mIoo' is not a column of this table \(did you mean mIoU\?\)"):
         print_columns([Column("mIoU", "mIoU", ["1"])], (), standard_console(), Shown(("mIoo",)))

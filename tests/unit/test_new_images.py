@@ -155,7 +155,7 @@ def test_a_sweep_that_found_nothing_says_so(folder: RunsFolder) -> None:
         write_metrics(folder.run(name).metrics, [{**Measurement("amg")._asdict(), "SA50": 0.0}])
     first, warning = choose_run("study", runs=folder.root).words.splitlines()
     assert first.endswith("by SA50 of amg: 0.000")
-    assert warning == "With amg no run of this sweep found an object in a test image: expect none of it."
+    assert warning == "With amg no run of this sweep found an object in a test image, so none is expected."
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_sweep_that_found_nothing_says_so(folder: RunsFolder) -> None:
     [
         (("stud", None), "'stud' is neither a run nor a sweep"),
         (("one-1", "SA50"), "metric: SA50 was given with run one-1"),
-        (("study", "mIoU"), "sweep 'study' has no run with a model of which mIoU was measured"),
+        (("study", "mIoU"), "sweep 'study' has no run with a model for which mIoU was measured"),
         (("study", "iou"), "metric must be one of mSA"),
     ],
 )

@@ -211,8 +211,8 @@ def test_slurm_that_is_not_there_is_one_sentence(folder, capsys, monkeypatch):
     output = capsys.readouterr()
     assert "training" in output.out
     assert output.err.splitlines() == [
-        "refsam: Slurm does not answer (there is no squeue on this machine): states are what the records "
-        "say, and may be old"
+        "refsam: Slurm does not answer (there is no squeue on this machine): states are from the records "
+        "and may be out of date"
     ]
 
 

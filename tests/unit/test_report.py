@@ -474,4 +474,4 @@ def test_a_picture_that_cannot_be_opened_is_named(tmp_path):
     assert found.modes == {}
     damaged, no_picture = found.problems
     assert damaged.startswith(f"{paths.per_image} is damaged: ")
-    assert no_picture == f"{paths.picture('box', 'image.tif')} is no picture"
+    assert no_picture == f"{paths.picture('box', 'image.tif')} is not an image"

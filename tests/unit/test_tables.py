@@ -381,7 +381,7 @@ def test_collect_writes_a_wide_table_in_four_formats_with_its_origin(tmp_path, c
         (["plot", "study", "--metric", "SA_50"], "did you mean SA50"),
         (["plot", "study", "--style", "nowhere"], "not a file"),
         (["plot", "study", "--mode", "bx"], "mode=bx: no run of the sweep has this value"),
-        (["plot", "study", "--x", "imges"], "is no axis"),
+        (["plot", "study", "--x", "imges"], "is not an axis"),
         (
             ["plot", "study", "--kind", "heatmap", "--x", "model", "--y", "model"],
             "model is one of --y and of --x",

@@ -108,7 +108,7 @@ def test_tensorboard_reads_epochs_final_metrics_and_parameters(folder, capsys):
     assert track(folder, "--to", "tensorboard") == 0
     out = capsys.readouterr().out
     assert "New in " in out
-    assert ": 2; told anew: 0; there already: 0" in out
+    assert ": 2; updated: 0; unchanged: 0" in out
     assert "Left out because they are not completed: 1 of 3 runs" in out
     root = folder.sweep("study").trackers / "tensorboard"
     assert f"tensorboard --logdir {root}" in out
@@ -191,11 +191,11 @@ def everything(folder: RunsFolder, target: str) -> dict[str, str]:
 def test_a_run_is_not_told_twice_and_anew_where_it_changed(folder, capsys, target):
     assert track(folder, "--to", target) == 0
     assert track(folder, "--to", target) == 0
-    assert capsys.readouterr().out.count(": 0; told anew: 0; there already: 2") == 1
+    assert capsys.readouterr().out.count(": 0; updated: 0; unchanged: 2") == 1
     complete(folder.run("a"), 0.75)
     complete(folder.run("c"), 0.125)
     assert track(folder, "--to", target) == 0
-    assert ": 1; told anew: 1; there already: 1" in capsys.readouterr().out
+    assert ": 1; updated: 1; unchanged: 1" in capsys.readouterr().out
     assert everything(folder, target) == {"a": 0.75, "b": 0.25, "c": 0.125}
 
 
@@ -255,7 +255,7 @@ def test_a_damaged_history_is_named_and_the_other_runs_are_told(folder, capsys):
     assert track(folder, "--to", "tensorboard") == 1
     captured = capsys.readouterr()
     assert f"{folder.run('a').history} is damaged" in captured.err
-    assert ": 1; told anew: 0; there already: 0" in captured.out
+    assert ": 1; updated: 0; unchanged: 0" in captured.out
 
 
 def test_a_sweep_without_a_completed_run_says_so(folder, capsys):

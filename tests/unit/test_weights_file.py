@@ -44,7 +44,7 @@ def test_what_may_be_a_checkpoint_passes(tmp_path: Path) -> None:
 
 def test_a_folder_or_nothing_is_no_file(tmp_path: Path) -> None:
     assert f"{tmp_path} is a folder; expected" in str(weights_not_fetched(model("vit_b", tmp_path)))
-    assert "is no file" in str(weights_not_fetched(model("vit_b", tmp_path / "none.pt")))
+    assert "is not a file" in str(weights_not_fetched(model("vit_b", tmp_path / "none.pt")))
 
 
 @pytest.mark.parametrize(

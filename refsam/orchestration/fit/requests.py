@@ -112,7 +112,7 @@ def place(
         return LeftOut(
             overrides,
             f"resource={config.resource.name}: {memory:g} GiB are to be fitted into, and this machine has "
-            f"{there:.1f} GiB; a smaller machine cannot stand for a larger one",
+            f"{there:.1f} GiB; a smaller machine cannot simulate a larger one",
         )
     return FitRequest(
         config=config,

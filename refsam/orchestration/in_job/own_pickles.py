@@ -21,7 +21,7 @@ def require_own(folder: Path) -> None:
     is_own = facts.st_uid == os.geteuid() and stat.S_ISDIR(facts.st_mode) and not facts.st_mode & 0o022
     if others or not is_own:
         raise PermissionError(
-            f"{folder} holds pickles that somebody else has made or may write, so they are not loaded"
+            f"{folder} contains pickles that another user made or can write, so they are not loaded"
         )
 
 

@@ -105,7 +105,7 @@ def decide(attempts: Sequence[Attempt]) -> Decision:
         changed = {name: value for name, value in settings.items() if last.settings.get(name) != value}
         return Decision(True, ", ".join(f"{name}={value}" for name, value in changed.items()), settings)
     if _fruitless(attempts) > rule.fruitless:
-        return Decision(False, "nothing new was saved since the attempt before")
+        return Decision(False, "no new checkpoint was saved since the previous attempt")
     return Decision(True, "it goes on from its last checkpoint")
 
 

@@ -74,11 +74,11 @@ def _best(sweep: SweepPaths, folder: RunsFolder, metric: str, mode: str | None) 
                 measured.setdefault(row["mode"], []).append((value, paths))
     chosen = next((each for each in (mode, *MODES) if each in measured), None)
     if chosen is None:
-        raise ConfigError(f"sweep {sweep.name!r} has no run with a model of which {metric} was measured")
+        raise ConfigError(f"sweep {sweep.name!r} has no run with a model for which {metric} was measured")
     value, paths = max(measured[chosen], key=lambda each: each[0])
     words = f"run {paths.run_id}, the best of {len(measured[chosen])} by {metric} of {chosen}: {value:.3f}"
     if value == 0:
-        words += f"\nWith {chosen} no run of this sweep found an object in a test image: expect none of it."
+        words += f"\nWith {chosen} no run of this sweep found an object in a test image, so none is expected."
     return ChosenRun(paths, words)
 
 

@@ -180,7 +180,7 @@ def _notes(answer: Answer) -> tuple[str, ...]:
     if answer.queue or answer.accounting:
         return answer.problems
     why = answer.problems[0].partition("(")[2].partition(")")[0]
-    return (f"Slurm does not answer ({why}): states are what the records say, and may be old",)
+    return (f"Slurm does not answer ({why}): states are from the records and may be out of date",)
 
 
 def _time(text: str) -> datetime:

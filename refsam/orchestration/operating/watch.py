@@ -24,7 +24,7 @@ from refsam.records.status import OPEN
 SECONDS = 1.0  # between two looks
 LOOKING_SHARE = 10  # times as long as a look takes is waited at least: a login node has other work
 QUIT = "q"
-HELP = "q or Ctrl-C ends the watching, and nothing else"
+HELP = "q or Ctrl-C stops only the display"
 
 Look = Callable[[], SweepState]
 

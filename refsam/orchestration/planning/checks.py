@@ -332,8 +332,8 @@ def _fold_problem(config: RefsamConfig, total_images: int) -> str | None:
             )
     if folds > total_images:
         return (
-            f"evaluate.folds={folds}, and dataset={dataset.name} has {total_images} images, of "
-            "which each fold tests one at least"
+            f"evaluate.folds={folds}, and dataset={dataset.name} has {total_images} images, which is less "
+            "than one test image per fold"
         )
     if fold is not None and fold > folds:
         return f"evaluate.fold must be null, or an integer from 1 to {folds}, got {fold}"

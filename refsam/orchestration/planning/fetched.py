@@ -53,7 +53,7 @@ def no_weights(model: ModelConfig) -> str:
     allowed = "expected pretrained, random or the path of a checkpoint"
     if Path(model.weights).is_dir():
         return f"model.weights: {model.weights} is a folder; {allowed}, and folders with model=hf"
-    return f"model.weights: {model.weights} is no file; {allowed}"
+    return f"model.weights: {model.weights} is not a file; {allowed}"
 
 
 def _no_data(dataset: DatasetConfig) -> str | None:

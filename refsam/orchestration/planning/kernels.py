@@ -25,7 +25,7 @@ def kernels_problem(resource: ResourceConfig) -> str | None:
     version, cuda = installed
     if cuda is None:
         lacking = (
-            f"resource.name={resource.name}: its runs ask for a GPU, and PyTorch {version} is for CPUs alone"
+            f"resource.name={resource.name}: its runs ask for a GPU, and PyTorch {version} is for CPUs only"
         )
         return f"{lacking}; install one for CUDA, see docs/gpu.md"
     capability, oldest = resource.compute_capability, oldest_gpu(version, cuda)

@@ -435,7 +435,7 @@ def plan_state_of(paths: RunPaths, evaluate: EvaluateConfig, status: Status) -> 
         return PlanState.unreadable, status.message or ""
     if status.state == State.planned:
         if status.message is not None:  # nothing else leaves one in a run that has not begun
-            return PlanState.resume, "its status.json is damaged and will be written anew"
+            return PlanState.resume, "its status.json is damaged and will be rewritten"
         return PlanState.new, ""
     if status.state == State.completed:
         try:

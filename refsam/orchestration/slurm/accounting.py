@@ -61,7 +61,7 @@ def record_costs(folder: RunsFolder, run_ids: Sequence[str]) -> str | None:
     try:
         costs = parse_costs(run_command(costs_command(",".join(numbers))))
     except SlurmUnavailable as error:
-        return f"sacct does not answer ({error}): what the runs have cost is not known yet"
+        return f"sacct does not answer ({error}): the cost of the runs is not known yet"
     for run_id, jobs in wanted.items():
         found = [
             cost

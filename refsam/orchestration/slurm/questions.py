@@ -128,7 +128,7 @@ class SlurmQuery:
         except SlurmUnavailable as error:
             queue = False
             if wanted:
-                problems.append(f"squeue does not answer ({error}): what is said of jobs may be old")
+                problems.append(f"squeue does not answer ({error}): states of jobs may be out of date")
         try:
             if sacct is not None:
                 accounted = _of(wanted, parse_sacct(sacct.result()))
@@ -136,7 +136,7 @@ class SlurmQuery:
         except SlurmUnavailable as error:
             accounting = False
             problems.append(
-                f"sacct does not answer ({error}): why jobs ended is known only from queue and records"
+                f"sacct does not answer ({error}): reasons are only from the queue and the records"
             )
         alive = {job for job, row in accounted.items() if row.state in OPEN}
         vanished = frozenset(alive - queued.keys()) if queue else frozenset()

@@ -191,7 +191,7 @@ def submit_to_slurm(
     left = len(waiting) - submitted
     if left:
         runs_left = counted(left, "run")
-        say(f"{runs_left} not submitted yet, because the site takes no more jobs of yours at present")
+        say(f"{runs_left} not submitted yet, because the job limit of your account is reached")
     return left
 
 
@@ -365,7 +365,7 @@ def _check_possible(request: RequestConfig, script: Path, say: Say) -> None:
     if waiting_for:
         names = ", ".join(f"{node.name} {node.state.lower()}" for node in waiting_for[:NAMED_NODES])
         more = f" and {len(waiting_for) - NAMED_NODES} more" if len(waiting_for) > NAMED_NODES else ""
-        say(f"No node that fits is in service ({names}{more}): the runs wait until one is")
+        say(f"No suitable node is in service ({names}{more}): the runs wait until one is")
     elif again := _impossible(script, say):  # the nodes may have come back between the two looks
         raise SubmissionFailed(again)
 

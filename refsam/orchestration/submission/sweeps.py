@@ -145,7 +145,7 @@ def _submit_to_slurm(plan: Plan, console: Console) -> None:
             "The same command submits more of them when others have ended; with wait=true it stays."
         )
     else:
-        console.print("The runs are Slurm's now; the same command continues what was stopped or has failed.")
+        console.print("The runs are submitted; the same command continues runs that were stopped or failed.")
         say(
             console,
             f"Where they are: refsam status {_arguments(plan)}; live: refsam watch {_arguments(plan)}",
@@ -160,7 +160,7 @@ def _wait(plan: Plan, attempts_before: dict[str, int], console: Console) -> None
     cluster, sweep = plan.runs[0].config.cluster, plan.folder.sweep(plan.name)
     display = make_display(console)
     try:
-        say(console, "Waiting until all runs have ended. Ctrl-C leaves the jobs alone.")
+        say(console, "Waiting until all runs have ended. Ctrl-C leaves the jobs running.")
         wait_for_runs(
             plan.open,
             plan.folder,
@@ -169,7 +169,7 @@ def _wait(plan: Plan, attempts_before: dict[str, int], console: Console) -> None
             lambda runs: submit_to_slurm(runs, plan.folder, sweep, cluster, display.say),
         )
     except KeyboardInterrupt:
-        say(console, f"The jobs go on. To look at them: refsam status {_arguments(plan)}")
+        say(console, f"The jobs continue. To show them: refsam status {_arguments(plan)}")
         say(
             console,
             f"To wait for them again: the same command; to end them: refsam cancel {_arguments(plan)}",
@@ -242,7 +242,7 @@ def _known_manifest(sweep: SweepPaths) -> dict[str, Any]:
 
     Raises DamagedManifest, and ConfigError for a manifest that a newer refsam has written.
     """
-    remedy = "remove it, and the same command writes it anew"
+    remedy = "remove it, and the same command rewrites it"
     try:
         known = read_json(sweep.manifest)
     except FileNotFoundError:
@@ -250,7 +250,7 @@ def _known_manifest(sweep: SweepPaths) -> dict[str, Any]:
     except ValueError as error:
         raise DamagedManifest(f"{error}; {remedy}") from error
     if not isinstance(known, dict) or not all("run_id" in run for run in known.get("runs", ())):
-        raise DamagedManifest(f"{sweep.manifest} is damaged: it is no manifest; {remedy}")
+        raise DamagedManifest(f"{sweep.manifest} is damaged: it is not a manifest; {remedy}")
     try:
         check_format(known.get("format", MANIFEST_FORMAT), MANIFEST_FORMAT, sweep.manifest)
     except WrittenByNewer as error:
@@ -289,7 +289,7 @@ def _frozen(paths: RunPaths) -> RefsamConfig | str | None:
     except (ValueError, ConfigError, OmegaConfBaseException) as error:
         words = str(error).splitlines()[0]
         named = words if str(paths.config) in words else f"{paths.config} is damaged ({words})"
-        return f"{named}; remove the directory of the run, and the same command begins it anew"
+        return f"{named}; remove the directory of the run, and the same command starts it again"
 
 
 def _arguments(plan: Plan) -> str:

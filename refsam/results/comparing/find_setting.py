@@ -23,7 +23,7 @@ def setting_with(values: Mapping[str, str], settings: list[Setting], given: str)
         chosen = _with_value(chosen, name, value, settings)
     if not chosen:
         raise ConfigError(
-            f"--baseline={given!r}, and no setting with results is all of that; there are "
+            f"--baseline={given!r}, and no setting with results has all these values; there are "
             f"{listed([setting.words(varying(settings)) for setting in settings])}"
         )
     if len(chosen) > 1:
@@ -74,7 +74,9 @@ def _with_value(chosen: list[Setting], name: str, value: str, settings: list[Set
     name = name if name in names else full_name(name) or name
     if name not in names:
         hint = nearest(name, names)
-        raise ConfigError(f"--baseline: {name!r} is no axis of settings{hint}; axes are {', '.join(names)}")
+        raise ConfigError(
+            f"--baseline: {name!r} is not an axis of settings{hint}; axes are {', '.join(names)}"
+        )
     there = sorted({text for setting in settings if (text := axis_text(setting.value(name)))})
     if not any(same_text(value, text) for text in there):
         hint = nearest(value, there) or f"; there are {', '.join(there) or 'none'}"

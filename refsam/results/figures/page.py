@@ -93,7 +93,7 @@ class Page:
                 styles.append(rc_params_from_file(str(self.style), use_default_template=False))
             except (OSError, UnicodeDecodeError, ValueError) as error:
                 raise ConfigError(
-                    f"--style {str(self.style)!r} is no matplotlib style file: {error}"
+                    f"--style {str(self.style)!r} is not a matplotlib style file: {error}"
                 ) from error
         with style.context(list[Any](["default", *styles])):
             yield

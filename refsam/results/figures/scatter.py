@@ -60,7 +60,7 @@ def memory_figure(frame: pd.DataFrame, target: Path, page: Page) -> list[Path]:
 
 
 def pareto_figure(frame: pd.DataFrame, target: Path, metric: str, mode: str | None, page: Page) -> list[Path]:
-    """Quality over training time; the line joins what nothing faster surpasses. Bars are the standard
+    """Quality over training time, with its Pareto front as a line. Bars are the standard
     deviation over seeds.
     """
     rows = first_prompt(trained(frame))

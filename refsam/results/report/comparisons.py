@@ -19,8 +19,8 @@ _HEADINGS = {
 _EXPLANATIONS = {
     "resource": "Epochs from 0; training time until the best epoch, h:mm:ss.",
     "peft": "Trained parameters in millions, peak memory in GiB, training in minutes. "
-    "The best of a column is bold.",
-    "hugging_face": "mIoU and mF1 in percent; inference in ms per image. The best of a column is bold.",
+    "The best value per column is bold.",
+    "hugging_face": "mIoU and mF1 in percent; inference in ms per image. The best value per column is bold.",
 }
 _OVER_SEEDS = (
     "The mean over seeds with its standard deviation where there are several. Of each row and mode the best "

@@ -26,7 +26,7 @@ KINDS = {
     "pareto": (
         "Quality over training time",
         "A scatter plot of {metric} over the minutes of training: a colour for each model, a marker for "
-        "each strategy, and a line through what nothing faster surpasses.",
+        "each strategy, and the Pareto front as a line.",
     ),
     "memory": (
         "Memory over trained parameters",

@@ -84,7 +84,7 @@ def pictures(frame: pd.DataFrame, runs: Mapping[str, RunPaths]) -> Pictures:
             try:
                 uri, width, height = _encoded(path)
             except (OSError, UnidentifiedImageError):
-                problems.append(f"{path} is no picture")
+                problems.append(f"{path} is not an image")
                 continue
             picture = Picture(mode, printable(image), what, words, uri, width, height)
             chosen.setdefault(mode, []).append(picture)

@@ -94,7 +94,7 @@ def _chosen(columns: Sequence[Column], dispensable: Sequence[str], shown: Shown)
     for name in shown.names:
         if name not in known:
             raise ConfigError(
-                f"--columns: {name!r} is no column of this table{nearest(name, known)}; there are "
+                f"--columns: {name!r} is not a column of this table{nearest(name, known)}; there are "
                 f"{', '.join(known)}"
             )
     return [column for column in columns if column.name in shown.names or column.name not in dispensable]

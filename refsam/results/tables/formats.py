@@ -62,7 +62,7 @@ def as_csv(table: WideTable) -> str:
 
 
 def as_markdown(table: WideTable) -> str:
-    """For a README; the best of a row is bold."""
+    """For a README; the best value per row is bold."""
 
     lines = []
     for names, cells in zip(table.rows, table.cells, strict=True):

@@ -191,16 +191,16 @@ def axis_of(name: str, frame: pd.DataFrame) -> str:
         return next(axis for axis, each in FIELDS_OF_AXES.items() if each == name)
     if field is not None:
         raise ConfigError(
-            f"{name!r} does not differ between these runs, so it is no axis; axes are {', '.join(known)}"
+            f"{name!r} does not differ between these runs, so it is not an axis; axes are {', '.join(known)}"
         )
-    raise ConfigError(f"{name!r} is no axis{nearest(name, known)}; axes are {', '.join(known)}")
+    raise ConfigError(f"{name!r} is not an axis{nearest(name, known)}; axes are {', '.join(known)}")
 
 
 def check_metric(name: str) -> None:
-    """Raises ConfigError for what is no metric."""
+    """Raises ConfigError for what is not a metric."""
     if name not in QUANTITIES:
         hint = nearest(name, QUANTITIES) or ""
-        raise ConfigError(f"{name!r} is no metric{hint}; metrics are {', '.join(QUANTITIES)}")
+        raise ConfigError(f"{name!r} is not a metric{hint}; metrics are {', '.join(QUANTITIES)}")
 
 
 def axis_text(value: Any) -> str:

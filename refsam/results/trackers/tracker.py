@@ -76,7 +76,7 @@ class Ledger:
         except FileNotFoundError:
             self.entries = {}
         except ValueError as error:
-            raise ConfigError(f"--destination: {error}; remove the folder to write it anew") from error
+            raise ConfigError(f"--destination: {error}; remove the folder to write it again") from error
 
     def write(self) -> None:
         write_json(self._path, self.entries)

@@ -137,7 +137,7 @@ def peft_config(peft: PeftConfig, names: list[str]) -> hugging_face.PeftConfig:
     unknown = sorted(set(arguments) - known)
     if unknown:
         raise ConfigError(
-            f"peft.options={{{unknown[0]}: …}} is no argument of peft's {strategy.kind}, allowed: "
+            f"peft.options={{{unknown[0]}: …}} is not an argument of peft's {strategy.kind}, allowed: "
             f"{', '.join(sorted(known))}"
         )
     config: hugging_face.PeftConfig = config_class(**arguments)
