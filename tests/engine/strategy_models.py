@@ -31,6 +31,7 @@ PAIRS = [
     for name in STRATEGIES
     if name != DECODER and not KINDS[model] & set(STRATEGIES[name].excluded)
 ]
+QUICK = {("full", "vit"), ("freeze_encoder", "tiny_vit"), ("lora", "vit"), ("hf_lora", "hugging_face")}
 # Of conf/peft, what is too large for layers of 16 channels.
 SMALL: dict[str, Any] = {"rank": 2, "projection": 2}
 STEPS = 8
@@ -101,6 +102,11 @@ def small_tiny_vit() -> Sam:
         )
         decoder = MaskDecoder(transformer=transformer, transformer_dim=256, iou_head_hidden_dim=32)
         return Sam(encoder, prompts, decoder).eval()
+
+
+def mostly_slow(pairs: list[tuple[str, str]]) -> list[Any]:
+    """Pairs to parametrize a test with, of which make test-fast takes one of each kind."""
+    return [pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow) for pair in pairs]
 
 
 def train_some_steps(sam: Sam, steps: int = STEPS, learning_rate: float = 1e-3) -> Trained:

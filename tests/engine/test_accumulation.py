@@ -71,6 +71,7 @@ def gradients_and_losses(accumulate: int, engine: str) -> tuple[dict[str, torch.
     return gradients, recorder.losses[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["refsam", "micro_sam"])
 def test_a_step_of_two_batches_has_the_mean_gradient_of_one_twice_as_large(engine: str) -> None:
     expected, losses = gradients_and_losses(1, engine)

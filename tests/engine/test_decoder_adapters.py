@@ -37,6 +37,7 @@ def trained_names(model: nn.Module) -> set[str]:
     return {name for name, value in model.named_parameters() if value.requires_grad}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(("name", "layers"), ADAPTED)
 def test_adapting_the_decoder_trains_updates_of_its_queries_and_values_and_nothing_else(
@@ -54,6 +55,7 @@ def test_adapting_the_decoder_trains_updates_of_its_queries_and_values_and_nothi
     assert not result.sam.prompt_encoder.training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(("name", "layers"), ADAPTED)
 def test_an_adapted_decoder_is_merged_and_opened_by_peft(

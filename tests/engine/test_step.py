@@ -59,6 +59,7 @@ def test_gradients_are_those_of_micro_sam(peft: str, iteration: int, decoder: bo
     assert step.losses == pytest.approx(reference(case).losses, rel=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peft", PEFTS)
 @pytest.mark.parametrize("iteration", [0, 1], ids=["point", "box"])
 @pytest.mark.parametrize("decoder", [False, True], ids=["interactive", "joint"])
@@ -115,6 +116,7 @@ def test_each_saving_of_the_decoder_leaves_gradients_and_statistics(
         torch.testing.assert_close(value, expected[name], msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peft", PEFTS)
 @pytest.mark.parametrize("iteration", [0, 1], ids=["point", "box"])
 @pytest.mark.parametrize("decoder", [False, True], ids=["interactive", "joint"])

@@ -19,6 +19,7 @@ from strategy_models import (
     image_and_boxes,
     masks,
     masks_of_transformers,
+    mostly_slow,
     strategy,
     train_some_steps,
 )
@@ -108,7 +109,7 @@ def test_the_table_of_trained_names_has_every_strategy() -> None:
     assert TRAINED.keys() == STRATEGIES.keys()
 
 
-@pytest.mark.parametrize(("name", "model"), PAIRS)
+@pytest.mark.parametrize(("name", "model"), mostly_slow(PAIRS))
 def test_a_strategy_trains_what_it_is_to_train_and_nothing_else(
     name: str, model: str, trained: Callable[[str, str], Trained]
 ) -> None:
@@ -138,6 +139,7 @@ def test_the_segmentation_decoder_alone_leaves_the_model_as_it_is(model: str) ->
     assert torch.equal(masks(sam), masks(fresh(model)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(
     ("name", "frozen"),
@@ -166,7 +168,7 @@ def test_any_parts_can_be_frozen_beside_a_strategy(name: str, frozen: list[str],
             assert torch.equal(value, result.before[buffer]), buffer
 
 
-@pytest.mark.parametrize(("name", "model"), PAIRS)
+@pytest.mark.parametrize(("name", "model"), mostly_slow(PAIRS))
 def test_the_checkpoints_of_a_strategy_give_the_same_masks(
     name: str, model: str, trained: Callable[[str, str], Trained], tmp_path: Path
 ) -> None:
@@ -202,7 +204,7 @@ def through_file(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     return read
 
 
-@pytest.mark.parametrize(("name", "model"), SAVED_PAIRS)
+@pytest.mark.parametrize(("name", "model"), mostly_slow(SAVED_PAIRS))
 def test_fused_attention_and_checkpointing_leave_the_gradients_of_what_is_put_into_layers(
     name: str, model: str
 ) -> None:
@@ -248,7 +250,9 @@ def test_a_strategy_trains_in_mixed_precision(name: str) -> None:
     assert {parameter.dtype for parameter in trained_of_encoder(sam)} == {torch.float32}
 
 
-@pytest.mark.parametrize(("name", "model"), [pair for pair in PAIRS if STRATEGIES[pair[0]].adapter])
+@pytest.mark.parametrize(
+    ("name", "model"), mostly_slow([pair for pair in PAIRS if STRATEGIES[pair[0]].adapter])
+)
 def test_peft_opens_the_adapter_on_a_fresh_base(
     name: str, model: str, trained: Callable[[str, str], Trained], tmp_path: Path
 ) -> None:

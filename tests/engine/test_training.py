@@ -71,6 +71,7 @@ def history(dataset: DatasetConfig, root: Path, *overrides: str) -> list[dict[st
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peft", ["full", "freeze_encoder", "lora"])
 @pytest.mark.parametrize("decoder", ["true", "false"])
 def test_a_training_has_the_history_that_micro_sams_step_gives(
@@ -84,6 +85,7 @@ def test_a_training_has_the_history_that_micro_sams_step_gives(
         assert row == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peft", ["freeze_encoder", "decoder"])
 def test_where_embeddings_are_kept_changes_no_number(
     synthetic: DatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peft: str
@@ -109,6 +111,7 @@ def test_where_embeddings_are_kept_changes_no_number(
     assert encoded == [6, 5, 5, 0]
 
 
+@pytest.mark.slow
 def test_patches_that_do_not_come_again_are_not_kept(
     synthetic: DatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +124,7 @@ def test_patches_that_do_not_come_again_are_not_kept(
     assert len(set(kept)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["true", "false"])
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 def test_stepping_in_the_backward_gives_the_same_weights(
@@ -159,6 +163,7 @@ def test_stepping_in_the_backward_leaves_no_gradients_of_the_encoder(
     assert not any("image_encoder" in name for name in with_gradient)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam8bit", "lion8bit"])
 def test_8_bit_optimizers_train_resume_and_step_in_the_backward(
     synthetic: DatasetConfig, tmp_path: Path, optimizer: str

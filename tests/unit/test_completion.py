@@ -164,6 +164,7 @@ def test_an_answer_to_a_shell_composes_nothing_and_imports_nothing_heavy(line, f
     assert imported.isdisjoint({"torch", "hydra", "pandas", "numpy", "matplotlib", "rich"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", [shell for shell in ("bash", "zsh", "fish") if shutil.which(shell)])
 def test_a_tab_completes_in_a_real_shell(shell, folder):
     (folder / "thirty.py").touch()

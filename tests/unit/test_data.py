@@ -62,6 +62,7 @@ def write_pair(root: Path, name: str, image: np.ndarray, labels: np.ndarray) -> 
         tifffile.imwrite(root / kind / f"{name}.tif", pixels)
 
 
+@pytest.mark.slow
 def test_batches_are_what_micro_sams_trainers_take(nuclei: DatasetConfig) -> None:
     train, validation = data.training_loaders(run_config(nuclei, patch_shape=[256, 320]))
     for loader in (train, validation):

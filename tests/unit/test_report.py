@@ -90,6 +90,7 @@ def visible(text: str) -> str:
     return " ".join(Page(text).texts["body"][0].split())
 
 
+@pytest.mark.slow
 def test_the_report_says_what_was_run_and_how(recorded):
     _, text = recorded
     words = visible(text)

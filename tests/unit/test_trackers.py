@@ -126,6 +126,7 @@ def test_tensorboard_reads_epochs_final_metrics_and_parameters(folder, capsys):
     assert (told["git_commit"].string_value, told["hardware"].string_value) == ("abc1234", "Tesla V100")
 
 
+@pytest.mark.slow
 def test_mlflow_reads_epochs_final_metrics_parameters_and_tags(folder):
     assert track(folder, "--to", "mlflow") == 0
     runs = read_mlflow(folder.sweep("study").trackers / "mlflow.db")
@@ -144,6 +145,7 @@ def test_mlflow_reads_epochs_final_metrics_parameters_and_tags(folder):
     assert run.data.tags["mlflow.source.git.commit"] == "abc1234"
 
 
+@pytest.mark.slow
 def test_wandb_reads_epochs_final_metrics_and_configuration(folder):
     assert track(folder, "--to", "wandb", "--name", "cells") == 0
     (path,) = (folder.sweep("study").trackers / "wandb").glob("wandb/offline-run-*-a/run-a.wandb")

@@ -47,6 +47,7 @@ def test_a_folder_or_nothing_is_no_file(tmp_path: Path) -> None:
     assert "is not a file" in str(weights_not_fetched(model("vit_b", tmp_path / "none.pt")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("held", "names"),
     [
