@@ -9,7 +9,7 @@ import pooch
 
 from refsam.configuration.pinned import require_hash
 from refsam.errors import ConfigError
-from refsam.models.weights_cache import weights_path
+from refsam.models.weights_cache import published_files, weights_path
 
 
 def fetch_covid_if(root: Path) -> tuple[str, str]:
@@ -49,14 +49,13 @@ def fetch_weights(model_name: str) -> Path:
         raise ConfigError(
             f"model.name {model_name!r} has no published weights; expected {', '.join(encoders)}"
         )
-    for name in (model_name, f"{model_name}_decoder"):
-        if name in registry.registry:
-            require_published(registry, name)
-            _fetch(
-                partial(registry.fetch, name, progressbar=True),
-                f"the weights {name} could not be downloaded",
-                f"on a machine with internet, run: refsam prepare model={model_name}",
-            )
+    for name in published_files(model_name):
+        require_published(registry, name)
+        _fetch(
+            partial(registry.fetch, name, progressbar=True),
+            f"the weights {name} could not be downloaded",
+            f"on a machine with internet, run: refsam prepare model={model_name}",
+        )
     return weights_path(model_name)
 
 
@@ -64,7 +63,7 @@ def require_published(registry: pooch.Pooch, name: str) -> None:
     """Raises ConfigError where micro-sam's cache has another file than its registry under the name of
     weights.
 
-    pooch would fetch it again without a word, on a compute node in vain.
+    pooch would fetch it again without a word.
     """
     path, expected = weights_path(name), registry.registry[name]
     if path.is_file():

@@ -24,6 +24,7 @@ from refsam.configuration.schema import ArchitectureConfig, ModelConfig
 from refsam.errors import ConfigError
 from refsam.models import hub_cache
 from refsam.models.families import HUGGING_FACE
+from refsam.models.weights_cache import missing_weights, published_files, weights_path, weights_present
 from refsam.models.weights_file import is_safetensors, weights_problem
 from refsam.science.checkpoint_layout import find_weights, misfit
 from refsam.science.fetch import require_published
@@ -191,14 +192,14 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], StateDict | No
 
 
 def _read_published(name: str) -> tuple[dict[str, torch.Tensor], StateDict | None]:
-    """The same of a model of micro-sam's registry, which checks the hashes of its files."""
-    registry = util.models()
-    decoder = f"{name}_decoder"
-    require_published(registry, name)
-    state, decoder_state = read_checkpoint(Path(registry.fetch(name)))
-    if decoder in registry.registry:
-        require_published(registry, decoder)
-        decoder_state = read_weights(Path(registry.fetch(decoder)))
+    """The same of a model of micro-sam's registry, from its cache: a compute node has no internet."""
+    for file in published_files(name):
+        require_published(util.models(), file)
+    if not weights_present(name):
+        raise ConfigError(missing_weights(name))
+    state, decoder_state = read_checkpoint(weights_path(name))
+    for decoder in published_files(name)[1:]:
+        decoder_state = read_weights(weights_path(decoder))
     return state, decoder_state
 
 

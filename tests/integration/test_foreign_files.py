@@ -5,6 +5,7 @@ from pathlib import Path
 
 import micro_sam.util
 import numpy as np
+import pooch
 import pytest
 import torch
 from evil_files import FORMATS, Evil, save_zip
@@ -15,6 +16,7 @@ from refsam.configuration.frozen import freeze
 from refsam.configuration.schema import DatasetConfig, RefsamConfig
 from refsam.datasets.listing import list_pairs
 from refsam.errors import ConfigError
+from refsam.models.weights_cache import weights_path
 from refsam.records.paths import RunPaths
 from refsam.records.status import Reason, State, read_status
 from refsam.science import run
@@ -96,16 +98,19 @@ def test_published_weights_and_their_decoder_execute_nothing(
     synthetic: DatasetConfig, tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = small_config(synthetic, model=("model=vit_t_lm",)).model
-    registry = micro_sam.util.models()
-    monkeypatch.setattr(registry, "fetch", lambda name, **_: str(tmp_path / name))
-    monkeypatch.setattr(micro_sam.util, "models", lambda: registry)
+    monkeypatch.setenv("MICROSAM_CACHEDIR", str(tmp_path))
+    weights_path(model.name).parent.mkdir()
     state = load_model(replace(model, weights="random"), 1, "cpu").sam.state_dict()
     save_zip(
         {"model_state": {f"sam.{key}": value for key, value in state.items()}, "evil": Evil(marker)},
-        tmp_path / model.name,
+        weights_path(model.name),
     )
     decoder = {"out_conv.bias": torch.ones(3)}
-    save_zip({**decoder, "evil": Evil(marker)}, tmp_path / f"{model.name}_decoder")
+    save_zip({**decoder, "evil": Evil(marker)}, weights_path(f"{model.name}_decoder"))
+    registry = micro_sam.util.models()
+    for path in weights_path(model.name).parent.iterdir():
+        registry.registry[path.name] = pooch.file_hash(str(path))
+    monkeypatch.setattr(micro_sam.util, "models", lambda: registry)
     loaded = load_model(model, 0, "cpu")
     assert all(torch.equal(value, state[key]) for key, value in loaded.sam.state_dict().items())
     assert loaded.decoder_state is not None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import micro_sam.util
 import numpy as np
+import pooch
 import psutil
 import pytest
 import tifffile
@@ -27,7 +28,7 @@ from refsam.datasets.listing import list_pairs
 from refsam.datasets.pairs import read_pair
 from refsam.datasets.prepare import prepare
 from refsam.errors import ConfigError
-from refsam.models.weights_cache import weights_path, weights_present
+from refsam.models.weights_cache import published_files, weights_path, weights_present
 from refsam.science import data, fetch
 from refsam.science.models import load_model
 
@@ -433,6 +434,28 @@ def test_cached_weights_of_another_hash_than_the_registry_s_are_refused(
         fetch.fetch_weights("vit_b_lm")
     with pytest.raises(ConfigError, match=refused):
         load_model(compose(["model=vit_b_lm"]).model, 0, "cpu")
+
+
+def test_every_published_model_is_known_by_all_its_files() -> None:
+    published = set(micro_sam.util.models().registry)
+    models = {name for name in published if not name.endswith("_decoder")}
+    assert {file for model in models for file in published_files(model)} == published
+
+
+@pytest.mark.parametrize("there", [[], ["vit_t_lm"]])
+def test_a_run_downloads_no_weights(
+    there: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MICROSAM_CACHEDIR", str(tmp_path))
+    registry = micro_sam.util.models()
+    for name in there:
+        weights_path(name).parent.mkdir(exist_ok=True)
+        weights_path(name).write_bytes(b"weights")
+        registry.registry[name] = pooch.file_hash(str(weights_path(name)))
+    monkeypatch.setattr(registry, "fetch", lambda name, **_: pytest.fail("the network was asked"))
+    monkeypatch.setattr(micro_sam.util, "models", lambda: registry)
+    with pytest.raises(ConfigError, match=r"not in micro-sam's cache; .*: refsam prepare model=vit_t_lm"):
+        load_model(compose(["model=vit_t_lm"]).model, 0, "cpu")
 
 
 def test_a_download_of_another_hash_is_refused_in_one_sentence(

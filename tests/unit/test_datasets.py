@@ -545,7 +545,12 @@ def test_weights_are_looked_for_where_micro_sam_puts_them(
     assert weights_cache.weights_path("vit_b_lm") == tmp_path / "models" / "vit_b_lm"
     assert not weights_cache.weights_present("vit_b_lm")
     touch(tmp_path, "models/vit_b_lm")
+    assert not weights_cache.weights_present("vit_b_lm")  # its decoder is another file
+    touch(tmp_path, "models/vit_b_lm_decoder")
     assert weights_cache.weights_present("vit_b_lm")
+    assert not weights_cache.weights_present("vit_b")
+    touch(tmp_path, "models/vit_b")
+    assert weights_cache.weights_present("vit_b")
     monkeypatch.setenv("MICROSAM_CACHEDIR", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert weights_cache.weights_path("vit_t").parent == tmp_path / "cache" / "micro_sam" / "models"

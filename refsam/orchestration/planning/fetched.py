@@ -8,7 +8,7 @@ from refsam.datasets.listing import list_pairs
 from refsam.errors import ConfigError
 from refsam.models import hub_cache
 from refsam.models.families import HUGGING_FACE
-from refsam.models.weights_cache import weights_present
+from refsam.models.weights_cache import missing_weights, weights_present
 from refsam.models.weights_file import architecture_problem, weights_problem
 
 
@@ -35,12 +35,7 @@ def weights_not_fetched(model: ModelConfig) -> str | None:
     if model.family == HUGGING_FACE:
         there = hub_cache.snapshot(str(model.hub_id)) is not None
         return None if there else hub_cache.missing(model.name, model.hub_id)
-    if weights_present(model.name):
-        return None
-    return (
-        f"model.weights: the pretrained weights of {model.name} are not in micro-sam's cache; fetch them "
-        f"with: refsam prepare model={model.name}"
-    )
+    return None if weights_present(model.name) else missing_weights(model.name)
 
 
 def no_weights(model: ModelConfig) -> str:
