@@ -276,18 +276,17 @@ def merge_lora(model_state: StateDict) -> dict[str, torch.Tensor]:
 _QKV_BLOCKS = {"q": 0, "k": 1, "v": 2}
 
 
-def load_predictor(
+def load_whole(
     checkpoint: Path, model: ModelConfig, device: torch.device | str
-) -> tuple[SamPredictor, StateDict | None]:
-    """The predictor of a finished run's best.pt, and the state of its decoder if it was trained with one."""
-    if model.family == HUGGING_FACE:
-        hugging_face = _hugging_face_of_run(checkpoint).to(device)
-        decoder = read_checkpoint(checkpoint)[1]
-        return predictor_of(hugging_face, model, util._compute_hash(checkpoint)), decoder
+) -> tuple[Sam, StateDict | None]:
+    """The model of a best.pt that holds all weights, and the state of its decoder if there is one."""
     state_dict, decoder_state = read_checkpoint(checkpoint)
-    sam = build_model(model)
-    sam.load_state_dict(state_dict)
-    return predictor_of(sam.to(device), model, util._compute_hash(checkpoint)), decoder_state
+    if model.family == HUGGING_FACE:
+        sam = _hugging_face_of_run(checkpoint)
+    else:
+        sam = build_model(model)
+        sam.load_state_dict(state_dict)
+    return sam.to(device).eval(), decoder_state
 
 
 def initial_predictor(

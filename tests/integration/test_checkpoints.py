@@ -14,7 +14,7 @@ from training_runs import Killed, kill_at, rows, run_training, small_config
 from refsam.configuration.schema import DatasetConfig, RefsamConfig
 from refsam.records.paths import RunPaths
 from refsam.science.data import training_loaders
-from refsam.science.models import build_unetr, initial_predictor, load_predictor
+from refsam.science.models import build_unetr, initial_predictor, load_whole, predictor_of
 from refsam.science.training.build import build_training
 from refsam.science.training.checkpoints import previous_latest, read_latest, write_latest
 
@@ -131,8 +131,9 @@ def test_the_best_checkpoint_has_the_decoder_that_was_trained(config: RefsamConf
     paths.checkpoints.mkdir()
     training = build_training(config, paths, training_loaders(config), lambda progress: None)
     training.recorder.write_best(1.0)
-    predictor, decoder_state = load_predictor(paths.best, config.model, "cpu")
-    unetr = build_unetr(predictor.model, config.model, decoder_state, 1, "cpu").eval()
+    sam, decoder_state = load_whole(paths.best, config.model, "cpu")
+    predictor = predictor_of(sam, config.model, "")
+    unetr = build_unetr(sam, config.model, decoder_state, 1, "cpu").eval()
     predictor.set_image(np.full((64, 64, 3), 90, dtype=np.uint8))
     image = torch.full((1, 3, 64, 64), 90.0)
     with torch.no_grad():
@@ -157,7 +158,8 @@ def test_micro_sam_opens_the_best_checkpoint_of_a_vit_t(synthetic: DatasetConfig
         model_type="vit_t", checkpoint_path=paths.best, device="cpu", return_state=True
     )
     theirs.model.eval()  # else MobileSAM's attention has the biases from before the weights were loaded
-    ours, decoder_state = load_predictor(paths.best, config.model, "cpu")
+    sam, decoder_state = load_whole(paths.best, config.model, "cpu")
+    ours = predictor_of(sam, config.model, "")
     assert set(state["decoder_state"]) == set(decoder_state or {})
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     masks = []
@@ -167,4 +169,4 @@ def test_micro_sam_opens_the_best_checkpoint_of_a_vit_t(synthetic: DatasetConfig
     np.testing.assert_array_equal(masks[0], masks[1])
     assert np.abs(masks[0] - masks[2]).max() > 1e-3
     trained = training.learner.model.state_dict()
-    assert all(torch.equal(value, trained[f"sam.{name}"]) for name, value in ours.model.state_dict().items())
+    assert all(torch.equal(value, trained[f"sam.{name}"]) for name, value in sam.state_dict().items())

@@ -11,7 +11,7 @@ from refsam.configuration.prompts import BOXES, MIXED, NONE, POINTS, PROMPTS
 from refsam.configuration.schema import DatasetConfig
 from refsam.records.paths import RunPaths
 from refsam.science.data import training_loaders
-from refsam.science.models import SAM_CONFIG, load_predictor
+from refsam.science.models import SAM_CONFIG, load_whole
 from refsam.science.training import losses
 from refsam.science.training.build import build_training
 
@@ -101,8 +101,8 @@ def test_a_killed_run_of_a_hugging_face_model_continues(synthetic: DatasetConfig
     continued, summary = run_training(config, tmp_path / "killed")
     assert summary.savings["attention"] == "sdpa"
     assert rows(continued) == rows(whole)
-    first, second = (load_predictor(paths.best, config.model, "cpu") for paths in (whole, continued))
-    states = [predictor.model.state_dict() for predictor, _ in (first, second)]
+    first, second = (load_whole(paths.best, config.model, "cpu") for paths in (whole, continued))
+    states = [sam.state_dict() for sam, _ in (first, second)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert first[1] is not None  # the segmentation decoder
     init = torch.load(whole.best, weights_only=True)["init"]

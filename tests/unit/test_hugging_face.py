@@ -28,7 +28,7 @@ from refsam.models.linear_layers import linear_layers
 from refsam.models.strategies import strategy_problem
 from refsam.orchestration.planning import checkpoint_room
 from refsam.science.hugging_face import HuggingFaceSam, state_for_transformers
-from refsam.science.models import initial_predictor, load_model, load_predictor, weights_info
+from refsam.science.models import initial_predictor, load_model, load_whole, weights_info
 from refsam.science.state_names import POSITIONS, POSITIONS_AGAIN, to_segment_anything, to_transformers
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -175,8 +175,8 @@ def test_a_checkpoint_of_a_run_knows_its_own_shape(tiny: ModelConfig, tmp_path: 
     path = tmp_path / "best.pt"
     torch.save({"model_state": state, "init": {"sam_config": sam.config.to_dict()}}, path)
     model = model_config("slimsam_77")
-    predictor, decoder = load_predictor(path, model, "cpu")
-    assert states_equal(predictor.model, sam)
+    opened, decoder = load_whole(path, model, "cpu")
+    assert states_equal(opened, sam)
     assert decoder is None
     assert states_equal(load_model(replace(model, weights=str(path)), 0, "cpu").sam, sam)
 

@@ -17,19 +17,22 @@ from safetensors.torch import save_file
 from segment_anything.modeling import Sam
 from weights_files import UNUSABLE, write
 
-from refsam.configuration.schema import ArchitectureConfig, ModelConfig, PeftConfig
+from refsam.configuration.schema import ArchitectureConfig, ModelConfig, PeftConfig, RefsamConfig
 from refsam.errors import ConfigError
 from refsam.models.weights_file import architecture_problem
+from refsam.records.paths import RunPaths
+from refsam.science.micro_sam import util
 from refsam.science.models import (
     build_unetr,
     initial_predictor,
     load_model,
-    load_predictor,
+    load_whole,
     merge_lora,
     trainable_sam,
     weights_info,
 )
 from refsam.science.strategies.injection import apply_strategy
+from refsam.science.strategies.opening import predictor_and_decoder
 from refsam.science.strategies.parts import count_parameters
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -155,10 +158,22 @@ def test_a_checkpoint_opens_with_the_same_masks(nano: ModelConfig, image: np.nda
     state = {f"sam.{name}": value for name, value in merge_lora(sam.state_dict()).items()}
     decoder = {"out_conv.bias": torch.ones(3)}
     torch.save({"model_state": state, "decoder_state": decoder}, tmp_path / "best.pt")
-    predictor, decoder_state = load_predictor(tmp_path / "best.pt", nano, "cpu")
-    torch.testing.assert_close(logits(predictor.model, image), expected, rtol=1e-4, atol=1e-4)
+    opened, decoder_state = load_whole(tmp_path / "best.pt", nano, "cpu")
+    torch.testing.assert_close(logits(opened, image), expected, rtol=1e-4, atol=1e-4)
     assert list(decoder_state or {}) == ["out_conv.bias"]
-    assert predictor._hash == weights_info(replace(nano, weights=str(tmp_path / "best.pt")), 0).hash
+
+
+def test_a_finished_run_is_opened_with_the_hash_of_its_best_which_is_taken_once(
+    nano: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, paths = replace(RefsamConfig(), model=nano), RunPaths(tmp_path)
+    paths.checkpoints.mkdir()
+    torch.save({"model_state": load_model(nano, 0, "cpu").sam.state_dict()}, paths.best)
+    expected = weights_info(replace(nano, weights=str(paths.best)), 0).hash
+    taken = []
+    monkeypatch.setattr(util, "_compute_hash", lambda path: taken.append(path) or expected)
+    predictor, _ = predictor_and_decoder(config, paths, "cpu")
+    assert (predictor._hash, taken) == (expected, [paths.best])
 
 
 class OwnSettings:

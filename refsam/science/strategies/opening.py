@@ -19,7 +19,7 @@ from refsam.science.models import (
     StateDict,
     initial_predictor,
     load_model,
-    load_predictor,
+    load_whole,
     predictor_of,
     segmentation_decoder,
 )
@@ -46,8 +46,7 @@ def finished_model(config: RefsamConfig, paths: RunPaths, device: torch.device |
     """
     values = read_weights(paths.best)
     if values.get(HOLDS) != TRAINED:
-        predictor, decoder_state = load_predictor(paths.best, config.model, device)
-        return Finished(predictor.model, decoder_state)
+        return Finished(*load_whole(paths.best, config.model, device))
     sam = apply_strategy(load_model(config.model, config.seed, "cpu").sam, config.peft)
     trained = {name.removeprefix(SAM_PREFIX): value for name, value in values["model_state"].items()}
     load_trained(sam, trained)
