@@ -1,6 +1,6 @@
 """Figures with a point for each way to train: memory over parameters, quality over time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,22 +41,14 @@ def memory_figure(frame: pd.DataFrame, target: Path, page: Page) -> list[Path]:
     """
     values = ["trainable_parameters", "peak_memory_gib"]
     runs = models_of(series(trained(frame).dropna(subset=values).drop_duplicates("run_id")))
-    written: list[Path] = []
-    for (dataset, resource), part in runs.groupby(["dataset", "resource"]):
-        points = _summaries(part, values, _POINT)
-        with page.styled():
-            drawn = page.figure(_INCHES[page.columns])
-            panel = drawn.subplots()
-            _scatter(panel, points, *values)
-            _log_axis(panel, points["trainable_parameters"])
-            panel.set_ylim(0, 1.15 * float((points["peak_memory_gib"] + points["peak_memory_gib_std"]).max()))
-            panel.set_xlabel("trainable parameters")
-            panel.set_ylabel("peak memory of the training (GiB)")
-            panel.set_title(titled(_title(points, str(dataset), str(resource)), page))
-            _legend(drawn, points, page)
-            name = f"memory_parameters_{dataset}_{resource}"
-            written += save(drawn, target, name, provenance(part), page)
-    return written
+
+    def finish(panel: "Axes", points: pd.DataFrame) -> None:
+        _log_axis(panel, points["trainable_parameters"])
+        panel.set_ylim(0, 1.15 * float((points["peak_memory_gib"] + points["peak_memory_gib_std"]).max()))
+        panel.set_xlabel("trainable parameters")
+        panel.set_ylabel("peak memory of the training (GiB)")
+
+    return _draw(runs, values, "memory_parameters", target, page, finish)
 
 
 def pareto_figure(frame: pd.DataFrame, target: Path, metric: str, mode: str | None, page: Page) -> list[Path]:
@@ -66,24 +58,45 @@ def pareto_figure(frame: pd.DataFrame, target: Path, metric: str, mode: str | No
     rows = first_prompt(trained(frame))
     rows = rows[(rows["mode"] == mode) & rows[metric].notna() & rows["seconds_total"].notna()]
     rows = models_of(series(rows).assign(minutes=rows["seconds_total"] / 60))
+
+    def finish(panel: "Axes", points: pd.DataFrame) -> Any:
+        if points["minutes"].max() > _LARGEST_SPAN * max(points["minutes"].min(), 1e-9):
+            _log_axis(panel, points["minutes"])
+        panel.set_xlabel("training (minutes)")
+        panel.set_ylabel(f"{words(str(mode))} {words(metric)}")
+        return _draw_front(panel, points, metric)
+
+    name = f"pareto_{metric.lower()}_{mode}"
+    return _draw(rows, ["minutes", metric], name, target, page, finish, with_seeds=True)
+
+
+def _draw(
+    runs: pd.DataFrame,
+    values: list[str],
+    name: str,
+    target: Path,
+    page: Page,
+    finish: Callable[["Axes", pd.DataFrame], Any],
+    with_seeds: bool = False,
+) -> list[Path]:
+    """A figure for each data set and resource: the second of `values` over the first.
+
+    Args:
+        finish: sets up the axes of the drawn points, and returns a line for the legend, or None.
+        with_seeds: whether the title says over how many seeds a point is a mean.
+    """
     written: list[Path] = []
-    for (dataset, resource), part in rows.groupby(["dataset", "resource"]):
-        points = _summaries(part, ["minutes", metric], _POINT)
+    for (dataset, resource), part in runs.groupby(["dataset", "resource"]):
+        points = _summaries(part, values, _POINT)
         with page.styled():
             drawn = page.figure(_INCHES[page.columns])
             panel = drawn.subplots()
-            _scatter(panel, points, "minutes", metric)
-            if points["minutes"].max() > _LARGEST_SPAN * max(points["minutes"].min(), 1e-9):
-                _log_axis(panel, points["minutes"])
-            front = _draw_front(panel, points, metric)
-            panel.set_xlabel("training (minutes)")
-            panel.set_ylabel(f"{words(str(mode))} {words(metric)}")
-            seeds = over_seeds(part, _POINT)
-            title = f"{_title(points, str(dataset), str(resource))}\n{seeds}".strip()
-            panel.set_title(titled(title, page))
-            _legend(drawn, points, page, front)
-            name = f"pareto_{metric.lower()}_{mode}_{dataset}_{resource}"
-            written += save(drawn, target, name, provenance(part), page)
+            _scatter(panel, points, *values)
+            line = finish(panel, points)
+            seeds = over_seeds(part, _POINT) if with_seeds else ""
+            panel.set_title(titled(f"{_title(points, str(dataset), str(resource))}\n{seeds}".strip(), page))
+            _legend(drawn, points, page, line)
+            written += save(drawn, target, f"{name}_{dataset}_{resource}", provenance(part), page)
     return written
 
 
