@@ -301,9 +301,4 @@ def compose_sweep(
             is_group=lambda key: bool(loader.get_group_options(key)),
         )
         for job in combinations(asked):
-            yield with_absolute_paths(typed(composer.values(job)))
-
-
-def typed(values: dict[str, Any]) -> RefsamConfig:
-    """The configuration of values that a Composer has made."""
-    return from_values(RefsamConfig, values)
+            yield with_absolute_paths(from_values(RefsamConfig, composer.values(job)))

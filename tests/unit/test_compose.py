@@ -7,7 +7,7 @@ from hydra import compose as hydra_compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 
-from refsam.configuration.compose import Composer, compose, hydra_session, typed, without_hydra
+from refsam.configuration.compose import Composer, compose, hydra_session, without_hydra
 from refsam.configuration.frozen import freeze, from_values, load, to_config, to_values
 from refsam.configuration.schema import RefsamConfig
 from refsam.orchestration.planning.checks import check_values, combination_problem
@@ -41,7 +41,7 @@ def full(hydra, overrides):
 @pytest.mark.slow
 def test_every_run_of_a_product_is_what_hydra_composes(hydra, composer):
     for overrides in itertools.product(*AXES):
-        composed = to_values(typed(composer.values([*overrides, *FIXED])))
+        composed = to_values(from_values(RefsamConfig, composer.values([*overrides, *FIXED])))
         assert composed == full(hydra, [*overrides, *FIXED])
 
 
@@ -59,7 +59,7 @@ def test_every_run_of_a_product_is_what_hydra_composes(hydra, composer):
 )
 def test_runs_that_do_not_fit_the_shortcut_are_what_hydra_composes_too(hydra, composer, second):
     composer.values(["resource=gtx1080", "n_images=3"])
-    assert to_values(typed(composer.values(second))) == full(hydra, second)
+    assert to_values(from_values(RefsamConfig, composer.values(second))) == full(hydra, second)
 
 
 def test_a_wrong_type_in_a_later_run_is_an_error(composer):

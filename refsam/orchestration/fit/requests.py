@@ -5,15 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hydra import compose
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 
 from refsam.configuration.compose import combinations, hydra_session, without_hydra
-from refsam.configuration.composition_errors import explain
+from refsam.configuration.composition_errors import explained
 from refsam.configuration.frozen import to_config
 from refsam.configuration.schema import AUTO, RefsamConfig
 from refsam.configuration.text_values import quote_text, split_override
-from refsam.errors import ConfigError
 from refsam.models.strategies import strategy_problem
 from refsam.orchestration import machine
 from refsam.orchestration.planning.checks import check_values, missing_setting
@@ -59,14 +56,8 @@ def resolve(overrides: Sequence[str]) -> list[tuple[tuple[str, ...], RefsamConfi
 
     Raises ConfigError for what cannot be composed and for values that no run can have.
     """
-    try:
-        with hydra_session():
-            return [(tuple(job), _with_strategy(job)) for job in combinations(overrides)]
-    except (HydraException, OmegaConfBaseException) as error:
-        sentence = explain(error)
-        if sentence is None:
-            raise
-        raise ConfigError(sentence) from error
+    with explained(), hydra_session():
+        return [(tuple(job), _with_strategy(job)) for job in combinations(overrides)]
 
 
 def _with_strategy(job: list[str]) -> RefsamConfig:

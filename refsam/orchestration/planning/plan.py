@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
-from refsam.configuration.compose import Composer, typed
+from refsam.configuration.compose import Composer
 from refsam.configuration.evaluation_place import evaluation_resource
+from refsam.configuration.frozen import from_values
 from refsam.configuration.patch_pool import with_patch_pool
 from refsam.configuration.paths import with_absolute_paths
 from refsam.configuration.schema import (
@@ -210,7 +211,7 @@ class Planner:
         """The configuration with `auto` replaced and paths made absolute, and why it cannot run (None: it
         can).
         """
-        config = typed(self.composer.values(job))
+        config = from_values(RefsamConfig, self.composer.values(job))
         check_values(config)
         setting = config.resource.settings.get(config.model.architecture)
         needs_setting = config.kind == Kind.finetuning and AUTO in (config.peft.name, config.n_objects)
@@ -218,7 +219,7 @@ class Planner:
         strategy = DECODER if config.train.train == DECODER else setting and setting.peft
         if strategy is not None and config.peft.name == AUTO:
             others = [override for override in job if split_override(override)[0] != "peft"]
-            config = typed(self.composer.values([*others, f"peft={strategy}"]))
+            config = from_values(RefsamConfig, self.composer.values([*others, f"peft={strategy}"]))
         if config.peft.name == DECODER:
             config = replace(config, train=replace(config.train, train=DECODER))
         if setting is not None and config.n_objects == AUTO:
@@ -237,7 +238,7 @@ class Planner:
         if where not in self._places:
             others = [override for override in job if split_override(override)[0].split(".")[0] != "resource"]
             self._places[where] = evaluation_resource(
-                where, lambda chosen: typed(self.composer.values([*others, chosen]))
+                where, lambda chosen: from_values(RefsamConfig, self.composer.values([*others, chosen]))
             )
         return self._places[where]
 
