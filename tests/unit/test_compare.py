@@ -171,12 +171,17 @@ def test_every_other_setting_is_compared_in_the_modes_that_both_have(folder, cap
     assert better["excludes_zero"]
     assert not same["excludes_zero"]
     assert better["p_holm"] == pytest.approx(3 * better["p"])
-    assert better["n_test_images"] == 10
+    assert [row["n_test_images"] for row in found["comparisons"]] == [10] * 3  # beside those of the training
     (path,) = [Path(name) for name in found["files"] if name.endswith(".csv")]
     with path.open(newline="") as file:
         written = list(csv.DictReader(file))
     assert [float(row["difference"]) for row in written] == [
         row["difference"] for row in found["comparisons"]
+    ]
+    assert [(row["n_images"], row["n_test_images"]) for row in written] == [
+        ("1", "10"),
+        ("5", "10"),
+        ("5", "10"),
     ]
     origin = json.loads(path.with_suffix(".json").read_text())
     assert origin["run_ids"] == ["vit_b-full-n1", "vit_b-lora-n1", "vit_b-lora-n5"]
