@@ -3,25 +3,17 @@
 What it measures lies in the runs folder as if it had been measured here, so the same command shows it later.
 """
 
-import contextlib
 import hashlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError
-
 from refsam.configuration.schema import RefsamConfig
-from refsam.errors import RunFailed
 from refsam.orchestration.fit.command import Options, fit_all, folder_of, requests_of
 from refsam.orchestration.fit.measure import Say
 from refsam.orchestration.fit.requests import resolve
-from refsam.orchestration.in_job.own_pickles import PYTHON
-from refsam.orchestration.slurm.environment import cleaned
-from refsam.orchestration.slurm.questions import run_command
 from refsam.orchestration.slurm.requests import request_text
+from refsam.orchestration.submission.pickled_jobs import job_in_queue, submit
 from refsam.orchestration.submission.slurm_script import check_folder, parameters
 
 SPARE_MINUTES = 30  # after the time for the search: for the step that is being measured when it is over
@@ -55,9 +47,8 @@ def submit_fits(combinations: Sequence[Combination], options: Options, runs: Pat
         fit = FitJob(tuple(job for job, _ in own), options, str(runs))
         config = own[0][1]
         name = f"refsam-fit-{resource}-{hashlib.sha256(repr(fit).encode()).hexdigest()[:8]}"
-        waiting = run_command(["squeue", "--noheader", f"--name={name}", "--format=%A"]).split()
-        if waiting:
-            say(f"{resource}: job {waiting[0]} is in the queue or running already")
+        if waiting := job_in_queue(name):
+            say(f"{resource}: job {waiting} is in the queue or running already")
             continue
         number = _submit(fit, config, name, runs)
         say(f"{resource}: job {number}, {request_text(config.resource.request)}; the same command shows it")
@@ -68,16 +59,6 @@ def _submit(fit: FitJob, config: RefsamConfig, name: str, runs: Path) -> str:
     if fit.options.minutes is not None:
         request = replace(request, time=str(int(fit.options.minutes) + SPARE_MINUTES))
     values = parameters(request, config.cluster, [], "fit", name)
-    del values["array_parallelism"], values["additional_parameters"]["hold"]  # it is one job
     values["comment"] = f"refsam fit {config.resource.name}"
-    jobs = folder_of(runs).root / "jobs"
-    jobs.mkdir(parents=True, exist_ok=True)
-    jobs.chmod(0o700)  # jobs unpickle what lies here: nobody else may write it
-    executor = submitit.SlurmExecutor(jobs, python=PYTHON)
-    executor.update_parameters(**values)
-    try:
-        # submitit prints what sbatch says before it raises it.
-        with cleaned(), contextlib.redirect_stderr(io.StringIO()):
-            return str(executor.submit(fit).job_id)
-    except (FailedJobError, FailedSubmissionError) as error:
-        raise RunFailed((str(error).strip().splitlines() or ["sbatch failed"])[-1]) from error
+    (job,) = submit([fit], folder_of(runs).root / "jobs", values)
+    return str(job.job_id)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from refsam.configuration.schema import ClusterConfig, RefsamConfig, RequestConfig, ResourceConfig
-from refsam.orchestration.in_job.own_pickles import PYTHON, require_own
-from refsam.orchestration.slurm.environment import cleaned
+from refsam.orchestration.in_job.own_pickles import require_own
+from refsam.orchestration.submission.pickled_jobs import submit
 from refsam.orchestration.submission.slurm_script import parameters
 from refsam.records.run import Run
 
@@ -64,25 +65,23 @@ def run_on_slurm(
     request: RequestConfig,
     cluster: ClusterConfig,
 ) -> list[JobReturn]:
-    """All jobs as one array with the same request; waits for all of them. A lost job is a failed one."""
+    """All jobs as one array with the same request; waits for all of them. A lost job is a failed one.
+
+    Raises RunFailed with what sbatch said.
+    """
     configure_log(application.config.hydra.hydra_logging, application.config.hydra.verbose)
     sweep = Path(str(application.config.hydra.sweep.dir)).absolute()
     folder = sweep / ".submitit"
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)  # jobs unpickle what lies here: nobody else may write it
     config = RefsamConfig(resource=ResourceConfig(name="any", request=request))
     described = [Run(words, config, words) for words in map(" ".join, jobs)]
     name = str(application.config.hydra.job.name)
     values = parameters(request, cluster, described, name, name)
-    values["additional_parameters"].pop("hold")
-    executor = submitit.SlurmExecutor(folder, python=PYTHON)
-    executor.update_parameters(**values)
     singletons = Singleton.get_state()
-    with cleaned(), executor.batch():
-        submitted = [
-            executor.submit(application.run, list(overrides), first_number + index, singletons)
-            for index, overrides in enumerate(jobs)
-        ]
+    calls = [
+        partial(application.run, list(overrides), first_number + index, singletons)
+        for index, overrides in enumerate(jobs)
+    ]
+    submitted = submit(calls, folder, values)
     for job in submitted:
         job.wait()
     require_own(folder)  # results are pickles, too

@@ -3,26 +3,20 @@
 A task is the same command with `--part K/N`, so whatever is complete is skipped when it starts again.
 """
 
-import contextlib
 import hashlib
-import io
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import submitit
 from hydra.errors import MissingConfigException
-from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from refsam.configuration.compose import compose
 from refsam.configuration.schema import RefsamConfig
 from refsam.errors import ConfigError, RunFailed, nearest
-from refsam.orchestration.in_job.own_pickles import PYTHON
-from refsam.orchestration.slurm.environment import cleaned
-from refsam.orchestration.slurm.questions import run_command
 from refsam.orchestration.slurm.requests import request_text
+from refsam.orchestration.submission.pickled_jobs import job_in_queue, submit
 from refsam.orchestration.submission.slurm_script import check_folder, parameters
 
 IMAGES_PER_TASK = 50  # few enough to be spread over GPUs, and many for the minute that a task takes to start
@@ -59,13 +53,14 @@ def submit_predictions(
     check_folder(output)
     config = _configuration(resource)
     name = f"refsam-predict-{hashlib.sha256(str(output).encode()).hexdigest()[:8]}"
-    waiting = run_command(["squeue", "--noheader", f"--name={name}", "--format=%A"]).split()
-    if waiting:
-        say(f"job {waiting[0]} for {output} is in the queue or running already")
+    if waiting := job_in_queue(name):
+        say(f"job {waiting} for {output} is in the queue or running already")
         return
     tasks = -(-n_images // IMAGES_PER_TASK)
     jobs = [PredictionJob((*arguments, "--part", f"{number}/{tasks}")) for number in range(1, tasks + 1)]
-    number = _submit(jobs, config, name, output)
+    values = parameters(config.resource.request, config.cluster, [], "predict", name)
+    values["comment"] = f"refsam predict into {output.name}"
+    number = str(submit(jobs, output / "jobs", values)[0].job_id).partition("_")[0]
     words = f"{tasks} tasks" if tasks > 1 else "1 task"
     say(f"job {number}: {words} for {n_images} images, {request_text(config.resource.request)}")
     say(f"the same command without --on says what is there; logs are in {output / 'jobs'}")
@@ -79,23 +74,3 @@ def _configuration(resource: str) -> RefsamConfig:
         raise ConfigError(
             f"--on must be {', '.join(names)}, got {resource!r}{nearest(resource, names)}"
         ) from error
-
-
-def _submit(jobs: Sequence[PredictionJob], config: RefsamConfig, name: str, output: Path) -> str:
-    values = parameters(config.resource.request, config.cluster, [], "predict", name)
-    values["additional_parameters"].pop("hold")
-    values["array_parallelism"] = config.cluster.array_parallelism or len(jobs)
-    values["comment"] = f"refsam predict into {output.name}"
-    folder = output / "jobs"
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)  # jobs unpickle what lies here: nobody else may write it
-    executor = submitit.SlurmExecutor(folder, python=PYTHON)
-    executor.update_parameters(**values)
-    try:
-        # submitit prints what sbatch says before it raises it.
-        with cleaned(), contextlib.redirect_stderr(io.StringIO()):
-            with executor.batch():
-                submitted = [executor.submit(job) for job in jobs]
-            return str(submitted[0].job_id).partition("_")[0]
-    except (FailedJobError, FailedSubmissionError) as error:
-        raise RunFailed((str(error).strip().splitlines() or ["sbatch failed"])[-1]) from error
