@@ -5,6 +5,15 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+# Of the package tensorboard: torch's SummaryWriter would bring torch along.
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import metadata
+from tensorboard.plugins.hparams.api_pb2 import Status
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
 from refsam.results.trackers.tracked import TrackedRun
 from refsam.results.trackers.tracker import Ledger, Tracker, folder_of
 
@@ -24,9 +33,7 @@ class TensorBoard(Tracker):
     def known(self) -> Mapping[str, str]:
         # A folder without an entry was not written to its end.
         return {
-            path.name: str(self._ledger.entries.get(path.name, {}).get("signature", ""))
-            for path in self._folder.iterdir()
-            if path.is_dir()
+            path.name: self._ledger.signature(path.name) for path in self._folder.iterdir() if path.is_dir()
         }
 
     def tell(self, run: TrackedRun) -> None:
@@ -38,23 +45,13 @@ class TensorBoard(Tracker):
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        self._ledger.entries[run.run_id] = {"signature": run.signature}
-        self._ledger.write()
+        self._ledger.add(run)
 
     def remove(self, run_id: str) -> None:
         shutil.rmtree(self._folder / run_id)
 
 
 def _write(folder: Path, run: TrackedRun) -> None:
-    # Of the package tensorboard: torch's SummaryWriter would bring torch along.
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.plugins.hparams import metadata
-    from tensorboard.plugins.hparams.api_pb2 import Status
-    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
-    from tensorboard.plugins.hparams.summary_v2 import hparams_pb
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
     writer = EventFileWriter(str(folder))
     try:
         told = {**run.parameters, **run.tags}

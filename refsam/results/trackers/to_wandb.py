@@ -36,10 +36,7 @@ class WeightsAndBiases(Tracker):
 
     def known(self) -> Mapping[str, str]:
         # A folder without an entry was not written to its end.
-        return {
-            run_id: str(self._ledger.entries.get(run_id, {}).get("signature", ""))
-            for run_id in map(_run_id, self._folders("*"))
-        }
+        return {run_id: self._ledger.signature(run_id) for run_id in map(_run_id, self._folders("*"))}
 
     def tell(self, run: TrackedRun) -> None:
         import wandb
@@ -69,8 +66,7 @@ class WeightsAndBiases(Tracker):
             made.finish()
         if not self._folders(run.run_id):
             raise RunFailed(f"wandb wrote run {run.run_id} into {made.settings.sync_dir}, not {self._folder}")
-        self._ledger.entries[run.run_id] = {"signature": run.signature}
-        self._ledger.write()
+        self._ledger.add(run)
 
     def remove(self, run_id: str) -> None:
         for folder in self._folders(run_id):

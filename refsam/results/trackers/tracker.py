@@ -64,22 +64,25 @@ def tell(runs: Iterable[TrackedRun], tracker: Tracker) -> Told:
 
 
 class Ledger:
-    """What a folder holds, for trackers that cannot be asked: refsam.json, by run id.
-
-    An entry is written when its run has been told to the end.
-    """
+    """What a folder holds, for trackers that cannot be asked: refsam.json, by run id."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / LEDGER
         try:
-            self.entries: dict[str, dict[str, Any]] = read_json(self._path)
+            self._entries: dict[str, dict[str, Any]] = read_json(self._path)
         except FileNotFoundError:
-            self.entries = {}
+            self._entries = {}
         except ValueError as error:
             raise ConfigError(f"--destination: {error}; remove the folder to write it again") from error
 
-    def write(self) -> None:
-        write_json(self._path, self.entries)
+    def signature(self, run_id: str) -> str:
+        """Of a run that was told to its end; empty for others."""
+        return str(self._entries.get(run_id, {}).get("signature", ""))
+
+    def add(self, run: TrackedRun) -> None:
+        """Note that a run has been told to its end."""
+        self._entries[run.run_id] = {"signature": run.signature}
+        write_json(self._path, self._entries)
 
 
 def folder_of(destination: str | None, default: Path) -> Path:
