@@ -18,7 +18,7 @@ from refsam.commands.options import (
 )
 from refsam.commands.selection import Selection, add_join, name_problems, say_problems, selected
 from refsam.errors import ConfigError, nearest
-from refsam.records.paths import default_runs
+from refsam.records.paths import RunsFolder, default_runs
 
 if TYPE_CHECKING:
     from refsam.records.paths import Directories, RunsFolder
@@ -74,7 +74,6 @@ def _recommend(options: argparse.Namespace) -> int:
         raise ConfigError(f"--gpu, --cpu: {given}; expected one of them")
     chosen = _own(options)
     from refsam.records.fits import known_fits
-    from refsam.records.paths import RunsFolder
     from refsam.results.comparing.compare import check_metric
     from refsam.results.recommending.candidates import CPU, CUDA, Constraints
     from refsam.results.recommending.recommend import recommend

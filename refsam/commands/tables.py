@@ -1,6 +1,7 @@
 """`refsam collect`, `plot` and `strategies`: the tables and the figures of sweeps."""
 
 import argparse
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -183,8 +184,6 @@ def _write_table(options: argparse.Namespace, chosen: Selection) -> None:
     origin = provenance(frame, table.run_ids)
     written = write_table(table, chosen.output.tables / name, tuple(options.format), origin)
     if options.json:
-        import json
-
         print(json.dumps({"headings": [*table.row_axes, *table.headings], "files": list(map(str, written))}))
     else:
         print(as_markdown(table))

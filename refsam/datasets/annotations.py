@@ -9,14 +9,14 @@ import shutil
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from refsam.datasets.reading import open_labels
 from refsam.errors import ConfigError
 from refsam.system.files import write_atomically
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 IMAGES, LABELS = "images", "labels"
 LARGEST_UINT16 = 65535
@@ -36,16 +36,12 @@ class Annotation:
     kept: Path
     labels: Path
 
-    def read_labels(self, shape: tuple[int, ...]) -> "NDArray[np.uint32] | None":
+    def read_labels(self, shape: tuple[int, ...]) -> NDArray[np.uint32] | None:
         """The objects so far, (H, W); None before there are any.
 
         Raises:
             ConfigError: when they have another size than the image, or cannot be read.
         """
-        import numpy as np
-
-        from refsam.datasets.reading import open_labels
-
         if not self.labels.exists():
             return None
         found = open_labels(self.labels).ids
@@ -53,11 +49,8 @@ class Annotation:
             raise ConfigError(f"--output: {self.labels} has shape {found.shape} and its image {shape}")
         return found.astype(np.uint32)
 
-    def save(self, labels: "NDArray[np.uint32]") -> int:
+    def save(self, labels: NDArray[np.uint32]) -> int:
         """Write the label image, and the copy of the image before it; the number of objects."""
-        import numpy as np
-        import tifffile
-
         self.kept.parent.mkdir(parents=True, exist_ok=True)
         self.labels.parent.mkdir(parents=True, exist_ok=True)
         if not self.kept.exists():

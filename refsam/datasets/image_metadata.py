@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from xml.etree import ElementTree
+
+import tifffile
+from PIL import Image, UnidentifiedImageError
 
 from refsam.datasets.decoded import QUARTER_TURNS
 from refsam.datasets.tiff import SIGNATURES
-
-if TYPE_CHECKING:
-    import tifffile
 
 # Micrometres per unit, by the names that OME and ImageJ have for it.
 MICROMETRES = {
@@ -59,8 +59,6 @@ def read_metadata(path: Path) -> ImageMetadata:
         is_tiff = file.read(4).startswith(SIGNATURES)
     if not is_tiff:
         return _of_picture(path)
-    import tifffile
-
     with tifffile.TiffFile(path) as tiff:
         if tiff.ome_metadata is not None:
             return _of_ome(tiff.ome_metadata)
@@ -133,8 +131,6 @@ def _iso(value: object) -> str | None:
 
 def _of_picture(path: Path) -> ImageMetadata:
     """Of a file that Pillow knows; others have none."""
-    from PIL import Image, UnidentifiedImageError
-
     try:
         with Image.open(path) as picture:
             resolution: Any = picture.info.get("dpi")

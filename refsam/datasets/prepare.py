@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refsam.configuration.pinned import check_file
+from refsam.datasets.coco import left_out
+from refsam.datasets.coco_writing import labels_to_coco
 from refsam.datasets.listing import complete_pairs, list_pairs
 from refsam.datasets.pair import COCO, PREPARED
 from refsam.datasets.source import write_source
@@ -62,11 +64,8 @@ def prepare(dataset: DatasetConfig, say: Say = print) -> None:
         _make(dataset, root, say)
         done, pairs = "is ready", list_pairs(dataset)
     say(f"dataset {dataset.name} {done}: {len(pairs)} images with labels in {root}")
-    if dataset.format == COCO:
-        from refsam.datasets.coco import left_out
-
-        if sentence := left_out(dataset):
-            say(sentence)
+    if dataset.format == COCO and (sentence := left_out(dataset)):
+        say(sentence)
 
 
 def _make(dataset: DatasetConfig, root: Path, say: Say) -> None:
@@ -185,8 +184,6 @@ def _plain(stem: str) -> str:
 def _annotate(folder: Path) -> None:
     """Put annotations.json in the place of the label images below `folder`."""
     import tifffile
-
-    from refsam.datasets.coco_writing import labels_to_coco
 
     paths = sorted((folder / "labels").glob("*.tif"))
     described = labels_to_coco(((path.name, tifffile.imread(path)) for path in paths), category="nucleus")

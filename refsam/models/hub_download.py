@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import huggingface_hub
+
 from refsam.configuration.pinned import require_hash, revision, sha256
 from refsam.configuration.schema import ModelConfig
 from refsam.errors import ConfigError
@@ -18,13 +20,11 @@ def download(model: ModelConfig) -> Path:
     Raises:
         ConfigError: when the hub cannot be reached, or has no such model, another kind, or other files.
     """
-    from huggingface_hub import list_repo_files, snapshot_download
-
     hub_id = str(model.hub_id)
     try:
         commit = revision(hub_id)
-        present = list_repo_files(hub_id, revision=commit)
-        folder = snapshot_download(hub_id, revision=commit, allow_patterns=wanted(present))
+        present = huggingface_hub.list_repo_files(hub_id, revision=commit)
+        folder = huggingface_hub.snapshot_download(hub_id, revision=commit, allow_patterns=wanted(present))
     # The hub's library hands on the errors of whichever HTTP library it uses, which have no kind in common.
     except Exception as error:
         lines = str(error).strip().splitlines()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from refsam.configuration.evaluation_place import used_resources
 from refsam.configuration.schema import ClusterConfig, RefsamConfig
+from refsam.datasets.coco import left_out
 from refsam.datasets.pair import COCO
 from refsam.errors import ConfigError, SlurmUnavailable, os_reason
 from refsam.models.families import HUGGING_FACE
@@ -107,8 +108,6 @@ def _left_out(plan: Plan) -> list[str]:
     }
     if not annotated:
         return []
-    from refsam.datasets.coco import left_out
-
     sentences = (left_out(dataset) for dataset in annotated.values())
     return [sentence for sentence in sentences if sentence is not None]
 

@@ -23,6 +23,7 @@ from refsam.configuration.frozen import freeze, load
 from refsam.configuration.schema import AUTO, ClusterConfig, RefsamConfig
 from refsam.errors import ConfigError, DamagedManifest, RunFailed, Unreadable, WrittenByNewer
 from refsam.orchestration import machine
+from refsam.orchestration.in_job.job import SCIENCE
 from refsam.orchestration.planning.estimate import estimate
 from refsam.orchestration.planning.plan import Plan, PlannedRun, PlanState
 from refsam.orchestration.planning.plan_view import print_expected, print_plan, summary
@@ -341,7 +342,6 @@ def say(console: Console, sentence: str) -> None:
 
 def _run_in_this_process(paths: RunPaths) -> None:
     from refsam.orchestration.in_job import child
-    from refsam.orchestration.in_job.job import SCIENCE
     from refsam.orchestration.lifecycle.attempts import attempt_here
 
     try:

@@ -1,17 +1,16 @@
 """The forest plot of comparisons: differences to a baseline with their intervals, a panel per mode."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+from matplotlib import rcParams
+from matplotlib.axes import Axes
 
 from refsam.results.comparing.compare import Comparisons, Difference
 from refsam.results.comparing.settings import Setting, varying
 from refsam.results.figures.page import Page, mode_looks, save, words
 from refsam.results.provenance import provenance
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _LINE_INCHES = 0.24
 _MARGIN_INCHES = 1.2
@@ -40,8 +39,6 @@ def forest_plot(
     modes = list(dict.fromkeys(row.measured for row in found.rows))
     axes = varying([found.baseline, *settings])
     with page.styled():
-        from matplotlib import rcParams
-
         looks = mode_looks([mode.mode for mode in modes])
         down, across = (1, len(modes)) if page.columns > 1 else (len(modes), 1)
         drawn = page.figure(down * _LINE_INCHES * (len(settings) + 1) + _MARGIN_INCHES)
@@ -68,7 +65,7 @@ def _label(setting: Setting, axes: list[str]) -> str:
     return ", ".join(words(text) for axis in axes if (text := setting.text(axis)))
 
 
-def _draw(panel: "Axes", difference: Difference, place: int, look: tuple[str, str]) -> None:
+def _draw(panel: Axes, difference: Difference, place: int, look: tuple[str, str]) -> None:
     color, marker = look
     bounds: Any = None
     if difference.low is not None and difference.high is not None:

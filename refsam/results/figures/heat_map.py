@@ -2,18 +2,17 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import rcParams
+from matplotlib.axes import Axes
 
 from refsam.results.collect import BASELINE, first_prompt
 from refsam.results.figures.page import Page, models_of, over_seeds, save, series, titled, trained, words
 from refsam.results.provenance import provenance
 from refsam.results.tables.wide import WideTable, cell_text, depends_on_mode, value_text, wide_table
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _SHARE_OF_CELLS = 0.45  # of a narrow figure's width
 _CHARACTER_WIDTH = 0.7  # of a digit and its share of a cell's margin, in font sizes
@@ -114,7 +113,7 @@ def _means(table: WideTable, lines: list[str], columns: list[str]) -> "np.ndarra
 
 
 def _write_cells(
-    panel: "Axes",
+    panel: Axes,
     shown: Any,
     table: WideTable,
     lines: list[str],
@@ -123,8 +122,6 @@ def _write_cells(
     width: float,
 ) -> None:
     """The numbers, as large as the style's text, but none wider than its cell; `width` in inches."""
-    from matplotlib import rcParams
-
     written = [
         ((columns.index(column[0]), lines.index(row[0])), cell.mean, cell_text(cell, metric))
         for row, cells in zip(table.rows, table.cells, strict=True)

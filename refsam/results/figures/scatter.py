@@ -2,9 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+from matplotlib import rcParams
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from refsam.results.collect import first_prompt
 from refsam.results.figures.page import (
@@ -24,10 +29,6 @@ from refsam.results.figures.page import (
 )
 from refsam.results.provenance import provenance
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 _LARGEST_SPAN = 20.0  # between the smallest and the largest value of a linear axis
 _INCHES = {1: 2.6, 2: 3.2}  # without the legend
 _SIZE = 4.5  # of a marker, in points, and what more images add to it
@@ -42,7 +43,7 @@ def memory_figure(frame: pd.DataFrame, target: Path, page: Page) -> list[Path]:
     values = ["trainable_parameters", "peak_memory_gib"]
     runs = models_of(series(trained(frame).dropna(subset=values).drop_duplicates("run_id")))
 
-    def finish(panel: "Axes", points: pd.DataFrame) -> None:
+    def finish(panel: Axes, points: pd.DataFrame) -> None:
         _log_axis(panel, points["trainable_parameters"])
         panel.set_ylim(0, 1.15 * float((points["peak_memory_gib"] + points["peak_memory_gib_std"]).max()))
         panel.set_xlabel("trainable parameters")
@@ -59,7 +60,7 @@ def pareto_figure(frame: pd.DataFrame, target: Path, metric: str, mode: str | No
     rows = rows[(rows["mode"] == mode) & rows[metric].notna() & rows["seconds_total"].notna()]
     rows = models_of(series(rows).assign(minutes=rows["seconds_total"] / 60))
 
-    def finish(panel: "Axes", points: pd.DataFrame) -> Any:
+    def finish(panel: Axes, points: pd.DataFrame) -> Any:
         if points["minutes"].max() > _LARGEST_SPAN * max(points["minutes"].min(), 1e-9):
             _log_axis(panel, points["minutes"])
         panel.set_xlabel("training (minutes)")
@@ -76,7 +77,7 @@ def _draw(
     name: str,
     target: Path,
     page: Page,
-    finish: Callable[["Axes", pd.DataFrame], Any],
+    finish: Callable[[Axes, pd.DataFrame], Any],
     with_seeds: bool = False,
 ) -> list[Path]:
     """A figure for each data set and resource: the second of `values` over the first.
@@ -110,7 +111,7 @@ def pareto_front(costs: Sequence[float], qualities: Sequence[float]) -> list[int
     return front
 
 
-def _draw_front(panel: "Axes", points: pd.DataFrame, metric: str) -> Any:
+def _draw_front(panel: Axes, points: pd.DataFrame, metric: str) -> Any:
     """The best quality for the time that one has, up to the right edge; returns its line."""
     best = points.iloc[pareto_front(points["minutes"].tolist(), points[metric].tolist())]
     low, high = panel.get_xlim()
@@ -132,7 +133,7 @@ def _summaries(rows: pd.DataFrame, values: list[str], axes: list[str]) -> pd.Dat
     return typed.mean().join(typed.std(ddof=1).fillna(0.0), rsuffix="_std").reset_index()
 
 
-def _scatter(panel: "Axes", points: pd.DataFrame, x: str, y: str) -> None:
+def _scatter(panel: Axes, points: pd.DataFrame, x: str, y: str) -> None:
     looks = _looks(points)
     for row in points.to_dict("records"):
         look = looks[row["shown_model"], row["strategy"]]
@@ -150,8 +151,6 @@ def _scatter(panel: "Axes", points: pd.DataFrame, x: str, y: str) -> None:
 
 def _looks(points: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
     """A colour and a filling for each model, which greyscale keeps apart, and a marker for each strategy."""
-    from matplotlib import rcParams
-
     palette = colors()
     models = sorted(set(points["shown_model"]), key=by_number)
     strategies = sorted(set(points["strategy"]), key=by_number)
@@ -177,11 +176,8 @@ def _title(points: pd.DataFrame, dataset: str, resource: str) -> str:
     return f"{only}{dataset}, resource {resource}"
 
 
-def _legend(drawn: "Figure", points: pd.DataFrame, page: Page, front: Any = None) -> None:
+def _legend(drawn: Figure, points: pd.DataFrame, page: Page, front: Any = None) -> None:
     """A marker for each strategy, a colour for each model, a size for each number of images, below."""
-    from matplotlib import rcParams
-    from matplotlib.lines import Line2D
-
     looks = _looks(points)
     models, strategies = (list(dict.fromkeys(names)) for names in zip(*looks, strict=True))
     plain = {"color": rcParams["text.color"], "linestyle": "none"}
@@ -200,10 +196,8 @@ def _legend(drawn: "Figure", points: pd.DataFrame, page: Page, front: Any = None
     legend_below(drawn, handles, page)
 
 
-def _log_axis(panel: "Axes", values: "pd.Series[float]") -> None:
+def _log_axis(panel: Axes, values: "pd.Series[float]") -> None:
     """A logarithmic horizontal axis with round numbers, also where the values span less than a decade."""
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
-
     low, high = float(values.min()), float(values.max())
     panel.set_xscale("log")
     panel.set_xlim(low / 2, 2 * high)  # wide enough for two of the numbers

@@ -3,9 +3,14 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+from matplotlib import rcParams
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from refsam.results.collect import BASELINE, first_prompt
 from refsam.results.figures.page import (
@@ -27,11 +32,6 @@ from refsam.results.figures.page import (
 )
 from refsam.results.provenance import provenance
 from refsam.results.tables.table import ordered_modes
-
-if TYPE_CHECKING:
-    from matplotlib.artist import Artist
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 METRIC = "SA50"
 _PANEL_INCHES = 1.75
@@ -101,10 +101,7 @@ def parts(measured: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFram
         yield (str(dataset), str(resource)), rows
 
 
-def _draw(rows: pd.DataFrame, metric: str, dataset: str, resource: str, page: Page) -> "Figure":
-    from matplotlib import rcParams
-    from matplotlib.lines import Line2D
-
+def _draw(rows: pd.DataFrame, metric: str, dataset: str, resource: str, page: Page) -> Figure:
     # What a run has once belongs to no mode; of a run without configuration the weights are not known.
     rows = rows.assign(mode=rows["mode"].fillna(""), weights=rows["weights"].fillna(""))
     modes = sorted(ordered_modes(rows), key=lambda mode: MODES.index(mode) if mode in MODES else len(MODES))
@@ -150,7 +147,7 @@ def _draw(rows: pd.DataFrame, metric: str, dataset: str, resource: str, page: Pa
 
 
 def _draw_mode(
-    panel: "Axes",
+    panel: Axes,
     rows: pd.DataFrame,
     metric: str,
     counts: list[int],
@@ -186,7 +183,7 @@ def _draw_mode(
         panel.plot([0], [baseline.mean()], marker, color=color, label=BASELINE, **above)
 
 
-def _dress(panel: "Axes", counts: list[int]) -> None:
+def _dress(panel: Axes, counts: list[int]) -> None:
     panel.set_xticks(range(len(counts) + 1), [BASELINE, *map(str, counts)])
     panel.set_xlim(-0.3, len(counts) + 0.3)
     panel.grid(axis="x", visible=False)
