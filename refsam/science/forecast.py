@@ -7,7 +7,7 @@ a CPU the C library places all of them (refsam.science.heap): it keeps much of w
 
 What fake tensors cannot do is stated here: prompts have places without meaning (their tensors are the same),
 a mask that chooses one prediction of each object chooses one, and a number that the host asks for is 1. What
-kernels allocate by themselves is added by formula (`_workspace`, `_Attention`). The rest is an allowance:
+kernels allocate by themselves is added by formula (`_workspaces`, `_Attention`). The rest is an allowance:
 on a GPU for cuBLAS (CUBLAS_BYTES), on a CPU for the process (PROCESS_GIB). A GPU's context (300 to 600 MB)
 lies in the tenth of its memory that a fit leaves free, and so does what the allocator loses between blocks.
 """
@@ -60,7 +60,8 @@ FLOAT32_ON_CUDA = {
 }
 Contexts = tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]
 HALF = (torch.float16, torch.bfloat16)
-CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
+CONVOLUTION = torch.ops.aten.convolution.default
+CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward.default
 LIFTS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)  # torch.tensor(1.0)
 ROWS = 32  # the memory-efficient kernel keeps a multiple of these logarithms for each head
 
@@ -92,8 +93,7 @@ class Storages(TorchDispatchMode):
         made = [each for each in tree_iter(answer) if isinstance(each, Tensor)]
         for each in made:
             self._add(each.untyped_storage())
-        if func in CONVOLUTIONS:
-            workspace = _workspace(args, made)
+        for workspace in _workspaces(func, args, answer, on_gpu=self.heap is None):
             self.peak = max(self.peak, self.bytes + sum(workspace))
             if self.heap is not None:
                 for block in [self.heap.take(size) for size in workspace]:
@@ -133,9 +133,26 @@ def _answer_without_values(fake: FakeTensorMode, func: Any, args: Any) -> Any:
     return None
 
 
-def _workspace(args: Any, made: list[Tensor]) -> list[int]:
-    """Bytes that cuDNN and oneDNN take for a convolution: what comes in and goes out, in their own layout."""
-    return [each.nbytes for each in [*(arg for arg in args if isinstance(arg, Tensor)), *made]]
+def _workspaces(func: Any, args: Any, answer: Any, on_gpu: bool) -> list[list[int]]:
+    """Bytes of the blocks that a convolution takes beside its tensors, for each of its calls.
+
+    oneDNN takes what comes in and goes out again, in its own layout. In float32 it computes a backward by two
+    calls, one for the gradient of the input and one for those of the weights: so measured steps are met
+    (docs/fit.md). What it takes in bfloat16, and what cuDNN's algorithms take, was not measured: both calls
+    count as one.
+    """
+    calls: list[tuple[Tensor | None, ...]] = []
+    if func is CONVOLUTION:
+        calls.append((*args[:3], answer))
+    elif func is CONVOLUTION_BACKWARD:
+        (gradient, x, weight), (of_input, *of_weights) = args[:3], answer
+        of_weights = [each for each in of_weights if each is not None]
+        if on_gpu or gradient.dtype is not torch.float32:
+            calls.append((gradient, x, weight, of_input, *of_weights))
+        else:
+            calls += [(gradient, weight, of_input)] if of_input is not None else []
+            calls += [(gradient, x, *of_weights)] if of_weights else []
+    return [[each.nbytes for each in call if each is not None] for call in calls]
 
 
 class _OnCuda(TorchFunctionMode):

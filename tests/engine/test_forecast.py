@@ -20,6 +20,7 @@ from refsam.science.engine.allocator import SETTINGS
 from refsam.science.fit import discs, make_optimizer_state, of_one_batch, take
 from refsam.science.forecast import CUBLAS_BYTES, PROCESS_GIB, Storages, fake_tensors, forecast
 from refsam.science.hardware import GIB
+from refsam.science.heap import Heap
 from refsam.science.training.build import build_training
 
 MIB = 2**20
@@ -46,6 +47,26 @@ def test_a_forecast_counts_what_a_step_allocates(overrides: tuple[str, ...], tmp
     config = compose([*SMALL, *overrides])
     expected = forecast(config, on_gpu=False)["tensors_gib"]
     assert expected == pytest.approx(_counted(config, tmp_path), rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "dtype", "laid_out"),
+    [(False, torch.float32, 2), (False, torch.bfloat16, 3), (True, torch.float32, 3)],
+    ids=["oneDNN", "oneDNN, bfloat16", "cuDNN"],
+)
+def test_a_convolution_is_counted_with_what_its_library_takes(
+    on_gpu: bool, dtype: torch.dtype, laid_out: int
+) -> None:
+    x = torch.ones(1, 8, 64, 64, requires_grad=True, dtype=dtype)
+    weight = torch.ones(8, 8, 3, 3, requires_grad=True, dtype=dtype)
+    with Storages(heap=None if on_gpu else Heap()) as forward:
+        y = torch.nn.functional.conv2d(x, weight, padding=1)
+    assert forward.peak == 3 * x.nbytes + weight.nbytes
+    gradient = torch.ones_like(y)
+    with Storages(heap=None if on_gpu else Heap()) as backward:
+        results = torch.autograd.grad(y, (x, weight), gradient)
+    assert backward.bytes == sum(each.nbytes for each in results)
+    assert backward.peak - backward.bytes == laid_out * x.nbytes + (laid_out - 1) * weight.nbytes
 
 
 @pytest.mark.slow
