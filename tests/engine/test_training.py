@@ -217,6 +217,7 @@ def test_what_is_configured_is_used(overrides: tuple[str, ...], expected: Saving
     assert choose_savings(configured(*overrides), model_of(Case()), CPU) == expected
 
 
+@pytest.mark.slow
 def test_auto_saves_only_where_the_memory_asks_for_it() -> None:
     small, large = configured(), configured("resource.request.memory_gb=16")
     nano = model_of(Case())

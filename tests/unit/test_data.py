@@ -169,6 +169,7 @@ def test_a_signal_to_all_processes_of_a_job_leaves_the_workers_alone(synthetic: 
     assert same(batches(loader, 0), first)
 
 
+@pytest.mark.slow
 def test_workers_end_when_their_run_is_killed(synthetic: DatasetConfig) -> None:
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe()

@@ -437,6 +437,7 @@ def test_preparing_twice_changes_nothing_and_says_so(nuclei: DatasetConfig) -> N
     assert said == [f"dataset nuclei is there already: 48 images with labels in {nuclei.root}"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_preparation_leaves_nothing(
     tmp_path: Path, dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

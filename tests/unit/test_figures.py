@@ -240,6 +240,7 @@ def test_a_deviation_over_seeds_says_whether_it_holds_other_test_sets(folder, tm
         assert ("test set" in titles) == ("test set" in said)
 
 
+@pytest.mark.slow
 def test_each_data_set_and_resource_has_figures_of_its_own(folder, tmp_path):
     frame = study(folder, ["vit_b"], ["full"], 1)
     both = pd.concat([frame, frame.assign(resource="v100", run_id=frame["run_id"] + "-v100")])
@@ -305,6 +306,7 @@ def plot(folder: RunsFolder, *arguments: str) -> int:
     return cli.main(["plot", "study", "--runs", str(folder.root), "--kind", "all", *arguments])
 
 
+@pytest.mark.slow
 def test_every_figure_carries_its_origin_and_embeds_its_fonts(folder, capsys):
     write_sweep(folder)
     assert plot(folder, "--width", "1") == 0
@@ -325,6 +327,7 @@ def test_every_figure_carries_its_origin_and_embeds_its_fonts(folder, capsys):
         assert b"/Type3" not in pdf
 
 
+@pytest.mark.slow
 def test_a_damaged_history_is_named_and_the_exit_status_says_so(folder, capsys):
     write_sweep(folder)
     folder.run("a").history.write_text("epoch,validation_metric\nfirst,0.9\n")

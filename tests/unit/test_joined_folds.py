@@ -100,6 +100,7 @@ def test_the_value_of_folds_is_the_mean_over_all_of_their_test_images(tmp_path):
     assert joined.frame.dtypes.equals(frame.dtypes)
 
 
+@pytest.mark.slow
 def test_what_is_over_seeds_is_over_joined_folds(tmp_path):
     joined = join_folds(table(study(tmp_path, {"full": 0.0, "lora": 0.1}, seeds=(0, 1)))).frame
     wide = wide_table(joined, ("strategy",), ("n_images",), ("SA50",), {"mode": "box"})

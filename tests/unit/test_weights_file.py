@@ -81,6 +81,7 @@ def test_an_own_architecture_is_known_by_its_depth(tmp_path: Path) -> None:
     assert "looks like a ViT with" in str(architecture_problem(path, deeper))
 
 
+@pytest.mark.slow
 def test_a_plan_ends_in_one_sentence_before_anything_is_written(tmp_path: Path, synthetic) -> None:
     arguments = [
         "cluster=local",
