@@ -21,7 +21,7 @@ from refsam.errors import ConfigError, nearest
 from refsam.records.paths import RunsFolder, default_runs
 
 if TYPE_CHECKING:
-    from refsam.records.paths import Directories, RunsFolder
+    from refsam.records.paths import Directories
     from refsam.results.recommending.candidates import Candidate, Constraints
     from refsam.results.recommending.recommend import Advice
 

@@ -43,9 +43,16 @@ def _granted_by_slurm() -> list[int]:
     """Bytes that this process's Slurm job was given on this node, which not every site makes a cgroup of."""
     if "SLURMD_NODENAME" not in os.environ:  # `salloc` starts its shell on another machine
         return []
-    each, cores = os.environ.get("SLURM_MEM_PER_CPU"), os.environ.get("SLURM_CPUS_ON_NODE", "1")
-    per_node = int(each) * int(cores) if each else int(os.environ.get("SLURM_MEM_PER_NODE", "0"))
+    per_node = _integer("SLURM_MEM_PER_CPU") * _integer("SLURM_CPUS_ON_NODE") or _integer(
+        "SLURM_MEM_PER_NODE"
+    )
     return [per_node * 2**20] if per_node else []  # 0 is all of the node
+
+
+def _integer(name: str) -> int:
+    """A variable that Slurm has set; 0 for one that a person has set for srun, as 8G."""
+    text = os.environ.get(name, "")
+    return int(text) if text.isdigit() else 0
 
 
 def kernel_text(path: Path) -> str:

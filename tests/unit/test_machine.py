@@ -178,6 +178,7 @@ def test_limits_of_cgroups_version_2_count_also_those_above(kernel):
         ({"SLURM_MEM_PER_CPU": "256", "SLURM_CPUS_ON_NODE": "2"}, 0.5),
         ({"SLURM_MEM_PER_NODE": "8192"}, 3.0),
         ({"SLURM_MEM_PER_NODE": "0"}, 3.0),
+        ({"SLURM_MEM_PER_NODE": "2G"}, 3.0),
     ],
 )
 def test_a_job_has_what_slurm_gave_it_where_no_cgroup_says_so(kernel, monkeypatch, job, gib):
